@@ -1,0 +1,246 @@
+"""Where rows come from: a table of URLs, a folder of images, or the embedded corpus; written as listing shards.
+
+A listing shard is Parquet of kind "listing": url, caption, then the source's other columns. For a folder the URL is
+the file's path below the folder, and the folder itself stands in the schema metadata under `ROOT_KEY`: only a listing
+made here can send the download to a local file, never a URL in somebody's table.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Literal
+
+import pyarrow as pa
+from pydantic import Field, model_validator
+
+from dataprep import storage
+from dataprep.decode import IMAGE_EXTENSIONS
+from dataprep.scenes import ScenesConfig, rows
+from dataprep.schema import Config, UserError, write_table
+from dataprep.tables import BATCH_ROWS, EXTENSIONS, read_batches, table_extension
+
+ROOT_KEY = b"imagen_ray.root"
+# Spellings seen in public lists (LAION URL/TEXT, CommonPool and COYO url/text, CC12M url/caption), best first.
+URL_NAMES = ("url", "image_url", "img_url", "image", "link")
+CAPTION_NAMES = ("caption", "text", "alt_text", "alt", "title", "description", "prompt")
+FILE_NAMES = ("file_name", "filename", "file", "path", "image")
+CAPTION_FILES = ("metadata.jsonl", "metadata.csv", "captions.csv", "captions.jsonl")
+CAPTION_SUFFIXES = (".txt", ".caption")
+# The columns that the download adds: a source's column of the same name is kept as source_<name>.
+RESERVED = frozenset(
+    "key url caption status error_message sha256 width height original_width original_height".split()  # noqa: SIM905
+)
+
+
+class ListingConfig(Config):
+    """What to train on."""
+
+    source: Literal["scenes", "table", "folder"] = Field(
+        default="scenes", description="embedded corpus, list of URLs, or images"
+    )
+    path: str | None = Field(
+        default=None, description="table: a file, a glob or a folder of files; folder: the folder; fsspec URL"
+    )
+    url_column: str | None = Field(default=None, description="table: the column of URLs; None: recognised by its name")
+    caption_column: str | None = Field(default=None, description="the column of captions; None: recognised by its name")
+    rows_per_shard: int = Field(
+        default=1000, ge=1, le=10_000, description="rows a shard; a sample's key has 4 digits for its row"
+    )
+    limit: int | None = Field(default=None, ge=1, description="take only the first rows of the source")
+    scenes: ScenesConfig = Field(default=ScenesConfig(), description="the embedded corpus, where source is scenes")
+
+    @model_validator(mode="after")
+    def _path_fits_source(self) -> ListingConfig:
+        if self.source != "scenes" and not self.path:
+            raise ValueError(f"path is not set while source is {self.source!r}; set path to the {self.source}")
+        if self.source == "scenes" and self.path is not None:
+            raise ValueError(f"path {self.path!r} is set while source is 'scenes'; set source to table or folder")
+        return self
+
+
+def source_files(config: ListingConfig) -> list[str]:
+    """Every file whose bytes decide the listing or the images behind it, sorted; none for the embedded corpus.
+
+    Raises UserError where there is none, or where a given file does not exist.
+    """
+    if config.source == "scenes":
+        return []
+    assert config.path is not None
+    return _folder_files(config.path) if config.source == "folder" else _table_files(config.path)
+
+
+def check_source(config: ListingConfig) -> None:
+    """Raises UserError for what `list_rows` would stumble over at its start, without reading a table to its end."""
+    if config.source != "scenes" and next(list_rows(config, seed=0), None) is None:
+        raise UserError(f"listing.path {config.path}: no rows; give a source with at least one")
+
+
+def list_rows(config: ListingConfig, seed: int) -> Iterator[pa.Table]:
+    """Yields the listing in order, in tables of bounded size: string columns url and caption first, then the others.
+
+    Raises UserError, before the first row or at the file concerned, for what is missing, empty or unreadable.
+    """
+    left = config.limit
+    for table in _source_tables(config, seed):
+        if left is not None:
+            table = table.slice(0, left)
+            left -= table.num_rows
+        if table.num_rows:
+            yield table
+        if left == 0:
+            return
+
+
+def write_listing(config: ListingConfig, seed: int, out_dir: str | Path) -> dict[str, int]:
+    """Writes the listing to ``out_dir``/{i:05d}.parquet; counters rows and shards. UserError where there are no rows.
+
+    Every shard but the last has rows_per_shard rows, so appending to a source changes the last shard alone.
+    """
+    pending: list[pa.Table] = []
+    rows_total = shards = 0
+
+    def write(table: pa.Table) -> None:
+        nonlocal shards, rows_total
+        write_table(table.combine_chunks(), Path(out_dir) / f"{shards:05d}.parquet", "listing")
+        shards, rows_total = shards + 1, rows_total + table.num_rows
+
+    for table in list_rows(config, seed):
+        pending.append(table)
+        while sum(part.num_rows for part in pending) >= config.rows_per_shard:
+            joined = _concatenate(pending)
+            write(joined.slice(0, config.rows_per_shard))
+            rest = joined.slice(config.rows_per_shard)
+            pending = [rest] if rest.num_rows else []
+    if pending:
+        write(_concatenate(pending))
+    if rows_total == 0:
+        raise UserError(f"listing.path {config.path}: no rows; give a source with at least one")
+    return {"rows": rows_total, "shards": shards}
+
+
+def _concatenate(tables: list[pa.Table]) -> pa.Table:
+    """Joins tables whose columns may differ: a column that a table lacks is null there."""
+    try:
+        return pa.concat_tables(tables, promote_options="permissive")
+    except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
+        raise UserError(f"listing.path: files disagree on a column's type ({error}); make them alike") from error
+
+
+def _source_tables(config: ListingConfig, seed: int) -> Iterator[pa.Table]:
+    if config.source == "scenes":
+        yield _normalised(rows(config.scenes, seed), "url", "caption")
+    elif config.source == "folder":
+        yield from _folder_tables(config)
+    else:
+        for file in source_files(config):
+            for table in read_batches(file):
+                names = table.column_names
+                url = _pick(file, names, config.url_column, URL_NAMES, "url_column")
+                caption = _pick(file, names, config.caption_column, CAPTION_NAMES, "caption_column")
+                yield _normalised(table, url, caption)
+
+
+def _normalised(table: pa.Table, url: str, caption: str) -> pa.Table:
+    """url and caption first, as text without nulls; then the other columns, renamed where a name is reserved."""
+    columns = {
+        name: table[column].cast(pa.string()).fill_null("") for name, column in (("url", url), ("caption", caption))
+    }
+    for name in table.column_names:
+        if name not in (url, caption):
+            columns[f"source_{name}" if name in RESERVED else name] = table[name]
+    return pa.table(columns)
+
+
+def _pick(file: str, names: list[str], wanted: str | None, known: tuple[str, ...], key: str) -> str:
+    """The column called ``wanted``, or the first by a ``known`` name, whatever its case."""
+    if wanted is not None:
+        if wanted in names:
+            return wanted
+        near = difflib.get_close_matches(wanted, names, n=1, cutoff=0.5)
+        hint = f"did you mean {near[0]!r}?" if near else f"set listing.{key} to one of them"
+        raise UserError(f"listing.{key} {wanted!r}: no such column in {file}, which has {', '.join(names)}; {hint}")
+    by_name = {name.lower(): name for name in reversed(names)}
+    for candidate in known:
+        if candidate in by_name:
+            return by_name[candidate]
+    raise UserError(
+        f"listing.{key}: none recognised in {file}, which has {', '.join(names)}; set listing.{key} to one of them"
+    )
+
+
+def _table_files(path: str) -> list[str]:
+    fs, inner = storage.filesystem(path)
+    prefix = path[: len(path) - len(inner)] if path.endswith(inner) else ""
+    if "*" in path or "?" in path:
+        files = sorted(str(name) for name in fs.glob(inner))
+        if not files:
+            raise UserError(f"listing.path {path}: no file matches; check the pattern")
+    elif fs.isdir(inner):
+        names = (name for name in storage.list_files(path) if table_extension(name))
+        files = [storage.join(path, name) for name in names]
+        if not files:
+            raise UserError(f"listing.path {path}: the folder holds no {' '.join(EXTENSIONS)} file")
+        return files
+    elif fs.exists(inner):
+        return [path]
+    else:
+        raise UserError(f"listing.path {path}: no such file; check the path")
+    return [prefix + name if prefix and not name.startswith(prefix) else name for name in files]
+
+
+def _folder_files(path: str) -> list[str]:
+    fs, inner = storage.filesystem(path)
+    if not fs.isdir(inner):
+        raise UserError(f"listing.path {path}: no such folder; check the path")
+    names = storage.list_files(path)
+    if not any(_is_image(name) for name in names):
+        raise UserError(f"listing.path {path}: no image ({' '.join(IMAGE_EXTENSIONS)}) in the folder; check the path")
+    captions = (*CAPTION_SUFFIXES, ".csv", ".jsonl")
+    return [storage.join(path, name) for name in names if _is_image(name) or name.endswith(captions)]
+
+
+def _is_image(name: str) -> bool:
+    return name.lower().endswith(tuple(f".{extension}" for extension in IMAGE_EXTENSIONS))
+
+
+def _folder_tables(config: ListingConfig) -> Iterator[pa.Table]:
+    """One row an image below the folder, sorted by path, with the caption beside it or from a captions table."""
+    assert config.path is not None
+    root = str(Path(config.path).resolve()) if storage.is_local(config.path) else config.path
+    files = [file[len(config.path.rstrip("/")) + 1 :] for file in _folder_files(config.path)]
+    images = [name for name in files if _is_image(name)]
+    listed = _captions_table(config, root, set(files))
+    present = set(files)
+    captions = [listed.get(name) or _caption_beside(root, name, present) for name in images]
+    if not any(captions):
+        raise UserError(
+            f"listing.path {config.path}: no image has a caption; put name.txt beside name.jpg, or a "
+            "captions.csv with columns file_name and caption into the folder"
+        )
+    for start in range(0, len(images), BATCH_ROWS):
+        part = slice(start, start + BATCH_ROWS)
+        table = pa.table({"url": pa.array(images[part], pa.string()), "caption": pa.array(captions[part], pa.string())})
+        yield table.replace_schema_metadata({ROOT_KEY: root.encode()})
+
+
+def _caption_beside(root: str, name: str, present: set[str]) -> str:
+    stem = name.rpartition(".")[0]
+    for suffix in CAPTION_SUFFIXES:
+        if stem + suffix in present:
+            return storage.read_bytes(storage.join(root, stem + suffix)).decode("utf-8", errors="replace").strip()
+    return ""
+
+
+def _captions_table(config: ListingConfig, root: str, present: set[str]) -> dict[str, str]:
+    """file -> caption from the first of `CAPTION_FILES` in the folder; empty where there is none."""
+    name = next((name for name in CAPTION_FILES if name in present), None)
+    captions: dict[str, str] = {}
+    if name is not None:
+        for table in read_batches(storage.join(root, name)):
+            file_column = _pick(name, table.column_names, None, FILE_NAMES, "path")
+            caption_column = _pick(name, table.column_names, config.caption_column, CAPTION_NAMES, "caption_column")
+            files, texts = table[file_column].to_pylist(), table[caption_column].to_pylist()
+            captions.update({str(file): str(text or "") for file, text in zip(files, texts, strict=True)})
+    return captions

@@ -1,0 +1,151 @@
+"""Files on any fsspec URL (local path, s3://, gs://, memory://): whole-file atomic writes, hashes, listing.
+
+A "path" is a string; local paths are plain, without ``file://``. On a local disk a write goes to a temporary name
+and is renamed; object stores publish an object only when it is whole, so there a plain put is atomic already.
+"""
+
+from __future__ import annotations
+
+import atexit
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import fsspec
+
+CHUNK = 1 << 20
+
+
+def is_local(path: str) -> bool:
+    """Whether ``path`` is on a local disk, that is, has no URL scheme."""
+    return "://" not in path
+
+
+def join(base: str, *parts: str) -> str:
+    """Joins path parts with '/', whatever the scheme of ``base``."""
+    return "/".join([base.rstrip("/"), *(part.strip("/") for part in parts)])
+
+
+def filesystem(path: str) -> tuple[Any, str]:
+    """The fsspec filesystem that serves ``path`` and the path as that filesystem spells it."""
+    return fsspec.core.url_to_fs(path)
+
+
+def exists(path: str) -> bool:
+    """Whether a file or folder is at ``path``."""
+    fs, inner = filesystem(path)
+    return bool(fs.exists(inner))
+
+
+def read_bytes(path: str) -> bytes:
+    """The whole content of ``path``."""
+    fs, inner = filesystem(path)
+    return bytes(fs.cat_file(inner))
+
+
+def read_json(path: str) -> Any:
+    """The JSON value stored at ``path``."""
+    return json.loads(read_bytes(path))
+
+
+def write_bytes(path: str, data: bytes) -> None:
+    """Writes ``data`` to ``path`` atomically: a reader sees the old content or the new, never a part."""
+    if is_local(path):
+        target = Path(path)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}.tmp")
+        try:
+            with open(temporary, "wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, target)
+        finally:
+            temporary.unlink(missing_ok=True)
+    else:
+        fs, inner = filesystem(path)
+        fs.pipe_file(inner, data)
+
+
+def write_json(path: str, value: Any) -> None:
+    """Writes ``value`` as indented JSON with sorted keys, atomically."""
+    write_bytes(path, (json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False) + "\n").encode())
+
+
+def publish(local: str | Path, path: str) -> None:
+    """Moves the local file ``local`` to ``path`` atomically; ``local`` is gone afterwards."""
+    if is_local(path):
+        target = Path(path)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}.tmp")
+        try:
+            shutil.move(str(local), temporary)
+            os.replace(temporary, target)
+        finally:
+            temporary.unlink(missing_ok=True)
+    else:
+        fs, inner = filesystem(path)
+        fs.put_file(str(local), inner)
+        Path(local).unlink()
+
+
+@contextmanager
+def local_copy(path: str) -> Iterator[str]:
+    """A local file with the content of ``path``: itself where it is local, else a temporary download."""
+    if is_local(path):
+        yield path
+        return
+    fs, inner = filesystem(path)
+    with tempfile.TemporaryDirectory(prefix="imagen-ray-") as folder:
+        local = os.path.join(folder, os.path.basename(inner))
+        fs.get_file(inner, local)
+        yield local
+
+
+def list_files(folder: str) -> list[str]:
+    """Every file below ``folder``, relative to it, sorted; temporary files of unfinished writes are left out."""
+    fs, inner = filesystem(folder)
+    root = inner.rstrip("/") + "/"
+    names = (str(name)[len(root) :] for name in fs.find(inner))
+    return sorted(name for name in names if not name.endswith(".tmp"))
+
+
+def sha256_file(path: str) -> tuple[str, int]:
+    """The sha256 in hex, and the size in bytes, of the file at ``path``, read in pieces."""
+    fs, inner = filesystem(path)
+    digest, size = hashlib.sha256(), 0
+    with fs.open(inner, "rb") as file:
+        while block := file.read(CHUNK):
+            digest.update(block)
+            size += len(block)
+    return digest.hexdigest(), size
+
+
+def remove(path: str) -> None:
+    """Deletes the file or folder at ``path`` where there is one."""
+    fs, inner = filesystem(path)
+    if fs.exists(inner):
+        fs.rm(inner, recursive=True)
+
+
+@cache
+def local_folder(path: str) -> str:
+    """A local folder with the content of that at ``path``: itself where it is local, else a copy for this process.
+
+    What is no folder at all (a hub name, say) is given back as it is.
+    """
+    if is_local(path):
+        return path
+    fs, inner = filesystem(path)
+    folder = tempfile.mkdtemp(prefix="imagen-ray-")
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    fs.get(inner.rstrip("/") + "/", folder, recursive=True)
+    return folder

@@ -1,0 +1,176 @@
+"""How well a picture and a caption agree: cosine similarity by CLIP, for filtering pairs and for judging samples."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+from PIL import Image, ImageOps
+from torch import Tensor
+from torch.nn import functional
+
+from dataprep.schema import UserError, read_table, write_table
+from dataprep.storage import exists, join, local_folder
+from dataprep.torchvision_operators import declare_torchvision_operators
+from train.models.clip import CONFIG_FILE, load_clip, to_clip_range, token_ids
+
+SCORES = pa.schema({"key": pa.string(), "clip_similarity": pa.float32()})
+Spec = str | Mapping[str, str | None]
+# open_clip fetches these by themselves, weights included.
+SELF_CONTAINED = ("hf-hub:", "local-dir:")
+
+
+class ClipScorer:
+    """A frozen CLIP. Images are uint8 (H, W, 3) of any size, features float32 of unit length, similarities cosines."""
+
+    def __init__(
+        self,
+        model: Any,
+        preprocess: Callable[[np.ndarray], Tensor],
+        tokenize: Callable[[Sequence[str]], Tensor],
+        device: str = "cpu",
+        batch_size: int = 64,
+    ) -> None:
+        self.model, self.preprocess, self.tokenize = model, preprocess, tokenize
+        self.device, self.batch_size = device, batch_size
+
+    @classmethod
+    def load(cls, spec: Spec, device: str = "cpu", batch_size: int = 64) -> ClipScorer:
+        """Loads a folder that a clip stage exported, or an open_clip model.
+
+        ``spec`` is a folder (any fsspec URL), an ``hf-hub:`` or ``local-dir:`` name, or a ``model`` with ``pretrained``:
+        an open_clip architecture and, for it, a tag or a local weights file.
+        Raises UserError where it names nothing that can be loaded.
+        """
+        name, pretrained = _parts(spec)
+        check_spec(name, pretrained)
+        if not name.startswith(SELF_CONTAINED):
+            name = local_folder(name)
+        if (Path(name) / CONFIG_FILE).is_file():
+            model, config, tokenizer = load_clip(name, device)
+            size, length = config.image_size, config.context_length
+            return cls(model, lambda image: _square(image, size), lambda t: token_ids(tokenizer, t, length), device)
+        declare_torchvision_operators()
+        import open_clip
+
+        try:
+            model, _, transform = open_clip.create_model_and_transforms(name, pretrained=pretrained, device=device)
+            tokenizer = open_clip.get_tokenizer(name)
+        except (OSError, RuntimeError, ValueError, KeyError) as error:
+            raise UserError(f"clip.model={name}: cannot be loaded ({_line(error)}); check name and weights") from error
+        model.eval().requires_grad_(False)
+        return cls(model, lambda image: transform(Image.fromarray(image)), tokenizer, device, batch_size)
+
+    @torch.inference_mode()
+    def image_features(self, images: Sequence[np.ndarray]) -> np.ndarray:
+        """Unit vectors (N, D)."""
+        return self._in_batches(
+            list(images),
+            lambda part: self.model.encode_image(torch.stack([self.preprocess(i) for i in part]).to(self.device)),
+        )
+
+    @torch.inference_mode()
+    def text_features(self, captions: Sequence[str]) -> np.ndarray:
+        """Unit vectors (N, D); captions that recur are encoded once."""
+        distinct = list(dict.fromkeys(captions))
+        features = self._in_batches(distinct, lambda part: self.model.encode_text(self.tokenize(part).to(self.device)))
+        place = {caption: index for index, caption in enumerate(distinct)}
+        return features[[place[caption] for caption in captions]]
+
+    def similarity(self, images: Sequence[np.ndarray], captions: Sequence[str]) -> np.ndarray:
+        """Cosine of each image with the caption beside it, float32 (N,)."""
+        if len(images) != len(captions):
+            raise ValueError(f"{len(images)} images for {len(captions)} captions")
+        if not len(images):
+            return np.zeros(0, np.float32)
+        return np.einsum("nd,nd->n", self.image_features(images), self.text_features(captions))
+
+    def _in_batches(self, items: list[Any], encode: Callable[[list[Any]], Tensor]) -> np.ndarray:
+        parts = [
+            functional.normalize(encode(items[start : start + self.batch_size]).float(), dim=-1).cpu().numpy()
+            for start in range(0, len(items), self.batch_size)
+        ]
+        return np.concatenate(parts) if parts else np.zeros((0, 0), np.float32)
+
+
+def score_shard(
+    images: Iterable[tuple[str, np.ndarray]], download_path: str | Path, out_path: str | Path, scorer: ClipScorer
+) -> dict[str, int]:
+    """Writes the scores of a download shard, row-aligned with its table: key, clip_similarity (null without an image).
+
+    ``images`` are (key, uint8 (H, W, 3)) in any order. Counters rows and scored. ValueError for a key that is not in
+    the table.
+    """
+    table = read_table(download_path, "download", ["key", "caption"])
+    captions = dict(zip(table["key"].to_pylist(), table["caption"].to_pylist(), strict=True))
+    scores: dict[str, float] = {}
+    for batch in _batches(images, scorer.batch_size):
+        keys = [key for key, _ in batch]
+        if unknown := [key for key in keys if key not in captions]:
+            raise ValueError(f"{download_path}: no row for image {unknown[0]}; download the shard again")
+        values = scorer.similarity([image for _, image in batch], [captions[key] or "" for key in keys])
+        scores |= dict(zip(keys, values.tolist(), strict=True))
+    keys = table["key"].to_pylist()
+    out = pa.table({"key": keys, "clip_similarity": [scores.get(key) for key in keys]}, schema=SCORES)
+    write_table(out, out_path, "scores")
+    return {"rows": len(keys), "scored": len(scores)}
+
+
+def check_spec(model: str, pretrained: str | None) -> None:
+    """Raises UserError unless ``model`` and ``pretrained`` can name a trained CLIP; looks at names and files alone."""
+    if model.startswith(SELF_CONTAINED) or exists(join(model, CONFIG_FILE)):
+        return
+    if "/" in model or Path(model).is_dir():
+        raise UserError(f"clip.model={model}: no folder with a {CONFIG_FILE}; give one, or an open_clip name")
+    declare_torchvision_operators()
+    import difflib
+
+    import open_clip
+
+    known = open_clip.list_models()
+    if model not in known:
+        near = ", ".join(difflib.get_close_matches(model, known, n=3)) or "ViT-B-32, ViT-L-14"
+        raise UserError(f"clip.model={model}: not an open_clip model; did you mean {near}?")
+    tags = open_clip.list_pretrained_tags_by_model(model)
+    if pretrained is None:
+        raise UserError(f"clip.pretrained: missing; {model} needs trained weights: a file, or {', '.join(tags[:4])}")
+    if pretrained not in tags and not Path(pretrained).is_file():
+        raise UserError(f"clip.pretrained={pretrained}: neither a file nor a tag of {model} ({', '.join(tags[:6])})")
+
+
+def _parts(spec: Spec) -> tuple[str, str | None]:
+    if isinstance(spec, str):
+        return spec, None
+    name = spec.get("model")
+    if not name:
+        raise UserError(f"clip: {dict(spec)} names no model; set clip.model or clip.train")
+    return name, spec.get("pretrained")
+
+
+def _square(image_HWC: np.ndarray, size: int) -> Tensor:
+    """The centre square at ``size``, antialiased, as the small CLIP sees it: float32 (3, size, size)."""
+    picture = Image.fromarray(image_HWC)
+    if picture.size != (size, size):
+        picture = ImageOps.fit(
+            picture, (size, size), Image.Resampling.BOX if min(picture.size) >= size else Image.Resampling.BICUBIC
+        )
+    return to_clip_range(torch.from_numpy(np.array(picture))[None])[0]
+
+
+def _batches(items: Iterable[tuple[str, np.ndarray]], size: int) -> Iterator[list[tuple[str, np.ndarray]]]:
+    batch = []
+    for item in items:
+        batch.append(item)
+        if len(batch) == size:
+            yield batch
+            batch = []
+    if batch:
+        yield batch
+
+
+def _line(error: Exception) -> str:
+    return " ".join(str(error).split())[:200]

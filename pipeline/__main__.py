@@ -1,0 +1,5 @@
+"""``python -m pipeline`` is ``imagen-ray``."""
+
+from pipeline.cli import main
+
+main()

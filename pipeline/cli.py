@@ -1,0 +1,177 @@
+"""The command line: ``imagen-ray``, the same as ``python -m pipeline``.
+
+Exit status: 0 done; 2 the user's mistake, told in one line; 1 a failure at run time, told with the stage, the log and
+the command that resumes. ``--verbose`` adds the traceback.
+"""
+
+from __future__ import annotations
+
+import shlex
+import sys
+import traceback
+from pathlib import Path
+from typing import Annotated, NoReturn
+
+import click
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from dataprep.schema import UserError
+from pipeline.context import StageError
+from pipeline.progress import console
+
+app = typer.Typer(
+    name="imagen-ray",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    help="From URLs and captions to a trained, evaluated text-to-image cascade. --verbose shows tracebacks.",
+)
+
+Config = Annotated[str, typer.Argument(metavar="CONFIG", help="YAML config, such as configs/demo.yaml")]
+Overrides = Annotated[
+    list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="values that replace the config's")
+]
+RunFolder = Annotated[str, typer.Argument(metavar="RUN", help="the run folder (the config's `run`)")]
+
+
+@app.command()
+def run(
+    config: Config,
+    overrides: Overrides = None,
+    until: Annotated[str | None, typer.Option(metavar="STAGE", help="stop after this stage")] = None,
+    keep: Annotated[
+        list[str] | None, typer.Option(metavar="STAGE", help="keep this finished stage over a change of code")
+    ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="print what is cached and what would run; run nothing")
+    ] = False,
+) -> None:
+    """Run the pipeline; stages that are finished are not run again."""
+    from pipeline.config import load_config
+    from pipeline.executor import execute, plan, up_to
+    from pipeline.store import Run
+
+    loaded = load_config(config, overrides or [])
+    if dry_run:
+        planned = up_to(plan(loaded, Run(loaded.run), keep or []), until)
+        table = Table("stage", "state", "fingerprint", "reads", "why", box=None)
+        for item in planned:
+            state = "[green]cached[/]" if item.artifact else "[yellow]would run[/]"
+            table.add_row(item.stage.name, state, item.fingerprint, ", ".join(item.stage.inputs), item.reason)
+        _out().print(table)
+        return
+    finished = execute(loaded, shlex.join(["imagen-ray", *sys.argv[1:]]), until, keep or [])
+    report = finished.path("report.html")
+    print(report if until is None else finished.root)
+
+
+@app.command()
+def status(folder: RunFolder) -> None:
+    """Show where a run stands, stage by stage."""
+    from pipeline.status import describe_run
+
+    _out().print(describe_run(folder))
+
+
+@app.command()
+def sample(
+    folder: RunFolder,
+    prompt: Annotated[list[str], typer.Argument(metavar="PROMPT...", help="what to draw")],
+    num: Annotated[int, typer.Option(min=1, help="images a prompt")] = 1,
+    seed: Annotated[int, typer.Option(min=0, help="the same seed gives the same images")] = 0,
+    out: Annotated[Path, typer.Option(help="PNG to write; several images also make a grid")] = Path("sample.png"),
+    stage: Annotated[str | None, typer.Option(help="stop at this cascade stage")] = None,
+    guidance: Annotated[float | None, typer.Option(min=0, help="guidance weight of every stage")] = None,
+    steps: Annotated[int | None, typer.Option(min=1, help="network evaluations a stage")] = None,
+) -> None:
+    """Draw prompts with the trained cascade of a run."""
+    from pipeline.sampling import sample_run
+
+    for path in sample_run(folder, prompt, num, seed, out, stage, guidance, steps):
+        print(path)
+
+
+@app.command()
+def report(folder: RunFolder) -> None:
+    """Build the HTML report again from the run's artifacts, and print its path."""
+    from pipeline.report.build import publish_report
+    from pipeline.store import Run
+
+    print(publish_report(Run(folder)))
+
+
+@app.command()
+def verify(folder: RunFolder) -> None:
+    """Hash every output again and name what differs; exit 1 where something does."""
+    from pipeline.store import Run
+    from pipeline.store import verify as verify_run
+
+    bad = 0
+    for stage, files, problems in verify_run(Run(folder)):
+        _out().print(
+            f"{stage:<14} {files:>5} files  {'[red]' + str(len(problems)) + ' differ' if problems else '[green]ok'}[/]"
+        )
+        for problem in problems:
+            _out().print(f"  {problem}")
+        bad += len(problems)
+    if bad:
+        raise StageError(f"{bad} files differ from their manifests; delete their stage's folder and run again")
+
+
+@app.command()
+def submit(
+    config: Config,
+    overrides: Overrides = None,
+    address: Annotated[
+        str | None, typer.Option(help="the cluster's dashboard; default: RAY_API_SERVER_ADDRESS")
+    ] = None,
+    wait: Annotated[bool, typer.Option(help="follow the log and exit with the job's status")] = True,
+) -> None:
+    """Run the pipeline as a Ray job on a cluster."""
+    from pipeline.submit import submit_job
+
+    raise typer.Exit(submit_job(config, overrides or [], address, wait))
+
+
+def _out() -> Console:
+    return Console(highlight=False, soft_wrap=True)
+
+
+def main(arguments: list[str] | None = None) -> NoReturn:
+    """The entry point: turns errors into one line and the exit status."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    verbose = "--verbose" in words
+    words = [word for word in words if word != "--verbose"]
+    try:
+        status = app(args=words, prog_name="imagen-ray", standalone_mode=False)
+        sys.exit(status if isinstance(status, int) else 0)
+    except click.exceptions.NoArgsIsHelpError as error:
+        print(error.format_message(), file=sys.stderr)
+        sys.exit(2)
+    except (UserError, click.ClickException) as error:
+        text = error.format_message() if isinstance(error, click.ClickException) else str(error)
+        _fail(text, 2, verbose)
+    except StageError as error:
+        _fail(f"{error}{_resume(words)}", 1, verbose)
+    except (KeyboardInterrupt, click.Abort):
+        _fail(f"interrupted; what is finished is kept{_resume(words)}", 130, verbose)
+    except Exception as error:
+        _fail(f"{type(error).__name__}: {error} (--verbose shows where){_resume(words)}", 1, verbose)
+
+
+def _resume(words: list[str]) -> str:
+    return f". Resume: {shlex.join(['imagen-ray', *words])}" if words[:1] == ["run"] else ""
+
+
+def _fail(text: str, status: int, verbose: bool) -> NoReturn:
+    if verbose:
+        traceback.print_exc()
+    console.print(
+        f"[red]error:[/] {' '.join(text.split())}" if console.is_terminal else f"error: {' '.join(text.split())}",
+        markup=console.is_terminal,
+    )
+    sys.exit(status)
+
+

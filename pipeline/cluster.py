@@ -1,0 +1,55 @@
+"""Connects the driver to Ray: a cluster that is there, or a small local one of its own."""
+
+from __future__ import annotations
+
+import logging
+import os
+from typing import Any
+
+import ray
+
+from dataprep.schema import UserError
+from pipeline.config import ClusterConfig
+from pipeline.progress import console
+
+
+def connect(config: ClusterConfig) -> None:
+    """Makes sure that Ray is up, once a process.
+
+    The address is the config's, else RAY_ADDRESS (which Ray sets for a submitted job), else Ray is started here with
+    the config's CPUs; that one ends with the driver, also where the driver is killed.
+
+    Raises:
+        UserError: no cluster answers at the address.
+    """
+    if ray.is_initialized():
+        return
+    address = config.address or os.environ.get("RAY_ADDRESS")
+    options: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
+    os.environ.setdefault("RAY_TRAIN_ENABLE_STATE_TRACKING", "0")
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    if address:
+        try:
+            ray.init(address=address, **options)
+        except (ConnectionError, RuntimeError, ValueError) as error:
+            raise UserError(
+                f"cluster.address={address}: no Ray cluster to be reached there ({str(error).splitlines()[0]}); "
+                "start one with `ray start --head`, or leave the address out"
+            ) from error
+    else:
+        os.environ.setdefault("RAY_AUTH_MODE", "disabled")  # a local Ray of our own is reached by this process alone
+        ray.init(
+            num_cpus=config.cpus or os.cpu_count(),
+            object_store_memory=config.object_store_mb << 20,
+            include_dashboard=False,
+            **options,
+        )
+    total = ray.cluster_resources()
+    gpus = f", {total['GPU']:.0f} GPUs" if total.get("GPU") else ""
+    where = address or "started here"
+    console.print(f"[dim]ray: {where}, {len(ray.nodes())} node(s), {total.get('CPU', 0):.0f} CPUs{gpus}[/]")
+
+
+def gpus() -> int:
+    """GPUs that the cluster has."""
+    return int(ray.cluster_resources().get("GPU", 0))

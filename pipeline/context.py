@@ -1,0 +1,83 @@
+"""What a stage's function is given: its slice of the config, its inputs' artifacts, and ways to do work."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from dataprep import storage
+from dataprep.schema import UserError
+from pipeline.config import ClusterConfig
+from pipeline.store import Artifact, Run, Shard
+
+
+class StageError(RuntimeError):
+    """A failure at run time: exit 1, with the stage, the shard or step, and the command that resumes."""
+
+
+@dataclass
+class Context:
+    """A stage at work. What it does not find here, it does not depend on: that is what makes its fingerprint whole."""
+
+    stage: str
+    config: dict[str, Any]  # dotted key -> value, just the keys that the stage list names
+    inputs: dict[str, Artifact]
+    folder: str  # where the outputs go
+    run: Run
+    cluster: ClusterConfig
+    counters: dict[str, int] = field(default_factory=dict)
+    quarantined: list[dict[str, Any]] = field(default_factory=list)
+
+    def path(self, *parts: str) -> str:
+        """A path below the stage's own folder."""
+        return storage.join(self.folder, *parts)
+
+    def shards(self, *stages: str) -> list[Shard]:
+        """The shards of several inputs joined by id; files are named ``<stage>.<extension>``."""
+        joined: dict[int, dict[str, str]] = {}
+        for stage in stages:
+            for shard in self.inputs[stage].shards:
+                files = joined.setdefault(shard.id, {})
+                files.update({f"{stage}.{extension}": path for extension, path in shard.files.items()})
+        whole = [
+            Shard(index, files)
+            for index, files in sorted(joined.items())
+            if {name.partition(".")[0] for name in files} == set(stages)
+        ]
+        if len(whole) < len(joined):  # one of the inputs gave up on a shard
+            self.counters["shards_left_out"] = len(joined) - len(whole)
+        return whole
+
+    def map_shards(
+        self,
+        worker: type,
+        arguments: dict[str, Any],
+        shards: Sequence[Shard],
+        *,
+        subfolder: str = "",
+        **resources: float,
+    ) -> None:
+        """Runs a shard worker over ``shards`` in Ray; outputs land in the stage's folder (or a subfolder of it)."""
+        from pipeline.shards import map_shards
+
+        if not shards:
+            raise UserError(f"{self.stage}: there is nothing to work on; the stage before it left no shard")
+        label = f"{self.stage} {subfolder}".strip()
+        folder = self.path(subfolder) if subfolder else self.folder
+        done = map_shards(worker, arguments, shards, folder, label=label, retries=self.cluster.retries, **resources)
+        for name, count in done.counters.items():
+            self.counters[name] = self.counters.get(name, 0) + count
+        for item in done.quarantined:
+            self.run.event("quarantined", stage=self.stage, **item)
+        self.quarantined += done.quarantined
+        if len(self.quarantined) > self.cluster.max_quarantined:
+            first = self.quarantined[0]
+            raise StageError(
+                f"{len(self.quarantined)} of {len(shards)} shards failed {self.cluster.retries + 1} times and are "
+                f"quarantined; the first is shard {first['shard']}: {first['reason']}. The others are kept. "
+                f"To go on without them set cluster.max_quarantined={len(self.quarantined)}"
+            )
+
+
+StageFunction = Callable[[Context], None]

@@ -1,0 +1,274 @@
+"""Runs the stage list: fingerprints first, then whatever has no finished artifact under its fingerprint."""
+
+from __future__ import annotations
+
+import subprocess
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+from pydantic import BaseModel
+
+from dataprep import storage
+from dataprep.schema import UserError
+from pipeline.config import RunConfig, pick
+from pipeline.context import Context, StageError
+from pipeline.fingerprint import digest, reached
+from pipeline.progress import console
+from pipeline.stages import Stage, stages
+from pipeline.store import MANIFEST, MARKERS, Artifact, Manifest, Output, Run, describe, now
+
+FINGERPRINT_LENGTH = 20  # hex digits: 80 bits
+PUBLISHED = ("report.html", "metrics.json")  # what the last stage made, copied to where people look
+
+
+@dataclass(frozen=True)
+class Planned:
+    """A stage with its fingerprint and, where it is finished, its artifact."""
+
+    stage: Stage
+    fingerprint: str
+    parts: dict[str, Any]  # what the fingerprint is the digest of
+    artifact: Artifact | None
+    reason: str  # why it will run, in a few words; empty where it is finished
+
+
+def plan(config: RunConfig, run: Run, keep: Sequence[str] = ()) -> list[Planned]:
+    """Every stage with its fingerprint; those in ``keep`` stand as they are over a change of code or libraries."""
+    everything = stages(config)
+    _known("--keep", keep, [stage.name for stage in everything])
+    planned: dict[str, Planned] = {}
+    for stage in everything:
+        planned[stage.name] = _plan_stage(stage, config, run, planned, stage.name in keep)
+    return list(planned.values())
+
+
+def up_to(planned: list[Planned], until: str | None) -> list[Planned]:
+    """The plan as far as the stage ``until``, or all of it."""
+    names = [item.stage.name for item in planned]
+    if until is None:
+        return planned
+    _known("--until", [until], names)
+    return planned[: names.index(until) + 1]
+
+
+def _known(option: str, given: Sequence[str], names: Sequence[str]) -> None:
+    for name in given:
+        if name not in names:
+            raise UserError(f"{option} {name}: no such stage; the stages are {', '.join(names)}")
+
+
+def _plan_stage(stage: Stage, config: RunConfig, run: Run, before: dict[str, Planned], keep: bool) -> Planned:
+    values = {key: pick(config, key) for key in stage.config}
+    code, versions = reached(stage.function, list(_classes(values.values())))
+    parts = {
+        "stage": stage.name,
+        "config": {key: _plain(value) for key, value in values.items()},
+        "inputs": {name: before[name].fingerprint for name in stage.inputs},
+        "sources": [storage.sha256_file(path)[0] for path in stage.sources(config)] if stage.sources else [],
+        "code": code,
+        "versions": versions,
+    }
+    fingerprint = digest(parts)[:FINGERPRINT_LENGTH]
+    artifact = run.artifact(stage.name, fingerprint)
+    if artifact is not None:
+        return Planned(stage, fingerprint, parts, artifact, "")
+    previous = run.previous(stage.name)
+    reason = _difference(previous, parts)
+    if keep and previous is not None and set(reason.split()) & {"code", "versions"}:
+        kept = run.artifact(stage.name, previous.fingerprint)
+        return Planned(stage, previous.fingerprint, parts, kept, f"kept over: {reason}")
+    return Planned(stage, fingerprint, parts, None, reason)
+
+
+def _plain(value: Any) -> Any:
+    return value.model_dump(mode="json") if isinstance(value, BaseModel) else value
+
+
+def _classes(values: Any) -> Iterator[type]:
+    for value in values:
+        if isinstance(value, BaseModel):
+            yield type(value)
+
+
+def _difference(before: Manifest | None, parts: dict[str, Any]) -> str:
+    """What changed since ``before``: the first of config, inputs, code, versions that differs, by name."""
+    if before is None:
+        return "never run"
+    for what, old, new in [
+        ("config", before.config, parts["config"]),
+        ("inputs", before.inputs, parts["inputs"]),
+        ("code", before.code, parts["code"]),
+        ("versions", before.versions, parts["versions"]),
+    ]:
+        changed = sorted(key for key in {*old, *new} if old.get(key) != new.get(key))
+        if changed:
+            more = f" and {len(changed) - 2} more" if len(changed) > 2 else ""
+            return f"{what} changed: {', '.join(changed[:2])}{more}"
+    return "the source files changed"
+
+
+def execute(config: RunConfig, command: str, until: str | None = None, keep: Sequence[str] = ()) -> Run:
+    """Runs every stage up to ``until`` that is not finished, and returns the run.
+
+    Raises:
+        UserError: the config or an input is wrong (before Ray starts wherever that can be known).
+        StageError: a stage failed; what it finished is kept.
+    """
+    run = Run(config.run)
+    planned = plan(config, run, keep)
+    todo = up_to(planned, until)
+    with _lock(run):
+        _check_writable(run)
+        record = _record(config, command, planned, run.read_record())
+        _save(run, record)
+        run.event("run_started", command=command, todo=[p.stage.name for p in todo if p.artifact is None])
+        artifacts: dict[str, Artifact] = {}
+        try:
+            for item in todo:
+                artifacts[item.stage.name] = item.artifact or _run_stage(item, config, run, record, artifacts)
+        except BaseException as error:
+            record["status"] = "failed"
+            record["error"] = f"{type(error).__name__}: {error}"
+            _save(run, record)
+            run.event("run_failed", error=record["error"])
+            raise
+        if report := artifacts.get("report"):
+            for name in PUBLISHED:
+                storage.write_bytes(run.path(name), storage.read_bytes(report.path(name)))
+        record |= {"status": "finished", "finished": now()}
+        _save(run, record)
+        run.event("run_finished")
+    return run
+
+
+def _run_stage(
+    item: Planned, config: RunConfig, run: Run, record: dict[str, Any], done: dict[str, Artifact]
+) -> Artifact:
+    from pipeline.cluster import connect
+
+    name = item.stage.name
+    folder = run.stage_folder(name, item.fingerprint)
+    connect(config.cluster)
+    run.event("stage_started", stage=name, fingerprint=item.fingerprint, reason=item.reason)
+    record["stages"][name]["state"] = "running"
+    _save(run, record)
+    started = time.monotonic()
+    context = Context(
+        stage=name,
+        config={key: pick(config, key) for key in item.stage.config},
+        inputs={stage: done[stage] for stage in item.stage.inputs},
+        folder=folder,
+        run=run,
+        cluster=config.cluster,
+    )
+    try:
+        item.stage.function(context)
+    except (UserError, KeyboardInterrupt):
+        record["stages"][name]["state"] = "failed"
+        raise
+    except Exception as error:
+        record["stages"][name]["state"] = "failed"
+        run.event("stage_failed", stage=name, error=str(error))
+        text = str(error) if isinstance(error, StageError) else f"{type(error).__name__}: {str(error).strip()}"
+        raise StageError(f"stage {name} failed: {text}. Log: {run.path('events.jsonl')}") from error
+    seconds = round(time.monotonic() - started, 3)
+    manifest = Manifest(
+        stage=name,
+        fingerprint=item.fingerprint,
+        inputs=item.parts["inputs"],
+        config=item.parts["config"],
+        outputs=_outputs(folder),
+        counters=context.counters,
+        seconds=seconds,
+        versions=item.parts["versions"],
+        code=item.parts["code"],
+        quarantined=context.quarantined,
+    )
+    artifact = run.commit(manifest)
+    storage.remove(storage.join(folder, MARKERS))
+    record["stages"][name] |= {"state": "done", "seconds": seconds, "finished": item.fingerprint}
+    _save(run, record)
+    run.event("stage_finished", stage=name, seconds=seconds, counters=context.counters)
+    counters = " ".join(f"{key}={value}" for key, value in context.counters.items())
+    console.print(f"[green]done[/] {name:<12} {seconds:7.1f} s  {counters}")
+    return artifact
+
+
+def _outputs(folder: str) -> list[Output]:
+    names = storage.list_files(folder) if storage.exists(folder) else []
+    return [describe(folder, name) for name in names if name != MANIFEST and not name.startswith(f"{MARKERS}/")]
+
+
+def _lock(run: Run) -> FileLock:
+    """Keeps a second driver out of a local run folder; a killed driver's lock ends with it."""
+    if not storage.is_local(run.root):
+        return FileLock(Path("/tmp") / f"imagen-ray-{digest(run.root)[:16]}.lock")
+    try:
+        Path(run.root).mkdir(parents=True, exist_ok=True)
+        lock = FileLock(Path(run.root) / ".lock", timeout=0)
+        lock.acquire()
+        lock.release()
+    except Timeout as error:
+        raise UserError(
+            f"run={run.root}: another imagen-ray is at work there; wait for it or choose another run"
+        ) from error
+    except OSError as error:
+        raise UserError(f"run={run.root}: cannot be written ({error.strerror}); choose another folder") from error
+    return lock
+
+
+def _check_writable(run: Run) -> None:
+    probe = run.path(".writable")
+    try:
+        storage.write_bytes(probe, b"")
+        storage.remove(probe)
+    except OSError as error:
+        raise UserError(f"run={run.root}: cannot be written ({error}); choose another folder") from error
+
+
+def _record(config: RunConfig, command: str, planned: list[Planned], before: dict[str, Any] | None) -> dict[str, Any]:
+    """The content of run.json at the start of a run; ``before`` is what stood there."""
+    stood = (before or {}).get("stages", {})
+    versions: dict[str, str] = {}
+    entries = {}
+    for item in planned:
+        versions |= item.parts["versions"]
+        state, seconds = ("done", item.artifact.manifest.seconds) if item.artifact else ("pending", None)
+        finished = item.fingerprint if item.artifact else stood.get(item.stage.name, {}).get("finished")
+        entry = {"fingerprint": item.fingerprint, "state": state, "seconds": seconds, "finished": finished}
+        entries[item.stage.name] = entry
+        if item.artifact and item.reason:
+            entries[item.stage.name]["kept"] = item.reason
+    return {
+        "run": config.run,
+        "status": "running",
+        "started": now(),
+        "finished": None,
+        "command": command,
+        "seed": config.seed,
+        "git_commit": git_commit(),
+        "versions": dict(sorted(versions.items())),
+        "config": config.model_dump(mode="json"),
+        "stages": entries,
+    }
+
+
+def _save(run: Run, record: dict[str, Any]) -> None:
+    storage.write_json(run.path("run.json"), record)
+
+
+def git_commit() -> str | None:
+    """The commit of the code that runs, with ``+changes`` where the tree differs from it; None outside of git."""
+    here = Path(__file__).resolve().parent
+    try:
+        head = subprocess.run(["git", "rev-parse", "HEAD"], cwd=here, capture_output=True, text=True, check=True)
+        dirty = subprocess.run(
+            ["git", "status", "--porcelain", "-uno"], cwd=here, capture_output=True, text=True, check=True
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return head.stdout.strip() + ("+changes" if dirty.stdout.strip() else "")

@@ -1,0 +1,83 @@
+"""Progress with rate and time left: a live bar on a terminal, a line now and then in a log."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Protocol
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    SpinnerColumn,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+
+LOG_EVERY = 15.0  # seconds between lines where there is no terminal
+
+console = Console(stderr=True, highlight=False, soft_wrap=True)
+
+
+class Update(Protocol):
+    """Tells how far the work is: ``done`` units of the total, with a short note."""
+
+    def __call__(self, done: int, note: str = "") -> None: ...
+
+
+@contextmanager
+def progress(label: str, total: int, unit: str) -> Iterator[Update]:
+    """Shows work of ``total`` units under ``label`` until the block ends."""
+    if console.is_terminal:
+        with _bar(label, total, unit) as update:
+            yield update
+    else:
+        yield _lines(label, total, unit)
+
+
+@contextmanager
+def _bar(label: str, total: int, unit: str) -> Iterator[Update]:
+    columns = (
+        SpinnerColumn(),
+        TextColumn("{task.description:<13}"),
+        BarColumn(bar_width=28),
+        MofNCompleteColumn(),
+        TextColumn(f"{unit} " + "{task.fields[rate]}"),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[note]}"),
+    )
+    with Progress(*columns, console=console, transient=True) as bars:
+        task = bars.add_task(label, total=total, rate="", note="")
+        rate = _rate()
+        yield lambda done, note="": bars.update(task, completed=done, rate=rate(done), note=note)
+
+
+def _lines(label: str, total: int, unit: str) -> Update:
+    rate, shown = _rate(), [time.monotonic()]
+
+    def update(done: int, note: str = "") -> None:
+        if time.monotonic() - shown[0] >= LOG_EVERY:
+            shown[0] = time.monotonic()
+            print(f"  {label}: {done}/{total} {unit} {rate(done)} {note}".rstrip(), file=sys.stderr, flush=True)
+
+    return update
+
+
+def _rate() -> Callable[[int], str]:
+    """Units a second since the first call; what was done before (a resume) does not count."""
+    first: list[tuple[float, int]] = []
+
+    def rate(done: int) -> str:
+        if not first:
+            first.append((time.monotonic(), done))
+        seconds = time.monotonic() - first[0][0]
+        return f"{(done - first[0][1]) / seconds:.1f}/s" if seconds > 0.5 and done > first[0][1] else ""
+
+    return rate

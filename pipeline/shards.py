@@ -1,0 +1,194 @@
+"""The one place where work fans out over shards: a bounded pool of Ray actors, retries, quarantine, commit, progress.
+
+A worker is a class: its constructor loads what every shard needs (a model, a server), and calling it with a shard of
+local files and an empty local folder writes the shard's outputs there and returns counters. The pool publishes those
+files under their final names and then a marker, so that a finished shard is never worked on again.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+import time
+from collections import deque
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import ray
+from ray.exceptions import RayActorError, RayTaskError
+
+from dataprep import storage
+from dataprep.schema import UserError
+from pipeline.progress import progress
+from pipeline.store import MARKERS, Output, Shard, describe
+
+BACKOFF = 1.0  # seconds before the first retry of a shard; doubles each time
+
+
+class Worker(Protocol):
+    """What a shard worker's instance does."""
+
+    def __call__(self, shard: Shard, out: Path) -> dict[str, int]: ...
+
+
+@dataclass
+class Done:
+    """What a pass over shards ended with."""
+
+    outputs: list[Output] = field(default_factory=list)
+    counters: dict[str, int] = field(default_factory=dict)
+    quarantined: list[dict[str, Any]] = field(default_factory=list)
+
+
+class _Actor:
+    """Holds one worker and runs one shard at a time."""
+
+    def __init__(self, worker: type, arguments: dict[str, Any]) -> None:
+        # Made at the first shard, so that what goes wrong there reaches the driver as the exception that it is.
+        self.make = lambda: worker(**arguments)
+        self.worker: Worker | None = None
+
+    def run(self, shard: Shard, folder: str) -> dict[str, Any]:
+        """Works on ``shard``, publishes its files into ``folder`` and commits its marker, which is returned."""
+        self.worker = self.worker or self.make()
+        with tempfile.TemporaryDirectory(prefix="imagen-ray-") as scratch, ExitStack() as stack:
+            files = {name: stack.enter_context(storage.local_copy(path)) for name, path in shard.files.items()}
+            counters = self.worker(Shard(shard.id, files), Path(scratch))
+            outputs = [describe(scratch, name) for name in storage.list_files(scratch)]
+            for output in outputs:
+                storage.publish(Path(scratch) / output.path, storage.join(folder, output.path))
+        marker = {"id": shard.id, "outputs": [asdict(output) for output in outputs], "counters": counters}
+        storage.write_json(_marker(folder, shard.id), marker)
+        return marker
+
+
+def _marker(folder: str, shard: int) -> str:
+    return storage.join(folder, MARKERS, f"{shard:05d}.json")
+
+
+def finished(folder: str) -> dict[int, dict[str, Any]]:
+    """The markers of the shards of ``folder`` that are finished, by shard id."""
+    markers = storage.join(folder, MARKERS)
+    if not storage.exists(markers):
+        return {}
+    found = [storage.read_json(storage.join(markers, name)) for name in storage.list_files(markers)]
+    return {marker["id"]: marker for marker in found}
+
+
+def pool_size(shards: int, cpus: float, gpus: float) -> int:
+    """Actors that the cluster has room for, at most one a shard and at least one."""
+    total = ray.cluster_resources()
+    room = int(total.get("CPU", 1) // cpus) if cpus else shards
+    if gpus:
+        room = min(room, int(total.get("GPU", 0) // gpus))
+    return max(1, min(shards, room))
+
+
+def map_shards(
+    worker: type,
+    arguments: dict[str, Any],
+    shards: Sequence[Shard],
+    folder: str,
+    *,
+    label: str,
+    retries: int,
+    cpus: float = 1,
+    gpus: float = 0,
+) -> Done:
+    """Runs ``worker`` over every shard that ``folder`` has no marker of.
+
+    Args:
+        worker: the class of the worker; ``arguments`` go to its constructor in each actor.
+        retries: times that a shard is tried again after an exception or a dead actor.
+        cpus, gpus: what each actor asks of Ray.
+
+    Returns:
+        Outputs and summed counters of every shard, those of earlier sessions included, and the shards given up on.
+
+    Raises:
+        UserError: where a worker raised it: trying again cannot help.
+    """
+    done = finished(folder)
+    waiting = deque((shard, 0) for shard in shards if shard.id not in done)
+    quarantined: list[dict[str, Any]] = []
+    if waiting:
+        pool = _Pool(worker, arguments, pool_size(len(waiting), cpus, gpus), cpus, gpus)
+        try:
+            with progress(label, len(shards), "shards") as update:
+                update(len(done))
+                for shard, marker, error in pool.drain(waiting, folder, retries):
+                    if marker is not None:
+                        done[shard.id] = marker
+                    else:
+                        quarantined.append({"shard": shard.id, "reason": error})
+                    update(len(done), f"{len(quarantined)} quarantined" if quarantined else "")
+        finally:
+            pool.close()
+    result = Done(quarantined=sorted(quarantined, key=lambda item: item["shard"]))
+    for index in sorted(shard.id for shard in shards if shard.id in done):
+        result.outputs += [Output(**output) for output in done[index]["outputs"]]
+        for name, count in done[index]["counters"].items():
+            result.counters[name] = result.counters.get(name, 0) + count
+    return result
+
+
+class _Pool:
+    """Actors that take one shard at a time; one that died is replaced."""
+
+    def __init__(self, worker: type, arguments: dict[str, Any], size: int, cpus: float, gpus: float) -> None:
+        threads = str(max(1, int(cpus)))
+        env = {"OMP_NUM_THREADS": threads, "NO_ALBUMENTATIONS_UPDATE": "1", "TOKENIZERS_PARALLELISM": "false"}
+        env["PYTHONWARNINGS"] = os.environ.get("PYTHONWARNINGS", "ignore")
+        self.remote = ray.remote(_Actor).options(num_cpus=cpus, num_gpus=gpus, runtime_env={"env_vars": env})
+        self.worker, self.arguments = worker, arguments
+        self.idle = [self._start() for _ in range(size)]
+
+    def _start(self) -> Any:
+        return self.remote.remote(self.worker, self.arguments)
+
+    def close(self) -> None:
+        """Ends every idle actor; those at work end with their handles."""
+        for actor in self.idle:
+            ray.kill(actor)
+        self.idle = []
+
+    def drain(self, waiting: deque[tuple[Shard, int]], folder: str, retries: int) -> Any:
+        """Yields (shard, marker or None, error) as shards finish or are given up on."""
+        running: dict[Any, tuple[Any, Shard, int]] = {}
+        not_before: dict[int, float] = {}
+        while waiting or running:
+            for _ in range(len(waiting)):
+                if not self.idle:
+                    break
+                shard, tries = waiting.popleft()
+                if not_before.get(shard.id, 0) > time.monotonic():
+                    waiting.append((shard, tries))
+                    continue
+                actor = self.idle.pop()
+                running[actor.run.remote(shard, folder)] = (actor, shard, tries)
+            ready, _ = ray.wait(list(running), timeout=0.5) if running else ([], [])
+            if not running:
+                time.sleep(0.1)
+            for reference in ready:
+                actor, shard, tries = running.pop(reference)
+                try:
+                    marker = ray.get(reference)
+                    self.idle.append(actor)
+                    yield shard, marker, ""
+                    continue
+                except RayTaskError as failure:
+                    if isinstance(failure.cause, UserError):
+                        raise UserError(str(failure.cause)) from failure
+                    self.idle.append(actor)
+                    error = f"{type(failure.cause).__name__}: {failure.cause}"
+                except RayActorError as failure:
+                    self.idle.append(self._start())
+                    error = f"its process died: {str(failure).strip().splitlines()[0]}"
+                if tries < retries:
+                    not_before[shard.id] = time.monotonic() + BACKOFF * 2**tries
+                    waiting.append((shard, tries + 1))
+                else:
+                    yield shard, None, error

@@ -1,0 +1,48 @@
+"""Stages that train: the same loop for every task, in Ray Train workers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import pyarrow.parquet as pq
+
+from dataprep import storage
+from pipeline.config import CascadeStageConfig
+from pipeline.context import Context
+from pipeline.ray_train import run_training
+from train.data import Loader
+from train.engine import TrainConfig
+from train.loop import train as train_loop
+from train.tasks.diffusion import DiffusionTask, stage_columns
+
+TRAIN, VALIDATION = "train", "validation"
+
+
+def fit(ctx: Context, function: Callable[..., dict[str, Any]], arguments: dict[str, Any], config: TrainConfig) -> None:
+    """Calls ``function(**arguments, config, folder, seed)`` on every rank, and notes rank 0's figures."""
+    arguments = arguments | {"config": config, "folder": ctx.folder, "seed": ctx.config["seed"]}
+    ranks = ctx.cluster.ranks
+    result = run_training(function, arguments, ctx.folder, ranks, config.steps, ctx.stage, ctx.cluster.retries)
+    ctx.counters |= {name: int(result[name]) for name in ("parameters", "step", "skipped", "resumed_from")}
+
+
+def train(ctx: Context) -> None:
+    """One cascade stage on pack and embeddings: checkpoints, log, and EMA weights to sample from."""
+    pack, embed = ctx.inputs["pack"], ctx.inputs["embed"]
+    arguments = {"pack": pack.files(), "embed": embed.files(), "validate": pack.manifest.counters["validation"] > 0}
+    fit(ctx, fit_diffusion, arguments, ctx.config[ctx.stage])
+
+
+def fit_diffusion(
+    pack: Sequence[str], embed: Sequence[str], validate: bool, config: CascadeStageConfig, folder: str, seed: int
+) -> dict[str, Any]:
+    """Trains a diffusion stage on this rank."""
+
+    def loader(split: str) -> Loader:
+        return Loader(pack, embed, stage_columns(config), split, seed, config.batch_size, config.crop)
+
+    with storage.local_copy(embed[0]) as local, pq.ParquetFile(local) as file:
+        text_dim = next(file.iter_batches(1, columns=["dim"]))["dim"][0].as_py()
+    task = DiffusionTask(config, text_dim)
+    return train_loop(task, config, loader(TRAIN), folder, seed, loader(VALIDATION) if validate else None)

@@ -1,0 +1,16 @@
+"""The last stage: everything that was made, on one page."""
+
+from __future__ import annotations
+
+from dataprep import storage
+from pipeline.context import Context
+from pipeline.report.build import build
+
+# What the page shows besides training, samples and evaluation.
+REPORTED = ("listing", "download", "annotate", "encoder", "clip", "score", "select", "pack", "embed")
+
+
+def report(ctx: Context) -> None:
+    """One HTML file; the metrics stand beside it."""
+    storage.write_bytes(ctx.path("report.html"), build(ctx.inputs, ctx.run.record()).encode())
+    storage.write_json(ctx.path("metrics.json"), storage.read_json(ctx.inputs["evaluate"].path("metrics.json")))

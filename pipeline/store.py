@@ -1,0 +1,206 @@
+"""The run folder: manifests, artifacts, run.json, events.jsonl and verification, on any fsspec URL.
+
+RUN/run.json                                       what was asked, with what, and how it stands
+RUN/events.jsonl                                   one line an event, appended
+RUN/stages/<stage>/<fingerprint>/manifest.json     written last: its presence means the stage is finished
+RUN/stages/<stage>/<fingerprint>/.shards/<id>.json the same for one shard of an unfinished stage
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+
+from dataprep import storage
+from dataprep.schema import UserError
+
+MANIFEST, MARKERS = "manifest.json", ".shards"
+SHARD_NAME = re.compile(r"^(\d{5})\.(\w+)$")
+
+
+@dataclass(frozen=True)
+class Output:
+    """One file of a finished stage. ``path`` is relative to the artifact; ``rows`` is known for Parquet alone."""
+
+    path: str
+    bytes: int
+    sha256: str
+    rows: int | None = None
+
+
+@dataclass(frozen=True)
+class Shard:
+    """One numbered piece of an artifact: ``files`` maps an extension ("tar", "parquet") to the file's full path."""
+
+    id: int
+    files: dict[str, str]
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What manifest.json holds. ``code`` and ``versions`` are what the fingerprint covers besides config and inputs."""
+
+    stage: str
+    fingerprint: str
+    inputs: dict[str, str]
+    config: dict[str, Any]
+    outputs: list[Output]
+    counters: dict[str, int]
+    seconds: float
+    versions: dict[str, str]
+    code: dict[str, str] = field(default_factory=dict)
+    quarantined: list[dict[str, Any]] = field(default_factory=list)
+
+    @classmethod
+    def from_json(cls, value: dict[str, Any]) -> Manifest:
+        """The manifest that ``asdict`` turned into ``value``."""
+        return cls(**{**value, "outputs": [Output(**output) for output in value["outputs"]]})
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """A finished stage's folder, read through its manifest."""
+
+    folder: str
+    manifest: Manifest
+
+    def path(self, name: str) -> str:
+        """The full path of the output called ``name``."""
+        return storage.join(self.folder, name)
+
+    def has(self, name: str) -> bool:
+        """Whether the stage wrote an output called ``name``."""
+        return any(output.path == name for output in self.manifest.outputs)
+
+    @cached_property
+    def shards(self) -> list[Shard]:
+        """The numbered shards, in order."""
+        found: dict[int, dict[str, str]] = {}
+        for output in self.manifest.outputs:
+            if match := SHARD_NAME.match(output.path):
+                found.setdefault(int(match[1]), {})[match[2]] = self.path(output.path)
+        return [Shard(index, files) for index, files in sorted(found.items())]
+
+    def files(self, extension: str = "parquet") -> list[str]:
+        """The full paths of every shard's file of one extension, in order."""
+        return [shard.files[extension] for shard in self.shards]
+
+
+def describe(folder: str, name: str) -> Output:
+    """Hashes the file ``name`` of ``folder`` and counts its rows where it is Parquet."""
+    path = storage.join(folder, name)
+    sha256, size = storage.sha256_file(path)
+    rows = None
+    if name.endswith(".parquet"):
+        with storage.local_copy(path) as local:
+            rows = pq.read_metadata(local).num_rows
+    return Output(name, size, sha256, rows)
+
+
+class Run:
+    """A run folder at ``root``."""
+
+    def __init__(self, root: str) -> None:
+        self.root = root.rstrip("/")
+
+    def path(self, *parts: str) -> str:
+        """A path below the run folder."""
+        return storage.join(self.root, *parts)
+
+    def stage_folder(self, stage: str, fingerprint: str) -> str:
+        """Where the stage ``stage`` with this fingerprint keeps its files."""
+        return self.path("stages", stage, fingerprint)
+
+    def artifact(self, stage: str, fingerprint: str) -> Artifact | None:
+        """The finished stage, or None where it is not finished."""
+        folder = self.stage_folder(stage, fingerprint)
+        path = storage.join(folder, MANIFEST)
+        if not storage.exists(path):
+            return None
+        return Artifact(folder, Manifest.from_json(storage.read_json(path)))
+
+    def previous(self, stage: str) -> Manifest | None:
+        """The manifest of ``stage`` as it was last finished, under whatever fingerprint."""
+        finished = (self.read_record() or {}).get("stages", {}).get(stage, {}).get("finished")
+        artifact = self.artifact(stage, finished) if finished else None
+        return artifact.manifest if artifact else None
+
+    def commit(self, manifest: Manifest) -> Artifact:
+        """Publishes ``manifest``: from here on the stage is finished."""
+        folder = self.stage_folder(manifest.stage, manifest.fingerprint)
+        storage.write_json(storage.join(folder, MANIFEST), asdict(manifest))
+        return Artifact(folder, manifest)
+
+    def read_record(self) -> dict[str, Any] | None:
+        """run.json, or None where there is none yet."""
+        path = self.path("run.json")
+        return storage.read_json(path) if storage.exists(path) else None
+
+    def record(self) -> dict[str, Any]:
+        """run.json of a run that must be there; raises UserError where it is not."""
+        if (record := self.read_record()) is None:
+            raise UserError(f"{self.root}: no run here (run.json is missing); start one with `imagen-ray run CONFIG`")
+        return record
+
+    def artifacts(self) -> dict[str, Artifact]:
+        """The finished stages that run.json names, by stage, in the pipeline's order."""
+        found = {}
+        for stage, entry in self.record()["stages"].items():
+            if artifact := self.artifact(stage, entry["fingerprint"]):
+                found[stage] = artifact
+        return found
+
+    def event(self, kind: str, **values: Any) -> None:
+        """Appends a line to events.jsonl: time in UTC, the event's kind, and its values."""
+        line = json.dumps({"time": now(), "event": kind, **values}, ensure_ascii=False) + "\n"
+        path = self.path("events.jsonl")
+        if storage.is_local(path):
+            Path(path).parent.mkdir(parents=True, exist_ok=True)
+            with open(path, "a", encoding="utf-8") as file:
+                file.write(line)
+        else:  # objects cannot be appended to; the log is small, and the driver is its only writer
+            before = storage.read_bytes(path) if storage.exists(path) else b""
+            storage.write_bytes(path, before + line.encode())
+
+    def events(self) -> Iterator[dict[str, Any]]:
+        """The events so far; a line torn by a kill is left out."""
+        path = self.path("events.jsonl")
+        if storage.exists(path):
+            for line in storage.read_bytes(path).decode(errors="replace").splitlines():
+                try:
+                    yield json.loads(line)
+                except json.JSONDecodeError:
+                    continue
+
+
+def now() -> str:
+    """The time in UTC, ISO 8601, to the millisecond."""
+    return datetime.now(UTC).isoformat(timespec="milliseconds")
+
+
+def verify(run: Run) -> Iterator[tuple[str, int, list[str]]]:
+    """Hashes every output of every finished stage of ``run`` again.
+
+    Yields:
+        The stage, how many files it has, and a sentence for each that is missing or differs from its manifest.
+    """
+    for stage, artifact in run.artifacts().items():
+        problems = []
+        for output in artifact.manifest.outputs:
+            path = artifact.path(output.path)
+            if not storage.exists(path):
+                problems.append(f"{path}: missing")
+                continue
+            sha256, size = storage.sha256_file(path)
+            if (sha256, size) != (output.sha256, output.bytes):
+                was = f"{output.bytes} bytes, sha256 {output.sha256[:12]}"
+                problems.append(f"{path}: differs (is {size} bytes, sha256 {sha256[:12]}; was {was})")
+        yield stage, len(artifact.manifest.outputs), problems

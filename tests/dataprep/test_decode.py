@@ -1,0 +1,126 @@
+from __future__ import annotations
+
+import io
+import struct
+import tarfile
+import zlib
+
+import numpy as np
+import pytest
+from conftest import encoded, picture
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from dataprep.decode import decode_rgb, read_pixels, read_shard_images, read_shard_rgb, resize_square
+
+
+@pytest.mark.parametrize("kind", ["PNG", "WEBP", "TIFF", "BMP"])
+def test_lossless_formats_keep_every_pixel(kind):
+    image = picture()
+    assert np.array_equal(decode_rgb(encoded(image, kind, **({"lossless": True} if kind == "WEBP" else {}))), image)
+
+
+def test_exif_orientation_turns_the_picture():
+    image = picture()
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be shown turned by 90 degrees clockwise
+    decoded = decode_rgb(encoded(image, "PNG", exif=exif))
+    assert np.array_equal(decoded, np.rot90(image, -1))
+
+
+def test_alpha_is_laid_over_white():
+    rgba = np.zeros((2, 2, 4), np.uint8)
+    rgba[0, 0] = (10, 20, 30, 255)
+    decoded = decode_rgb(encoded(Image.fromarray(rgba)))
+    assert decoded[0, 0].tolist() == [10, 20, 30] and (decoded[1, 1] == 255).all()
+
+
+def test_palette_with_transparency_and_grey_and_cmyk():
+    palette = Image.new("P", (3, 3), 0)
+    palette.putpalette([200, 0, 0] * 256)
+    assert (decode_rgb(encoded(palette)) == (200, 0, 0)).all()
+    assert (decode_rgb(encoded(palette, transparency=0)) == 255).all()
+    assert (decode_rgb(encoded(Image.new("L", (3, 3), 77))) == 77).all()
+    assert (decode_rgb(encoded(Image.new("1", (3, 3), 1))) == 255).all()
+    assert decode_rgb(encoded(Image.new("CMYK", (8, 8), (0, 0, 0, 0)), "JPEG")).min() > 250
+
+
+def test_sixteen_bits_are_scaled_not_clipped():
+    grey = Image.fromarray(np.full((4, 4), 32768, np.uint16))
+    assert (decode_rgb(encoded(grey)) == 128).all()
+    assert (decode_rgb(encoded(Image.fromarray(np.full((4, 4), 65535, np.uint16)))) == 255).all()
+
+
+def huge_png() -> bytes:
+    """A valid PNG header of 60000 x 60000 pixels with no pixels behind it."""
+    chunks = (b"IHDR" + struct.pack(">IIBBBBB", 60_000, 60_000, 8, 2, 0, 0, 0), b"IDAT" + zlib.compress(b""))
+    framed = (struct.pack(">I", len(chunk) - 4) + chunk + struct.pack(">I", zlib.crc32(chunk)) for chunk in chunks)
+    return b"\x89PNG\r\n\x1a\n" + b"".join(framed)
+
+
+@pytest.mark.parametrize(
+    ("data", "reason"),
+    [
+        (b"", "not an image"),
+        (b"<!DOCTYPE html><html></html>", "not an image"),
+        (encoded(picture(), "JPEG")[:-300], "truncated"),
+        (encoded(picture(), "PNG")[:-200], "damaged"),
+        (encoded(picture(), "WEBP")[:200], "unreadable header"),
+        (huge_png(), "max_pixels"),
+        (encoded(Image.new("F", (2, 2)), "TIFF"), "floating-point"),
+    ],
+)
+def test_bad_files_raise_a_reason_without_addresses(data, reason):
+    with pytest.raises(ValueError, match=reason) as caught:
+        decode_rgb(data)
+    assert "0x" not in str(caught.value)
+
+
+def test_pixel_limit_is_inclusive():
+    data = encoded(picture(width=10, height=10))
+    assert decode_rgb(data, max_pixels=100).shape == (10, 10, 3)
+    with pytest.raises(ValueError, match="max_pixels=99"):
+        decode_rgb(data, max_pixels=99)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(0, 2), st.lists(st.tuples(st.integers(0, 3000), st.integers(0, 255)), max_size=12))
+def test_damaged_bytes_give_pixels_or_a_value_error(kind, flips):
+    data = bytearray(encoded(picture(), ("JPEG", "PNG", "WEBP")[kind]))
+    for place, value in flips:
+        data[place % len(data)] = value
+    try:
+        image = decode_rgb(bytes(data), max_pixels=1_000_000)
+    except ValueError:
+        return
+    assert image.dtype == np.uint8 and image.shape[2] == 3
+
+
+def test_resize_square():
+    image = picture(width=90, height=60)
+    assert np.array_equal(resize_square(image, 60), image[:, 15:75])
+    assert resize_square(image, 16).shape == (16, 16, 3)
+    assert resize_square(image, 200, "squash").shape == (200, 200, 3)
+    assert abs(resize_square(image, 6).mean() - image[:, 15:75].mean()) < 1  # area averaging keeps the mean
+    checks = np.indices((64, 64)).sum(0)[..., None].repeat(3, 2) % 2 * 255
+    assert np.ptp(resize_square(checks.astype(np.uint8), 16)) <= 1  # no aliasing
+    with pytest.raises(ValueError, match="centre, squash"):
+        resize_square(image, 8, "random")
+
+
+def test_shard_is_read_in_order(tmp_path):
+    path = tmp_path / "00000.tar"
+    with tarfile.open(path, "w") as tar:
+        for key in ("b", "a"):
+            for name, data in ((f"{key}.png", encoded(picture(ord(key)))), (f"{key}.txt", b"words")):
+                member = tarfile.TarInfo(name)
+                member.size = len(data)
+                tar.addfile(member, io.BytesIO(data))
+    assert [key for key, _ in read_shard_images(path)] == ["b", "a"]
+    assert np.array_equal(dict(read_shard_rgb(path))["a"], picture(ord("a")))
+    pixels = read_pixels(path, ["a", "b", "a"], 8)
+    assert pixels.shape == (3, 8, 8, 3) and np.array_equal(pixels[0], pixels[2])
+    assert read_pixels(path, [], 8).shape == (0, 8, 8, 3)
+    with pytest.raises(ValueError, match="no image for keys c"):
+        read_pixels(path, ["a", "c"], 8)

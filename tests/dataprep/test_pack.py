@@ -1,0 +1,97 @@
+from __future__ import annotations
+
+import io
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from conftest import encoded, picture
+from PIL import Image
+from pydantic import ValidationError
+
+from dataprep.decode import read_shard_rgb, resize_square
+from dataprep.download import DownloadConfig, download_shard
+from dataprep.fetch import FetchConfig
+from dataprep.pack import ENCODING_KEY, PackConfig, pack_shard
+from dataprep.schema import read_table, write_table
+
+
+@pytest.fixture
+def shard(web, tmp_path):
+    urls = [web.put(f"/{index}.png", encoded(picture(index, 120, 90))) for index in range(4)] + [web.url("/gone")]
+    captions = [f"caption {index}" for index in range(5)]
+    write_table(pa.table({"url": urls, "caption": captions}), tmp_path / "l.parquet", "listing")
+    config = DownloadConfig(fetch=FetchConfig(retries=0), image_size=90, encode_format="png", encode_quality=1)
+    download_shard(tmp_path / "l.parquet", 0, tmp_path, config, web.hosts)
+    return tmp_path / "00000.tar", tmp_path / "00000.parquet"
+
+
+def selection(path, keys, keep, splits):
+    columns = {"key": keys, "keep": keep, "reason": [None if k else "x: y" for k in keep], "split": splits}
+    write_table(pa.table(columns), path, "selection")
+    return path
+
+
+def pixels(data, encoding):
+    return np.asarray(Image.open(io.BytesIO(data))) if encoding != "raw" else np.frombuffer(data, np.uint8)
+
+
+def test_selected_rows_in_every_resolution(shard, tmp_path):
+    keys = read_table(shard[1], "download")["key"].to_pylist()
+    splits = ["train", None, "validation", "train", None]
+    chosen = selection(tmp_path / "s.parquet", keys, [bool(split) for split in splits], splits)
+    config = PackConfig(resolutions=(16, 64, 80), row_group_rows=2)
+    assert pack_shard(*shard, chosen, tmp_path / "p.parquet", config) == {"rows": 3, "validation": 1}
+    table = read_table(tmp_path / "p.parquet", "pack")
+    assert table["key"].to_pylist() == [keys[0], keys[2], keys[3]]
+    assert table["caption"].to_pylist() == ["caption 0", "caption 2", "caption 3"]
+    assert table["split"].to_pylist() == ["train", "validation", "train"]
+    images = dict(read_shard_rgb(shard[0]))
+    for size, encoding in ((16, "raw"), (64, "raw"), (80, "png")):
+        name = f"pixels_{size}"
+        assert table.schema.field(name).metadata[ENCODING_KEY] == encoding.encode()
+        for key, data in zip(table["key"].to_pylist(), table[name].to_pylist(), strict=True):
+            expected = resize_square(images[key], size)
+            assert np.array_equal(pixels(data, encoding).reshape(size, size, 3), expected)
+    assert pq.ParquetFile(tmp_path / "p.parquet").num_row_groups == 2
+
+
+def test_without_a_selection_every_image_is_packed(shard, tmp_path):
+    assert pack_shard(*shard, None, tmp_path / "p.parquet", PackConfig(resolutions=(8,)))["rows"] == 4
+    assert set(read_table(tmp_path / "p.parquet", "pack")["split"].to_pylist()) == {"train"}
+
+
+def test_an_empty_selection_gives_an_empty_shard(shard, tmp_path):
+    keys = read_table(shard[1], "download")["key"].to_pylist()
+    chosen = selection(tmp_path / "s.parquet", keys, [False] * 5, pa.nulls(5, pa.string()))
+    assert pack_shard(*shard, chosen, tmp_path / "p.parquet", PackConfig()) == {"rows": 0, "validation": 0}
+    assert read_table(tmp_path / "p.parquet", "pack").num_rows == 0
+
+
+def test_jpeg_and_rerun(shard, tmp_path):
+    config = PackConfig(resolutions=(80,), encoding="jpeg", raw_up_to=0)
+    for name in ("a", "b"):
+        pack_shard(*shard, None, tmp_path / name, config)
+    assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
+    table = read_table(tmp_path / "a", "pack")
+    assert table.schema.field("pixels_80").metadata[ENCODING_KEY] == b"jpeg"
+    assert pixels(table["pixels_80"][0].as_py(), "jpeg").shape == (80, 80, 3)
+
+
+def test_a_selection_of_another_shard_is_refused(shard, tmp_path):
+    chosen = selection(tmp_path / "s.parquet", ["x"], [True], ["train"])
+    with pytest.raises(ValueError, match="select again"):
+        pack_shard(*shard, chosen, tmp_path / "p.parquet", PackConfig())
+    keys = read_table(shard[1], "download")["key"].to_pylist()
+    chosen = selection(tmp_path / "s.parquet", keys, [True] * 5, ["train"] * 5)  # the last has no image
+    with pytest.raises(ValueError, match="4 of 5 selected images"):
+        pack_shard(*shard, chosen, tmp_path / "p.parquet", PackConfig())
+
+
+def test_config_errors():
+    with pytest.raises(ValidationError, match="stands twice"):
+        PackConfig(resolutions=(16, 16))
+    with pytest.raises(ValidationError):
+        PackConfig(resolutions=())
+    assert PackConfig.model_validate({"resolutions": [8, 32]}).resolutions == (8, 32)  # as YAML gives it

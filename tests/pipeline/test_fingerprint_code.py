@@ -1,0 +1,86 @@
+"""What the code part of a fingerprint sees: every reached symbol, and neither comments nor docstrings."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from pipeline import fingerprint
+
+FILES = {
+    "base": '"""Module."""\nLIMIT = 3\nUNUSED = 4\n\n\ndef deep(x):\n    """Doc."""\n    return x + LIMIT\n\n\ndef other(x):\n    return x\n',
+    "mid": "from dataprep.{p}_base import deep as renamed\nimport json\n\n\nclass Tool:\n    def use(self, x):\n        return renamed(x)\n",
+    "top": (
+        "def stage(ctx):\n    from dataprep import {p}_mid\n    return {p}_mid.Tool().use(1)\n\n\n"
+        "def unreached(ctx):\n    return ctx\n"
+    ),
+}
+
+
+@pytest.fixture
+def package(request: pytest.FixtureRequest) -> Iterator[Callable[..., dict[str, str]]]:
+    """Writes three modules into our own package for the time of a test; calling it gives the code that `stage` reaches."""
+    import dataprep
+
+    prefix = "zz_test"
+    folder = Path(dataprep.__file__).parent
+    paths = {name: folder / f"{prefix}_{name}.py" for name in FILES}
+
+    def reach(**changed: str) -> dict[str, str]:
+        for name, path in paths.items():
+            path.write_text(changed.get(name, FILES[name]).replace("{p}", prefix))
+        importlib.invalidate_caches()
+        fingerprint.parse.cache_clear()
+        fingerprint._is_module.cache_clear()
+        module = importlib.import_module(f"dataprep.{prefix}_top")
+        code, _ = fingerprint.reached(module.stage)
+        return {key.replace(f"dataprep.{prefix}_", ""): value for key, value in code.items()}
+
+    yield reach
+    for path in paths.values():
+        path.unlink()
+
+
+def test_reaches_through_lazy_and_renamed_imports(package: Callable[..., dict[str, str]]) -> None:
+    assert set(package()) == {"top:stage", "mid:Tool", "base:deep", "base:LIMIT"}
+
+
+@pytest.mark.parametrize(
+    ("module", "old", "new", "changed"),
+    [
+        ("base", "LIMIT = 3", "LIMIT = 5", {"base:LIMIT"}),
+        ("base", "x + LIMIT", "x - LIMIT", {"base:deep"}),
+        ("mid", "return renamed(x)", "return renamed(x) + 1", {"mid:Tool"}),
+        ("top", "use(1)", "use(2)", {"top:stage"}),
+        ("base", "return x + LIMIT", "return x + LIMIT  # why", set()),
+        ("base", '"""Doc."""', '"""Another text."""', set()),
+        ("base", "UNUSED = 4", "UNUSED = 5", set()),
+        ("base", "def other(x):\n    return x", "def other(x):\n    return -x", set()),
+        ("top", "return ctx", "return None", set()),
+    ],
+)
+def test_a_change_is_seen_where_it_is_reached(
+    package: Callable[..., dict[str, str]], module: str, old: str, new: str, changed: set[str]
+) -> None:
+    before = package()
+    assert FILES[module].count(old) == 1
+    after = package(**{module: FILES[module].replace(old, new)})
+    assert {key for key in before if before[key] != after.get(key)} == changed
+    assert set(before) == set(after)
+
+
+def test_statements_that_define_nothing_count(package: Callable[..., dict[str, str]]) -> None:
+    before = package()
+    after = package(base=FILES["base"] + "\nif LIMIT:\n    LIMIT.bit_length()\n")
+    assert "base:" in after
+    assert "base:" not in before
+
+
+def test_library_versions_are_found() -> None:
+    from dataprep.schema import read_table
+
+    _, versions = fingerprint.reached(read_table)
+    assert set(versions) == {"python", "pyarrow", "fsspec"}

@@ -1,0 +1,173 @@
+"""The U-Net: shapes of every layout, conditioning, padding, null text, presets, config errors."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from pydantic import ValidationError
+
+from dataprep.schema import UserError
+from train.models.presets import PRESETS, unet_config
+from train.models.unet import UNet, UNetConfig
+
+
+def inputs(config: UNetConfig, size: int = 16, batch: int = 2, length: int = 5) -> dict[str, torch.Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    found = {
+        "x_BCHW": torch.randn(batch, 3, size, size, generator=generator),
+        "log_snr_B": torch.linspace(-3, 3, batch),
+        "text_BLD": torch.randn(batch, length, config.text_dim, generator=generator),
+        "text_mask_BL": torch.ones(batch, length, dtype=torch.bool),
+    }
+    if config.lowres:
+        found |= {"lowres_BCHW": torch.randn(batch, 3, size, size, generator=generator)}
+        found |= {"lowres_log_snr_B": torch.full((batch,), 2.0)}
+    return found
+
+
+def awake(config: UNetConfig) -> UNet:
+    """A U-Net whose zero-initialised layers are not zero, so that every input matters."""
+    torch.manual_seed(0)
+    model = UNet(config)
+    for parameter in model.parameters():
+        if not parameter.any():
+            torch.nn.init.normal_(parameter, std=0.05)
+    return model.eval().requires_grad_(False)
+
+
+@pytest.mark.parametrize("name", sorted(PRESETS))
+def test_preset_runs_and_starts_at_zero(name: str) -> None:
+    config = PRESETS[name]
+    model = UNet(config)
+    given = inputs(config)
+    output = model(**given)
+    assert output.shape == (2, 3, 16, 16)
+    assert torch.equal(output, given["lowres_BCHW"] if config.lowres_residual else torch.zeros_like(output))
+    awake(config)(**inputs(config))
+
+
+@pytest.mark.parametrize("name", sorted(PRESETS))
+def test_every_parameter_gets_a_gradient(name: str) -> None:
+    config = PRESETS[name]
+    model = awake(config).requires_grad_(True)
+    mixed = inputs(config) | {"text_keep_B": torch.tensor([True, False])}
+    model(**mixed).square().sum().backward()
+    assert [n for n, p in model.named_parameters() if p.grad is None or not p.grad.any()] == []
+
+
+def test_parameter_counts() -> None:
+    counts = {name: sum(p.numel() for p in UNet(config).parameters()) for name, config in PRESETS.items()}
+    assert all(counts[name] < 150_000 for name in counts if name.startswith("micro")), counts
+    assert all(counts[name] < 2_500_000 for name in counts), counts
+
+
+@pytest.mark.parametrize("order", ["base", "efficient"])
+@pytest.mark.parametrize("strides", [(1, 2), (2, 2), (1, 1), (2, 4)])
+@pytest.mark.parametrize("every", [True, False])
+def test_layouts(order: str, strides: tuple[int, ...], every: bool) -> None:
+    config = UNetConfig(
+        order=order,
+        channels=8,
+        channel_mult=(1, 2),
+        blocks=(1, 2),
+        strides=strides,
+        attention=("self", "cross"),
+        attention_every_block=every,
+        feed_forward=2,
+        head_width=8,
+        groups=4,
+        text_dim=12,
+        context_width=8,
+        condition_width=16,
+    )
+    given = inputs(config)
+    assert awake(config)(**given).shape == given["x_BCHW"].shape
+    # Not square, and another size than the one it might have been trained on.
+    wide = given | {"x_BCHW": torch.randn(2, 3, 16, 32)}
+    assert awake(config)(**wide).shape == (2, 3, 16, 32)
+
+
+@pytest.mark.parametrize("layers", [0, 2])
+def test_padding_changes_nothing(layers: int) -> None:
+    config = unet_config("micro-base", text_layers=layers)
+    model, given = awake(config), inputs(config)
+    padded = dict(given)
+    padded["text_BLD"] = torch.cat([given["text_BLD"], torch.full((2, 3, 128), float("nan"))], dim=1)
+    padded["text_mask_BL"] = torch.cat([given["text_mask_BL"], torch.zeros(2, 3, dtype=torch.bool)], dim=1)
+    torch.testing.assert_close(model(**given), model(**padded), atol=1e-5, rtol=1e-4)
+
+
+def test_conditions_matter() -> None:
+    config = unet_config("micro-sr")
+    model, given = awake(config), inputs(config)
+    output = model(**given)
+    for name in ("x_BCHW", "text_BLD", "lowres_BCHW"):
+        assert not torch.allclose(model(**(given | {name: given[name].flip(0)})), output)
+    for name in ("log_snr_B", "lowres_log_snr_B"):
+        assert not torch.allclose(model(**(given | {name: given[name] - 4})), output)
+
+
+def test_dropped_text_equals_no_text() -> None:
+    config = unet_config("micro-base")
+    model, given = awake(config), inputs(config)
+    dropped = model(**given, text_keep_B=torch.tensor([True, False]))
+    empty = model(**(given | {"text_mask_BL": torch.zeros(2, 5, dtype=torch.bool)}))
+    torch.testing.assert_close(dropped[0], model(**given)[0])
+    torch.testing.assert_close(dropped[1], empty[1])
+    assert not torch.allclose(dropped[1], model(**given)[1])
+    # Without a caption, what the caption was does not matter.
+    other = model(**(given | {"text_BLD": given["text_BLD"] + 1}), text_keep_B=torch.tensor([True, False]))
+    torch.testing.assert_close(dropped[1], other[1])
+
+
+def test_position_of_words_matters_with_text_layers() -> None:
+    config = unet_config("micro-base", text_layers=1)
+    model, given = awake(config), inputs(config)
+    reversed_words = model(**(given | {"text_BLD": given["text_BLD"].flip(1)}))
+    assert not torch.allclose(reversed_words, model(**given), atol=1e-6)
+
+
+def test_rows_do_not_see_each_other() -> None:
+    config = unet_config("micro-base")
+    model, given = awake(config), inputs(config, batch=3)
+    alone = model(**{name: value[1:2] for name, value in given.items()})
+    torch.testing.assert_close(model(**given)[1:2], alone, atol=1e-5, rtol=1e-4)
+
+
+def test_wrong_inputs() -> None:
+    base, sr = UNet(PRESETS["micro-base"]), UNet(PRESETS["micro-sr"])
+    with pytest.raises(ValueError, match="multiples of 2"):
+        base(**inputs(base.config, size=15))
+    with pytest.raises(ValueError, match="takes no low-resolution"):
+        base(**inputs(base.config), lowres_BCHW=torch.zeros(2, 3, 16, 16))
+    given = inputs(sr.config)
+    given.pop("lowres_BCHW")
+    with pytest.raises(ValueError, match="needs lowres_BCHW"):
+        sr(**given)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"blocks": (1,)}, "equally long"),
+        ({"blocks": (1, 0)}, "above 0"),
+        ({"strides": (1, 0)}, "above 0"),
+        ({"channels": 25, "head_width": 7}, "do not split"),
+        ({"lowres_residual": True}, "set lowres: true"),
+        ({"context_width": 30}, "multiple of 4"),
+        ({"chanels": 3}, "Extra inputs"),
+    ],
+)
+def test_config_errors(change: dict[str, object], message: str) -> None:
+    with pytest.raises(ValidationError, match=message):
+        unet_config("micro-base", **change)
+
+
+def test_unknown_preset() -> None:
+    with pytest.raises(UserError, match=r"unet preset 'big' is unknown; take one of .*tiny-base"):
+        unet_config("big")
+
+
+def test_config_survives_json() -> None:
+    for config in PRESETS.values():
+        assert UNetConfig(**config.model_dump(mode="json")) == config

@@ -1,0 +1,73 @@
+"""Classifier-free guidance and thresholding of the predicted clean image.
+
+Images are (B, C, H, W), float; clean images lie in [-1, 1].
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from train.diffusion.schedules import Prediction, x0_from
+
+Threshold = Literal["none", "static", "dynamic"]
+# (noisy image (B, C, H, W), log-SNR (B,)) -> predicted clean image (B, C, H, W)
+Denoiser = Callable[[Tensor, Tensor], Tensor]
+
+
+def guide(conditional: Tensor, unconditional: Tensor, scale: float) -> Tensor:
+    """w * conditional + (1 - w) * unconditional (equation 2); the same in eps, x_0 and v, since all are linear."""
+    return unconditional + scale * (conditional - unconditional)
+
+
+def static_threshold(x0_BCHW: Tensor) -> Tensor:
+    """Clips to [-1, 1] (A.10)."""
+    return x0_BCHW.clamp(-1, 1)
+
+
+def dynamic_threshold(x0_BCHW: Tensor, percentile: float = 0.995) -> Tensor:
+    """Clips each image to its own percentile s of |x_0|, at least 1, and divides by s (A.10)."""
+    bound_B = torch.quantile(x0_BCHW.float().abs().flatten(1), percentile, dim=1).clamp(min=1.0)
+    bound = bound_B.view(-1, 1, 1, 1)
+    return x0_BCHW.clamp(-bound, bound) / bound
+
+
+def apply_threshold(x0_BCHW: Tensor, kind: Threshold, percentile: float = 0.995) -> Tensor:
+    """Thresholds by name; ValueError for an unknown one."""
+    if kind == "none":
+        return x0_BCHW
+    if kind == "static":
+        return static_threshold(x0_BCHW)
+    if kind == "dynamic":
+        return dynamic_threshold(x0_BCHW, percentile)
+    raise ValueError(f"threshold {kind!r} is unknown; take one of none, static, dynamic")
+
+
+def guided_denoiser(
+    model: Callable[[Tensor, Tensor, Tensor], Tensor],
+    prediction: Prediction,
+    scale: float,
+    threshold: Threshold = "dynamic",
+    percentile: float = 0.995,
+) -> Denoiser:
+    """A denoiser for the samplers out of a network.
+
+    ``model(x, log_snr, keep_B)`` predicts with the caption where ``keep_B`` is True and without it where False. It is
+    called once a step: on 2B rows, the first half with the caption, or on B rows where ``scale`` is 1.
+    """
+
+    def denoise(x_BCHW: Tensor, log_snr_B: Tensor) -> Tensor:
+        batch = x_BCHW.shape[0]
+        if scale == 1:
+            output = model(x_BCHW, log_snr_B, torch.ones(batch, dtype=torch.bool, device=x_BCHW.device))
+        else:
+            keep = torch.arange(2 * batch, device=x_BCHW.device) < batch
+            both = model(torch.cat([x_BCHW, x_BCHW]), torch.cat([log_snr_B, log_snr_B]), keep)
+            output = guide(both[:batch], both[batch:], scale)
+        x0_BCHW = x0_from(prediction, output.float(), x_BCHW, log_snr_B)
+        return apply_threshold(x0_BCHW, threshold, percentile)
+
+    return denoise

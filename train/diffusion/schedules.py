@@ -1,0 +1,88 @@
+"""Continuous-time variance-preserving diffusion: noise schedules in log signal-to-noise ratio, and conversions.
+
+x_t = alpha x_0 + sigma eps with alpha^2 + sigma^2 = 1 and log_snr = log(alpha^2 / sigma^2), so alpha^2 is the sigmoid
+of log_snr. Time t runs from 0 (clean) to 1 (noise). B is the batch; images are (B, C, H, W), float, clean in [-1, 1].
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+ScheduleName = Literal["cosine", "linear"]
+Prediction = Literal["eps", "x0", "v"]
+
+# Beyond these the exact values are +-infinity; at +-20, sigma or alpha is 5e-5, below what float32 training resolves.
+LOG_SNR_LIMIT = 20.0
+
+
+def cosine_log_snr(t: Tensor) -> Tensor:
+    """The cosine schedule (Nichol and Dhariwal 2021) as log-SNR; t in [0, 1], any shape."""
+    return -2 * torch.log(torch.tan((t + 0.008) / 1.008 * (math.pi / 2)).clamp(min=1e-9).abs())
+
+
+def linear_log_snr(t: Tensor) -> Tensor:
+    """The 1000-step linear beta schedule 1e-4 to 0.02 in continuous time (F.3); t in [0, 1], any shape."""
+    return -torch.log(torch.expm1(1e-4 + 10 * t**2))
+
+
+SCHEDULES: dict[ScheduleName, Callable[[Tensor], Tensor]] = {"cosine": cosine_log_snr, "linear": linear_log_snr}
+
+
+def log_snr_at(t: Tensor, schedule: ScheduleName, shift: float = 0.0) -> Tensor:
+    """Log-SNR at time t, clamped to +-`LOG_SNR_LIMIT`, float32.
+
+    ``shift`` is added to it: 2 log(64 / size) makes an image of another size lose its content at the same time as one
+    of 64 pixels does (Hoogeboom et al. 2023, equation 4). ValueError for an unknown schedule.
+    """
+    if schedule not in SCHEDULES:
+        raise ValueError(f"schedule {schedule!r} is unknown; take one of {', '.join(SCHEDULES)}")
+    # At t = 1 the tangent overflows to a negative number in float32; the clamp below is what t = 1 means.
+    exact = SCHEDULES[schedule](t.double().clamp(0.0, 1.0)).float()
+    return (exact + shift).clamp(-LOG_SNR_LIMIT, LOG_SNR_LIMIT)
+
+
+def alpha_sigma(log_snr_B: Tensor) -> tuple[Tensor, Tensor]:
+    """Signal and noise scales, shaped (B, 1, 1, 1) to multiply images."""
+    log_snr = log_snr_B.float().view(-1, 1, 1, 1)
+    return torch.sigmoid(log_snr).sqrt(), torch.sigmoid(-log_snr).sqrt()
+
+
+def add_noise(x0_BCHW: Tensor, noise_BCHW: Tensor, log_snr_B: Tensor) -> Tensor:
+    """x_t = alpha x_0 + sigma eps."""
+    alpha, sigma = alpha_sigma(log_snr_B)
+    return alpha * x0_BCHW + sigma * noise_BCHW
+
+
+def target_of(prediction: Prediction, x0_BCHW: Tensor, noise_BCHW: Tensor, log_snr_B: Tensor) -> Tensor:
+    """What the network is to predict: eps, x_0, or v = alpha eps - sigma x_0 (Salimans and Ho 2022)."""
+    if prediction == "eps":
+        return noise_BCHW
+    if prediction == "x0":
+        return x0_BCHW
+    if prediction == "v":
+        alpha, sigma = alpha_sigma(log_snr_B)
+        return alpha * noise_BCHW - sigma * x0_BCHW
+    raise ValueError(f"prediction {prediction!r} is unknown; take one of eps, x0, v")
+
+
+def x0_from(prediction: Prediction, output_BCHW: Tensor, x_BCHW: Tensor, log_snr_B: Tensor) -> Tensor:
+    """The clean image that a network output stands for."""
+    alpha, sigma = alpha_sigma(log_snr_B)
+    if prediction == "eps":
+        return (x_BCHW - sigma * output_BCHW) / alpha
+    if prediction == "x0":
+        return output_BCHW
+    if prediction == "v":
+        return alpha * x_BCHW - sigma * output_BCHW
+    raise ValueError(f"prediction {prediction!r} is unknown; take one of eps, x0, v")
+
+
+def eps_from_x0(x0_BCHW: Tensor, x_BCHW: Tensor, log_snr_B: Tensor) -> Tensor:
+    """The noise that, with this clean image, makes up x_t."""
+    alpha, sigma = alpha_sigma(log_snr_B)
+    return (x_BCHW - alpha * x0_BCHW) / sigma

@@ -1,0 +1,116 @@
+"""The task of one cascade stage: a text-conditional U-Net that learns to undo noise, at one resolution."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Self
+
+import torch
+from pydantic import Field, model_validator
+from torch import Tensor
+
+from dataprep.schema import Config
+from train.data import Batch, SampleRandom, sample_seed
+from train.diffusion.objective import DiffusionConfig, augment_lowres, loss, to_model_range, upsample
+from train.models.export import save_stage
+from train.models.presets import unet_config
+from train.models.unet import UNet, UNetConfig
+
+GOLDEN = 0.6180339887498949  # steps of this size, modulo 1, cover [0, 1) evenly however many there are
+
+
+class DiffusionStageConfig(Config):
+    """What one stage learns."""
+
+    resolution: int = Field(description="height and width of the images that it makes")
+    low_resolution: int | None = Field(None, ge=1, description="of the image it starts from; None: the base stage")
+    crop: int | None = Field(None, ge=1, description="train on random crops of this size; None: on whole images")
+    model: str = Field("tiny-base", description="U-Net preset")
+    unet: dict[str, Any] = Field(default_factory=dict, description="fields of the preset to replace")
+    diffusion: DiffusionConfig = Field(default=DiffusionConfig(), description="noise, prediction, loss weighting")
+    text_drop: float = Field(0.1, ge=0, le=1, description="share of samples trained without text, for guidance (2.2)")
+
+    @model_validator(mode="after")
+    def _check_stage(self) -> Self:
+        config = unet_config(self.model, **self.unet)
+        side = self.crop or self.resolution
+        if side > self.resolution:
+            raise ValueError(f"crop={self.crop} is larger than resolution={self.resolution}; take a smaller crop")
+        if side % config.size_multiple():
+            raise ValueError(
+                f"model={self.model} needs sizes that are multiples of {config.size_multiple()}, "
+                f"not {side}; change resolution or crop"
+            )
+        if config.lowres != (self.low_resolution is not None):
+            want = "a super-resolution" if self.low_resolution else "a base"
+            raise ValueError(f"model={self.model} is not {want} model; low_resolution={self.low_resolution} needs one")
+        if self.low_resolution and self.resolution % self.low_resolution:
+            raise ValueError(f"low_resolution={self.low_resolution} does not divide resolution={self.resolution}")
+        return self
+
+
+class DiffusionTask:
+    """A stage for the training loop; ``text_dim`` is the width of the text embeddings."""
+
+    def __init__(self, config: DiffusionStageConfig, text_dim: int) -> None:
+        self.config, self.text_dim = config, text_dim
+        self.columns = stage_columns(config)
+
+    def unet_config(self) -> UNetConfig:
+        """The layout of the U-Net, with the overrides and the text width put in."""
+        return unet_config(self.config.model, **(self.config.unet | {"text_dim": self.text_dim}))
+
+    def build(self) -> UNet:
+        """A fresh U-Net."""
+        return UNet(self.unet_config())
+
+    def loss(self, model: Callable[..., Any], batch: Batch, random: SampleRandom) -> tuple[Tensor, dict[str, Tensor]]:
+        """Mean weighted loss of the batch (scalar), and ``x0_mse``, the plain error of the clean image."""
+        config = self.config.diffusion
+        x0_BCHW = to_model_range(batch[self.columns[0]])
+        device = x0_BCHW.device
+        condition = {
+            "text_BLD": batch["text_BLD"],
+            "text_mask_BL": batch["text_mask_BL"],
+            "text_keep_B": (random.uniform("keep") >= self.config.text_drop).to(device),
+        }
+        if self.config.low_resolution:
+            condition |= self._lowres(batch, random, x0_BCHW.shape[-1])
+
+        def denoise(x_BCHW: Tensor, log_snr_B: Tensor) -> Tensor:
+            output_BCHW: Tensor = model(x_BCHW, log_snr_B, **condition)
+            return output_BCHW
+
+        noise_BCHW = random.normal("noise", *x0_BCHW.shape[1:]).to(device)
+        loss_B, x0_hat_BCHW = loss(denoise, x0_BCHW, even_times(random).to(device), noise_BCHW, config)
+        return loss_B.mean(), {"x0_mse": (x0_hat_BCHW.clamp(-1, 1) - x0_BCHW).square().mean()}
+
+    def _lowres(self, batch: Batch, random: SampleRandom, size: int) -> dict[str, Tensor]:
+        """The low-resolution input with noise of a random level (conditioning augmentation, section 2.4)."""
+        config = self.config.diffusion
+        low_BCHW = to_model_range(batch[self.columns[1]])
+        level_B = random.uniform("lowres_level").to(low_BCHW.device) * config.lowres_max_level
+        up_BCHW = upsample(low_BCHW, size)
+        noise_BCHW = random.normal("lowres_noise", *up_BCHW.shape[1:]).to(low_BCHW.device)
+        noised_BCHW, log_snr_B = augment_lowres(up_BCHW, level_B, noise_BCHW, config)
+        return {"lowres_BCHW": noised_BCHW, "lowres_log_snr_B": log_snr_B}
+
+    def export(self, folder: str, weights: dict[str, Tensor], step: int) -> None:
+        """Writes the stage as `train.models.export.load_stage` reads it."""
+        save_stage(folder, weights, self.unet_config(), self.config.diffusion.model_dump(mode="json"), step)
+
+
+def stage_columns(config: DiffusionStageConfig) -> tuple[str, ...]:
+    """The pixel columns that the stage reads: its own resolution, then the low one."""
+    low = (f"pixels_{config.low_resolution}",) if config.low_resolution else ()
+    return (f"pixels_{config.resolution}", *low)
+
+
+def even_times(random: SampleRandom) -> Tensor:
+    """Times (B,) in [0, 1), each uniform, together evenly spread over a global batch (VDM, appendix I.1).
+
+    A function of (seed, step, stream position), so the same whatever the ranks and the accumulation.
+    """
+    start = sample_seed(random.seed, random.step, 0, "time") / 2**63
+    times = [(start + index * GOLDEN) % 1.0 for index in random.indices]
+    return torch.tensor(times, dtype=torch.float64).float().clamp(max=1 - 1e-7)
