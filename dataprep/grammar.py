@@ -39,7 +39,7 @@ PALETTE: dict[str, tuple[int, int, int]] = {
 }
 DARK = (30, 30, 36)
 # Radius of a circle of each size, as a share of the picture's side; other shapes are scaled to about the same area.
-RADIUS: dict[str, float] = {"small": 0.135, "large": 0.225}
+RADIUS: dict[str, float] = {"small": 0.155, "large": 0.235}
 
 # Never drawn or captioned in the corpus. Each colour loses one partner and keeps all its others; so no value is unseen.
 HELD_OUT_COLOUR_SHAPE = frozenset({("green", "triangle"), ("yellow", "square")})

@@ -42,7 +42,7 @@ class ClipScorer:
     def load(cls, spec: Spec, device: str = "cpu", batch_size: int = 64) -> ClipScorer:
         """Loads a folder that a clip stage exported, or an open_clip model.
 
-        ``spec`` is a folder (any fsspec URL), an ``hf-hub:`` or ``local-dir:`` name, or a ``model`` with ``pretrained``:
+        ``spec`` is a folder (any fsspec URL), an ``hf-hub:`` or ``local-dir:`` name, or ``model`` and ``pretrained``:
         an open_clip architecture and, for it, a tag or a local weights file.
         Raises UserError where it names nothing that can be loaded.
         """

@@ -12,10 +12,10 @@ import traceback
 from pathlib import Path
 from typing import Annotated, NoReturn
 
-import click
 import typer
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from dataprep.schema import UserError
 from pipeline.context import StageError
@@ -23,7 +23,6 @@ from pipeline.progress import console
 
 app = typer.Typer(
     name="imagen-ray",
-    no_args_is_help=True,
     add_completion=False,
     rich_markup_mode=None,
     help="From URLs and captions to a trained, evaluated text-to-image cascade. --verbose shows tracebacks.",
@@ -56,10 +55,10 @@ def run(
     loaded = load_config(config, overrides or [])
     if dry_run:
         planned = up_to(plan(loaded, Run(loaded.run), keep or []), until)
-        table = Table("stage", "state", "fingerprint", "reads", "why", box=None)
+        table = Table("stage", "state", "fingerprint", "why", box=None)
         for item in planned:
             state = "[green]cached[/]" if item.artifact else "[yellow]would run[/]"
-            table.add_row(item.stage.name, state, item.fingerprint, ", ".join(item.stage.inputs), item.reason)
+            table.add_row(item.stage.name, state, item.fingerprint, item.reason)
         _out().print(table)
         return
     finished = execute(loaded, shlex.join(["imagen-ray", *sys.argv[1:]]), until, keep or [])
@@ -114,7 +113,7 @@ def verify(folder: RunFolder) -> None:
             f"{stage:<14} {files:>5} files  {'[red]' + str(len(problems)) + ' differ' if problems else '[green]ok'}[/]"
         )
         for problem in problems:
-            _out().print(f"  {problem}")
+            _out().print(f"  {problem}", markup=False)
         bad += len(problems)
     if bad:
         raise StageError(f"{bad} files differ from their manifests; delete their stage's folder and run again")
@@ -136,7 +135,8 @@ def submit(
 
 
 def _out() -> Console:
-    return Console(highlight=False, soft_wrap=True)
+    # In a pipe a table must not be cut to a guessed width.
+    return Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else 240)
 
 
 def main(arguments: list[str] | None = None) -> NoReturn:
@@ -145,17 +145,15 @@ def main(arguments: list[str] | None = None) -> NoReturn:
     verbose = "--verbose" in words
     words = [word for word in words if word != "--verbose"]
     try:
-        status = app(args=words, prog_name="imagen-ray", standalone_mode=False)
+        status = app(args=words or ["--help"], prog_name="imagen-ray", standalone_mode=False)
         sys.exit(status if isinstance(status, int) else 0)
-    except click.exceptions.NoArgsIsHelpError as error:
-        print(error.format_message(), file=sys.stderr)
-        sys.exit(2)
-    except (UserError, click.ClickException) as error:
-        text = error.format_message() if isinstance(error, click.ClickException) else str(error)
-        _fail(text, 2, verbose)
+    except UserError as error:
+        _fail(str(error), 2, verbose)
+    except typer.TyperException as error:
+        _fail(str(getattr(error, "format_message", error.__str__)()), 2, verbose)
     except StageError as error:
         _fail(f"{error}{_resume(words)}", 1, verbose)
-    except (KeyboardInterrupt, click.Abort):
+    except (KeyboardInterrupt, typer.Abort):
         _fail(f"interrupted; what is finished is kept{_resume(words)}", 130, verbose)
     except Exception as error:
         _fail(f"{type(error).__name__}: {error} (--verbose shows where){_resume(words)}", 1, verbose)
@@ -168,10 +166,7 @@ def _resume(words: list[str]) -> str:
 def _fail(text: str, status: int, verbose: bool) -> NoReturn:
     if verbose:
         traceback.print_exc()
-    console.print(
-        f"[red]error:[/] {' '.join(text.split())}" if console.is_terminal else f"error: {' '.join(text.split())}",
-        markup=console.is_terminal,
-    )
+    console.print(Text.assemble(("error: ", "red"), " ".join(text.split())))
     sys.exit(status)
 
 

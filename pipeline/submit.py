@@ -54,9 +54,8 @@ def submit_job(config: str, overrides: Sequence[str], address: str | None, wait:
     words = ["python", "-m", "pipeline", "run", str(inside), *overrides]
     if storage.is_local(loaded.run) and not Path(loaded.run).is_absolute():
         words.append(f"run={Path(loaded.run).resolve()}")
-        console.print(f"run folder: {Path(loaded.run).resolve()} (every node must see it; s3:// and gs:// work too)")
     client, job = _submit(address, shlex.join(words), {"working_dir": str(root), "excludes": EXCLUDES})
-    console.print(f"job {job} on {address}")
+    console.print(f"job {job} on {address}, run folder {words[-1] if words[-1].startswith('run=') else loaded.run}")
     if not wait:
         print(job)
         return 0

@@ -142,16 +142,18 @@ class Loader(Stream):
         if not pack_paths:
             raise UserError("training data: there are no pack shards; run the pack stage first")
         self.columns, self.crop = tuple(columns), crop
-        self.table = pa.concat_tables(_read_pack(path, self.columns) for path in pack_paths)
-        self.embeddings = None
+        self.sizes = {name: _size(name) for name in self.columns}
+        table = pa.concat_tables(_read_pack(path, self.columns) for path in pack_paths)
+        self.encodings = {name: column_encoding(table.schema.field(name)) for name in self.columns}
+        self.embeddings: dict[str, pa.Array] | None = None
         if embed_paths is not None:
-            self.embeddings = _read_embeddings(embed_paths, self.table.column("key"))
-        splits = np.array(self.table.column("split").to_pylist(), dtype=object)
+            self.embeddings = _arrays(_read_embeddings(embed_paths, table.column("key")))
+        splits = np.array(table.column("split").to_pylist(), dtype=object)
+        self.arrays = _arrays(table.drop_columns("split"))
         self.ids = np.flatnonzero(splits == split) if split is not None else np.arange(len(splits))
         if not len(self.ids):
             found = ", ".join(sorted({str(name) for name in splits})) or "no rows at all"
             raise UserError(f"training data: no row of split {split!r} (there are: {found}); loosen the filters")
-        self.sizes = {name: _size(name) for name in self.columns}
         self._check_crop()
         super().__init__(len(self.ids), seed, global_batch)
 
@@ -166,7 +168,7 @@ class Loader(Stream):
 
     def gather(self, rows: np.ndarray, positions: np.ndarray) -> Batch:
         ids = self.ids[rows]
-        batch: Batch = {name: self.table.column(name).take(pa.array(ids)).to_pylist() for name in ("key", "caption")}
+        batch: Batch = {name: [self.arrays[name][int(row)].as_py() for row in ids] for name in ("key", "caption")}
         windows = [self._window(int(position)) for position in positions]
         for name in self.columns:
             batch[name] = self._pixels(name, ids, windows)
@@ -184,18 +186,18 @@ class Loader(Stream):
         return float(top / smallest), float(left / smallest)
 
     def _pixels(self, name: str, ids: np.ndarray, windows: list[tuple[float, float]]) -> Tensor:
-        size, column = self.sizes[name], self.table.column(name)
-        encoding = column_encoding(self.table.schema.field(name))
+        size, array, encoding = self.sizes[name], self.arrays[name], self.encodings[name]
         side = size if self.crop is None else self.crop * size // max(self.sizes.values())
         out = np.empty((len(ids), side, side, 3), dtype=np.uint8)
         for image, row, (top, left) in zip(out, ids, windows, strict=True):
             y, x = round(top * size), round(left * size)
-            image[:] = decode_pixels(column[int(row)].as_py(), encoding, size)[y : y + side, x : x + side]
+            image[:] = decode_pixels(array[int(row)].as_buffer(), encoding, size)[y : y + side, x : x + side]
         return torch.from_numpy(out)
 
     def _text(self, ids: np.ndarray) -> tuple[Tensor, Tensor]:
         assert self.embeddings is not None
-        rows = self.embeddings.take(pa.array(ids)).to_pylist()
+        column = self.embeddings
+        rows = [{name: column[name][int(row)].as_py() for name in EMBEDDING_COLUMNS} for row in ids]
         longest = max(1, *(row["length"] for row in rows))
         text_BLD = np.zeros((len(rows), longest, rows[0]["dim"]), dtype=np.float32)
         mask_BL = np.zeros((len(rows), longest), dtype=bool)
@@ -211,16 +213,25 @@ def column_encoding(field: pa.Field) -> str:
     return (field.metadata or {}).get(b"encoding", b"raw").decode()
 
 
-def decode_pixels(data: bytes, encoding: str, size: int) -> np.ndarray:
+def decode_pixels(data: bytes | pa.Buffer, encoding: str, size: int) -> np.ndarray:
     """One stored image as uint8 RGB (size, size, 3). Raises ValueError where the bytes are not such an image."""
     if encoding == "raw":
-        if len(data) != size * size * 3:
-            raise ValueError(f"{len(data)} bytes do not hold a raw {size}x{size} RGB image")
+        if len(memoryview(data)) != size * size * 3:
+            raise ValueError(f"{len(memoryview(data))} bytes do not hold a raw {size}x{size} RGB image")
         return np.frombuffer(data, dtype=np.uint8).reshape(size, size, 3)
     image = cv2.imdecode(np.frombuffer(data, dtype=np.uint8), cv2.IMREAD_COLOR)
     if image is None or image.shape != (size, size, 3):
-        raise ValueError(f"{len(data)} bytes do not hold a {size}x{size} {encoding} image")
+        raise ValueError(f"{len(memoryview(data))} bytes do not hold a {size}x{size} {encoding} image")
     return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
+
+
+def _arrays(table: pa.Table) -> dict[str, pa.Array]:
+    """Each column as one array: a row of many chunks is slow to find. 64-bit offsets, so that 2 GB are no limit."""
+    wide = {pa.binary(): pa.large_binary(), pa.string(): pa.large_string()}
+    return {
+        field.name: table.column(field.name).cast(wide.get(field.type, field.type)).combine_chunks()
+        for field in table.schema
+    }
 
 
 def _size(name: str) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import pytest
 from pydantic import BaseModel
 
 from dataprep.schema import UserError
-from pipeline import fingerprint
+from pipeline import executor, fingerprint
 from pipeline.config import RunConfig, load_config
 from pipeline.executor import plan, up_to
 from pipeline.stages import stages
@@ -74,13 +75,16 @@ def owners(config: RunConfig, path: tuple[str, ...]) -> set[str]:
     return {s.name for s in stages(config) if any(key == own or key.startswith(own + ".") for own in s.config)}
 
 
-def test_every_config_key_makes_its_stages_and_what_follows_stale_and_no_other(tmp_path: Path) -> None:
+@pytest.mark.filterwarnings("ignore:Pydantic serializer warnings")
+def test_every_config_key_makes_its_stages_and_what_follows_stale_and_no_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Files that a mutated path would name are not there; the keys themselves are what is tested here.
+    monkeypatch.setattr(executor, "stages", lambda config: [replace(stage, sources=None) for stage in stages(config)])
     config = load_config(SMOKE)
     before = fingerprints(config, tmp_path)
     seen = 0
     for path, value in leaves(config):
-        if path == ("listing", "source"):
-            continue  # another source has other files; covered below
         after = fingerprints(replaced(config, path, mutated(value)), tmp_path)
         stale = {name for name in before if before[name] != after[name]}
         expected = downstream(config, owners(config, path))

@@ -58,7 +58,7 @@ def test_every_parameter_gets_a_gradient(name: str) -> None:
 def test_parameter_counts() -> None:
     counts = {name: sum(p.numel() for p in UNet(config).parameters()) for name, config in PRESETS.items()}
     assert all(counts[name] < 150_000 for name in counts if name.startswith("micro")), counts
-    assert all(counts[name] < 2_500_000 for name in counts), counts
+    assert all(counts[name] < 3_200_000 for name in counts), counts
 
 
 @pytest.mark.parametrize("order", ["base", "efficient"])

@@ -1,0 +1,105 @@
+"""The CLIP scorer around fake towers, its table of scores, and what it says of names that are wrong."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import torch
+
+from dataprep.schema import UserError, read_table, write_table
+from eval.clip import ClipScorer, check_spec, score_shard
+
+
+class Towers:
+    """Features are the mean colour, and what a caption spells in digits."""
+
+    def encode_image(self, image_BHWC: torch.Tensor) -> torch.Tensor:
+        return image_BHWC.float().mean((1, 2))
+
+    def encode_text(self, ids_BL: torch.Tensor) -> torch.Tensor:
+        return ids_BL.float()
+
+
+@pytest.fixture
+def scorer() -> ClipScorer:
+    def tokenize(captions: list[str]) -> torch.Tensor:
+        return torch.tensor([[int(letter) for letter in caption] for caption in captions])
+
+    return ClipScorer(Towers(), torch.from_numpy, tokenize, batch_size=2)
+
+
+def flat(*colour: int) -> np.ndarray:
+    return np.full((4, 4, 3), colour, np.uint8)
+
+
+def test_similarity_is_the_cosine(scorer: ClipScorer) -> None:
+    images = [flat(10, 0, 0), flat(0, 20, 0), flat(30, 30, 0), flat(0, 0, 5), flat(1, 0, 0)]
+    scores = scorer.similarity(images, ["100", "100", "100", "001", "100"])
+    np.testing.assert_allclose(scores, [1, 0, 2**-0.5, 1, 1], atol=1e-6)
+    assert scores.dtype == np.float32
+    assert scorer.similarity([], []).shape == (0,)
+    assert np.allclose(np.linalg.norm(scorer.image_features(images), axis=1), 1)
+    with pytest.raises(ValueError, match="2 images for 1"):
+        scorer.similarity(images[:2], ["100"])
+
+
+def test_scores_are_aligned_with_the_shard(scorer: ClipScorer, tmp_path: Path) -> None:
+    table = pa.table({"key": ["a", "b", "c", "d"], "caption": ["100", "010", "001", "100"]})
+    write_table(table, tmp_path / "d.parquet", "download")
+    images = [("d", flat(0, 9, 0)), ("a", flat(9, 0, 0)), ("c", flat(0, 0, 9))]
+    counters = score_shard(iter(images), tmp_path / "d.parquet", tmp_path / "s.parquet", scorer)
+    assert counters == {"rows": 4, "scored": 3}
+    scores = read_table(tmp_path / "s.parquet", "scores")
+    assert scores["key"].to_pylist() == ["a", "b", "c", "d"]
+    assert scores["clip_similarity"].to_pylist() == pytest.approx([1.0, None, 1.0, 0.0])
+    with pytest.raises(ValueError, match="no row for image x"):
+        score_shard([("x", flat(1, 1, 1))], tmp_path / "d.parquet", tmp_path / "s.parquet", scorer)
+
+
+@pytest.mark.parametrize(
+    ("model", "pretrained", "message"),
+    [
+        ("ViT-B-33", None, "did you mean ViT-B-32"),
+        ("ViT-B-32", None, "clip.pretrained: missing"),
+        ("ViT-B-32", "nothing", "neither a file nor a tag"),
+        ("some/folder", None, "no folder with a clip.json"),
+    ],
+)
+def test_wrong_names(model: str, pretrained: str | None, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        check_spec(model, pretrained)
+    with pytest.raises(UserError, match=message):
+        ClipScorer.load({"model": model, "pretrained": pretrained})
+
+
+def test_known_names_pass() -> None:
+    check_spec("ViT-B-32", "openai")
+    check_spec("hf-hub:org/model", None)
+    with pytest.raises(UserError, match="names no model"):
+        ClipScorer.load({"model": None, "pretrained": None})
+
+
+def test_broken_folder(tmp_path: Path) -> None:
+    (tmp_path / "clip.json").write_text('{"format": 1, "model": {}}')
+    with pytest.raises(UserError, match=r"model.safetensors is missing"):
+        ClipScorer.load(str(tmp_path))
+    (tmp_path / "model.safetensors").write_bytes(b"nonsense")
+    with pytest.raises(UserError, match="not loadable"):
+        ClipScorer.load(str(tmp_path))
+    (tmp_path / "clip.json").write_text('{"format": 9}')
+    with pytest.raises(UserError, match="format 9"):
+        ClipScorer.load(str(tmp_path))
+
+
+def test_local_weights_of_an_open_clip_model(tmp_path: Path) -> None:
+    """A real open_clip architecture with weights from a file, through its own preprocessing."""
+    import open_clip
+
+    torch.manual_seed(0)
+    model = open_clip.create_model("ViT-S-32-alt", pretrained=None)
+    torch.save(model.state_dict(), tmp_path / "weights.pt")
+    scorer = ClipScorer.load({"model": "ViT-S-32-alt", "pretrained": str(tmp_path / "weights.pt")})
+    assert scorer.similarity([flat(9, 9, 9)], ["a dog"]).shape == (1,)

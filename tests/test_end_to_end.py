@@ -1,0 +1,274 @@
+"""The whole way, by the command, on the smoke config: killed in the middle, run again, submitted as a job.
+
+One run is made by the command and killed once; another is made from nothing by a Ray job. They must not differ.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+SMOKE = "configs/smoke.yaml"
+STAGES = "listing download annotate encoder clip score select pack embed train.base train.sr32 train.sr64 sample evaluate report"
+# What holds clock times, or copies of them: everything else must be the same in every run.
+TIMED = ("log.jsonl", "result.json", "tensorboard/", "report.html", "state.json", "commit.json")
+
+
+def command(*arguments: str, **options: Any) -> subprocess.Popen[str]:
+    words = [sys.executable, "-m", "pipeline", *arguments]
+    return subprocess.Popen(
+        words, cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True, **options
+    )
+
+
+def finish(process: subprocess.Popen[str], timeout: float = 420) -> tuple[int, str, str]:
+    out, err = process.communicate(timeout=timeout)
+    return process.returncode, out, err
+
+
+def events(run: Path) -> list[dict[str, Any]]:
+    path = run / "events.jsonl"
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def manifests(run: Path) -> dict[str, Path]:
+    return {path.parent.parent.name: path for path in (run / "stages").glob("*/*/manifest.json")}
+
+
+def losses(run: Path, stage: str) -> list[tuple[int, float]]:
+    path = manifests(run)[stage].parent / "log.jsonl"
+    return [(row["step"], row["loss"]) for row in map(json.loads, path.read_text().splitlines())]
+
+
+def outputs(run: Path) -> dict[str, str]:
+    """stage/path -> sha256 of every output that no clock goes into."""
+    found = {}
+    for stage, path in manifests(run).items():
+        for output in json.loads(path.read_text())["outputs"]:
+            if not any(part in output["path"] for part in TIMED):
+                found[f"{stage}/{output['path']}"] = output["sha256"]
+    return found
+
+
+@pytest.fixture(scope="module")
+def killed_run(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """A smoke run whose driver was killed while the base was training, and then run again to its end."""
+    run = tmp_path_factory.mktemp("killed") / "run"
+    first = command("run", SMOKE, f"run={run}")
+    deadline = time.monotonic() + 400
+    log = None
+    while log is None:  # the first logged step: by then a checkpoint may or may not be there
+        assert first.poll() is None, finish(first)
+        assert time.monotonic() < deadline
+        log = next((run / "stages").glob("train.base/*/log.jsonl"), None)
+        time.sleep(0.05)
+    os.killpg(first.pid, signal.SIGKILL)
+    first.wait()
+    before = {stage: (path.stat().st_ino, path.read_bytes()) for stage, path in manifests(run).items()}
+    status = finish(command("status", str(run)))
+    second = finish(command("run", SMOKE, f"run={run}"))
+    return {"run": run, "before": before, "status": status, "second": second}
+
+
+def test_a_killed_run_is_finished_by_the_same_command(killed_run: dict[str, Any]) -> None:
+    code, out, err = killed_run["second"]
+    assert code == 0, err
+    run: Path = killed_run["run"]
+    assert out.strip() == str(run / "report.html")
+    assert set(manifests(run)) == set(STAGES.split())
+    assert json.loads((run / "run.json").read_text())["status"] == "finished"
+    metrics = json.loads((run / "metrics.json").read_text())
+    for split in ("seen", "heldout"):
+        assert 0 <= metrics["composition"][split]["colour"] <= 1
+
+
+def test_finished_stages_were_not_touched(killed_run: dict[str, Any]) -> None:
+    before, run = killed_run["before"], killed_run["run"]
+    assert set(before) == set(STAGES.split()[:9])
+    after = {stage: (path.stat().st_ino, path.read_bytes()) for stage, path in manifests(run).items()}
+    assert {stage: after[stage] for stage in before} == before
+    resumed = [event["stage"] for event in events(run) if event["event"] == "stage_started"]
+    assert resumed == [*STAGES.split()[:9], "train.base", "train.base", *STAGES.split()[10:]]
+
+
+def test_status_knew_that_it_was_interrupted(killed_run: dict[str, Any]) -> None:
+    code, out, _ = killed_run["status"]
+    assert code == 0
+    assert "interrupted" in out
+    assert "train.base" in out
+
+
+def test_a_finished_run_reruns_nothing_and_verifies(killed_run: dict[str, Any]) -> None:
+    run: Path = killed_run["run"]
+    started = len([event for event in events(run) if event["event"] == "stage_started"])
+    code, _, err = finish(command("run", SMOKE, f"run={run}"))
+    assert code == 0, err
+    assert len([event for event in events(run) if event["event"] == "stage_started"]) == started
+    code, out, err = finish(command("verify", str(run)))
+    assert (code, err) == (0, "")
+    assert out.count("ok") == len(STAGES.split())
+
+
+def test_verify_names_a_changed_byte(killed_run: dict[str, Any]) -> None:
+    run: Path = killed_run["run"]
+    victim = manifests(run)["pack"].parent / "00001.parquet"
+    data = victim.read_bytes()
+    try:
+        victim.write_bytes(data[:-9] + bytes([data[-9] ^ 1]) + data[-8:])
+        code, out, err = finish(command("verify", str(run)))
+    finally:
+        victim.write_bytes(data)
+    assert code == 1
+    assert f"{victim}: differs" in out
+    assert "1 files differ" in err
+
+
+def test_every_row_has_a_status_and_the_planted_trouble_is_found(killed_run: dict[str, Any]) -> None:
+    import pyarrow.parquet as pq
+
+    run: Path = killed_run["run"]
+    folder = manifests(run)["download"].parent
+    rows = [row for path in sorted(folder.glob("*.parquet")) for row in pq.read_table(path).to_pylist()]
+    assert len(rows) == 120
+    for row in rows:
+        assert (row["status"] == "success") == (row["error_message"] is None)
+        trouble = json.loads(row["truth"])["trouble"]
+        if trouble in ("dead_link", "truncated", "mislabelled"):
+            assert row["status"] != "success"
+    quality = json.loads((manifests(run)["select"].parent / "quality.json").read_text())
+    assert quality["troubles"]
+
+
+def test_sample_draws_from_the_run(killed_run: dict[str, Any], tmp_path: Path) -> None:
+    from PIL import Image
+
+    out = tmp_path / "cat.png"
+    words = ["sample", str(killed_run["run"]), "two small red circles left of a blue square", "--num", "3", "--seed", "1"]
+    code, printed, err = finish(command(*words, "--out", str(out)))
+    assert code == 0, err
+    assert printed.split() == [str(out), *(str(tmp_path / f"cat-{i:03d}.png") for i in range(3))]
+    one = Image.open(tmp_path / "cat-001.png")
+    assert one.size == (64, 64)
+    assert one.text["prompt"] == "two small red circles left of a blue square"
+    again = tmp_path / "again.png"
+    finish(command(*words, "--out", str(again)))
+    assert Image.open(again).tobytes() == Image.open(out).tobytes()
+
+
+# ------------------------------------------------------------------------------------------------ as a Ray job
+
+
+class Head:
+    """A local Ray cluster of its own, started by the ray command."""
+
+    def __init__(self, folder: Path, token: str | None) -> None:
+        import socket
+
+        with socket.socket() as first, socket.socket() as second:
+            first.bind(("127.0.0.1", 0))
+            second.bind(("127.0.0.1", 0))
+            port, dashboard = first.getsockname()[1], second.getsockname()[1]
+        self.address = f"http://127.0.0.1:{dashboard}"
+        bin_folder = str(Path(sys.executable).parent)
+        self.env = os.environ | {"PATH": f"{bin_folder}:{os.environ['PATH']}", "RAY_AUTH_MODE": "disabled"}
+        if token:
+            self.env |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": token}
+        words = [f"{bin_folder}/ray", "start", "--head", "--block", "--num-cpus=2", f"--port={port}"]
+        words += ["--dashboard-host=127.0.0.1", f"--dashboard-port={dashboard}", f"--temp-dir={folder}"]
+        words += ["--object-store-memory=200000000", "--disable-usage-stats"]
+        self.process = subprocess.Popen(
+            words, env=self.env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
+        )
+
+    def wait(self) -> None:
+        import urllib.error
+        import urllib.request
+
+        deadline = time.monotonic() + 90
+        while time.monotonic() < deadline:
+            try:
+                urllib.request.urlopen(f"{self.address}/api/version", timeout=2).read()
+                return
+            except urllib.error.HTTPError:
+                return  # it answers, and wants a token
+            except OSError:
+                time.sleep(0.3)
+        raise AssertionError("the dashboard did not come up")
+
+    def stop(self) -> None:
+        os.killpg(self.process.pid, signal.SIGTERM)
+        try:
+            self.process.wait(20)
+        except subprocess.TimeoutExpired:
+            os.killpg(self.process.pid, signal.SIGKILL)
+            self.process.wait()
+
+
+@pytest.fixture(params=["token", "open"])
+def head(request: pytest.FixtureRequest) -> Iterator[Head]:
+    import shutil
+    import tempfile
+
+    folder = Path(tempfile.mkdtemp(prefix="ray-"))  # short: Ray's sockets live in it, and their paths are limited
+    started = Head(folder, "a-secret-of-the-test-" + "0" * 20 if request.param == "token" else None)
+    try:
+        started.wait()
+        yield started
+    finally:
+        started.stop()
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture(scope="module")
+def job_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("job") / "run"
+
+
+def test_the_smoke_run_as_a_job(head: Head, job_folder: Path, killed_run: dict[str, Any]) -> None:
+    """With a token it runs from nothing; without one the same run is submitted again, and nothing is rerun."""
+    fresh = head.env["RAY_AUTH_MODE"] == "token"
+    if fresh:
+        nobody = {key: value for key, value in head.env.items() if not key.startswith("RAY_AUTH")}
+        for env in (nobody | {"RAY_AUTH_MODE": "disabled"}, head.env | {"RAY_AUTH_TOKEN": "wrong" * 10}):
+            code, _, err = finish(command("submit", SMOKE, f"run={job_folder}", "--address", head.address, env=env))
+            assert code == 2, err
+            assert "RAY_AUTH_TOKEN" in err
+        assert not job_folder.exists()
+    code, out, err = finish(command("submit", SMOKE, f"run={job_folder}", "--address", head.address, env=head.env))
+    assert code == 0, out + err
+    assert str(job_folder / "report.html") in out
+    started = [event["stage"] for event in events(job_folder) if event["event"] == "stage_started"]
+    assert started == STAGES.split()
+    if fresh:
+        assert manifests_equal(killed_run["run"], job_folder)
+
+
+def manifests_equal(one: Path, other: Path) -> bool:
+    """Two runs of the same config and seed: the same fingerprints, artifacts and losses."""
+    assert {s: p.parent.name for s, p in manifests(one).items()} == {s: p.parent.name for s, p in manifests(other).items()}
+    assert outputs(one) == outputs(other)
+    for stage in ("encoder", "clip", "train.base", "train.sr32", "train.sr64"):
+        assert losses(one, stage) == losses(other, stage)
+        assert len(losses(one, stage)) >= 3
+    return True
+
+
+def test_a_failed_job_fails_the_command(head: Head, tmp_path: Path) -> None:
+    if head.env["RAY_AUTH_MODE"] == "token":
+        pytest.skip("once is enough")
+    missing = [f"run={tmp_path}/run", "--address", head.address]
+    (tmp_path / "list.csv").write_text("url,caption\nhttp://127.0.0.1:9/a.jpg,a small picture\n")
+    words = ["listing.source=table", f"listing.path={tmp_path}/list.csv", "cluster.retries=0", *missing]
+    code, out, _ = finish(command("submit", SMOKE, *words, env=head.env))
+    assert code == 1
+    assert "error:" in out

@@ -1,0 +1,137 @@
+"""Batches: the same for any number of ranks, every row once an epoch, right pixels and embeddings."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pack_fakes import embedding, picture, write_embeddings, write_pack
+
+from dataprep.schema import UserError
+from train.data import CaptionLoader, Loader, SampleRandom, decode_pixels, sample_seed
+
+COLUMNS = ("pixels_16", "pixels_64")
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory: pytest.TempPathFactory) -> tuple[list[str], list[str]]:
+    """Two pack shards and their embeddings, one float16 and one int8."""
+    folder = tmp_path_factory.mktemp("shards")
+    pack = [write_pack(folder / f"p{i}.parquet", *span) for i, span in enumerate([(0, 20), (20, 33)])]
+    embed = [write_embeddings(folder / "e0.parquet", 0, 20), write_embeddings(folder / "e1.parquet", 20, 33, "int8")]
+    return pack, embed
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    rows=st.integers(1, 40),
+    seed=st.integers(0, 5),
+    step=st.integers(0, 50),
+    split=st.sampled_from([(1, 12), (2, 6), (3, 4), (4, 1), (12, 1), (2, 1)]),
+)
+def test_ranks_share_one_batch(rows: int, seed: int, step: int, split: tuple[int, int]) -> None:
+    loader = CaptionLoader([str(row) for row in range(rows)], seed, 12)
+    world, accumulation = split
+    parts = [
+        loader.batch(step, rank, world, micro, accumulation)["index"]
+        for micro in range(accumulation)
+        for rank in range(world)
+    ]
+    assert torch.equal(torch.cat(parts), loader.batch(step)["index"])
+
+
+@pytest.mark.parametrize("rows", [1, 5, 12, 31])
+def test_every_row_once_an_epoch(rows: int) -> None:
+    loader = CaptionLoader([str(row) for row in range(rows)], 3, 4)
+    stream = [key for step in range(rows + 2) for key in loader.batch(step)["key"]]
+    epochs = [stream[start : start + rows] for start in range(0, 4 * rows, rows)]
+    assert all(sorted(epoch) == sorted(epochs[0]) and len(set(epoch)) == rows for epoch in epochs)
+    if rows > 5:
+        assert epochs[0] != epochs[1]
+    assert loader.batch(1)["key"] == stream[4:8]  # going back gives the same
+
+
+def test_pixels_text_and_split(shards: tuple[list[str], list[str]]) -> None:
+    loader = Loader(*shards, COLUMNS, "train", 0, 8)
+    assert len(loader) == 33 - 4
+    seen = set()
+    for step in range(4):
+        batch = loader.batch(step)
+        assert batch["text_BLD"].dtype == torch.float32 and batch["text_mask_BL"].dtype == torch.bool
+        longest = int(batch["text_mask_BL"].sum(1).max())
+        assert batch["text_BLD"].shape == (8, longest, 8)
+        for row, key in enumerate(batch["key"]):
+            index = int(key)
+            seen.add(index)
+            for size in (16, 64):
+                assert np.array_equal(batch[f"pixels_{size}"][row], picture(index, size))
+            length = 1 + index % 5
+            assert batch["text_mask_BL"][row].tolist() == [at < length for at in range(longest)]
+            text = batch["text_BLD"][row]
+            np.testing.assert_allclose(text[:length], embedding(index), atol=0.02)
+            assert not text[length:].any()
+    assert seen == {index for index in range(33) if index % 8 != 7}
+    assert len(Loader(shards[0], None, (), None, 0, 1)) == 33
+
+
+def test_crops_agree_between_resolutions(shards: tuple[list[str], list[str]]) -> None:
+    loader = Loader(shards[0], None, COLUMNS, None, 0, 33, crop=32)
+    batch, corners = loader.batch(0), set()
+    assert batch["pixels_16"].shape == (33, 8, 8, 3) and batch["pixels_64"].shape == (33, 32, 32, 3)
+    for row, key in enumerate(batch["key"]):
+        small, large = picture(int(key), 16), picture(int(key), 64)
+        found = [
+            (y, x)
+            for y in range(9)
+            for x in range(9)
+            if np.array_equal(batch["pixels_16"][row], small[y : y + 8, x : x + 8])
+            and np.array_equal(batch["pixels_64"][row], large[4 * y : 4 * y + 32, 4 * x : 4 * x + 32])
+        ]
+        assert found
+        corners.add(found[0])
+    assert len(corners) > 5
+    assert torch.equal(loader.batch(0)["pixels_64"], batch["pixels_64"])
+    assert not torch.equal(loader.batch(1)["pixels_64"], batch["pixels_64"])
+
+
+def test_mistakes_are_named(shards: tuple[list[str], list[str]], tmp_path: Path) -> None:
+    pack, embed = shards
+    cases = [
+        (([], None, COLUMNS, "train", 0, 8), "no pack shards"),
+        ((pack, None, ("pixels_32",), "train", 0, 8), "no column pixels_32 .*pixels_16, pixels_64"),
+        ((pack, None, ("caption",), "train", 0, 8), "must end in its resolution"),
+        ((pack, None, COLUMNS, "test", 0, 8), "no row of split 'test' .*train, validation"),
+        ((pack, embed[::-1], COLUMNS, "train", 0, 8), "same rows in the same order"),
+        ((pack, None, COLUMNS, "train", 0, 8, 30), "crop=30: give a multiple of 4"),
+        ((pack, None, COLUMNS, "train", 0, 8, 128), "crop=128"),
+        ((pack, None, COLUMNS, "train", 0, 0), "batch_size=0"),
+    ]
+    for arguments, message in cases:
+        with pytest.raises(UserError, match=message):
+            Loader(*arguments)
+    with pytest.raises(UserError, match="0 rows"):
+        CaptionLoader([], 0, 1)
+    with pytest.raises(UserError, match="multiple of 3"):
+        CaptionLoader(["a"], 0, 8).batch(0, 0, 3)
+
+
+def test_bad_pixels_are_refused() -> None:
+    with pytest.raises(ValueError, match="raw 16x16"):
+        decode_pixels(b"123", "raw", 16)
+    with pytest.raises(ValueError, match="16x16 png"):
+        decode_pixels(b"123", "png", 16)
+
+
+def test_sample_random_depends_on_its_sample_alone() -> None:
+    whole = SampleRandom(1, 7, [4, 5, 6]).normal("noise", 2, 3)
+    assert torch.equal(SampleRandom(1, 7, [6]).normal("noise", 2, 3)[0], whole[2])
+    assert not torch.equal(SampleRandom(1, 8, [6]).normal("noise", 2, 3)[0], whole[2])
+    assert not torch.equal(SampleRandom(1, 7, [6]).normal("other", 2, 3)[0], whole[2])
+    assert not torch.equal(whole[0], whole[1])
+    uniform = SampleRandom(1, 7, range(4000)).uniform("u")
+    assert uniform.shape == (4000,) and 0.48 < float(uniform.mean()) < 0.52
+    assert len({sample_seed(*key) for key in [(0, 0, 1), (0, 1, 0), (1, 0, 0), (0, 11, 0), (0, 1, 10)]}) == 5

@@ -1,0 +1,152 @@
+"""The loop on one rank: resume, torn checkpoints, the guard, the log, the export."""
+
+from __future__ import annotations
+
+import json
+import logging
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from train_fakes import ToyData, ToyTask, config, rows, run
+
+from dataprep.schema import UserError
+from train import checkpoint
+from train.loop import NonFiniteError, read_log, train
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of an uninterrupted run without ZeRO."""
+    folder = tmp_path_factory.mktemp("whole")
+    result = run(folder)
+    assert result is not None and result["step"] == 20 and result["resumed_from"] == 0
+    return folder
+
+
+def test_log_has_a_row_a_window_and_validation_at_the_end(whole: Path) -> None:
+    log = rows(whole)
+    assert [row["step"] for row in log] == [4, 8, 12, 16, 20]
+    assert "validation_loss" in log[-1] and "validation_loss" not in log[0]
+    assert {"loss", "lr", "grad_norm", "size", "skipped"} <= set(log[0])
+    assert list((whole / "tensorboard").iterdir())
+
+
+@pytest.mark.parametrize("stop", [4, 12, 16])
+def test_resumed_run_logs_the_same(whole: Path, tmp_path: Path, stop: int) -> None:
+    assert run(tmp_path, stop) is None
+    run(tmp_path)
+    assert rows(tmp_path) == rows(whole)
+    ours, theirs = (load_file(folder / "export/weights.safetensors") for folder in (tmp_path, whole))
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+
+
+def test_finished_run_does_nothing_again(whole: Path) -> None:
+    before = (whole / "log.jsonl").read_bytes()
+    result = run(whole)
+    assert result is not None and result["resumed_from"] == 20
+    assert result["loss"] == rows(whole)[-1]["loss"] and (whole / "log.jsonl").read_bytes() == before
+
+
+def test_torn_log_line_is_dropped_on_resume(whole: Path, tmp_path: Path) -> None:
+    run(tmp_path, 16)
+    with open(tmp_path / "log.jsonl", "a") as file:
+        file.write('{"step": 17, "lo')
+    assert [row["step"] for row in read_log(str(tmp_path / "log.jsonl"))] == [4, 8, 12, 16]
+    run(tmp_path)
+    assert rows(tmp_path) == rows(whole)
+
+
+@pytest.mark.parametrize("tear", ["marker", "bytes", "file", "json"])
+def test_torn_checkpoint_is_named_and_passed_over(
+    whole: Path, tmp_path: Path, tear: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    run(tmp_path, 16)
+    newest = tmp_path / "checkpoints/step-00000012"
+    victim = newest / ("rank-00000.safetensors" if tear in ("bytes", "file") else checkpoint.COMMIT_FILE)
+    if tear == "bytes":
+        victim.write_bytes(victim.read_bytes()[:-1] + b"?")
+    elif tear == "json":
+        victim.write_text('{"files": [')
+    else:
+        victim.unlink()
+    with caplog.at_level(logging.WARNING):
+        assert checkpoint.newest(str(tmp_path / "checkpoints")) == str(tmp_path / "checkpoints/step-00000006")
+    assert "step-00000012 is torn" in caplog.text
+    run(tmp_path)
+    assert rows(tmp_path) == rows(whole)
+
+
+def test_keeps_the_last_and_marks_hashes(whole: Path) -> None:
+    folders = sorted(path.name for path in (whole / "checkpoints").iterdir())
+    assert folders == ["step-00000018", "step-00000020"]
+    marker = json.loads((whole / "checkpoints/step-00000020/commit.json").read_text())
+    assert {entry["path"] for entry in marker["files"]} == {
+        "rank-00000.safetensors",
+        "buffers.safetensors",
+        "state.json",
+    }
+
+
+def test_no_checkpoint_yet(tmp_path: Path) -> None:
+    assert checkpoint.newest(str(tmp_path / "none")) is None
+
+
+def test_accumulation_and_threads_change_nothing_but_rounding(whole: Path, tmp_path: Path) -> None:
+    run(tmp_path, accumulation=4, workers=0)
+    for ours, theirs in zip(rows(tmp_path), rows(whole), strict=True):
+        assert ours["loss"] == pytest.approx(theirs["loss"], rel=1e-5)
+        assert ours["grad_norm"] == pytest.approx(theirs["grad_norm"], rel=1e-4)
+
+
+def test_another_model_is_refused(whole: Path) -> None:
+    class Wider(ToyTask):
+        def build(self) -> torch.nn.Module:
+            return torch.nn.Sequential(torch.nn.Linear(8, 8))
+
+    with pytest.raises(UserError, match="of another model"):
+        train(Wider(), config(steps=30), ToyData(), str(whole), 0)
+
+
+def test_unknown_checkpoint_format_is_refused(tmp_path: Path) -> None:
+    run(tmp_path, 8)
+    state = tmp_path / "checkpoints/step-00000006/state.json"
+    state.write_text(json.dumps(json.loads(state.read_text()) | {"format": 99}))
+    (state.parent / "commit.json").write_text(json.dumps({"files": []}))
+    with pytest.raises(UserError, match="format 99"):
+        run(tmp_path)
+
+
+@pytest.mark.parametrize("stage", [0, 2])
+def test_non_finite_steps_are_skipped_then_stop_the_run(tmp_path: Path, stage: int) -> None:
+    with pytest.raises(NonFiniteError, match=r"3 updates in a row.*row\d"):
+        train(ToyTask(), config(max_skipped=3, zero_stage=stage), ToyData(poison=tuple(range(50))), str(tmp_path), 0)
+
+
+def test_one_bad_sample_is_survived(tmp_path: Path) -> None:
+    result = train(ToyTask(), config(), ToyData(poison=(7,)), str(tmp_path), 0)
+    # Position p of the stream is row order[p]: each epoch of 50 meets row 7 once, 160 samples thrice or four times.
+    assert result["skipped"] in (3, 4)
+    weights = load_file(tmp_path / "export/weights.safetensors")
+    assert all(bool(value.isfinite().all()) for value in weights.values())
+    assert all(row["loss"] is not None and row["loss"] < 10 for row in rows(tmp_path))
+
+
+def test_events_come_in_order(tmp_path: Path) -> None:
+    seen: list[tuple[str, int]] = []
+
+    def on_event(event: dict) -> None:
+        if event["kind"] == "checkpoint":
+            assert checkpoint.torn(event["path"]) is None
+        seen.append((event["kind"], event.get("step") or event["row"]["step"]))
+
+    train(ToyTask(), config(steps=8), ToyData(), str(tmp_path), 0, on_event=on_event)
+    assert seen == [("log", 4), ("checkpoint", 6), ("log", 8), ("checkpoint", 8), ("done", 8)]
+
+
+def test_remote_folder(whole: Path) -> None:
+    folder = f"memory://{whole.name}"
+    run(folder, 16)
+    run(folder)
+    assert rows(folder) == rows(whole)
