@@ -168,5 +168,3 @@ def _fail(text: str, status: int, verbose: bool) -> NoReturn:
         traceback.print_exc()
     console.print(Text.assemble(("error: ", "red"), " ".join(text.split())))
     sys.exit(status)
-
-

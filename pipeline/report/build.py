@@ -61,6 +61,8 @@ def build(artifacts: Mapping[str, Artifact], record: Mapping[str, Any]) -> str:
         "tiles": _tiles(artifacts, metrics),
         **_samples(artifacts["sample"]),
         "composition": metrics["composition_table"],
+        "first": metrics["composition_first"],
+        "candidates": metrics["candidates"],
         **_funnel(artifacts),
         **_training(artifacts),
         **_lineage(artifacts),

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-from eval.clip import ClipScorer, score_shard
 
 from dataprep import storage
 from dataprep.annotate import AnnotateConfig, annotate_shard
@@ -21,6 +20,7 @@ from dataprep.schema import read_table, write_table
 from dataprep.select import filter_quality
 from dataprep.select import select as select_rows
 from dataprep.sources import ListingConfig, check_source, source_files, write_listing
+from eval.clip import ClipScorer, score_shard
 from pipeline.config import RunConfig
 from pipeline.context import Context
 from pipeline.steps.models import clip_spec, encoder_spec

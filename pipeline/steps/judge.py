@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-from eval.clip import ClipScorer
 from PIL import Image
 from scipy.stats import binomtest
 
@@ -18,6 +17,7 @@ from dataprep import storage
 from dataprep.grammar import Claim
 from dataprep.schema import read_table, write_table
 from eval.cascade import CascadeConfig, Samples
+from eval.clip import ClipScorer
 from eval.composition import accuracies, chance, check
 from eval.prompts import EvalPrompt, read_prompts, scene_prompts
 from pipeline.config import RunConfig, SampleConfig
@@ -88,6 +88,7 @@ class SampleWorker:
         return {"prompts": len(chunk), "images": len(rows)}
 
     def _draw(self, role: str, items: list[EvalPrompt]) -> list[dict[str, Any]]:
+        """Rows of one role: what is shown has every stage of the best candidate, what is judged every candidate."""
         candidates = self.config.candidates
         last = self.config.evaluate_at if role == EVALUATE else None
         texts = [item.prompt for item in items]
@@ -157,13 +158,16 @@ def sample(ctx: Context) -> None:
 
 def evaluate(ctx: Context) -> None:
     """CLIP score and composition accuracy of the chosen samples; metrics.json, whose keys docs/metrics.md lists."""
-    rows: list[dict[str, Any]] = []
+    drawn: list[dict[str, Any]] = []
     for path in ctx.inputs["sample"].files():
-        rows += [row for row in read_table(path, "samples").to_pylist() if row["role"] == EVALUATE and row["chosen"]]
+        drawn += [row for row in read_table(path, "samples").to_pylist() if row["role"] == EVALUATE]
+    rows = [row for row in drawn if row["chosen"]]
     scores = [row["clip_score"] for row in rows]
-    metrics: dict[str, Any] = {"images": len(rows), "clip_score": float(np.mean(scores)) if rows else None}
+    metrics: dict[str, Any] = {"images": len(rows), "candidates": len(drawn) // max(1, len(rows))}
+    metrics["clip_score"] = float(np.mean(scores)) if rows else None
     metrics["composition_table"] = _table(rows, "split")
     metrics["composition"] = _accuracy(metrics["composition_table"], "split")
+    metrics["composition_first"] = _accuracy(_table([row for row in drawn if row["index"] == 0], "split"), "split")
     metrics["composition_language"] = _accuracy(_table(rows, "language"), "language")
     storage.write_json(ctx.path("metrics.json"), metrics)
     ctx.counters["images"] = len(rows)

@@ -6,12 +6,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from eval.clip import ClipScorer, check_spec
-
 from dataprep import storage
 from dataprep.pack import PackConfig, pack_shard
 from dataprep.schema import UserError, read_table
 from dataprep.text import TextEncoder, check_encoder
+from eval.clip import ClipScorer, check_spec
 from pipeline.config import ContrastiveConfig, PretrainConfig, RunConfig
 from pipeline.context import Context
 from pipeline.steps.learn import fit

@@ -1,15 +1,12 @@
-"""Fixtures: a real HTTP server on loopback, and pictures."""
+"""Fixtures: a real HTTP server on loopback."""
 
 from __future__ import annotations
 
-import io
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from threading import Thread
 
-import numpy as np
 import pytest
-from PIL import Image
 
 Handle = Callable[[BaseHTTPRequestHandler], None]
 
@@ -69,16 +66,3 @@ def web() -> Iterator[Web]:
     server.shutdown()
     server.server_close()
     thread.join()
-
-
-def picture(seed: int = 0, width: int = 96, height: int = 80) -> np.ndarray:
-    """Smooth random colours: uint8 HWC RGB."""
-    coarse = np.random.default_rng(seed).integers(0, 256, (4, 4, 3), dtype=np.uint8)
-    return np.asarray(Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC))
-
-
-def encoded(image: np.ndarray | Image.Image, kind: str = "PNG", **options: object) -> bytes:
-    """``image`` as a file of Pillow's format ``kind``."""
-    buffer = io.BytesIO()
-    (image if isinstance(image, Image.Image) else Image.fromarray(image)).save(buffer, kind, **options)
-    return buffer.getvalue()

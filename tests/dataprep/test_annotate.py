@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pyarrow as pa
 import pytest
-from conftest import encoded, picture
+from picture_fakes import encoded, picture
 from pydantic import ValidationError
 
 from dataprep.annotate import AnnotateConfig, alpha_share, annotate_shard, count_words, perceptual_hash, thumbnail

@@ -7,9 +7,9 @@ import zlib
 
 import numpy as np
 import pytest
-from conftest import encoded, picture
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from picture_fakes import encoded, picture
 from PIL import Image
 
 from dataprep.decode import decode_rgb, read_pixels, read_shard_images, read_shard_rgb, resize_square

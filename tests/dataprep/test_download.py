@@ -8,7 +8,7 @@ import tarfile
 import numpy as np
 import pyarrow as pa
 import pytest
-from conftest import encoded, picture
+from picture_fakes import encoded, picture
 from PIL import Image
 from pydantic import ValidationError
 

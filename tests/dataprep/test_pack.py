@@ -6,7 +6,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from conftest import encoded, picture
+from picture_fakes import encoded, picture
 from PIL import Image
 from pydantic import ValidationError
 

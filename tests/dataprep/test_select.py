@@ -6,9 +6,9 @@ import time
 import numpy as np
 import pyarrow as pa
 import pytest
-from conftest import picture
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from picture_fakes import picture
 from pydantic import ValidationError
 
 from dataprep.annotate import SCHEMA, perceptual_hash, thumbnail

@@ -6,7 +6,7 @@ import json
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from conftest import encoded, picture
+from picture_fakes import encoded, picture
 from pydantic import ValidationError
 
 from dataprep.schema import UserError, read_table

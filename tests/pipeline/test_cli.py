@@ -138,9 +138,7 @@ def test_wrong_inputs(capsys: pytest.CaptureFixture[str], tmp_path: Path, case: 
         (["submit", SMOKE, "--address", "http://127.0.0.1:1"], "--address http://127.0.0.1:1"),
     ],
 )
-def test_wrong_arguments(
-    capsys: pytest.CaptureFixture[str], tmp_path: Path, arguments: list[str], word: str
-) -> None:
+def test_wrong_arguments(capsys: pytest.CaptureFixture[str], tmp_path: Path, arguments: list[str], word: str) -> None:
     assert word in fails(capsys, *(argument.replace("{tmp}", str(tmp_path)) for argument in arguments))
 
 

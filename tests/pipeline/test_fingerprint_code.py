@@ -11,18 +11,41 @@ import pytest
 from pipeline import fingerprint
 
 FILES = {
-    "base": '"""Module."""\nLIMIT = 3\nUNUSED = 4\n\n\ndef deep(x):\n    """Doc."""\n    return x + LIMIT\n\n\ndef other(x):\n    return x\n',
-    "mid": "from dataprep.{p}_base import deep as renamed\nimport json\n\n\nclass Tool:\n    def use(self, x):\n        return renamed(x)\n",
-    "top": (
-        "def stage(ctx):\n    from dataprep import {p}_mid\n    return {p}_mid.Tool().use(1)\n\n\n"
-        "def unreached(ctx):\n    return ctx\n"
-    ),
+    "base": '''"""Module."""
+LIMIT = 3
+UNUSED = 4
+
+
+def deep(x):
+    """Doc."""
+    return x + LIMIT
+
+
+def other(x):
+    return x
+''',
+    "mid": """from dataprep.{p}_base import deep as renamed
+import json
+
+
+class Tool:
+    def use(self, x):
+        return renamed(x)
+""",
+    "top": """def stage(ctx):
+    from dataprep import {p}_mid
+    return {p}_mid.Tool().use(1)
+
+
+def unreached(ctx):
+    return ctx
+""",
 }
 
 
 @pytest.fixture
 def package(request: pytest.FixtureRequest) -> Iterator[Callable[..., dict[str, str]]]:
-    """Writes three modules into our own package for the time of a test; calling it gives the code that `stage` reaches."""
+    """Writes three modules into our package for the time of a test; calling it gives the code that `stage` reaches."""
     import dataprep
 
     prefix = "zz_test"

@@ -176,8 +176,8 @@ def test_fingerprints_do_not_depend_on_the_process(tmp_path: Path) -> None:
     import sys
 
     code = (
-        "import json; from pathlib import Path; from pipeline.config import load_config; from pipeline.executor import plan;"
-        "from pipeline.store import Run; import sys;"
+        "import json, sys; from pipeline.config import load_config; from pipeline.executor import plan;"
+        "from pipeline.store import Run;"
         "print(json.dumps({i.stage.name: i.fingerprint for i in plan(load_config(sys.argv[1]), Run(sys.argv[2]))}))"
     )
     arguments = [sys.executable, "-c", code, SMOKE, str(tmp_path / "run")]

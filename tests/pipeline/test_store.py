@@ -66,5 +66,5 @@ def test_events_survive_a_torn_line(tmp_path: Path, root: str) -> None:
 
 
 def test_no_run_is_a_user_error(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="run.json is missing"):
+    with pytest.raises(UserError, match=r"run\.json is missing"):
         Run(str(tmp_path)).record()

@@ -22,6 +22,7 @@ from train.tasks.clip import ClipTask, ClipTaskConfig
 from train.tasks.diffusion import DiffusionStageConfig, DiffusionTask, even_times
 from train.tasks.t5 import T5Task, T5TaskConfig, random_spans, train_tokenizer
 
+X0 = {"prediction": "x0"}
 CAPTIONS = [caption(index) for index in range(64)]
 
 
@@ -148,7 +149,7 @@ def test_clip_loss_ignores_captions_that_recur() -> None:
     ("changes", "batch"),
     [
         ({"resolution": 16, "model": "micro-base"}, 16),
-        ({"resolution": 64, "low_resolution": 16, "crop": 32, "model": "micro-sr"}, 8),
+        ({"resolution": 64, "low_resolution": 16, "crop": 32, "model": "micro-sr", "diffusion": X0}, 8),
     ],
 )
 def test_diffusion_stage_learns_and_exports(tmp_path: Path, pack: tuple[str, str], changes: dict, batch: int) -> None:
@@ -172,7 +173,8 @@ def test_diffusion_stage_learns_and_exports(tmp_path: Path, pack: tuple[str, str
         ({"resolution": 16, "model": "micro-sr"}, "not a base model"),
         ({"resolution": 64, "low_resolution": 16, "model": "micro-base"}, "not a super-resolution model"),
         ({"resolution": 64, "low_resolution": 16, "model": "micro-sr", "crop": 128}, "larger than resolution"),
-        ({"resolution": 64, "low_resolution": 24, "model": "micro-sr"}, "does not divide"),
+        ({"resolution": 64, "low_resolution": 16, "model": "micro-sr"}, "prediction to x0"),
+        ({"resolution": 64, "low_resolution": 24, "model": "micro-sr", "diffusion": X0}, "does not divide"),
         ({"resolution": 16, "model": "nano"}, "preset 'nano' is unknown"),
     ],
 )

@@ -44,6 +44,11 @@ class DiffusionStageConfig(Config):
         if config.lowres != (self.low_resolution is not None):
             want = "a super-resolution" if self.low_resolution else "a base"
             raise ValueError(f"model={self.model} is not {want} model; low_resolution={self.low_resolution} needs one")
+        if config.lowres_residual and self.diffusion.prediction != "x0":
+            raise ValueError(
+                f"model={self.model} starts as the resized image, so it predicts that: set diffusion.prediction to x0, "
+                f"not {self.diffusion.prediction}"
+            )
         if self.low_resolution and self.resolution % self.low_resolution:
             raise ValueError(f"low_resolution={self.low_resolution} does not divide resolution={self.resolution}")
         return self
