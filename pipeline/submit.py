@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from ray.exceptions import AuthenticationError
 from ray.job_submission import JobStatus, JobSubmissionClient
 
 from dataprep import storage
@@ -69,10 +70,10 @@ def _submit(address: str, entrypoint: str, runtime_env: dict[str, Any]) -> tuple
     try:
         client = JobSubmissionClient(address)
         return client, client.submit_job(entrypoint=entrypoint, runtime_env=runtime_env)
+    except AuthenticationError as error:
+        raise UserError(f"--address {address}: {TOKEN_HELP}") from error
     except (ConnectionError, RuntimeError) as error:
         text = " ".join(str(error).split())
-        if "401" in text or "403" in text or "uthenticat" in text:
-            raise UserError(f"--address {address}: {TOKEN_HELP}") from error
         raise UserError(
             f"--address {address}: no Ray dashboard to submit to ({text[:160]}); start one with `ray start --head`"
         ) from error
