@@ -29,6 +29,11 @@ def is_local(path: str) -> bool:
     return "://" not in path
 
 
+def absolute(path: str) -> str:
+    """``path`` as every process understands it: local ones made absolute, since workers have other working folders."""
+    return os.path.abspath(path) if is_local(path) else path
+
+
 def join(base: str, *parts: str) -> str:
     """Joins path parts with '/', whatever the scheme of ``base``."""
     return "/".join([base.rstrip("/"), *(part.strip("/") for part in parts)])

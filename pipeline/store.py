@@ -109,7 +109,7 @@ class Run:
     """A run folder at ``root``."""
 
     def __init__(self, root: str) -> None:
-        self.root = root.rstrip("/")
+        self.root = storage.absolute(root).rstrip("/")
 
     def path(self, *parts: str) -> str:
         """A path below the run folder."""

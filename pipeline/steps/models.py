@@ -44,7 +44,7 @@ def encoder(ctx: Context) -> None:
     else:
         captions = [caption for path in ctx.inputs["download"].files() for caption in _captions(path)]
         fit(ctx, fit_t5, {"captions": captions}, config.pretrain)
-    storage.write_json(ctx.path(SPEC), {"model": config.model})
+    storage.write_json(ctx.path(SPEC), {"model": _known(config.model)})
 
 
 def fit_t5(captions: Sequence[str], config: PretrainConfig, folder: str, seed: int) -> dict[str, Any]:
@@ -100,7 +100,8 @@ def clip(ctx: Context) -> None:
         tokenizer = encoder_spec(ctx.inputs["encoder"])
         fit(ctx, fit_clip, {"pairs": pairs, "tokenizer": tokenizer}, config)
         storage.remove(ctx.path(PAIRS))
-    storage.write_json(ctx.path(SPEC), {"model": ctx.config["clip.model"], "pretrained": ctx.config["clip.pretrained"]})
+    spec = {"model": ctx.config["clip.model"], "pretrained": ctx.config["clip.pretrained"]}
+    storage.write_json(ctx.path(SPEC), {key: _known(name) for key, name in spec.items()})
 
 
 def fit_clip(pairs: Sequence[str], tokenizer: str, config: ContrastiveConfig, folder: str, seed: int) -> dict[str, Any]:
@@ -114,6 +115,11 @@ def clip_spec(artifact: Artifact) -> dict[str, str | None]:
     """What `ClipScorer.load` takes: an open_clip model with its weights, or the folder of the one trained here."""
     spec = storage.read_json(artifact.path(SPEC))
     return spec if spec["model"] is not None else {"model": artifact.path(EXPORT), "pretrained": None}
+
+
+def _known(name: str | None) -> str | None:
+    """A name of a model as a worker elsewhere understands it: a local path made absolute, a hub name as it is."""
+    return storage.absolute(name) if name is not None and Path(name).exists() else name
 
 
 def _files(path: str) -> list[str]:

@@ -65,6 +65,12 @@ def test_events_survive_a_torn_line(tmp_path: Path, root: str) -> None:
     assert next(iter(run.events()))["value"] == "图"
 
 
+def test_a_relative_run_folder_means_the_same_to_every_process(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert Run("runs/a").root == str(tmp_path / "runs" / "a")
+    assert Run("s3://bucket/a/").root == "s3://bucket/a"
+
+
 def test_no_run_is_a_user_error(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"run\.json is missing"):
         Run(str(tmp_path)).record()
