@@ -31,7 +31,7 @@ def is_local(path: str) -> bool:
 
 def absolute(path: str) -> str:
     """``path`` as every process understands it: local ones made absolute, since workers have other working folders."""
-    return os.path.abspath(path) if is_local(path) else path
+    return str(Path(path).absolute()) if is_local(path) else path
 
 
 def join(base: str, *parts: str) -> str:

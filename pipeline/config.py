@@ -131,6 +131,14 @@ class RunConfig(Config):
                 raise ValueError(
                     f"pack.resolutions={list(self.pack.resolutions)}: train.{name} needs {stage.resolution}; add it"
                 )
+        loops = {f"train.{name}": stage for name, stage in self.train.items()}
+        loops |= {"encoder.pretrain": self.encoder.pretrain, "clip.train": self.clip.train}
+        for key, loop in loops.items():
+            if loop is not None and loop.batch_size % (self.cluster.ranks * loop.accumulation):
+                raise ValueError(
+                    f"{key}.batch_size={loop.batch_size}: not a multiple of cluster.ranks={self.cluster.ranks} x "
+                    f"accumulation={loop.accumulation}; change one of them"
+                )
         for key in [*self.sample.stages, *([self.sample.evaluate_at] if self.sample.evaluate_at else [])]:
             if key not in names:
                 raise ValueError(f"sample: there is no cascade stage {key!r}; the stages are {', '.join(names)}")

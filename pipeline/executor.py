@@ -22,6 +22,7 @@ from pipeline.stages import Stage, stages
 from pipeline.store import MANIFEST, MARKERS, Artifact, Manifest, Output, Run, describe, now
 
 FINGERPRINT_LENGTH = 20  # hex digits: 80 bits
+KEPT_OVER = ("code changed", "versions changed")
 PUBLISHED = ("report.html", "metrics.json")  # what the last stage made, copied to where people look
 
 
@@ -68,7 +69,7 @@ def _plan_stage(stage: Stage, config: RunConfig, run: Run, before: dict[str, Pla
         "stage": stage.name,
         "config": {key: _plain(value) for key, value in values.items()},
         "inputs": {name: before[name].fingerprint for name in stage.inputs},
-        "sources": [storage.sha256_file(path)[0] for path in stage.sources(config)] if stage.sources else [],
+        "sources": {path: storage.sha256_file(path)[0] for path in stage.sources(config)} if stage.sources else {},
         "code": code,
         "versions": versions,
     }
@@ -78,7 +79,11 @@ def _plan_stage(stage: Stage, config: RunConfig, run: Run, before: dict[str, Pla
         return Planned(stage, fingerprint, parts, artifact, "")
     previous = run.previous(stage.name)
     reason = _difference(previous, parts)
-    if keep and previous is not None and set(reason.split()) & {"code", "versions"}:
+    if keep:
+        if previous is None or not reason.startswith(KEPT_OVER):
+            raise UserError(
+                f"--keep {stage.name}: kept over a change of code or library versions alone, this is: {reason}"
+            )
         kept = run.artifact(stage.name, previous.fingerprint)
         return Planned(stage, previous.fingerprint, parts, kept, f"kept over: {reason}")
     return Planned(stage, fingerprint, parts, None, reason)

@@ -11,10 +11,11 @@ from collections.abc import Callable
 from typing import Any
 
 import ray
-from ray.train import FailureConfig, RunConfig, ScalingConfig
+from ray.train import FailureConfig, RunConfig, ScalingConfig, WorkerGroupError
 from ray.train.torch import TorchTrainer
 
 from dataprep import storage
+from dataprep.schema import UserError
 from pipeline.cluster import gpus
 from pipeline.progress import Update, progress
 
@@ -70,9 +71,21 @@ def run_training(
             ),
         )
         _quiet()
-        with watch:
-            trainer.fit()
+        try:
+            with watch:
+                trainer.fit()
+        except WorkerGroupError as error:
+            raise _first_failure(error) from error
     return dict(storage.read_json(storage.join(folder, RESULT)))
+
+
+def _first_failure(error: WorkerGroupError) -> Exception:
+    """The exception of the lowest rank that failed: the user's own mistake as it is, anything else with its rank."""
+    rank, failure = min(error.worker_failures.items())
+    cause = getattr(failure, "cause", None) or failure
+    if isinstance(cause, UserError):
+        return UserError(str(cause))
+    return RuntimeError(f"rank {rank}: {type(cause).__name__}: {' '.join(str(cause).split())[-600:]}")
 
 
 def _quiet() -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -152,6 +153,46 @@ def test_every_row_has_a_status_and_the_planted_trouble_is_found(killed_run: dic
     assert quality["troubles"]
 
 
+@pytest.mark.parametrize(("width", "scheme"), [(380, "dark"), (1440, "light")])
+def test_the_report_in_a_browser(killed_run: dict[str, Any], width: int, scheme: str) -> None:
+    """Opens offline: no request, no error, nothing wider than the screen, every chart and section with content."""
+    chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    if chromium is None:
+        pytest.skip("no Chromium on this machine")
+    from playwright.sync_api import sync_playwright
+
+    quiet = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update"]
+    troubles: list[str] = []
+    with sync_playwright() as driver:
+        browser = driver.chromium.launch(executable_path=chromium, args=quiet)
+        page = browser.new_page(viewport={"width": width, "height": 900}, color_scheme=scheme)
+        page.on("console", lambda message: troubles.append(message.text) if message.type == "error" else None)
+        page.on("pageerror", lambda error: troubles.append(str(error)))
+        page.on("request", lambda r: None if r.url.startswith(("file:", "data:")) else troubles.append(r.url))
+        page.goto(f"file://{killed_run['run']}/report.html")
+        page.wait_for_selector("[data-chart=durations] .main-svg")
+        assert page.evaluate("document.documentElement.scrollWidth") <= width
+        assert page.evaluate("document.documentElement.dataset.theme") == scheme
+        page.click("#theme")
+        assert page.evaluate("document.documentElement.dataset.theme") != scheme
+        for name in ("summary", "samples", "metrics", "funnel", "data", "training", "run"):
+            assert len(page.inner_text(f"#{name}")) > 40, name
+        charts = page.evaluate(
+            "[...document.querySelectorAll('[data-chart]')].map(n => n.querySelectorAll('.trace, .bars').length)"
+        )
+        assert len(charts) >= 6
+        assert all(charts), charts
+        rows = "[...document.querySelector('#funnel table').tBodies[0].rows]"
+        column = rows + ".map(row => parseInt(row.cells[3].textContent))"
+        page.click("#funnel th:nth-child(4)")  # sorted by rows kept
+        rising = page.evaluate(column)
+        assert rising == sorted(rising)
+        page.click("#funnel th:nth-child(4)")
+        assert page.evaluate(column) == rising[::-1]
+        browser.close()
+    assert troubles == []
+
+
 def test_sample_draws_from_the_run(killed_run: dict[str, Any], tmp_path: Path) -> None:
     from PIL import Image
 
@@ -219,7 +260,7 @@ class Head:
     def stop(self) -> None:
         os.killpg(self.process.pid, signal.SIGTERM)
         try:
-            self.process.wait(20)
+            self.process.wait(5)
         except subprocess.TimeoutExpired:
             os.killpg(self.process.pid, signal.SIGKILL)
             self.process.wait()
@@ -227,7 +268,6 @@ class Head:
 
 @pytest.fixture(params=["token", "open"])
 def head(request: pytest.FixtureRequest) -> Iterator[Head]:
-    import shutil
     import tempfile
 
     folder = Path(tempfile.mkdtemp(prefix="ray-"))  # short: Ray's sockets live in it, and their paths are limited

@@ -52,6 +52,8 @@ def test_a_float_without_a_point_is_a_float() -> None:
         ("train.base.model=big", ["train.base", "big", "micro-base"]),
         ("listing.source=table", ["listing", "path"]),
         ("train={}", ["train", "at least one stage"]),
+        ("cluster.ranks=3", ["train.base.batch_size=8", "cluster.ranks=3"]),
+        ("train.base.batch_size=7", ["train.base.batch_size=7", "cluster.ranks=2"]),
         ("seed.x=1", ["seed.x", "no keys below it"]),
         ("justtext", ["key=value"]),
         ("seed=[1", ["not valid YAML"]),

@@ -12,12 +12,13 @@ from typing import Any
 import pytest
 from pydantic import BaseModel
 
+from dataprep import storage
 from dataprep.schema import UserError
 from pipeline import executor, fingerprint
 from pipeline.config import RunConfig, load_config
 from pipeline.executor import plan, up_to
 from pipeline.stages import stages
-from pipeline.store import Run
+from pipeline.store import Manifest, Run
 
 ROOT = Path(__file__).resolve().parents[2]
 SMOKE = str(ROOT / "configs" / "smoke.yaml")
@@ -185,10 +186,31 @@ def test_fingerprints_do_not_depend_on_the_process(tmp_path: Path) -> None:
     assert json.loads(printed) == fingerprints(load_config(SMOKE), tmp_path)
 
 
+def test_a_finished_stage_is_kept_over_a_change_of_code_alone(tmp_path: Path) -> None:
+    config, run = load_config(SMOKE), Run(str(tmp_path / "run"))
+    fresh = plan(config, run)[0]
+    older = fresh.parts["code"] | {"dataprep.scenes:rows": "another tree"}
+    manifest = Manifest("listing", "a" * 20, {}, fresh.parts["config"], [], {}, 1.0, fresh.parts["versions"], older)
+    run.commit(manifest)
+    storage.write_json(run.path("run.json"), {"stages": {"listing": {"finished": "a" * 20}}})
+    item = plan(config, run)[0]
+    assert item.artifact is None
+    assert item.reason == "code changed: dataprep.scenes:rows"
+    kept = plan(config, run, keep=["listing"])
+    assert kept[0].artifact is not None
+    assert kept[0].fingerprint == "a" * 20
+    assert kept[0].reason == "kept over: code changed: dataprep.scenes:rows"
+    assert kept[1].parts["inputs"] == {"listing": "a" * 20}
+    with pytest.raises(UserError, match=r"--keep listing: .* config changed: seed"):
+        plan(load_config(SMOKE, ["seed=1"]), run, keep=["listing"])
+    with pytest.raises(UserError, match=r"--keep download: .* never run"):
+        plan(config, run, keep=["download"])
+
+
 def test_unknown_stage_names_are_refused(tmp_path: Path) -> None:
     config, run = load_config(SMOKE), Run(str(tmp_path))
     with pytest.raises(UserError, match="--until trian: no such stage; the stages are listing"):
         up_to(plan(config, run), "trian")
-    with pytest.raises(UserError, match="--keep nothing"):
+    with pytest.raises(UserError, match=r"--keep nothing"):
         plan(config, run, keep=["nothing"])
     assert [item.stage.name for item in up_to(plan(config, run), "select")][-1] == "select"
