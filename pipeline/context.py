@@ -33,6 +33,12 @@ class Context:
         """A path below the stage's own folder."""
         return storage.join(self.folder, *parts)
 
+    def connect(self) -> None:
+        """Makes sure that Ray is up; a stage that needs none does not wait for it."""
+        from pipeline.cluster import connect
+
+        connect(self.cluster)
+
     def shards(self, *stages: str) -> list[Shard]:
         """The shards of several inputs joined by id; files are named ``<stage>.<extension>``."""
         joined: dict[int, dict[str, str]] = {}
@@ -61,6 +67,7 @@ class Context:
         """Runs a shard worker over ``shards`` in Ray; outputs land in the stage's folder (or a subfolder of it)."""
         from pipeline.shards import map_shards
 
+        self.connect()
         if not shards:
             raise UserError(f"{self.stage}: there is nothing to work on; the stage before it left no shard")
         label = f"{self.stage} {subfolder}".strip()

@@ -153,11 +153,8 @@ def execute(config: RunConfig, command: str, until: str | None = None, keep: Seq
 def _run_stage(
     item: Planned, config: RunConfig, run: Run, record: dict[str, Any], done: dict[str, Artifact]
 ) -> Artifact:
-    from pipeline.cluster import connect
-
     name = item.stage.name
     folder = run.stage_folder(name, item.fingerprint)
-    connect(config.cluster)
     run.event("stage_started", stage=name, fingerprint=item.fingerprint, reason=item.reason)
     record["stages"][name]["state"] = "running"
     _save(run, record)

@@ -22,6 +22,7 @@ TRAIN, VALIDATION = "train", "validation"
 def fit(ctx: Context, function: Callable[..., dict[str, Any]], arguments: dict[str, Any], config: TrainConfig) -> None:
     """Calls ``function(**arguments, config, folder, seed)`` on every rank, and notes rank 0's figures."""
     arguments = arguments | {"config": config, "folder": ctx.folder, "seed": ctx.config["seed"]}
+    ctx.connect()
     ranks = ctx.cluster.ranks
     result = run_training(function, arguments, ctx.folder, ranks, config.steps, ctx.stage, ctx.cluster.retries)
     ctx.counters |= {name: int(result[name]) for name in ("parameters", "step", "skipped", "resumed_from")}
