@@ -131,7 +131,7 @@ class RunConfig(Config):
                 raise ValueError(
                     f"pack.resolutions={list(self.pack.resolutions)}: train.{name} needs {stage.resolution}; add it"
                 )
-        loops = {f"train.{name}": stage for name, stage in self.train.items()}
+        loops: dict[str, TrainConfig | None] = {f"train.{name}": stage for name, stage in self.train.items()}
         loops |= {"encoder.pretrain": self.encoder.pretrain, "clip.train": self.clip.train}
         for key, loop in loops.items():
             if loop is not None and loop.batch_size % (self.cluster.ranks * loop.accumulation):
