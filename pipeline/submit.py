@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import shlex
 from collections.abc import Sequence
@@ -11,6 +12,7 @@ from typing import Any
 
 from ray.exceptions import AuthenticationError
 from ray.job_submission import JobStatus, JobSubmissionClient
+from tenacity import Retrying, retry_if_exception, stop_after_delay, wait_fixed
 
 from dataprep import storage
 from dataprep.schema import UserError
@@ -67,9 +69,13 @@ def submit_job(config: str, overrides: Sequence[str], address: str | None, wait:
 
 
 def _submit(address: str, entrypoint: str, runtime_env: dict[str, Any]) -> tuple[JobSubmissionClient, str]:
+    logging.getLogger("ray").setLevel(logging.ERROR)  # a line for every file that is packaged
     try:
         client = JobSubmissionClient(address)
-        return client, client.submit_job(entrypoint=entrypoint, runtime_env=runtime_env)
+        for attempt in _patiently():
+            with attempt:
+                job = client.submit_job(entrypoint=entrypoint, runtime_env=runtime_env)
+        return client, job
     except AuthenticationError as error:
         raise UserError(f"--address {address}: {TOKEN_HELP}") from error
     except (ConnectionError, RuntimeError) as error:
@@ -77,6 +83,12 @@ def _submit(address: str, entrypoint: str, runtime_env: dict[str, Any]) -> tuple
         raise UserError(
             f"--address {address}: no Ray dashboard to submit to ({text[:160]}); start one with `ray start --head`"
         ) from error
+
+
+def _patiently() -> Retrying:
+    """A cluster that was only just started answers before it can take a job: try again for half a minute."""
+    starting = retry_if_exception(lambda error: "No available agent" in str(error))
+    return Retrying(retry=starting, wait=wait_fixed(1), stop=stop_after_delay(30), reraise=True)
 
 
 async def _follow(client: JobSubmissionClient, job: str) -> None:

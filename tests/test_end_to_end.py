@@ -226,10 +226,12 @@ class Head:
     def __init__(self, folder: Path, token: str | None) -> None:
         import socket
 
-        with socket.socket() as first, socket.socket() as second:
-            first.bind(("127.0.0.1", 0))
-            second.bind(("127.0.0.1", 0))
-            port, dashboard = first.getsockname()[1], second.getsockname()[1]
+        sockets = [socket.socket() for _ in range(3)]
+        for one in sockets:
+            one.bind(("127.0.0.1", 0))
+        port, dashboard, agent = (one.getsockname()[1] for one in sockets)
+        for one in sockets:
+            one.close()
         self.address = f"http://127.0.0.1:{dashboard}"
         bin_folder = str(Path(sys.executable).parent)
         self.env = os.environ | {"PATH": f"{bin_folder}:{os.environ['PATH']}", "RAY_AUTH_MODE": "disabled"}
@@ -237,6 +239,7 @@ class Head:
             self.env |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": token}
         words = [f"{bin_folder}/ray", "start", "--head", "--block", "--num-cpus=2", f"--port={port}"]
         words += ["--dashboard-host=127.0.0.1", f"--dashboard-port={dashboard}", f"--temp-dir={folder}"]
+        words += [f"--dashboard-agent-listen-port={agent}"]
         words += ["--object-store-memory=200000000", "--disable-usage-stats"]
         self.process = subprocess.Popen(
             words, env=self.env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True

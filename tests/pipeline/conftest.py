@@ -7,9 +7,9 @@ from collections.abc import Iterator
 import pytest
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def local_ray() -> Iterator[None]:
-    """Ray with two CPUs, started here."""
+    """Ray with two CPUs, started here and gone with the module: the job tests start clusters of their own."""
     import ray
 
     from pipeline.cluster import connect
