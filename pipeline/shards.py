@@ -106,7 +106,7 @@ def map_shards(
         cpus, gpus: what each actor asks of Ray.
 
     Returns:
-        Outputs and summed counters of every shard, those of earlier sessions included, and the shards given up on.
+        Outputs and summed counters of every shard, those of earlier attempts included, and the shards given up on.
 
     Raises:
         UserError: where a worker raised it: trying again cannot help.
