@@ -9,6 +9,7 @@ This version holds the compressed columns that it was asked for in memory (decod
 from __future__ import annotations
 
 import hashlib
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -58,7 +59,7 @@ class SampleRandom:
         return out
 
 
-class Stream:
+class Stream(ABC):
     """The endless shuffled stream over ``rows`` rows, cut into global batches. Subclasses turn rows into tensors."""
 
     def __init__(self, rows: int, seed: int, global_batch: int) -> None:
@@ -102,9 +103,9 @@ class Stream:
         positions = self.positions(step, rank, world, micro, accumulation)
         return self.gather(self.row_ids(positions), positions) | {"index": torch.from_numpy(positions)}
 
+    @abstractmethod
     def gather(self, rows: np.ndarray, positions: np.ndarray) -> Batch:
         """The columns of these rows; ``positions`` seed what is random in them."""
-        raise NotImplementedError
 
 
 class CaptionLoader(Stream):

@@ -37,7 +37,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def same(ours: Path, theirs: Path, rel: float) -> None:
+def assert_same(ours: Path, theirs: Path, rel: float) -> None:
     """Logs and exported averages agree."""
     for one, other in zip(rows(ours), rows(theirs), strict=True):
         assert one["step"] == other["step"]
@@ -51,16 +51,16 @@ def same(ours: Path, theirs: Path, rel: float) -> None:
 
 @pytest.mark.parametrize("case", ["zero0", "zero1", "zero2", "zero3"])
 def test_every_stage_on_two_ranks_equals_one_rank(folder: Path, case: str) -> None:
-    same(folder / case, folder / "alone", 1e-5)
+    assert_same(folder / case, folder / "alone", 1e-5)
 
 
 def test_contrastive_loss_and_gradients_span_the_ranks(folder: Path) -> None:
     run(folder / "pairs_alone", pairs=True)
-    same(folder / "pairs", folder / "pairs_alone", 1e-4)
+    assert_same(folder / "pairs", folder / "pairs_alone", 1e-4)
 
 
 def test_bf16_is_near(folder: Path) -> None:
-    same(folder / "bf16", folder / "alone", 2e-2)
+    assert_same(folder / "bf16", folder / "alone", 2e-2)
 
 
 @pytest.mark.parametrize(("resumed", "whole"), [("resumed", "zero2"), ("bf16_resumed", "bf16")])
@@ -75,7 +75,7 @@ def test_another_world_size_and_stage_resume_it(folder: Path, tmp_path: Path, st
     shutil.copytree(folder / "stopped", tmp_path / "run")
     result = run(tmp_path / "run", zero_stage=stage)
     assert result is not None and result["resumed_from"] == 12
-    same(tmp_path / "run", folder / "alone", 1e-5)
+    assert_same(tmp_path / "run", folder / "alone", 1e-5)
 
 
 def test_shares_are_split_between_the_ranks(folder: Path) -> None:
