@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import tempfile
@@ -117,11 +116,5 @@ class _Watch(threading.Thread):
 
 def last_row(path: str) -> dict[str, Any] | None:
     """The last whole line of a JSON-lines log; None where there is none yet."""
-    if not storage.exists(path):
-        return None
-    for line in reversed(storage.read_bytes(path).decode(errors="replace").splitlines()):
-        try:
-            return dict(json.loads(line))
-        except json.JSONDecodeError:
-            continue
-    return None
+    rows = storage.read_json_lines(path)
+    return rows[-1] if rows else None

@@ -170,15 +170,9 @@ class Run:
             before = storage.read_bytes(path) if storage.exists(path) else b""
             storage.write_bytes(path, before + line.encode())
 
-    def events(self) -> Iterator[dict[str, Any]]:
-        """The events so far; a line torn by a kill is left out."""
-        path = self.path("events.jsonl")
-        if storage.exists(path):
-            for line in storage.read_bytes(path).decode(errors="replace").splitlines():
-                try:
-                    yield json.loads(line)
-                except json.JSONDecodeError:
-                    continue
+    def events(self) -> list[dict[str, Any]]:
+        """The events so far."""
+        return storage.read_json_lines(self.path("events.jsonl"))
 
 
 def now() -> str:

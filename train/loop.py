@@ -262,7 +262,7 @@ class Journal:
         from torch.utils.tensorboard import SummaryWriter
 
         self.path = storage.join(folder, "log.jsonl")
-        rows = read_log(self.path) if storage.exists(self.path) else []
+        rows = storage.read_json_lines(self.path)
         self.lines = [json.dumps(row) for row in rows if row["step"] <= start]
         self.flush()
         self.board = SummaryWriter(storage.join(folder, "tensorboard"), purge_step=start + 1)
@@ -285,14 +285,3 @@ class Journal:
         """Ends the log."""
         self.flush()
         self.board.close()
-
-
-def read_log(path: str) -> list[dict[str, Any]]:
-    """The rows of a ``log.jsonl``; a last line that a kill cut short is left out."""
-    rows = []
-    for line in storage.read_bytes(path).decode(errors="replace").splitlines():
-        try:
-            rows.append(json.loads(line))
-        except json.JSONDecodeError:
-            break
-    return rows

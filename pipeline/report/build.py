@@ -145,12 +145,6 @@ def _funnel(artifacts: Mapping[str, Artifact]) -> dict[str, Any]:
     }
 
 
-def read_log(artifact: Artifact) -> list[dict[str, Any]]:
-    """The rows of a trained stage's log.jsonl."""
-    lines = storage.read_bytes(artifact.path("log.jsonl")).decode().splitlines()
-    return [json.loads(line) for line in lines if line]
-
-
 def _trained(artifacts: Mapping[str, Artifact]) -> dict[str, Artifact]:
     return {name: artifact for name, artifact in artifacts.items() if artifact.has("log.jsonl")}
 
@@ -158,7 +152,7 @@ def _trained(artifacts: Mapping[str, Artifact]) -> dict[str, Artifact]:
 def _training(artifacts: Mapping[str, Artifact]) -> dict[str, Any]:
     rows = []
     for name, artifact in _trained(artifacts).items():
-        log = read_log(artifact)
+        log = storage.read_json_lines(artifact.path("log.jsonl"))
         losses = [row["loss"] for row in log if row.get("loss") is not None]
         validation = [row["validation_loss"] for row in log if row.get("validation_loss") is not None]
         rates = [row["samples_per_second"] for row in log if row.get("samples_per_second")]
@@ -195,7 +189,10 @@ def _lineage(artifacts: Mapping[str, Artifact]) -> dict[str, Any]:
 
 
 def _charts(artifacts: Mapping[str, Artifact], metrics: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, str]:
-    logs = {name: _smoothed(read_log(artifact)) for name, artifact in _trained(artifacts).items()}
+    logs = {
+        name: _smoothed(storage.read_json_lines(artifact.path("log.jsonl")))
+        for name, artifact in _trained(artifacts).items()
+    }
     similarity = _column(artifacts["score"], "scores", "clip_similarity")
     captions = _column(artifacts["annotate"], "annotations", "caption_chars")
     seconds = {name: artifact.manifest.seconds for name, artifact in artifacts.items()}

@@ -12,8 +12,9 @@ from safetensors.torch import load_file
 from train_fakes import ToyData, ToyTask, config, rows, run
 
 from dataprep.schema import UserError
+from dataprep.storage import read_json_lines
 from train import checkpoint
-from train.loop import NonFiniteError, read_log, train
+from train.loop import NonFiniteError, train
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +54,7 @@ def test_torn_log_line_is_dropped_on_resume(whole: Path, tmp_path: Path) -> None
     run(tmp_path, 16)
     with open(tmp_path / "log.jsonl", "a") as file:
         file.write('{"step": 17, "lo')
-    assert [row["step"] for row in read_log(str(tmp_path / "log.jsonl"))] == [4, 8, 12, 16]
+    assert [row["step"] for row in read_json_lines(str(tmp_path / "log.jsonl"))] == [4, 8, 12, 16]
     run(tmp_path)
     assert rows(tmp_path) == rows(whole)
 

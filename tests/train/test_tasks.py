@@ -12,11 +12,12 @@ from pack_fakes import caption, picture, write_embeddings, write_pack
 from pydantic import ValidationError
 
 from dataprep.schema import UserError
+from dataprep.storage import read_json_lines
 from dataprep.torchvision_operators import declare_torchvision_operators
 from eval.clip import ClipScorer
 from train.data import CaptionLoader, Loader, SampleRandom
 from train.engine import TrainConfig
-from train.loop import read_log, train
+from train.loop import train
 from train.models.export import load_stage
 from train.tasks.clip import ClipTask, ClipTaskConfig
 from train.tasks.diffusion import DiffusionStageConfig, DiffusionTask, even_times
@@ -39,7 +40,7 @@ def encoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("t5")
     task = T5Task(T5TaskConfig(d_model=32, d_ff=32, heads=2, layers=1, vocabulary=400), CAPTIONS)
     train(task, loop(60, 16, 1e-2), CaptionLoader(CAPTIONS, 0, 16), str(folder), 0)
-    log = read_log(f"{folder}/log.jsonl")
+    log = read_json_lines(f"{folder}/log.jsonl")
     assert log[-1]["loss"] < 0.6 * log[0]["loss"] and log[-1]["accuracy"] > 0.5
     return folder / "export"
 
@@ -159,7 +160,7 @@ def test_diffusion_stage_learns_and_exports(tmp_path: Path, pack: tuple[str, str
         Loader([pack[0]], [pack[1]], task.columns, split, 0, batch, stage.crop) for split in ("train", "validation")
     ]
     result = train(task, loop(30, batch, 3e-3), loaders[0], str(tmp_path), 0, loaders[1])
-    log = read_log(f"{tmp_path}/log.jsonl")
+    log = read_json_lines(f"{tmp_path}/log.jsonl")
     assert log[-1]["loss"] < log[0]["loss"] and result["validation_loss"] is not None
     model, settings = load_stage(tmp_path / "export")
     assert settings["trained_steps"] == 30 and settings["unet"]["text_dim"] == 8

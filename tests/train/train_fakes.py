@@ -15,9 +15,10 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional
 
+from dataprep.storage import read_json_lines
 from train.data import Batch, SampleRandom, Stream
 from train.engine import TrainConfig
-from train.loop import read_log, train
+from train.loop import train
 from train.tasks.clip import ClipTask, ClipTaskConfig
 
 
@@ -122,7 +123,7 @@ def run(folder: Path | str, stop: int | None = None, **changes: Any) -> dict[str
 
 def rows(folder: Path | str) -> list[dict[str, Any]]:
     """The log without what is timed."""
-    return [{k: v for k, v in row.items() if k not in TIMED} for row in read_log(f"{folder}/log.jsonl")]
+    return [{k: v for k, v in row.items() if k not in TIMED} for row in read_json_lines(f"{folder}/log.jsonl")]
 
 
 def two_ranks(rank: int, port: int, folder: str, cases: list[tuple[str, list[int | None], dict[str, Any]]]) -> None:
