@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import time
 from collections.abc import Iterator, Sequence
@@ -123,6 +124,11 @@ def execute(config: RunConfig, command: str, until: str | None = None, keep: Seq
         UserError: the config or an input is wrong (before Ray starts wherever that can be known).
         StageError: a stage failed; what it finished is kept.
     """
+    # Ray sets this for the entry point of a job.
+    if "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ and storage.absolute(config.run) != config.run:
+        raise UserError(
+            f"run={config.run}: a job's working folder is thrown away with it; give an absolute path or a URL"
+        )
     run = Run(config.run)
     planned = plan(config, run, keep)
     todo = up_to(planned, until)

@@ -160,6 +160,14 @@ def test_dry_run_prints_the_stages_and_writes_nothing(capsys: pytest.CaptureFixt
     assert not (tmp_path / "run").exists()
 
 
+def test_a_job_does_not_write_where_it_would_be_lost(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}")
+    assert "absolute path" in fails(capsys, "run", SMOKE, "run=runs/lost")
+    assert not Path("runs/lost").exists()
+
+
 def test_a_second_driver_is_kept_out(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     from filelock import FileLock
 
