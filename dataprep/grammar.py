@@ -266,13 +266,14 @@ def _read_zh(match: re.Match[str]) -> ObjectGroup:
 # ---------------------------------------------------------------------------------------------- chance
 
 
-def draw_claim(rng: np.random.Generator, held_out: bool = False) -> Claim:
-    """A random claim that fits: 55% one object at a place, 20% two or three alike, 25% two groups in a relation.
+def draw_claim(rng: np.random.Generator, held_out: bool = False, related: float = 0.25) -> Claim:
+    """A random claim that fits: the share ``related`` two groups in a relation, and of the others 11 in 15 one object
+    at a place, 4 in 15 two or three alike.
 
     With ``held_out`` every claim has a held-out combination, without it none has.
     """
-    kind = rng.random()
-    invent = _one if kind < 0.55 else _some if kind < 0.75 else _related
+    kind = rng.random() / (1 - related) if related < 1 else 1.0
+    invent = _one if kind < 11 / 15 else _some if kind < 1 else _related
     while True:
         claim = invent(rng)
         if fits(claim) and is_held_out(claim) == held_out:

@@ -69,6 +69,12 @@ class ScenesConfig(Config):
     count: int = Field(default=4000, ge=1, description="rows of the listing, troubled ones included")
     image_size: int = Field(default=256, ge=32, le=2048, description="pixels a side")
     chinese_share: float = Field(default=0.25, ge=0, le=1, description="share of Chinese captions, the rest is English")
+    related_share: float = Field(
+        default=0.4,
+        ge=0,
+        le=1,
+        description="share of pictures of two groups in a relation; the hardest to learn, so more than the prompts have",
+    )
     trouble: TroubleRates = Field(default=TroubleRates(), description="the share of each kind of planted trouble")
 
 
@@ -101,7 +107,7 @@ def scene(config: ScenesConfig, seed: int, index: int) -> Row:
     """Row ``index`` of the corpus."""
     rng = np.random.default_rng([seed, PLAN, index])
     trouble = _trouble(config, rng.random())
-    claim = draw_claim(rng)
+    claim = draw_claim(rng, related=config.related_share)
     language = "zh" if rng.random() < config.chinese_share else "en"
     extension = str(rng.choice(list(CONTENT_TYPE), p=(0.6, 0.2, 0.2)))
     caption = render(claim, language)
