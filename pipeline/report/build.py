@@ -118,7 +118,8 @@ def _samples(artifact: Artifact) -> dict[str, Any]:
 
 def _funnel(artifacts: Mapping[str, Artifact]) -> dict[str, Any]:
     select = artifacts["select"]
-    quality = storage.read_json(select.path("quality.json"))
+    # null for a user's own list: only the embedded corpus knows what trouble was planted in it.
+    quality = storage.read_json(select.path("quality.json")) or {"troubles": {}, "filters": {}}
     percent = "{:.1%}".format
     return {
         "funnel": storage.read_json(select.path("funnel.json")),
