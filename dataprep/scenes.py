@@ -73,7 +73,7 @@ class ScenesConfig(Config):
         default=0.4,
         ge=0,
         le=1,
-        description="share of pictures of two groups in a relation; the hardest to learn, so more than the prompts have",
+        description="share of pictures of two groups in a relation: the hardest to learn, so more than prompts have",
     )
     trouble: TroubleRates = Field(default=TroubleRates(), description="the share of each kind of planted trouble")
 

@@ -15,6 +15,7 @@ import tempfile
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import datetime
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -132,6 +133,58 @@ def list_files(folder: str) -> list[str]:
     root = inner.rstrip("/") + "/"
     names = (str(name)[len(root) :] for name in fs.find(inner))
     return sorted(name for name in names if not name.endswith(".tmp"))
+
+
+def list_folders(folder: str) -> list[str]:
+    """The names of the folders right below ``folder``, sorted; none where it is not there."""
+    fs, inner = filesystem(folder)
+    if not fs.exists(inner):
+        return []
+    entries = fs.ls(inner, detail=True)
+    return sorted(entry["name"].rstrip("/").rpartition("/")[2] for entry in entries if entry["type"] == "directory")
+
+
+def size(path: str) -> int | None:
+    """The size in bytes of the file at ``path``, None where there is none."""
+    fs, inner = filesystem(path)
+    try:
+        return int(fs.info(inner)["size"])
+    except FileNotFoundError:
+        return None
+
+
+def identity(path: str) -> dict[str, Any]:
+    """What tells without reading it that the file at ``path`` may have changed: size, time, inode or entity tag.
+
+    "modified" is in seconds since 1970. Raises FileNotFoundError where there is none.
+    """
+    fs, inner = filesystem(path)
+    info = fs.info(inner)
+    times = (info[name] for name in ("mtime", "LastModified", "last_modified", "updated", "created") if name in info)
+    found = next(times, 0.0)
+    if isinstance(found, str):
+        found = datetime.fromisoformat(found)
+    modified = found.timestamp() if isinstance(found, datetime) else float(found)
+    return {"size": int(info["size"]), "modified": modified, "tag": str(info.get("ETag") or info.get("ino") or "")}
+
+
+def duplicate(source: str, target: str) -> None:
+    """Makes ``target`` the same file as ``source``, without reading it: a hard link, or a copy made by the store.
+
+    Files are never written to in place here, so a link is as good as a copy. Where a disk cannot link it is copied.
+    """
+    if is_local(source) and is_local(target):
+        Path(target).parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(target).with_name(f".{Path(target).name}.{uuid.uuid4().hex[:8]}.tmp")
+        try:
+            os.link(source, temporary)
+        except OSError:
+            shutil.copy2(source, temporary)
+        os.replace(temporary, target)
+        temporary.unlink(missing_ok=True)  # where both were the same file already, a rename does nothing
+    else:
+        fs, inner = filesystem(source)
+        fs.cp_file(inner, filesystem(target)[1])
 
 
 def sha256_file(path: str) -> tuple[str, int]:

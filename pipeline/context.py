@@ -9,7 +9,8 @@ from typing import Any
 from dataprep import storage
 from dataprep.schema import UserError
 from pipeline.config import ClusterConfig
-from pipeline.store import Artifact, Run, Shard
+from pipeline.reuse import take_over, worker_fingerprint
+from pipeline.store import Artifact, Marker, Run, Shard, shard_fingerprint
 
 
 class StageError(RuntimeError):
@@ -27,6 +28,7 @@ class Context:
     run: Run
     cluster: ClusterConfig
     counters: dict[str, int] = field(default_factory=dict)
+    finished: list[Marker] = field(default_factory=list)
     quarantined: list[dict[str, Any]] = field(default_factory=list)
 
     def path(self, *parts: str) -> str:
@@ -41,15 +43,16 @@ class Context:
 
     def shards(self, *stages: str) -> list[Shard]:
         """The shards of several inputs joined by id; files are named ``<stage>.<extension>``."""
-        joined: dict[int, dict[str, str]] = {}
+        joined: dict[int, Shard] = {}
         for stage in stages:
             for shard in self.inputs[stage].shards:
-                files = joined.setdefault(shard.id, {})
-                files.update({f"{stage}.{extension}": path for extension, path in shard.files.items()})
+                into = joined.setdefault(shard.id, Shard(shard.id, {}))
+                into.files.update({f"{stage}.{extension}": path for extension, path in shard.files.items()})
+                into.sha256.update({f"{stage}.{extension}": sha256 for extension, sha256 in shard.sha256.items()})
         whole = [
-            Shard(index, files)
-            for index, files in sorted(joined.items())
-            if {name.partition(".")[0] for name in files} == set(stages)
+            shard
+            for _, shard in sorted(joined.items())
+            if {name.partition(".")[0] for name in shard.files} == set(stages)
         ]
         if len(whole) < len(joined):  # one of the inputs gave up on a shard
             self.counters["shards_left_out"] = len(joined) - len(whole)
@@ -64,15 +67,35 @@ class Context:
         subfolder: str = "",
         **resources: float,
     ) -> None:
-        """Runs a shard worker over ``shards`` in Ray; outputs land in the stage's folder (or a subfolder of it)."""
-        from pipeline.shards import map_shards
+        """Runs a shard worker over ``shards`` in Ray; outputs land in the stage's folder (or a subfolder of it).
 
-        self.connect()
+        Shards that an earlier artifact of the stage holds are taken over from there.
+        """
+        from pipeline.shards import finished, map_shards
+
         if not shards:
             raise UserError(f"{self.stage}: there is nothing to work on; the stage before it left no shard")
-        label = f"{self.stage} {subfolder}".strip()
+        fingerprint = worker_fingerprint(worker, arguments, self.inputs.values())
         folder = self.path(subfolder) if subfolder else self.folder
-        done = map_shards(worker, arguments, shards, folder, label=label, retries=self.cluster.retries, **resources)
+        have = finished(folder, shards, fingerprint)
+        wanted = {s.id: shard_fingerprint(fingerprint, s.id, s.sha256) for s in shards if s.id not in have}
+        taken = take_over(self.run, self.stage, subfolder, folder, wanted)
+        if taken:
+            self.run.event("shards_taken_over", stage=self.stage, shards=taken, of=len(shards))
+        if taken < len(wanted):
+            self.connect()
+        done = map_shards(
+            worker,
+            arguments,
+            shards,
+            self.folder,
+            label=f"{self.stage} {subfolder}".strip(),
+            retries=self.cluster.retries,
+            subfolder=subfolder,
+            fingerprint=fingerprint,
+            **resources,
+        )
+        self.finished += done.shards
         for name, count in done.counters.items():
             self.counters[name] = self.counters.get(name, 0) + count
         for item in done.quarantined:

@@ -6,7 +6,7 @@ import os
 import subprocess
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +19,9 @@ from pipeline.config import RunConfig, pick
 from pipeline.context import Context, StageError
 from pipeline.fingerprint import digest, reached
 from pipeline.progress import console
+from pipeline.sources import SourceHashes
 from pipeline.stages import Stage, stages
-from pipeline.store import MANIFEST, MARKERS, Artifact, Manifest, Output, Run, describe, now
+from pipeline.store import MANIFEST, MARKERS, Artifact, Manifest, Marker, Output, Run, describe, now
 
 FINGERPRINT_LENGTH = 20  # hex digits: 80 bits
 KEPT_OVER = ("code changed", "versions changed")
@@ -38,13 +39,14 @@ class Planned:
     reason: str  # why it will run, in a few words; empty where it is finished
 
 
-def plan(config: RunConfig, run: Run, keep: Sequence[str] = ()) -> list[Planned]:
+def plan(config: RunConfig, run: Run, keep: Sequence[str] = (), sources: SourceHashes | None = None) -> list[Planned]:
     """Every stage with its fingerprint; those in ``keep`` stand as they are over a change of code or libraries."""
+    sources = sources or SourceHashes(run)
     everything = stages(config)
     _known("--keep", keep, [stage.name for stage in everything])
     planned: dict[str, Planned] = {}
     for stage in everything:
-        planned[stage.name] = _plan_stage(stage, config, run, planned, stage.name in keep)
+        planned[stage.name] = _plan_stage(stage, config, run, planned, sources, stage.name in keep)
     return list(planned.values())
 
 
@@ -63,14 +65,16 @@ def _known(option: str, given: Sequence[str], names: Sequence[str]) -> None:
             raise UserError(f"{option} {name}: no such stage; the stages are {', '.join(names)}")
 
 
-def _plan_stage(stage: Stage, config: RunConfig, run: Run, before: dict[str, Planned], keep: bool) -> Planned:
+def _plan_stage(
+    stage: Stage, config: RunConfig, run: Run, before: dict[str, Planned], sources: SourceHashes, keep: bool
+) -> Planned:
     values = {key: pick(config, key) for key in stage.config}
     code, versions = reached(stage.function, list(_classes(values.values())))
     parts = {
         "stage": stage.name,
         "config": {key: _plain(value) for key, value in values.items()},
         "inputs": {name: before[name].fingerprint for name in stage.inputs},
-        "sources": {path: storage.sha256_file(path)[0] for path in stage.sources(config)} if stage.sources else {},
+        "sources": sources.of(stage.sources(config)) if stage.sources else {},
         "code": code,
         "versions": versions,
     }
@@ -130,10 +134,12 @@ def execute(config: RunConfig, command: str, until: str | None = None, keep: Seq
             f"run={config.run}: a job's working folder is thrown away with it; give an absolute path or a URL"
         )
     run = Run(config.run)
-    planned = plan(config, run, keep)
+    sources = SourceHashes(run)
+    planned = plan(config, run, keep, sources)
     todo = up_to(planned, until)
     with _lock(run):
         _check_writable(run)
+        sources.save()
         record = _record(config, command, planned, run.read_record())
         _save(run, record)
         run.event("run_started", command=command, todo=[p.stage.name for p in todo if p.artifact is None])
@@ -189,12 +195,14 @@ def _run_stage(
         fingerprint=item.fingerprint,
         inputs=item.parts["inputs"],
         config=item.parts["config"],
-        outputs=_outputs(folder),
+        outputs=(outputs := _outputs(folder, context.finished)),
         counters=context.counters,
         seconds=seconds,
         versions=item.parts["versions"],
         code=item.parts["code"],
+        sources=item.parts["sources"],
         quarantined=context.quarantined,
+        shards=_kept(context.finished, outputs),
     )
     artifact = run.commit(manifest)
     storage.remove(storage.join(folder, MARKERS))
@@ -206,9 +214,26 @@ def _run_stage(
     return artifact
 
 
-def _outputs(folder: str) -> list[Output]:
+def _outputs(folder: str, finished: Sequence[Marker]) -> list[Output]:
+    """Every file of the artifact; those of shards were hashed as they were written, and are not read again."""
+    known = {
+        storage.join(marker.subfolder, output.path).lstrip("/"): output
+        for marker in finished
+        for output in marker.outputs
+    }
     names = storage.list_files(folder) if storage.exists(folder) else []
-    return [describe(folder, name) for name in names if name != MANIFEST and not name.startswith(f"{MARKERS}/")]
+    own = [name for name in names if name != MANIFEST and MARKERS not in name.split("/")]
+    return [replace(known[name], path=name) if name in known else describe(folder, name) for name in own]
+
+
+def _kept(finished: Sequence[Marker], outputs: Sequence[Output]) -> list[Marker]:
+    """The shards whose files are still there at the end of the stage."""
+    names = {output.path for output in outputs}
+    return [
+        marker
+        for marker in finished
+        if all(storage.join(marker.subfolder, output.path).lstrip("/") in names for output in marker.outputs)
+    ]
 
 
 def _lock(run: Run) -> FileLock:

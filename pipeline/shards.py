@@ -13,7 +13,7 @@ import time
 from collections import deque
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -23,7 +23,7 @@ from ray.exceptions import RayActorError, RayTaskError
 from dataprep import storage
 from dataprep.schema import UserError
 from pipeline.progress import progress
-from pipeline.store import MARKERS, Output, Shard, describe
+from pipeline.store import Marker, Shard, describe, read_markers, shard_fingerprint, write_marker
 
 BACKOFF = 1.0  # seconds before the first retry of a shard; doubles each time
 
@@ -38,7 +38,7 @@ class Worker(Protocol):
 class Done:
     """What a pass over shards ended with."""
 
-    outputs: list[Output] = field(default_factory=list)
+    shards: list[Marker] = field(default_factory=list)  # in order
     counters: dict[str, int] = field(default_factory=dict)
     quarantined: list[dict[str, Any]] = field(default_factory=list)
 
@@ -51,31 +51,25 @@ class _Actor:
         self.make = lambda: worker(**arguments)
         self.worker: Worker | None = None
 
-    def run(self, shard: Shard, folder: str) -> dict[str, Any]:
+    def run(self, shard: Shard, folder: str, subfolder: str, fingerprint: str) -> Marker:
         """Works on ``shard``, publishes its files into ``folder`` and commits its marker, which is returned."""
         self.worker = self.worker or self.make()
         with tempfile.TemporaryDirectory(prefix="imagen-ray-") as scratch, ExitStack() as stack:
             files = {name: stack.enter_context(storage.local_copy(path)) for name, path in shard.files.items()}
-            counters = self.worker(Shard(shard.id, files), Path(scratch))
+            counters = self.worker(Shard(shard.id, files, shard.sha256), Path(scratch))
             outputs = [describe(scratch, name) for name in storage.list_files(scratch)]
             for output in outputs:
                 storage.publish(Path(scratch) / output.path, storage.join(folder, output.path))
-        marker = {"id": shard.id, "outputs": [asdict(output) for output in outputs], "counters": counters}
-        storage.write_json(_marker(folder, shard.id), marker)
+        marker = Marker(shard.id, fingerprint, shard.sha256, outputs, counters, subfolder)
+        write_marker(folder, marker)
         return marker
 
 
-def _marker(folder: str, shard: int) -> str:
-    return storage.join(folder, MARKERS, f"{shard:05d}.json")
-
-
-def finished(folder: str) -> dict[int, dict[str, Any]]:
-    """The markers of the shards of ``folder`` that are finished, by shard id."""
-    markers = storage.join(folder, MARKERS)
-    if not storage.exists(markers):
-        return {}
-    found = [storage.read_json(storage.join(markers, name)) for name in storage.list_files(markers)]
-    return {marker["id"]: marker for marker in found}
+def finished(folder: str, shards: Sequence[Shard], worker: str) -> dict[int, Marker]:
+    """The markers of those ``shards`` that ``folder`` has, made by ``worker`` of the very same files, by shard id."""
+    found = read_markers(folder)
+    wanted = {shard.id: shard_fingerprint(worker, shard.id, shard.sha256) for shard in shards}
+    return {index: marker for index, marker in found.items() if wanted.get(index) == marker.fingerprint}
 
 
 def pool_size(shards: int, cpus: float, gpus: float) -> int:
@@ -95,6 +89,8 @@ def map_shards(
     *,
     label: str,
     retries: int,
+    subfolder: str = "",
+    fingerprint: str = "",
     cpus: float = 1,
     gpus: float = 0,
 ) -> Done:
@@ -102,16 +98,19 @@ def map_shards(
 
     Args:
         worker: the class of the worker; ``arguments`` go to its constructor in each actor.
+        folder: the artifact; the shards lie in its ``subfolder``.
         retries: times that a shard is tried again after an exception or a dead actor.
+        fingerprint: the worker's, see `pipeline.reuse.worker_fingerprint`.
         cpus, gpus: what each actor asks of Ray.
 
     Returns:
-        Outputs and summed counters of every shard, those of earlier attempts included, and the shards given up on.
+        Markers and summed counters of every shard, those of earlier attempts included, and the shards given up on.
 
     Raises:
         UserError: where a worker raised it: trying again cannot help.
     """
-    done = finished(folder)
+    folder = storage.join(folder, subfolder) if subfolder else folder
+    done = finished(folder, shards, fingerprint)
     waiting = deque((shard, 0) for shard in shards if shard.id not in done)
     quarantined: list[dict[str, Any]] = []
     if waiting:
@@ -119,7 +118,7 @@ def map_shards(
         try:
             with progress(label, len(shards), "shards") as update:
                 update(len(done))
-                for shard, marker, error in pool.drain(waiting, folder, retries):
+                for shard, marker, error in pool.drain(waiting, retries, (folder, subfolder, fingerprint)):
                     if marker is not None:
                         done[shard.id] = marker
                     else:
@@ -129,8 +128,8 @@ def map_shards(
             pool.close()
     result = Done(quarantined=sorted(quarantined, key=lambda item: item["shard"]))
     for index in sorted(shard.id for shard in shards if shard.id in done):
-        result.outputs += [Output(**output) for output in done[index]["outputs"]]
-        for name, count in done[index]["counters"].items():
+        result.shards.append(done[index])
+        for name, count in done[index].counters.items():
             result.counters[name] = result.counters.get(name, 0) + count
     return result
 
@@ -155,8 +154,8 @@ class _Pool:
             ray.kill(actor)
         self.idle = []
 
-    def drain(self, waiting: deque[tuple[Shard, int]], folder: str, retries: int) -> Any:
-        """Yields (shard, marker or None, error) as shards finish or are given up on."""
+    def drain(self, waiting: deque[tuple[Shard, int]], retries: int, place: tuple[str, str, str]) -> Any:
+        """Yields (shard, marker or None, error) as shards finish or are given up on; ``place`` goes to `_Actor.run`."""
         running: dict[Any, tuple[Any, Shard, int]] = {}
         not_before: dict[int, float] = {}
         while waiting or running:
@@ -168,7 +167,7 @@ class _Pool:
                     waiting.append((shard, tries))
                     continue
                 actor = self.idle.pop()
-                running[actor.run.remote(shard, folder)] = (actor, shard, tries)
+                running[actor.run.remote(shard, *place)] = (actor, shard, tries)
             ready, _ = ray.wait(list(running), timeout=0.5) if running else ([], [])
             if not running:
                 time.sleep(0.1)

@@ -21,6 +21,7 @@ import pyarrow.parquet as pq
 
 from dataprep import storage
 from dataprep.schema import UserError
+from pipeline.fingerprint import digest
 
 MANIFEST, MARKERS = "manifest.json", ".shards"
 SHARD_NAME = re.compile(r"^(\d{5})\.(\w+)$")
@@ -42,6 +43,34 @@ class Shard:
 
     id: int
     files: dict[str, str]
+    sha256: dict[str, str] = field(default_factory=dict)  # of the same files, in hex
+
+
+@dataclass(frozen=True)
+class Marker:
+    """That a shard is finished: of what it was made, what it wrote and what it counted."""
+
+    id: int
+    worker: str  # fingerprint of the worker with its arguments, see pipeline.reuse
+    sha256: dict[str, str]  # of the files that it was made of
+    outputs: list[Output]  # their paths are relative to where the shards lie
+    counters: dict[str, int]
+    subfolder: str = ""  # of the artifact
+
+    @property
+    def fingerprint(self) -> str:
+        """What the shard is known by, in whatever artifact."""
+        return shard_fingerprint(self.worker, self.id, self.sha256)
+
+    @classmethod
+    def from_json(cls, value: dict[str, Any]) -> Marker:
+        """The marker that ``asdict`` turned into ``value``."""
+        return cls(**{**value, "outputs": [Output(**output) for output in value["outputs"]]})
+
+
+def shard_fingerprint(worker: str, shard: int, sha256: dict[str, str]) -> str:
+    """The fingerprint of one shard: of its worker's fingerprint, its number and the hashes of its files."""
+    return digest([worker, shard, sha256])
 
 
 @dataclass(frozen=True)
@@ -57,12 +86,15 @@ class Manifest:
     seconds: float
     versions: dict[str, str]
     code: dict[str, str] = field(default_factory=dict)
+    sources: dict[str, str] = field(default_factory=dict)  # files from outside: path -> sha256
     quarantined: list[dict[str, Any]] = field(default_factory=list)
+    shards: list[Marker] = field(default_factory=list)
 
     @classmethod
     def from_json(cls, value: dict[str, Any]) -> Manifest:
         """The manifest that ``asdict`` turned into ``value``."""
-        return cls(**{**value, "outputs": [Output(**output) for output in value["outputs"]]})
+        outputs = [Output(**output) for output in value["outputs"]]
+        return cls(**{**value, "outputs": outputs, "shards": [Marker.from_json(item) for item in value["shards"]]})
 
 
 @dataclass(frozen=True)
@@ -81,13 +113,21 @@ class Artifact:
         return any(output.path == name for output in self.manifest.outputs)
 
     @cached_property
+    def content(self) -> str:
+        """A digest of every output's bytes, and of the files from outside that an output may only name."""
+        outputs = {output.path: output.sha256 for output in self.manifest.outputs}
+        return digest({"outputs": outputs, "sources": self.manifest.sources})
+
+    @cached_property
     def shards(self) -> list[Shard]:
         """The numbered shards, in order."""
-        found: dict[int, dict[str, str]] = {}
+        found: dict[int, Shard] = {}
         for output in self.manifest.outputs:
             if match := SHARD_NAME.match(output.path):
-                found.setdefault(int(match[1]), {})[match[2]] = self.path(output.path)
-        return [Shard(index, files) for index, files in sorted(found.items())]
+                shard = found.setdefault(int(match[1]), Shard(int(match[1]), {}))
+                shard.files[match[2]] = self.path(output.path)
+                shard.sha256[match[2]] = output.sha256
+        return [shard for _, shard in sorted(found.items())]
 
     def files(self, extension: str = "parquet") -> list[str]:
         """The full paths of every shard's file of one extension, in order."""
@@ -103,6 +143,19 @@ def describe(folder: str, name: str) -> Output:
         with storage.local_copy(path) as local:
             rows = pq.read_metadata(local).num_rows
     return Output(name, size, sha256, rows)
+
+
+def read_markers(folder: str) -> dict[int, Marker]:
+    """The markers of the finished shards in ``folder``, by shard id."""
+    path = storage.join(folder, MARKERS)
+    names = storage.list_files(path) if storage.exists(path) else []
+    found = [Marker.from_json(storage.read_json(storage.join(path, name))) for name in names]
+    return {marker.id: marker for marker in found}
+
+
+def write_marker(folder: str, marker: Marker) -> None:
+    """Commits a shard of ``folder``: from here on it is finished."""
+    storage.write_json(storage.join(folder, MARKERS, f"{marker.id:05d}.json"), asdict(marker))
 
 
 class Run:
@@ -126,6 +179,11 @@ class Run:
         if not storage.exists(path):
             return None
         return Artifact(folder, Manifest.from_json(storage.read_json(path)))
+
+    def stage_folders(self, stage: str) -> list[str]:
+        """The folder of every artifact of ``stage``, finished or not, under whatever fingerprint."""
+        folder = self.path("stages", stage)
+        return [storage.join(folder, name) for name in storage.list_folders(folder)]
 
     def previous(self, stage: str) -> Manifest | None:
         """The manifest of ``stage`` as it was last finished, under whatever fingerprint."""

@@ -11,8 +11,8 @@ from ray import cloudpickle
 
 from dataprep.schema import UserError
 from pipeline import shards
-from pipeline.shards import finished, map_shards
-from pipeline.store import Shard
+from pipeline.shards import map_shards
+from pipeline.store import Shard, read_markers
 
 pytestmark = pytest.mark.usefixtures("local_ray")
 # Ray's workers cannot import a test module: what it defines travels with the call.
@@ -56,10 +56,14 @@ def run(tmp_path: Path, texts: list[str], retries: int = 1) -> shards.Done:
 
 def test_outputs_and_counters_of_all_shards(tmp_path: Path) -> None:
     done = run(tmp_path, ["a", "b", "c"])
-    assert [output.path for output in done.outputs] == ["00000.txt", "00001.txt", "00002.txt"]
+    assert [output.path for marker in done.shards for output in marker.outputs] == [
+        "00000.txt",
+        "00001.txt",
+        "00002.txt",
+    ]
     assert done.counters == {"rows": 3, "tries": 3}
     assert (tmp_path / "out" / "00001.txt").read_text() == "B"
-    assert set(finished(str(tmp_path / "out"))) == {0, 1, 2}
+    assert set(read_markers(str(tmp_path / "out"))) == {0, 1, 2}
 
 
 def test_a_finished_shard_is_not_worked_on_again(tmp_path: Path) -> None:
@@ -67,7 +71,7 @@ def test_a_finished_shard_is_not_worked_on_again(tmp_path: Path) -> None:
     (tmp_path / "out" / ".shards" / "00001.json").unlink()
     second = run(tmp_path, ["a", "b"])
     assert [len((tmp_path / "notes" / str(i)).read_text()) for i in (0, 1)] == [1, 2]
-    assert second.outputs == first.outputs
+    assert [marker.outputs for marker in second.shards] == [marker.outputs for marker in first.shards]
 
 
 def test_a_failure_that_passes_is_tried_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -83,7 +87,7 @@ def test_a_poison_shard_is_quarantined_with_its_reason_and_the_others_are_kept(
     monkeypatch.setattr(shards, "BACKOFF", 0.01)
     done = run(tmp_path, ["a", "poison", "c"])
     assert done.quarantined == [{"shard": 1, "reason": "ValueError: cannot be read"}]
-    assert [output.path for output in done.outputs] == ["00000.txt", "00002.txt"]
+    assert [output.path for marker in done.shards for output in marker.outputs] == ["00000.txt", "00002.txt"]
     assert len((tmp_path / "notes" / "1").read_text()) == 2  # once and one retry
 
 
