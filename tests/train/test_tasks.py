@@ -72,8 +72,8 @@ def test_tokenizer_covers_everything_and_is_deterministic() -> None:
 
 @pytest.mark.parametrize("length", [0, 1, 2, 3, 10, 57, 500])
 def test_spans_mask_their_share_and_can_be_undone(length: int) -> None:
-    config = T5TaskConfig(vocabulary=400)
-    task = T5Task(config, CAPTIONS)
+    config = T5TaskConfig(vocabulary=400, target="spans")
+    task, whole = T5Task(config, CAPTIONS), T5Task(T5TaskConfig(vocabulary=400, target="whole"), CAPTIONS)
     ids = list(np.random.default_rng(0).integers(3, 250, length))
     for seed in range(20):
         spans = random_spans(length, config, np.random.default_rng(seed))
@@ -94,6 +94,7 @@ def test_spans_mask_their_share_and_can_be_undone(length: int) -> None:
             rest = [at for at in range(start, len(target)) if target[at] >= task.first_sentinel or target[at] == 1]
             filled += target[start : rest[0]]
         assert filled == ids
+        assert whole.corrupt(ids, seed) == (source, [*ids, 1])
 
 
 def test_heads_must_divide() -> None:

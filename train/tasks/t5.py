@@ -1,4 +1,4 @@
-"""The task of a small T5: a tokenizer learned from the captions, then span corruption (Raffel et al. 2020, 3.1).
+"""The task of a small T5: a tokenizer learned from the captions, then denoising (Raffel et al. 2020, 3.1 and 3.3.1).
 
 Used where no pretrained encoder is to be had. The export is an ordinary transformers folder of the encoder alone.
 """
@@ -8,7 +8,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -43,6 +43,9 @@ class T5TaskConfig(Config):
     decoder_layers: int = Field(1, ge=1, description="decoder layers; the decoder is thrown away in the end")
     dropout: float = Field(0.0, ge=0, lt=1, description="dropout of the network")
     max_tokens: int = Field(128, ge=8, description="captions are cut to so many tokens in pretraining")
+    target: Literal["spans", "whole"] = Field(
+        "whole", description="what the decoder spells: the masked spans alone, or the whole caption"
+    )
     noise_density: float = Field(0.3, gt=0, lt=1, description="share of the tokens that is masked; captions are short")
     mean_span: float = Field(1.5, ge=1, description="mean length of a masked span, in tokens")
 
@@ -79,7 +82,7 @@ def train_tokenizer(captions: Sequence[str], config: T5TaskConfig) -> PreTrained
 
 
 class T5Task:
-    """Span corruption for the training loop, on batches of captions (`train.data.CaptionLoader`)."""
+    """Denoising for the training loop, on batches of captions (`train.data.CaptionLoader`)."""
 
     def __init__(self, config: T5TaskConfig, captions: Sequence[str]) -> None:
         self.config = config
@@ -115,7 +118,7 @@ class T5Task:
         return T5ForConditionalGeneration(self.model_config())
 
     def loss(self, model: Callable[..., Any], batch: Batch, random: SampleRandom) -> tuple[Tensor, dict[str, Tensor]]:
-        """Cross-entropy of the masked spans, a mean over each caption's tokens, then over captions; and accuracy."""
+        """Cross-entropy of the target, a mean over each caption's tokens, then over captions; and accuracy."""
         ids = self.tokenizer(batch["caption"], truncation=True, max_length=self.config.max_tokens)["input_ids"]
         pairs = [self.corrupt(row[:-1], seed) for row, seed in zip(ids, random.seeds("spans"), strict=True)]
         device = batch["index"].device
@@ -136,7 +139,11 @@ class T5Task:
         return (loss_BT.sum(1) / known_BT.sum(1)).mean(), {"accuracy": right}
 
     def corrupt(self, ids: Sequence[int], seed: int) -> Corrupted:
-        """Masks random spans of a caption (without its end token): each becomes a sentinel; the target spells them."""
+        """Masks random spans of a caption (without its end token): each becomes a sentinel; the target spells them.
+
+        With ``target`` "whole" it spells the caption (the BERT-style objective, Raffel et al. 2020, 3.3.1): then the
+        encoder cannot forget which of two words stood there that are at home in the same places, as colours are.
+        """
         rng = np.random.default_rng(seed)
         source: list[int] = []
         target: list[int] = []
@@ -147,7 +154,8 @@ class T5Task:
             source += [*ids[end:start], sentinel]
             target += [sentinel, *ids[start:stop]]
             end = stop
-        return Corrupted([*source, *ids[end:], EOS_ID], [*target, EOS_ID])
+        spelled = target if self.config.target == "spans" else ids
+        return Corrupted([*source, *ids[end:], EOS_ID], [*spelled, EOS_ID])
 
     def export(self, folder: str, weights: dict[str, Tensor], step: int) -> None:
         """Writes encoder and tokenizer as transformers' T5EncoderModel and AutoTokenizer load them."""
