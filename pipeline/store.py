@@ -94,7 +94,8 @@ class Manifest:
     def from_json(cls, value: dict[str, Any]) -> Manifest:
         """The manifest that ``asdict`` turned into ``value``."""
         outputs = [Output(**output) for output in value["outputs"]]
-        return cls(**{**value, "outputs": outputs, "shards": [Marker.from_json(item) for item in value["shards"]]})
+        shards = [Marker.from_json(item) for item in value.get("shards", ())]  # written by an older version: none
+        return cls(**{**value, "outputs": outputs, "shards": shards})
 
 
 @dataclass(frozen=True)
