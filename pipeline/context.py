@@ -27,6 +27,7 @@ class Context:
     folder: str  # where the outputs go
     run: Run
     cluster: ClusterConfig
+    sources: dict[str, str] = field(default_factory=dict)  # files from outside: path -> sha256
     counters: dict[str, int] = field(default_factory=dict)
     finished: list[Marker] = field(default_factory=list)
     quarantined: list[dict[str, Any]] = field(default_factory=list)
@@ -75,7 +76,9 @@ class Context:
 
         if not shards:
             raise UserError(f"{self.stage}: there is nothing to work on; the stage before it left no shard")
-        fingerprint = worker_fingerprint(worker, arguments, self.inputs.values())
+        by_shard = {name.partition(".")[0] for shard in shards for name in shard.files}
+        whole = [artifact for stage, artifact in self.inputs.items() if stage not in by_shard]
+        fingerprint = worker_fingerprint(worker, arguments, whole, self.sources)
         folder = self.path(subfolder) if subfolder else self.folder
         have = finished(folder, shards, fingerprint)
         wanted = {s.id: shard_fingerprint(fingerprint, s.id, s.sha256) for s in shards if s.id not in have}

@@ -178,6 +178,7 @@ def _run_stage(
         folder=folder,
         run=run,
         cluster=config.cluster,
+        sources=item.parts["sources"],
     )
     try:
         item.stage.function(context)

@@ -19,15 +19,21 @@ from pipeline.fingerprint import digest, reached
 from pipeline.store import MANIFEST, Artifact, Manifest, Marker, Run, read_markers, write_marker
 
 
-def worker_fingerprint(worker: type, arguments: Mapping[str, Any], inputs: Iterable[Artifact]) -> str:
-    """What all shards of a pass have in common: the worker's code, the libraries it reaches, its arguments.
+def worker_fingerprint(
+    worker: type, arguments: Mapping[str, Any], whole: Iterable[Artifact], sources: Mapping[str, str]
+) -> str:
+    """What all shards of a pass have in common: the worker's code, the libraries it reaches, what it is given.
 
-    An argument that is a path into one of ``inputs`` counts by that artifact's content, not by its place.
+    Args:
+        whole: the inputs that are not handed out shard by shard, such as a model. They count by their content; an
+            argument that is a path into one of them counts by no more than its place there.
+        sources: path -> sha256 of files from outside that the stage reads.
     """
     code, versions = reached(worker, [type(value) for value in arguments.values() if isinstance(value, BaseModel)])
-    contents = {artifact.folder: f"{artifact.manifest.stage}:{artifact.content}" for artifact in inputs}
+    contents = {artifact.folder: f"{artifact.manifest.stage}:{artifact.content}" for artifact in whole}
     plain = {name: _plain(value, contents) for name, value in arguments.items()}
-    return digest({"code": code, "versions": versions, "arguments": plain})
+    given = {"arguments": plain, "inputs": sorted(contents.values()), "sources": sorted(sources.values())}
+    return digest({"code": code, "versions": versions} | given)
 
 
 def _plain(value: Any, contents: Mapping[str, str]) -> Any:

@@ -110,12 +110,15 @@ def test_paths_into_inputs_count_by_content_and_all_else_by_value(tmp_path: Path
     one, same, other = (listing(run, name, [text]) for name, text in (("l1", "a"), ("l2", "a"), ("l3", "b")))
 
     def of(artifact: Artifact, **arguments: object) -> str:
-        return worker_fingerprint(Copy, {"model": artifact.path("00000.txt"), **arguments}, [artifact])
+        return worker_fingerprint(Copy, {"model": artifact.path("00000.txt"), **arguments}, [artifact], {})
 
     assert of(one) == of(same) != of(other)
-    assert worker_fingerprint(Copy, {"model": one.path("x")}, []) != worker_fingerprint(
-        Copy, {"model": same.path("x")}, []
-    )
+    elsewhere = [worker_fingerprint(Copy, {"model": artifact.path("x")}, [], {}) for artifact in (one, same)]
+    assert elsewhere[0] != elsewhere[1]
+    named = [worker_fingerprint(Copy, {"model": "/clip.pt"}, [one], {"/clip.pt": sha}) for sha in "ab"]
+    assert named[0] != named[1]
+    # An argument may name no path at all: the worker may still have learned from the input where to look.
+    assert worker_fingerprint(Copy, {}, [one], {}) != worker_fingerprint(Copy, {}, [other], {})
     base = of(one, config=AnnotateConfig(), rows=[Pair("a", 1)], forgotten=frozenset("ab"))
     assert base == of(one, config=AnnotateConfig(), rows=[Pair("a", 1)], forgotten=frozenset("ba"))
     assert base != of(one, config=AnnotateConfig(max_pixels=7), rows=[Pair("a", 1)], forgotten=frozenset("ab"))
