@@ -12,63 +12,180 @@ from pathlib import Path
 
 import cv2
 import numpy as np
+import simplejpeg
 from PIL import Image, ImageOps, UnidentifiedImageError
+
+from dataprep.reasons import FailedError
 
 IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff")
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
 MAX_PIXELS = 50_000_000
 CROPS = ("centre", "squash")
+ORIENTATION = 0x0112  # the EXIF tag that says how the picture has to be turned
+TURNED = (5, 6, 7, 8)  # its values that swap width and height
+JPEG_START, JPEG_SCAN = b"\xff\xd8\xff", b"\xff\xda"
+MAX_SCANS = 100  # a progressive JPEG has about ten; each takes time for all the pixels, so thousands are an attack
+STRIP = 1 << 20  # pixels converted at a time, where a conversion needs more memory than its result
+
+
+class ImageError(FailedError, ValueError):
+    """Why bytes are no picture: ``reason`` as in `dataprep.reasons`, a pure function of the bytes and the limit."""
+
+
+def is_image(head: bytes) -> bool:
+    """Whether a file that begins with ``head`` (16 bytes, or all it has) is of a supported format."""
+    return head.startswith((JPEG_START, b"\x89PNG\r\n\x1a\n", b"GIF87a", b"GIF89a", b"BM", b"II*\0", b"MM\0*")) or (
+        head[:4] == b"RIFF" and head[8:12] == b"WEBP"
+    )
 
 
 def open_image(data: bytes, max_pixels: int = MAX_PIXELS) -> Image.Image:
     """Reads the header alone: the undecoded image, known to be of a supported format and within ``max_pixels``.
 
-    Raises ValueError with a reason that is a pure function of ``data`` and ``max_pixels``.
+    Raises ImageError, a ValueError with the reason, which is a pure function of ``data`` and ``max_pixels``.
     """
     try:
         image = Image.open(io.BytesIO(data), formats=FORMATS)
     except UnidentifiedImageError as error:
-        raise ValueError("not an image of a supported format") from error
+        raise ImageError("not_image", "not an image of a supported format") from error
     except Image.DecompressionBombError as error:
-        raise ValueError(f"more than max_pixels={max_pixels} pixels") from error
+        raise ImageError("pixels", f"more than max_pixels={max_pixels} pixels") from error
     except Exception as error:  # Pillow's parsers raise many types on hostile headers (struct.error, SyntaxError, ...)
-        raise ValueError(f"unreadable header: {type(error).__name__}: {error}") from error
-    width, height = image.size
-    if width * height > max_pixels:
-        raise ValueError(f"{width}x{height} is more than max_pixels={max_pixels} pixels")
+        raise ImageError("damaged", f"unreadable header: {type(error).__name__}: {error}") from error
+    check_pixels(*image.size, max_pixels)
     return image
 
 
-def decode_rgb(data: bytes, max_pixels: int = MAX_PIXELS) -> np.ndarray:
-    """Decodes an image file to uint8 HWC RGB: turned as its EXIF says, alpha laid over white, 16 bits scaled to 8.
+def check_pixels(width: int, height: int, max_pixels: int) -> None:
+    """Raises ImageError for an image of more than ``max_pixels`` pixels, or none."""
+    if width * height > max_pixels:
+        raise ImageError("pixels", f"{width}x{height} is more than max_pixels={max_pixels} pixels")
+    if width * height == 0:
+        raise ImageError("damaged", "no pixels")
 
-    Of an animation the first frame. The pixel limit is checked on the header, before anything is decoded.
-    Raises ValueError with the reason: not an image, truncated, too large, a mode without a meaning as RGB.
+
+class Picture:
+    """An image file whose header was read: its size as it is to be shown, and its pixels on request.
+
+    ``width`` and ``height`` are in pixels, turned as EXIF says. Raises ImageError: not an image, too large.
     """
-    image = open_image(data, max_pixels)
+
+    def __init__(self, data: bytes, max_pixels: int = MAX_PIXELS) -> None:
+        self._data = data
+        self._image: Image.Image | None = None
+        if data.startswith(JPEG_START) and data.count(JPEG_SCAN) > MAX_SCANS:
+            raise ImageError("damaged", f"a JPEG of more than {MAX_SCANS} scans")
+        jpeg = _jpeg_header(data)
+        if jpeg is not None:
+            width, height = jpeg
+            check_pixels(width, height, max_pixels)
+            self._orientation = _jpeg_orientation(data)
+        else:
+            self._image = open_image(data, max_pixels)
+            width, height = self._image.size
+            self._orientation = _orientation(self._image)
+        turned = self._orientation in TURNED
+        self.width, self.height = (height, width) if turned else (width, height)
+
+    def rgb(self, width: int = 0, height: int = 0) -> np.ndarray:
+        """The pixels: uint8 HWC RGB, turned as EXIF says, alpha laid over white, 16 bits scaled to 8.
+
+        With ``width`` and ``height``, a JPEG may come out smaller by 2, 4 or 8, but no side below these: the decoder
+        averages 8x8 blocks' frequencies to fewer pixels, which is exact for what a further shrinking keeps.
+        Of an animation the first frame. Raises ImageError: truncated, damaged, a mode without a meaning as RGB.
+        """
+        if self._image is None:
+            if self._orientation in TURNED:
+                width, height = height, width
+            try:
+                pixels = simplejpeg.decode_jpeg(self._data, "RGB", min_width=width, min_height=height, min_factor=2)
+                return np.ascontiguousarray(_turn(pixels, self._orientation))
+            except (ValueError, KeyError):  # a warning or an error of the decoder: Pillow tells what can be lived with
+                self._image = open_image(self._data, self.width * self.height)
+        try:
+            self._image.load()
+            image = ImageOps.exif_transpose(self._image)
+            return np.ascontiguousarray(_to_rgb(image))
+        except ImageError:
+            raise
+        except Exception as error:  # decoders raise OSError, SyntaxError, EOFError, struct.error, zlib.error, ...
+            raise _damaged(error) from error
+
+
+def _damaged(error: Exception) -> ImageError:
+    text = str(error) if isinstance(error, OSError) else ""
+    if "truncated" in text:
+        return ImageError("truncated", f"damaged image: {text}")
+    return ImageError("damaged", f"damaged image: {text}" if text else "damaged image")
+
+
+def _jpeg_header(data: bytes) -> tuple[int, int] | None:
+    """Width and height of a JPEG that simplejpeg decodes (not CMYK); None for what Pillow has to look at."""
+    if not data.startswith(JPEG_START):
+        return None
     try:
-        image.load()
-        image = ImageOps.exif_transpose(image)
-        return np.ascontiguousarray(np.asarray(_to_rgb(image)))
-    except ValueError:
-        raise
-    except Exception as error:  # decoders raise OSError, SyntaxError, EOFError, struct.error, zlib.error, ...
-        raise ValueError(f"damaged image: {error}" if isinstance(error, OSError) else "damaged image") from error
+        height, width, colours, _ = simplejpeg.decode_jpeg_header(data, strict=False)
+    except (ValueError, KeyError):  # KeyError: a subsampling or a colour space that it has no name for
+        return None
+    return (int(width), int(height)) if str(colours).upper() in ("YCBCR", "RGB", "GRAY") else None
 
 
-def _to_rgb(image: Image.Image) -> Image.Image:
-    """Any Pillow mode to RGB."""
-    if image.mode.startswith("I"):  # 16-bit grey: Pillow's own conversion clips at 255, a mid-grey would come out white
-        grey_HW = np.asarray(image).astype(np.int64)
-        grey = np.clip((grey_HW + 128) // 257, 0, 255).astype(np.uint8)
-        return Image.fromarray(grey).convert("RGB")
+def _jpeg_orientation(data: bytes) -> int:
+    # Most files have no EXIF; for those the search is far cheaper than another reading of the header.
+    if b"Exif\0\0" not in data[: 1 << 17]:
+        return 1
+    try:
+        return _orientation(open_image(data, MAX_PIXELS * 1000))
+    except ImageError:
+        return 1
+
+
+def _orientation(image: Image.Image) -> int:
+    try:
+        value = image.getexif().get(ORIENTATION, 1)
+    except Exception:  # hostile EXIF breaks its parser in many ways; a picture without a readable one is not turned
+        return 1
+    return value if value in range(1, 9) else 1
+
+
+def _turn(image: np.ndarray, orientation: int) -> np.ndarray:
+    """Turns HWC pixels as the EXIF orientation (1 to 8) says."""
+    if orientation in TURNED:
+        image = image.transpose(1, 0, 2)
+    vertical, horizontal = orientation in (3, 4, 7, 8), orientation in (2, 3, 6, 7)
+    return image[:: -1 if vertical else 1, :: -1 if horizontal else 1]
+
+
+def decode_rgb(data: bytes, max_pixels: int = MAX_PIXELS) -> np.ndarray:
+    """Decodes an image file to uint8 HWC RGB, as `Picture.rgb` does; the pixel limit is checked on the header.
+
+    Raises ImageError, a ValueError with the reason: not an image, truncated, too large, a mode without a meaning.
+    """
+    return Picture(data, max_pixels).rgb()
+
+
+def _to_rgb(image: Image.Image) -> np.ndarray:
+    """Any Pillow mode to uint8 HWC RGB."""
     if image.mode == "F":
-        raise ValueError("floating-point pixels have no defined range; convert the file to 8 or 16 bits")
+        raise ImageError("mode", "floating-point pixels have no defined range; convert the file to 8 or 16 bits")
+    if image.mode.startswith("I"):  # 16-bit grey: Pillow's own conversion clips at 255, a mid-grey would come out white
+        return _grey16_to_rgb(np.asarray(image))
     if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
         image = image.convert("RGBA")
-        white = Image.new("RGBA", image.size, (255, 255, 255, 255))
-        return Image.alpha_composite(white, image).convert("RGB")
-    return image.convert("RGB")
+        white = Image.new("RGB", image.size, (255, 255, 255))
+        white.paste(image, mask=image.getchannel("A"))
+        return np.asarray(white)
+    return np.asarray(image.convert("RGB"))
+
+
+def _grey16_to_rgb(grey_HW: np.ndarray) -> np.ndarray:
+    """Grey of 0..65535 to uint8 HWC RGB, in strips: a whole image of wide integers would need many times its size."""
+    rgb = np.empty((*grey_HW.shape, 3), np.uint8)
+    rows = max(1, STRIP // grey_HW.shape[1])
+    for top in range(0, len(grey_HW), rows):
+        strip_HW = grey_HW[top : top + rows].astype(np.int64)
+        rgb[top : top + rows] = np.clip((strip_HW + 128) // 257, 0, 255).astype(np.uint8)[..., None]
+    return rgb
 
 
 def resize_square(image: np.ndarray, size: int, crop: str = "centre") -> np.ndarray:

@@ -1,7 +1,7 @@
 """From a listing shard to a download shard in img2dataset's layout, byte-identical when run again on the same bytes.
 
 ``{i:05d}.tar`` holds ``{key}.jpg|png|webp``, ``{key}.txt`` and ``{key}.json`` of the successes; ``{i:05d}.parquet`` has
-every row, failures with their reason. The resize and encode policy and the key format are img2dataset's own code.
+every row, failures with their reason. Key format and layout are img2dataset's.
 """
 
 from __future__ import annotations
@@ -9,51 +9,57 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-import os
 import tarfile
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
-from typing import Any, Literal
+from tempfile import SpooledTemporaryFile
+from typing import IO, Any, NamedTuple
 
 import cv2
 import pyarrow as pa
-from pydantic import Field, model_validator
+from pydantic import Field
 
 from dataprep import storage
-from dataprep.decode import MAX_PIXELS, decode_rgb
-from dataprep.fetch import FetchConfig, Fetched, Hosts, fetch_all
-from dataprep.schema import Config, read_table, write_table
+from dataprep.decode import is_image
+from dataprep.fetch import FetchConfig, Fetched, fetch_each
+from dataprep.guard import Hosts
+from dataprep.reasons import REASONS, STATUSES, SUCCESS, TRANSIENT, FailedError
+from dataprep.resize import StoreConfig, store_image
+from dataprep.schema import read_table, write_table
 from dataprep.sources import ROOT_KEY
 
 SHARD_DIGITS, SAMPLE_DIGITS = 5, 4
-SUCCESS, NOT_FETCHED, NOT_RESIZED = "success", "failed_to_download", "failed_to_resize"
+SPOOL = 64 << 20  # bytes of finished images that are kept in memory, the rest on disk
+MEMBERS = 3  # files of a sample in the tar
+MEASURED = ("width", "height", "original_width", "original_height", "sha256")
 
 
-class DownloadConfig(Config):
+class DownloadConfig(StoreConfig):
     """How images are fetched and stored."""
 
     fetch: FetchConfig = Field(default=FetchConfig(), description="how URLs are fetched")
-    image_size: int = Field(default=256, ge=8, description="side in pixels that resize_mode refers to")
-    resize_mode: Literal["no", "keep_ratio", "center_crop", "border", "keep_ratio_largest"] = Field(
-        default="keep_ratio", description="img2dataset's modes; keep_ratio: the shorter side becomes image_size"
-    )
-    resize_only_if_bigger: bool = Field(default=True, description="do not enlarge images below image_size")
-    encode_format: Literal["jpg", "png", "webp"] = Field(default="jpg", description="format of the stored images")
-    encode_quality: int = Field(default=95, ge=0, le=100, description="jpg and webp: quality; png: compression 0 to 9")
-    min_side: int = Field(default=0, ge=0, description="an original with a shorter side below this is not stored")
-    max_aspect: float | None = Field(
-        default=None, ge=1, description="an original longer than this times its shorter side is not stored; null: any"
-    )
-    max_pixels: int = Field(
-        default=MAX_PIXELS, ge=1, description="an original with more is not decoded; read from its header"
+    retry_failed: int = Field(
+        default=0,
+        ge=0,
+        description="further passes over the rows that failed for reasons that can pass, when all else is done; "
+        "raised in a finished run, only those rows are asked again",
     )
 
-    @model_validator(mode="after")
-    def _quality_fits_format(self) -> DownloadConfig:
-        if self.encode_format == "png" and self.encode_quality > 9:
-            raise ValueError(f"encode_quality {self.encode_quality} is above png's 9; set it between 0 and 9")
-        return self
+
+class Previous(NamedTuple):
+    """An earlier pass over the same listing shard: its tar and its Parquet file."""
+
+    tar: str | Path
+    parquet: str | Path
+
+
+class Outcome(NamedTuple):
+    """One row's columns, and its image where it lies in the spool: (offset, length); None where it is not there."""
+
+    row: dict[str, Any]
+    place: tuple[int, int] | None
 
 
 def download_shard(
@@ -62,96 +68,186 @@ def download_shard(
     out_dir: str | Path,
     config: DownloadConfig,
     hosts: Hosts | None = None,
+    *,
+    forgotten: frozenset[str] = frozenset(),
+    previous: Previous | None = None,
 ) -> dict[str, int]:
-    """Downloads one listing shard into ``out_dir``; counters rows, bytes and one a status.
+    """Downloads one listing shard into ``out_dir``; counters rows, bytes, one a status and one a reason that occurs.
 
-    ``hosts`` sends host names to a fixed (address, port). Rows of a folder listing are read from that folder.
-    Raises OSError where ``out_dir`` cannot be written; what a URL does never raises.
+    Args:
+        hosts: sends host names to a fixed (address, port). Rows of a folder listing are read from that folder.
+        forgotten: sha256 in hex of stored images that are not to be taken up again.
+        previous: rows that it holds as a success, or as failed for good, are taken over byte for byte; the others are
+            asked again, and the counters are what changed.
+
+    Raises:
+        OSError: ``out_dir`` cannot be written. What a URL does never raises.
     """
     listing = read_table(listing_path, "listing")
     if listing.num_rows > 10**SAMPLE_DIGITS:
         raise ValueError(f"{listing_path}: {listing.num_rows} rows, a shard holds at most {10**SAMPLE_DIGITS}")
-    urls = listing["url"].to_pylist()
-    root = (listing.schema.metadata or {}).get(ROOT_KEY)
-    fetched = fetch_all(urls, config.fetch, hosts) if root is None else read_files(root.decode(), urls, config.fetch)
+    taken = _taken_over(previous, listing)
     tar_path = Path(out_dir) / f"{shard_index:05d}.tar"
-    rows = write_tar(tar_path, listing, shard_index, fetched, config)
+    with SpooledTemporaryFile(SPOOL, dir=str(out_dir)) as spool:
+        found = _gather(listing, config, hosts or {}, forgotten, spool, skip=taken)
+        found |= {index: Outcome(row, None) for index, row in taken.items()}
+        rows = _write_tar(tar_path, listing, shard_index, found, spool, config, previous)
     write_table(_download_table(rows, listing), tar_path.with_suffix(".parquet"), "download")
-    counted = Counter(row["status"] for row in rows)
-    statuses = {status: counted[status] for status in (SUCCESS, NOT_FETCHED, NOT_RESIZED)}
-    return {"rows": len(rows), "bytes": tar_path.stat().st_size} | statuses
+    counters = _count(rows) | {"bytes": tar_path.stat().st_size}
+    if previous is None:
+        return counters
+    before = _count(read_table(previous.parquet, "download", ["status", "reason"]).to_pylist())
+    before["bytes"] = Path(previous.tar).stat().st_size
+    changed = {name: counters.get(name, 0) - before.get(name, 0) for name in {**counters, **before}}
+    return {"retried": listing.num_rows - len(taken)} | {name: by for name, by in sorted(changed.items()) if by}
+
+
+def transient_failures(parquet_path: str | Path) -> int:
+    """Rows of a download shard that another pass would ask for again."""
+    reasons = Counter(read_table(parquet_path, "download", ["reason"])["reason"].to_pylist())
+    return sum(count for reason, count in reasons.items() if reason in TRANSIENT)
+
+
+def _count(rows: Iterable[dict[str, Any]]) -> dict[str, int]:
+    statuses: Counter[str] = Counter()
+    reasons: Counter[str] = Counter()
+    for row in rows:
+        statuses[row["status"]] += 1
+        if row["reason"] is not None:
+            reasons[row["reason"]] += 1
+    counted = {"rows": statuses.total(), "bytes": 0} | {status: statuses[status] for status in STATUSES}
+    return counted | {reason: reasons[reason] for reason in REASONS if reasons[reason]}
+
+
+def _taken_over(previous: Previous | None, listing: pa.Table) -> dict[int, dict[str, Any]]:
+    """The rows of ``previous`` that stand, by their index."""
+    if previous is None:
+        return {}
+    table = read_table(previous.parquet, "download")
+    if table["url"].to_pylist() != listing["url"].to_pylist():
+        raise ValueError(f"{previous.parquet}: not of this listing shard; download it anew")
+    columns = table.select([name for name in table.column_names if name in _TYPES])
+    return {index: row for index, row in enumerate(columns.to_pylist()) if row["reason"] not in TRANSIENT}
+
+
+def _gather(
+    listing: pa.Table,
+    config: DownloadConfig,
+    hosts: Hosts,
+    forgotten: frozenset[str],
+    spool: IO[bytes],
+    skip: dict[int, Any],
+) -> dict[int, Outcome]:
+    """Fetches and processes every row that is not in ``skip``; images go to ``spool`` in the order they get done."""
+    urls = {index: url or "" for index, url in enumerate(listing["url"].to_pylist()) if index not in skip}
+    found = {index: Outcome(_failed("forgotten", "forgotten"), None) for index, url in urls.items() if not url}
+    wanted = [index for index, url in urls.items() if url]
+
+    def store(place: int, done: tuple[dict[str, Any], bytes | None]) -> None:
+        row, image = done
+        offset = spool.tell()
+        if image is not None:
+            spool.write(image)
+        found[wanted[place]] = Outcome(row, None if image is None else (offset, len(image)))
+
+    work = _processor(config, forgotten)
+    root = (listing.schema.metadata or {}).get(ROOT_KEY)
+    if root is None:
+        fetch_each((urls[index] for index in wanted), store, work, config.fetch, hosts, accept=is_image)
+    else:
+        for place, fetched in enumerate(read_files(root.decode(), (urls[index] for index in wanted), config.fetch)):
+            store(place, work(fetched))
+    return found
 
 
 def read_files(root: str, names: Iterable[str], config: FetchConfig) -> Iterator[Fetched]:
-    """Reads files below the folder ``root`` as `fetch_all` fetches URLs: the same limits, the same result."""
+    """Reads files below the folder ``root`` as URLs are fetched: the same limits, the same result."""
     for name in names:
         if name.startswith("/") or ".." in name.split("/"):
-            yield Fetched(None, "path leads out of the folder")
+            yield Fetched(None, "file", "path leads out of the folder")
             continue
+        path = storage.join(root, name)
         try:
-            body = storage.read_bytes(storage.join(root, name))
+            fs, inner = storage.filesystem(path)
+            too_long = fs.size(inner) > config.max_bytes
+            body = b"" if too_long else storage.read_bytes(path)
         except OSError as error:
-            yield Fetched(None, f"file not readable: {type(error).__name__}")
+            yield Fetched(None, "file", f"file not readable: {type(error).__name__}")
             continue
-        too_long = len(body) > config.max_bytes
-        yield Fetched(None, f"body above {config.max_bytes} bytes") if too_long else Fetched(body, None)
+        yield Fetched(None, "too_large", f"body above {config.max_bytes} bytes") if too_long else Fetched(body)
 
 
-def write_tar(
-    tar_path: Path, listing: pa.Table, shard_index: int, fetched: Iterable[Fetched], config: DownloadConfig
+def _failed(reason: str, text: str) -> dict[str, Any]:
+    """The download columns of a row without an image."""
+    row: dict[str, Any] = {"status": REASONS[reason].status, "reason": reason, "error_message": text}
+    return row | dict.fromkeys(MEASURED)
+
+
+def _processor(
+    config: DownloadConfig, forgotten: frozenset[str]
+) -> Callable[[Fetched], tuple[dict[str, Any], bytes | None]]:
+    """What turns a body into a row's columns and the image as it will be stored; safe in several threads."""
+    cv2.setNumThreads(1)  # the parallel work is over images
+
+    def work(fetched: Fetched) -> tuple[dict[str, Any], bytes | None]:
+        if fetched.body is None:
+            return _failed(fetched.reason or "bad_response", fetched.error or ""), None
+        try:
+            stored = store_image(fetched.body, config)
+        except FailedError as error:
+            return _failed(error.reason, str(error)), None
+        sha256 = hashlib.sha256(stored.data).hexdigest()
+        if sha256 in forgotten:
+            return _failed("forgotten", "forgotten"), None
+        sizes = (stored.width, stored.height, stored.original_width, stored.original_height)
+        row = {"status": SUCCESS, "reason": None, "error_message": None}
+        return row | dict(zip(MEASURED, (*sizes, sha256), strict=True)), stored.data
+
+    return work
+
+
+def _write_tar(
+    tar_path: Path,
+    listing: pa.Table,
+    shard_index: int,
+    found: dict[int, Outcome],
+    spool: IO[bytes],
+    config: DownloadConfig,
+    previous: Previous | None,
 ) -> list[dict[str, Any]]:
-    """Processes images as they arrive, in listing order, into the tar; returns the download columns of every row."""
-    resize = make_resizer(config)
-    from img2dataset.downloader import compute_key  # not at the top: see make_resizer
-
+    """Writes the samples in listing order; returns the download columns of every row."""
     rows = []
-    with tarfile.open(tar_path, "w", format=tarfile.USTAR_FORMAT) as tar:
-        for index, (result, source) in enumerate(zip(fetched, _iterate(listing), strict=True)):
-            key = compute_key(index, shard_index, SAMPLE_DIGITS, SHARD_DIGITS)
-            row, image = _process(result, resize, config)
-            row = {"key": key, "url": source.pop("url"), "caption": source.pop("caption")} | row
+    with ExitStack() as stack:
+        tar = stack.enter_context(tarfile.open(tar_path, "w", format=tarfile.USTAR_FORMAT))
+        old = stack.enter_context(tarfile.open(previous.tar, "r|")) if previous is not None else None
+        for index, source in enumerate(_iterate(listing)):
+            key = f"{shard_index:0{SHARD_DIGITS}d}{index:0{SAMPLE_DIGITS}d}"
+            measured, place = found[index]
+            row = {"key": key, "url": source.pop("url"), "caption": source.pop("caption")} | measured
             rows.append(row)
-            if image is not None:
-                described = json.dumps(row | source, ensure_ascii=False, sort_keys=True, default=str, indent=4)
-                _add(tar, f"{key}.{config.encode_format}", image)
-                _add(tar, f"{key}.txt", row["caption"].encode())
-                _add(tar, f"{key}.json", described.encode())
+            if row["status"] != SUCCESS:
+                continue
+            if place is None:
+                assert old is not None, key
+                _copy(old, tar, key)
+                continue
+            spool.seek(place[0])
+            described = json.dumps(row | source, ensure_ascii=False, sort_keys=True, default=str)
+            _add(tar, f"{key}.{config.encode_format}", spool.read(place[1]))
+            _add(tar, f"{key}.txt", (row["caption"] or "").encode())
+            _add(tar, f"{key}.json", described.encode())
     return rows
 
 
-def make_resizer(config: DownloadConfig) -> Any:
-    """img2dataset's Resizer. It redirects the process's stdout and stderr while it works: one thread at a time."""
-    # albumentations, which img2dataset imports, looks for a newer version of itself on the network when imported.
-    os.environ["NO_ALBUMENTATIONS_UPDATE"] = "1"
-    from img2dataset.resizer import Resizer
-
-    return Resizer(
-        image_size=config.image_size,
-        resize_mode=config.resize_mode,
-        resize_only_if_bigger=config.resize_only_if_bigger,
-        encode_quality=config.encode_quality,
-        encode_format=config.encode_format,
-        min_image_size=config.min_side,
-        max_aspect_ratio=config.max_aspect or float("inf"),
-    )
-
-
-def _process(fetched: Fetched, resize: Any, config: DownloadConfig) -> tuple[dict[str, Any], bytes | None]:
-    """Status columns of one row, and its image as it will be stored."""
-    row: dict[str, Any] = dict.fromkeys(("width", "height", "original_width", "original_height", "sha256"))
-    if fetched.body is None:
-        return row | {"status": NOT_FETCHED, "error_message": fetched.error}, None
-    try:
-        image_HWC = decode_rgb(fetched.body, config.max_pixels)
-    except ValueError as error:
-        return row | {"status": NOT_RESIZED, "error_message": str(error)}, None
-    # The Resizer wants a file; an uncompressed one costs a copy, and keeps our decoder's orientation, depth and checks.
-    bitmap = cv2.imencode(".bmp", cv2.cvtColor(image_HWC, cv2.COLOR_RGB2BGR))[1].tobytes()
-    image, width, height, original_width, original_height, error_message = resize(io.BytesIO(bitmap))
-    if error_message is not None:
-        return row | {"status": NOT_RESIZED, "error_message": error_message}, None
-    row |= {"width": width, "height": height, "original_width": original_width, "original_height": original_height}
-    return row | {"sha256": hashlib.sha256(image).hexdigest(), "status": SUCCESS, "error_message": None}, image
+def _copy(old: tarfile.TarFile, tar: tarfile.TarFile, key: str) -> None:
+    """Takes a sample's files over from an earlier tar, which is read in the same order."""
+    for _ in range(MEMBERS):
+        member = old.next()
+        if member is None or member.name.partition(".")[0] != key:
+            raise ValueError(f"the earlier tar holds whole sample {key}; download the shard anew")
+        file = old.extractfile(member)
+        assert file is not None, member.name
+        _add(tar, member.name, file.read())
 
 
 def _iterate(table: pa.Table) -> Iterator[dict[str, Any]]:
@@ -166,13 +262,15 @@ def _add(tar: tarfile.TarFile, name: str, data: bytes) -> None:
     tar.addfile(member, io.BytesIO(data))
 
 
+_TEXT, _WHOLE = pa.string(), pa.int32()
+_TYPES = {"key": _TEXT, "url": _TEXT, "caption": _TEXT, "status": _TEXT, "reason": _TEXT, "error_message": _TEXT}
+_TYPES |= {"width": _WHOLE, "height": _WHOLE, "original_width": _WHOLE, "original_height": _WHOLE, "sha256": _TEXT}
+
+
 def _download_table(rows: list[dict[str, Any]], listing: pa.Table) -> pa.Table:
     """The download columns of every row, then the listing's other columns as they are."""
-    text, whole = pa.string(), pa.int32()
-    types = {"key": text, "url": text, "caption": text, "status": text, "error_message": text}
-    types |= {"width": whole, "height": whole, "original_width": whole, "original_height": whole, "sha256": text}
-    table = pa.Table.from_pylist(rows, schema=pa.schema(types))
+    table = pa.Table.from_pylist(rows, schema=pa.schema(_TYPES))
     for name in listing.column_names:
-        if name not in types:
+        if name not in _TYPES:
             table = table.append_column(listing.schema.field(name), listing[name])
     return table

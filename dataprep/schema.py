@@ -18,7 +18,7 @@ from dataprep.storage import local_copy
 # kind -> the newest schema version that this code reads and writes.
 KINDS = {
     "listing": 1,  # url, caption and whatever other columns the source had
-    "download": 1,  # one row a listing row: key, url, caption, status, error_message, sizes, sha256
+    "download": 1,  # one row a listing row: key, url, caption, status, reason, error_message, sizes, sha256
     "annotations": 1,  # row-aligned with download: sizes, perceptual hash, caption statistics, language
     "scores": 1,  # row-aligned with download: clip_similarity (null where there is no image)
     "selection": 1,  # row-aligned with download: keep, reason, split

@@ -8,6 +8,7 @@ from threading import Thread
 
 import pytest
 
+POLICIES = ("/robots.txt", "/.well-known/tdmrep.json")
 Handle = Callable[[BaseHTTPRequestHandler], None]
 
 
@@ -17,7 +18,9 @@ class Web:
     def __init__(self, address: tuple[str, int]) -> None:
         self.address = address
         self.pages: dict[str, Handle] = {}
-        self.asked: list[str] = []
+        self.asked: list[str] = []  # paths, without those of policies
+        self.asked_policies: list[str] = []
+        self.connections = 0
         self.hosts = {"web.test": address}
 
     def url(self, path: str) -> str:
@@ -43,8 +46,12 @@ def web() -> Iterator[Web]:
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
 
+        def setup(self) -> None:
+            super().setup()
+            site.connections += 1
+
         def do_GET(self) -> None:
-            site.asked.append(self.path)
+            (site.asked_policies if self.path in POLICIES else site.asked).append(self.path)
             page = site.pages.get(self.path)
             if page is None:
                 self.send_response(404)

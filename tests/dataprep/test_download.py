@@ -59,7 +59,9 @@ def test_every_row_has_a_status_and_a_reason(shard, web, tmp_path):
     assert errors[0] is None and errors[1] == "HTTP 404" and "not an image" in errors[2]
     assert "truncated" in errors[3] and "max_pixels=80000" in errors[5]
     assert counters.pop("bytes") > 0
-    assert counters == {"rows": 7, "success": 3, "failed_to_download": 1, "failed_to_resize": 3}
+    reasons = {"http_404": 1, "not_image": 1, "truncated": 1, "pixels": 1}
+    assert counters == {"rows": 7, "success": 3, "failed_to_download": 1, "failed_to_resize": 3} | reasons
+    assert table["reason"].to_pylist() == [None, "http_404", "not_image", "truncated", None, "pixels", None]
     assert table["truth"].to_pylist()[1] == "x" and table["key"].to_pylist()[6] == "000030006"
     first = table.to_pylist()[0]
     assert (first["width"], first["height"], first["original_width"], first["original_height"]) == (80, 48, 100, 60)

@@ -1,0 +1,127 @@
+"""Turns at a host: how many, how fast, and when none."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from datetime import UTC, datetime
+
+import pytest
+from yarl import URL
+
+from dataprep import pace
+from dataprep.fetch import FetchConfig, fetch_all
+from dataprep.pace import Pace, Paces, seconds
+from dataprep.reasons import FailedError
+
+NOW = datetime(2026, 1, 1, tzinfo=UTC)
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [
+        (None, 0),
+        ("7", 7),
+        (" 120 ", 120),
+        ("-3", 0),
+        ("soon", 0),
+        ("٣", 0),
+        ("9" * 400, 999_999_999),
+        ("Thu, 01 Jan 2026 00:00:30 GMT", 30),
+        ("Thu, 01 Jan 2020 00:00:30 GMT", 0),
+        ("Thu, 01 Jan 99999 00:00:30 GMT", 0),
+    ],
+)
+def test_retry_after_is_seconds_or_a_date(value, expected):
+    assert seconds(value, NOW) == expected
+
+
+def turns(count: int, concurrency: int, delay: float) -> tuple[list[float], int]:
+    """When each turn began, in seconds from the first, and how many there were at a time."""
+    started: list[float] = []
+    now = most = 0
+
+    async def one(turn: Pace) -> None:
+        nonlocal now, most
+        async with turn:
+            started.append(time.monotonic())
+            now += 1
+            most = max(most, now)
+            await asyncio.sleep(0.01)
+            now -= 1
+
+    async def main() -> None:
+        turn = Pace(concurrency, delay, 20.0)
+        await asyncio.gather(*(one(turn) for _ in range(count)))
+
+    asyncio.run(main())
+    return [moment - started[0] for moment in started], most
+
+
+def test_turns_are_few_and_spaced():
+    assert turns(9, 3, 0.0)[1] == 3
+    begun, _ = turns(4, 10, 0.05)
+    assert all(later - sooner >= 0.045 for sooner, later in zip(begun, begun[1:], strict=False))
+
+
+def test_only_hosts_on_the_public_internet_are_spared():
+    async def main() -> list[float]:
+        paces = Paces(2, 0.5, 20.0, {"own.test": ("127.0.0.1", 1)})
+        hosts = ("own.test", "127.0.0.1", "10.1.1.1", "[::1]", "8.8.8.8", "example.com")
+        return [paces.of(URL(f"http://{host}/"), 0.0).delay for host in hosts]
+
+    assert asyncio.run(main()) == [0, 0, 0, 0, 0.5, 0.5]
+
+
+def test_crawl_delay_of_robots_txt_is_kept_up_to_a_limit(web):
+    web.put("/robots.txt", b"User-agent: *\nCrawl-delay: 30\n")
+    web.put("/x", b"x")
+    config = FetchConfig(max_crawl_delay=0.1)
+    start = time.monotonic()
+    assert {got.body for got in fetch_all([web.url("/x")] * 4, config, web.hosts)} == {b"x"}
+    assert 0.25 <= time.monotonic() - start < 10
+
+
+def test_public_hosts_get_few_connections(web, monkeypatch):
+    monkeypatch.setattr(pace, "is_public", lambda address: True)
+    web.put("/x", b"x")
+    config = FetchConfig(host_concurrency=2, host_delay=0.0)
+    assert len(fetch_all([web.url("/x")] * 30, config, web.hosts)) == 30
+    assert web.connections <= 2
+
+
+def test_retry_after_is_waited_by_the_whole_host(web):
+    def busy(request):
+        web.put("/busy", b"now")
+        request.send_response(429)
+        request.send_header("Retry-After", "1")
+        request.send_header("Content-Length", "0")
+        request.end_headers()
+
+    web.pages["/busy"] = busy
+    start = time.monotonic()
+    config = FetchConfig(backoff=0.01)
+    assert fetch_all([web.url("/busy")], config, web.hosts)[0].body == b"now"
+    assert time.monotonic() - start >= 0.95 and web.asked == ["/busy"] * 2
+
+
+def test_a_host_that_asks_for_too_long_a_wait_is_left_alone(web):
+    web.put("/busy", b"", 429, Retry_After="3600")
+    config = FetchConfig(concurrency=1)
+    got = fetch_all([web.url("/busy")] * 5, config, web.hosts)
+    assert {(one.reason, one.error) for one in got} == {("http_429", "HTTP 429: asked to stay away")}
+    assert web.asked == ["/busy"]
+
+
+def test_a_turn_that_was_waited_for_is_not_taken_at_a_host_that_closed():
+    async def main() -> None:
+        turn = Pace(5, 0.05, 1.0)
+        async with turn:
+            later = asyncio.ensure_future(turn.__aenter__())
+            await asyncio.sleep(0.01)
+            assert turn.retry_after({"Retry-After": "60"}, 503) is None
+        with pytest.raises(FailedError, match="503") as caught:
+            await later
+        assert caught.value.reason == "http_5xx"
+
+    asyncio.run(main())

@@ -1,0 +1,165 @@
+"""robots.txt, X-Robots-Tag and TDM reservations: what they say, and that what they forbid is never asked for."""
+
+from __future__ import annotations
+
+import json
+import time
+
+import pytest
+
+from dataprep.fetch import FetchConfig, fetch_all
+from dataprep.robots import matches, opted_out, parse_tdm, tdm_reserved
+
+QUICK = FetchConfig(timeout=2.0, retries=1, backoff=0.01)
+
+
+def fetch(web, path, **changes):
+    return fetch_all([web.url(path)], QUICK.model_copy(update=changes), web.hosts)[0]
+
+
+def site(web, robots: str, path: str = "/art.jpg", status: int = 200) -> None:
+    web.put("/robots.txt", robots.encode(), status)
+    web.put(path, b"art")
+
+
+@pytest.mark.parametrize(
+    ("value", "out"),
+    [
+        ("noai", True),
+        ("max-snippet: 10, NoImageAI", True),
+        ("imagen-ray: noindex", True),
+        ("*: noai", True),
+        ("otherbot: nofollow, noindex", False),
+        ("nofollow", False),
+        ("unavailable_after: 25 Jun 2030 15:00:00 PST", False),
+        ("", False),
+    ],
+)
+def test_opted_out(value, out):
+    assert opted_out([value], "imagen-ray", FetchConfig().disallowed_directives) is out
+
+
+@pytest.mark.parametrize(
+    ("pattern", "path", "fits"),
+    [
+        ("/", "/a", True),
+        ("/a", "/abc", True),
+        ("/b", "/abc", False),
+        ("/a$", "/abc", False),
+        ("/abc$", "/abc", True),
+        ("/*.jpg", "/x/y.jpg?z", True),
+        ("/*.jpg$", "/x/y.jpg?z", False),
+        ("/*.jpg$", "/x/y.jpg.jpg", True),
+        ("/a*b*c", "/a1c2b3", False),
+        ("/a*b*c", "/a1b2c3", True),
+        ("/*a$", "/", False),
+        ("*", "/", True),
+        ("", "/", True),
+        ("/" + "*a" * 5000 + "$", "/" + "a" * 4000 + "b", False),  # and in no time
+    ],
+)
+def test_matches(pattern, path, fits):
+    assert matches(pattern, path) is fits
+
+
+def test_the_longest_tdm_location_decides():
+    rules = parse_tdm(
+        json.dumps(
+            [
+                {"location": "/", "tdm-reservation": 1},
+                {"location": "/open/", "tdm-reservation": 0},
+                {"location": "/open/", "tdm-reservation": "1"},
+                {"location": "/open/free", "tdm-reservation": 0},
+                {"location": 3, "tdm-reservation": 1},
+                "what",
+            ]
+        ).encode()
+    )
+    assert len(rules) == 4
+    said = {path: tdm_reserved(rules, path) for path in ("/a", "/open/a", "/open/free/a")}
+    assert said == {"/a": True, "/open/a": True, "/open/free/a": False}
+    assert not tdm_reserved((), "/a")
+
+
+@pytest.mark.parametrize("body", [b"", b"{}", b"[", b"[" * 100_000, b"\xff\xfe", b'"x"'])
+def test_a_broken_tdm_file_reserves_nothing(body):
+    assert parse_tdm(body) == ()
+
+
+def test_what_robots_txt_disallows_is_not_asked_for(web):
+    site(web, "User-agent: *\nDisallow: /private/\n\nUser-agent: imagen-ray\nDisallow: /art\n")
+    web.put("/private/x.jpg", b"x")
+    assert fetch(web, "/art.jpg").reason == "robots_txt"
+    assert web.asked == []
+    assert fetch(web, "/private/x.jpg").body == b"x"  # the group of our own name stands for us
+    assert fetch(web, "/private/x.jpg", user_agent="other/1.0").reason == "robots_txt"
+    assert fetch(web, "/art.jpg", obey_robots_txt=False).body == b"art"
+
+
+def test_a_sites_files_are_asked_for_once(web):
+    site(web, "")
+    got = fetch_all([web.url("/art.jpg")] * 40, QUICK, web.hosts)
+    assert {fetched.body for fetched in got} == {b"art"}
+    assert sorted(web.asked_policies) == ["/.well-known/tdmrep.json", "/robots.txt"]
+    web.asked_policies.clear()
+    assert fetch(web, "/art.jpg", obey_robots_txt=False, obey_tdm=False).body == b"art"
+    assert web.asked_policies == []
+
+
+@pytest.mark.parametrize("status", [401, 403, 404, 410, 429])
+def test_no_robots_txt_allows_everything(web, status):
+    site(web, "User-agent: *\nDisallow: /\n", status=status)
+    assert fetch(web, "/art.jpg").body == b"art"
+
+
+def test_a_robots_txt_that_fails_disallows_everything_for_now(web):
+    site(web, "", status=503)
+    got = fetch(web, "/art.jpg")
+    assert (got.reason, got.error) == ("robots_unreachable", "robots.txt: HTTP 503")
+    assert web.asked == [] and web.asked_policies == ["/robots.txt"] * 2
+
+
+def test_robots_txt_behind_a_redirect_and_behind_the_guard(web):
+    web.put("/real.txt", b"User-agent: *\nDisallow: /\n")
+    web.put("/robots.txt", b"", 301, Location="/real.txt")
+    web.put("/art.jpg", b"art")
+    assert fetch(web, "/art.jpg").reason == "robots_txt"
+    web.put("/robots.txt", b"", 301, Location=f"http://127.0.0.1:{web.address[1]}/real.txt")
+    web.asked.clear()
+    assert fetch(web, "/art.jpg").body == b"art"  # leads nowhere that may be asked: as if there were none
+    assert web.asked == ["/art.jpg"]
+
+
+def test_a_redirect_is_held_to_the_policy_of_where_it_leads(web):
+    site(web, "User-agent: *\nDisallow: /art\n")
+    assert fetch(web, "/go") is not None
+    web.put("/go", b"", 302, Location="/art.jpg")
+    web.asked.clear()
+    assert fetch(web, "/go").reason == "robots_txt"
+    assert web.asked == ["/go"]
+
+
+def test_a_huge_robots_txt_is_read_to_a_limit(web):
+    site(web, "# " + "x" * 2_000_000 + "\nUser-agent: *\nDisallow: /\n")
+    start = time.monotonic()
+    assert fetch(web, "/art.jpg").body == b"art"
+    assert time.monotonic() - start < 5
+
+
+def test_tdm_reservations(web):
+    web.put("/.well-known/tdmrep.json", b'[{"location": "/reserved", "tdm-reservation": 1}]')
+    for path in ("/reserved.jpg", "/free.jpg"):
+        web.put(path, b"art")
+    web.put("/header.jpg", b"art", tdm_reservation="1")
+    web.put("/zero.jpg", b"art", tdm_reservation="0")
+    assert fetch(web, "/reserved.jpg").reason == "tdm" and web.asked == []
+    assert fetch(web, "/header.jpg").reason == "tdm"
+    assert fetch(web, "/free.jpg").body == fetch(web, "/zero.jpg").body == b"art"
+    assert fetch(web, "/reserved.jpg", obey_tdm=False).body == b"art"
+
+
+def test_opt_out_header(web):
+    web.put("/art", b"art", X_Robots_Tag="noai")
+    assert fetch(web, "/art").reason == "robots_tag"
+    assert web.asked == ["/art"]  # not asked again
+    assert fetch(web, "/art", obey_robots_tag=False).body == b"art"
