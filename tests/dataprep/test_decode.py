@@ -5,14 +5,15 @@ import struct
 import tarfile
 import zlib
 
+import cv2
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from picture_fakes import encoded, picture
-from PIL import Image
+from PIL import Image, ImageOps
 
-from dataprep.decode import decode_rgb, read_pixels, read_shard_images, read_shard_rgb, resize_square
+from dataprep.decode import decode_rgb, is_image, read_pixels, read_shard_images, read_shard_rgb, resize_square
 
 
 @pytest.mark.parametrize("kind", ["PNG", "WEBP", "TIFF", "BMP"])
@@ -124,3 +125,63 @@ def test_shard_is_read_in_order(tmp_path):
     assert read_pixels(path, [], 8).shape == (0, 8, 8, 3)
     with pytest.raises(ValueError, match="no image for keys c"):
         read_pixels(path, ["a", "c"], 8)
+
+
+def test_jpegs_decode_to_the_pixels_of_pillow():
+    for options in ({}, {"subsampling": 0}, {"progressive": True}, {"quality": 40}):
+        data = encoded(picture(7), "JPEG", **options)
+        assert np.array_equal(decode_rgb(data), np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))), options
+    grey = encoded(Image.fromarray(picture(7)).convert("L"), "JPEG")
+    assert np.array_equal(decode_rgb(grey)[..., 0], np.asarray(Image.open(io.BytesIO(grey))))
+
+
+def test_a_jpeg_with_a_blemish_that_can_be_lived_with():
+    data = encoded(picture(7), "JPEG")
+    with_dirt = data[:-2] + b"\x00\x01\x02" + data[-2:]
+    assert np.array_equal(decode_rgb(with_dirt), decode_rgb(data))
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
+def test_every_exif_orientation(kind):
+    for orientation in range(1, 9):
+        exif = Image.Exif()
+        exif[0x0112] = orientation
+        data = encoded(picture(), kind, exif=exif)
+        shown = ImageOps.exif_transpose(Image.open(io.BytesIO(data))).convert("RGB")
+        assert np.array_equal(decode_rgb(data), np.asarray(shown)), orientation
+
+
+@pytest.mark.parametrize("kind", ["GIF", "WEBP", "PNG"])
+def test_of_an_animation_the_first_frame(kind):
+    frames = [Image.new("RGB", (20, 20), colour) for colour in ("red", "blue")]
+    buffer = io.BytesIO()
+    frames[0].save(buffer, kind, save_all=True, append_images=frames[1:], lossless=True)
+    red, _, blue = decode_rgb(buffer.getvalue())[10, 10]
+    assert red > 250 and blue < 5
+
+
+def test_sixteen_bits_of_colour():
+    rgb16 = np.full((4, 4, 3), 0x80FF, np.uint16)
+    data = cv2.imencode(".png", rgb16)[1].tobytes()
+    assert set(np.unique(decode_rgb(data))) <= {128, 129}
+
+
+@pytest.mark.parametrize(
+    ("head", "known"),
+    [
+        (encoded(picture(), "JPEG")[:16], True),
+        (encoded(picture(), "PNG")[:16], True),
+        (encoded(picture(), "WEBP")[:16], True),
+        (encoded(picture(), "GIF")[:16], True),
+        (encoded(picture(), "BMP")[:16], True),
+        (encoded(picture(), "TIFF")[:16], True),
+        (b"RIFF\0\0\0\0WAVEfmt ", False),
+        (b"<svg xmlns='http", False),
+        (b"<!DOCTYPE html>", False),
+        (b"%PDF-1.7", False),
+        (b"\xff\xd8", False),
+        (b"", False),
+    ],
+)
+def test_formats_are_known_by_their_first_bytes(head, known):
+    assert is_image(head) is known

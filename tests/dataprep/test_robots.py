@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import time
 
 import pytest
 
@@ -141,9 +140,7 @@ def test_a_redirect_is_held_to_the_policy_of_where_it_leads(web):
 
 def test_a_huge_robots_txt_is_read_to_a_limit(web):
     site(web, "# " + "x" * 2_000_000 + "\nUser-agent: *\nDisallow: /\n")
-    start = time.monotonic()
     assert fetch(web, "/art.jpg").body == b"art"
-    assert time.monotonic() - start < 5
 
 
 def test_tdm_reservations(web):

@@ -1,0 +1,141 @@
+"""The size in which images are stored: img2dataset's policy, its pixels, and what is done better."""
+
+from __future__ import annotations
+
+import io
+import os
+
+import cv2
+import numpy as np
+import pytest
+from picture_fakes import encoded, picture
+from PIL import Image
+
+from dataprep import decode
+from dataprep.decode import Picture, decode_rgb
+from dataprep.reasons import FailedError
+from dataprep.resize import StoreConfig, store_image
+
+MODES = ("no", "keep_ratio", "center_crop", "border", "keep_ratio_largest")
+SIZES = ((96, 80), (40, 97), (61, 61), (13, 200), (33, 20), (1, 50))
+
+
+def theirs(data: bytes, config: StoreConfig) -> bytes:
+    os.environ["NO_ALBUMENTATIONS_UPDATE"] = "1"
+    from img2dataset.resizer import Resizer
+
+    resize = Resizer(
+        image_size=config.image_size,
+        resize_mode=config.resize_mode,
+        resize_only_if_bigger=config.resize_only_if_bigger,
+        encode_quality=config.encode_quality,
+        encode_format=config.encode_format,
+    )
+    stored, *_, error = resize(io.BytesIO(data))
+    assert error is None, error
+    return stored
+
+
+@pytest.mark.parametrize("only_if_bigger", [True, False])
+@pytest.mark.parametrize("mode", MODES)
+def test_the_pixels_are_those_of_img2dataset(mode, only_if_bigger):
+    for index, (width, height) in enumerate(SIZES):
+        data = encoded(picture(index, width, height))
+        config = StoreConfig(
+            image_size=48, resize_mode=mode, resize_only_if_bigger=only_if_bigger, encode_format="png", encode_quality=1
+        )
+        stored = store_image(data, config)
+        assert np.array_equal(decode_rgb(stored.data), decode_rgb(theirs(data, config))), (width, height)
+        assert (stored.original_width, stored.original_height) == (width, height)
+        assert decode_rgb(stored.data).shape[:2] == (stored.height, stored.width)
+
+
+@pytest.mark.parametrize("kind", ["jpg", "webp"])
+def test_the_files_are_those_of_img2dataset(kind):
+    data = encoded(picture(3, 200, 150), "JPEG", quality=90)
+    config = StoreConfig(image_size=96, encode_format=kind)
+    assert store_image(data, config).data == theirs(data, config)
+
+
+def test_a_large_jpeg_is_decoded_smaller_and_never_below_twice_its_final_side():
+    image = picture(5, 1200, 900)
+    data = encoded(image, "JPEG", quality=95, subsampling=0)
+    shapes = {size: Picture(data).rgb(size, size * 3 // 4).shape[:2] for size in (1200, 601, 600, 300, 151, 100, 1)}
+    assert shapes == {
+        **{1200: (900, 1200), 601: (900, 1200), 600: (450, 600)},
+        **{300: (225, 300), 151: (225, 300), 100: (113, 150), 1: (113, 150)},
+    }
+    for side, least in ((450, 900), (300, 900), (225, 450), (112, 225), (56, 113)):
+        seen = []
+        real = Picture.rgb
+
+        def rgb(self, *size, seen=seen, real=real):
+            seen.append(real(self, *size))
+            return seen[-1]
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(Picture, "rgb", rgb)
+            stored = store_image(data, StoreConfig(image_size=side, encode_format="png", encode_quality=1))
+        assert min(seen[0].shape[:2]) == least and least >= min(900, 2 * side)
+        exact = cv2.resize(image, (stored.width, stored.height), interpolation=cv2.INTER_AREA)
+        assert np.abs(decode_rgb(stored.data).astype(int) - exact).mean() < 1.5
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_a_reduced_jpeg_is_turned_like_a_whole_one(orientation):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    exif[0x8825] = {1: "N", 2: (52.0, 30.0, 0.0)}  # GPS
+    data = encoded(picture(1, 400, 240), "JPEG", quality=95, exif=exif)
+    stored = store_image(data, StoreConfig(image_size=48, encode_format="png", encode_quality=1))
+    expected = Image.fromarray(decode_rgb(data)).resize((stored.width, stored.height), Image.Resampling.BOX)
+    assert (stored.original_width > stored.original_height) == (orientation < 5)
+    assert np.abs(decode_rgb(stored.data).astype(int) - np.asarray(expected)).mean() < 2
+
+
+@pytest.mark.parametrize("kind", ["jpg", "webp", "png"])
+def test_no_metadata_is_stored(kind):
+    exif = Image.Exif()
+    exif[0x010F], exif[0x8825] = "Camera GmbH", {1: "N", 2: (52.0, 30.0, 0.0)}
+    data = encoded(picture(), "JPEG", exif=exif, comment=b"my house")
+    assert b"Exif" in data and b"Camera" in data
+    for size in (32, 4000):  # resized, and stored as large as it is
+        config = StoreConfig(image_size=size, encode_format=kind, encode_quality=9 if kind == "png" else 95)
+        stored = store_image(data, config).data
+        assert not any(word in stored for word in (b"Exif", b"Camera", b"my house"))
+        assert dict(Image.open(io.BytesIO(stored)).getexif()) == {}
+
+
+def reason(data: bytes, **config) -> str:
+    with pytest.raises(FailedError) as caught:
+        store_image(data, StoreConfig(**config))
+    return caught.value.reason
+
+
+def test_limits_are_read_from_the_header(monkeypatch):
+    monkeypatch.setattr(Picture, "rgb", None)  # nothing is decoded
+    wide = encoded(picture(0, 200, 40))
+    assert reason(wide, min_side=41) == "min_side"
+    assert reason(wide, max_aspect=4.9) == "max_aspect"
+    assert reason(wide, max_pixels=7999) == "pixels"
+    assert reason(encoded(picture(0, 200, 40), "JPEG"), max_pixels=7999) == "pixels"
+
+
+def test_a_strip_that_would_grow_beyond_all_bounds():
+    assert reason(encoded(picture(0, 3000, 1)), image_size=256, resize_only_if_bigger=False) == "pixels"
+
+
+def test_what_a_format_cannot_hold(monkeypatch):
+    def fail(*_):
+        raise cv2.error("no")
+
+    monkeypatch.setattr(cv2, "imencode", fail)
+    assert reason(encoded(picture())) == "encode"
+
+
+def test_a_jpeg_of_thousands_of_scans_is_not_decoded():
+    data = encoded(picture(), "JPEG", progressive=True)
+    assert 1 < data.count(decode.JPEG_SCAN) <= 20
+    assert decode_rgb(data).shape == (80, 96, 3)
+    scan = data[data.index(decode.JPEG_SCAN) : -2]
+    assert reason(data[:-2] + scan * 200 + data[-2:]) == "damaged"
