@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import io
 import tarfile
+import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -24,6 +25,7 @@ CROPS = ("centre", "squash")
 ORIENTATION = 0x0112  # the EXIF tag that says how the picture has to be turned
 TURNED = (5, 6, 7, 8)  # its values that swap width and height
 JPEG_START, JPEG_SCAN = b"\xff\xd8\xff", b"\xff\xda"
+PNG_START, PNG_PIXELS = b"\x89PNG\r\n\x1a\n", (b"IHDR", b"PLTE", b"IDAT")
 MAX_SCANS = 100  # a progressive JPEG has about ten; each takes time for all the pixels, so thousands are an attack
 STRIP = 1 << 20  # pixels converted at a time, where a conversion needs more memory than its result
 
@@ -34,7 +36,7 @@ class ImageError(FailedError, ValueError):
 
 def is_image(head: bytes) -> bool:
     """Whether a file that begins with ``head`` (16 bytes, or all it has) is of a supported format."""
-    return head.startswith((JPEG_START, b"\x89PNG\r\n\x1a\n", b"GIF87a", b"GIF89a", b"BM", b"II*\0", b"MM\0*")) or (
+    return head.startswith((JPEG_START, PNG_START, b"GIF87a", b"GIF89a", b"BM", b"II*\0", b"MM\0*")) or (
         head[:4] == b"RIFF" and head[8:12] == b"WEBP"
     )
 
@@ -82,6 +84,7 @@ class Picture:
             self._orientation = _jpeg_orientation(data)
         else:
             self._image = open_image(data, max_pixels)
+            _check_png(data)
             width, height = self._image.size
             self._orientation = _orientation(self._image)
         turned = self._orientation in TURNED
@@ -100,7 +103,8 @@ class Picture:
             try:
                 pixels = simplejpeg.decode_jpeg(self._data, "RGB", min_width=width, min_height=height, min_factor=2)
                 return np.ascontiguousarray(_turn(pixels, self._orientation))
-            except (ValueError, KeyError):  # a warning or an error of the decoder: Pillow tells what can be lived with
+            except (ValueError, KeyError) as error:
+                _check_jpeg(str(error))
                 self._image = open_image(self._data, self.width * self.height)
         try:
             self._image.load()
@@ -128,6 +132,32 @@ def _jpeg_header(data: bytes) -> tuple[int, int] | None:
     except (ValueError, KeyError):  # KeyError: a subsampling or a colour space that it has no name for
         return None
     return (int(width), int(height)) if str(colours).upper() in ("YCBCR", "RGB", "GRAY") else None
+
+
+def _check_jpeg(warning: str) -> None:
+    """Raises ImageError where the decoder's warning means lost pixels; with the others Pillow may still manage.
+
+    "Corrupt JPEG data: 3 extraneous bytes before marker" is common and harmless.
+    """
+    if "Premature end of JPEG" in warning:
+        raise ImageError("truncated", "damaged image: the JPEG is truncated")
+    if "Corrupt JPEG data" in warning and "extraneous bytes" not in warning:
+        raise ImageError("damaged", "damaged image: corrupt JPEG data")
+
+
+def _check_png(data: bytes) -> None:
+    """Raises ImageError for a PNG with a wrong checksum over its pixels or palette: Pillow would show noise there.
+
+    What ends early is left to the decoder, which knows whether pixels are missing.
+    """
+    place = len(PNG_START) if data.startswith(PNG_START) else len(data)
+    while place + 12 <= len(data):
+        end = place + 12 + int.from_bytes(data[place : place + 4], "big")
+        if data[place + 4 : place + 8] in PNG_PIXELS and end <= len(data):
+            found = int.from_bytes(data[end - 4 : end], "big")
+            if zlib.crc32(memoryview(data)[place + 4 : end - 4]) != found:
+                raise ImageError("damaged", "damaged image: wrong checksum")
+        place = end
 
 
 def _jpeg_orientation(data: bytes) -> int:

@@ -196,7 +196,7 @@ class Site:
             while b"\r\n\r\n" not in head and (block := connection.recv(4096)):
                 head += block
             lines = head.decode("latin-1").split("\r\n")
-            path = (lines[0].split(" ") + [""])[1]
+            path = [*lines[0].split(" "), ""][1]
             host = next((line[5:].strip() for line in lines if line.lower().startswith("host:")), "").split(":")[0]
             self.asked.append((host, path))
             page = policies(host).get(path) or self.pages.get(path) or answer(b"", "404 Not Found")

@@ -66,7 +66,12 @@ def huge_png() -> bytes:
         (b"", "not an image"),
         (b"<!DOCTYPE html><html></html>", "not an image"),
         (encoded(picture(), "JPEG")[:-300], "truncated"),
-        (encoded(picture(), "PNG")[:-200], "damaged"),
+        (encoded(picture(), "JPEG")[:-300] + bytes(200) + b"\xff\xd9", "corrupt"),
+        (
+            encoded(picture(), "PNG").replace(b"IDAT" + encoded(picture(), "PNG")[41:60], b"IDAT" + bytes(19)),
+            "checksum",
+        ),
+        (encoded(picture(), "PNG")[:-200], "truncated"),
         (encoded(picture(), "WEBP")[:200], "unreadable header"),
         (huge_png(), "max_pixels"),
         (encoded(Image.new("F", (2, 2)), "TIFF"), "floating-point"),
