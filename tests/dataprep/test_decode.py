@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from picture_fakes import encoded, picture
 from PIL import Image, ImageOps
 
+from dataprep import decode
 from dataprep.decode import decode_rgb, is_image, read_pixels, read_shard_images, read_shard_rgb, resize_square
 
 
@@ -190,3 +191,39 @@ def test_sixteen_bits_of_colour():
 )
 def test_formats_are_known_by_their_first_bytes(head, known):
     assert is_image(head) is known
+
+
+def png_chunk(kind: bytes, data: bytes) -> bytes:
+    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+
+@pytest.mark.parametrize("mode", ["L", "LA", "RGB", "RGBA", "P", "1", "I;16"])
+@pytest.mark.parametrize("extra", [b"", png_chunk(b"tEXt", b"a\0b"), png_chunk(b"tRNS", b"\0\1" * 3), b"eXIf"])
+def test_pngs_decode_to_the_same_pixels_by_either_decoder(mode, extra, monkeypatch):
+    colours = picture(3).copy()
+    colours[:40] = 255
+    image = Image.fromarray(np.dstack([colours, colours[..., 0]])).convert(mode.replace("I;16", "L"))
+    if mode == "I;16":
+        image = Image.fromarray(np.asarray(image).astype(np.uint16) * 257)
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    data = encoded(image, **({"exif": exif} if extra == b"eXIf" else {}))
+    if extra != b"eXIf":
+        data = data[:33] + extra + data[33:]
+    try:
+        fast = decode_rgb(data)
+    except ValueError:
+        fast = None  # a transparency of the wrong length for the mode
+    monkeypatch.setattr(decode, "_decode_plain_png", lambda data: None)
+    try:
+        slow = decode_rgb(data)
+    except ValueError:
+        slow = None
+    assert np.array_equal(fast, slow) if fast is not None else slow is None
+
+
+def test_a_png_with_too_few_pixels_under_right_checksums():
+    header = png_chunk(b"IHDR", struct.pack(">IIBBBBB", 20, 20, 8, 2, 0, 0, 0))
+    pixels = png_chunk(b"IDAT", zlib.compress(bytes(300)))
+    with pytest.raises(ValueError, match="truncated"):
+        decode_rgb(b"\x89PNG\r\n\x1a\n" + header + pixels + png_chunk(b"IEND", b""))

@@ -1,0 +1,300 @@
+"""Download speed: imagen-ray beside img2dataset, the same list and settings, from the same loopback server.
+
+    python -m benchmarks.download [--rows 2000] [--rounds 3]
+
+The list: 85% JPEG, 10% PNG, 5% WebP, photographs' sizes (shorter side log-normal about 420 pixels, as large web lists
+have: 36% at 512 or more, 5% at 1024 or more), 3% dead links, 1% cut files. One process a side, 64 requests in flight,
+256 pixels for the shorter side, JPEG quality 95, tar shards of 1000, sha256, no retries, no EXIF; img2dataset with its
+own multiprocessing distributor, ours with robots.txt, TDM and the address guard at work. The server runs in a process
+of its own, which is not counted. CPU-seconds are those of the process tree; ``marginal`` takes off what a list of ten
+URLs costs, that is, starting and importing: the claims are about marginal ones, where img2dataset is at its best.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import io
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import wraps
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import numpy as np
+import psutil
+import pyarrow as pa
+import pyarrow.parquet as pq
+import uvloop
+from PIL import Image
+
+from benchmarks.result import claim, write
+
+FILES, ROWS_PER_SHARD, CONCURRENCY, SIZE, QUALITY, TIMEOUT = 400, 1000, 64, 256, 95, 10
+HOST = "bench.test"
+SIDES = ("img2dataset", "imagen-ray")
+
+
+# ---------------------------------------------------------------------------------------------- the web
+
+
+def photo(index: int) -> bytes | None:
+    """File ``index``: smooth colours with grain, compressed about as a photograph is; None for a dead link."""
+    rng = np.random.default_rng(index)
+    kind, quality = rng.choice(["JPEG", "PNG", "WEBP"], p=(0.85, 0.10, 0.05)), int(rng.integers(75, 93))
+    short = float(np.clip(rng.lognormal(np.log(420), 0.55), 100, 2400))
+    size = (round(short * rng.uniform(1, 1.6)), round(short))
+    size = size if rng.random() < 0.65 else size[::-1]
+    coarse = rng.integers(0, 256, (7, 9, 3), dtype=np.uint8)
+    smooth = np.asarray(Image.fromarray(coarse).resize(size, Image.Resampling.BICUBIC), np.int16)
+    image = np.clip(smooth + rng.integers(-9, 10, smooth.shape, np.int16), 0, 255).astype(np.uint8)
+    buffer = io.BytesIO()
+    Image.fromarray(image).save(buffer, kind, **({} if kind == "PNG" else {"quality": quality}))
+    trouble, data = rng.random(), buffer.getvalue()
+    return None if trouble < 0.03 else data[: len(data) // 2] if trouble < 0.04 else data
+
+
+class Server(asyncio.Protocol):
+    """Answers GET /{number} out of memory; keeps connections where the client does."""
+
+    answers: list[bytes] = []  # noqa: RUF012 - one list for every connection
+
+    def connection_made(self, transport: Any) -> None:
+        """A client came."""
+        self.transport, self.head = transport, b""
+
+    def data_received(self, data: bytes) -> None:
+        """A part of a request."""
+        self.head += data
+        while b"\r\n\r\n" in self.head:
+            request, _, self.head = self.head.partition(b"\r\n\r\n")
+            name = request.split(b" ", 2)[1][1:]
+            missing = b"HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\n\r\n"
+            self.transport.write(self.answers[int(name) % FILES] if name.isdigit() else missing)
+            if b"connection: close" in request.lower():
+                self.transport.close()
+
+
+def serve() -> None:
+    """Serves until it is ended; prints the port first."""
+    for index in range(FILES):
+        data = photo(index)
+        status = b"404 Not Found" if data is None else b"200 OK"
+        length = str(len(data or b"")).encode()
+        Server.answers.append(b"HTTP/1.1 %s\r\nContent-Length: %s\r\n\r\n%s" % (status, length, data or b""))
+
+    async def main() -> None:
+        server = await asyncio.get_running_loop().create_server(Server, "127.0.0.1", 0, backlog=512)
+        print(server.sockets[0].getsockname()[1], flush=True)
+        await server.serve_forever()
+
+    uvloop.run(main())
+
+
+@contextmanager
+def served() -> Iterator[int]:
+    """The server in a process of its own; gives its port."""
+    process = subprocess.Popen([sys.executable, "-m", "benchmarks.download", "--serve"], stdout=subprocess.PIPE)
+    try:
+        assert process.stdout is not None
+        yield int(process.stdout.readline())
+    finally:
+        process.terminate()
+        process.wait()
+
+
+# ---------------------------------------------------------------------------------------------- the sides
+
+
+def run_img2dataset(port: int, rows: int, folder: Path) -> dict[str, Any]:
+    """As its README has it."""
+    os.environ["NO_ALBUMENTATIONS_UPDATE"] = "1"
+    from img2dataset import download
+
+    table = pa.table({"url": [f"http://127.0.0.1:{port}/{i}" for i in range(rows)], "caption": ["a picture"] * rows})
+    pq.write_table(table, folder / "list.parquet")
+    download(
+        url_list=str(folder / "list.parquet"),
+        input_format="parquet",
+        url_col="url",
+        caption_col="caption",
+        output_folder=str(folder / "out"),
+        output_format="webdataset",
+        processes_count=1,
+        thread_count=CONCURRENCY,
+        image_size=SIZE,
+        resize_mode="keep_ratio",
+        resize_only_if_bigger=True,
+        encode_quality=QUALITY,
+        number_sample_per_shard=ROWS_PER_SHARD,
+        timeout=TIMEOUT,
+        retries=0,
+        extract_exif=False,
+        enable_wandb=False,
+    )
+    counts = [json.loads(path.read_text()) for path in (folder / "out").glob("*_stats.json")]
+    return {"images": sum(count["successes"] for count in counts)}
+
+
+def run_imagen_ray(port: int, rows: int, folder: Path, shares: bool = False) -> dict[str, Any]:
+    """What a worker of the download stage does, shard after shard."""
+    from dataprep.download import DownloadConfig, download_shard
+    from dataprep.fetch import FetchConfig
+    from dataprep.schema import write_table
+
+    clock = phases() if shares else {}
+    fetch = FetchConfig(timeout=float(TIMEOUT), retries=0, concurrency=CONCURRENCY)
+    config = DownloadConfig(fetch=fetch, image_size=SIZE, resize_mode="keep_ratio", encode_quality=QUALITY)
+    images, started = 0, time.process_time()
+    for shard, start in enumerate(range(0, rows, ROWS_PER_SHARD)):
+        urls = [f"http://{HOST}/{i}" for i in range(start, min(start + ROWS_PER_SHARD, rows))]
+        table = pa.table({"url": urls, "caption": ["a picture"] * len(urls)})
+        write_table(table, folder / "list.parquet", "listing")
+        hosts = {HOST: ("127.0.0.1", port)}
+        images += download_shard(folder / "list.parquet", shard, folder, config, hosts)["success"]
+    whole = time.process_time() - started
+    found = {name: seconds / whole for name, seconds in clock.items()}
+    if shares:
+        found["fetch, and all else"] = 1 - sum(found.values())
+    return {"images": images, "shares": {name: round(share, 3) for name, share in found.items()}}
+
+
+def phases() -> dict[str, float]:
+    """CPU-seconds of the parts of the work, gathered from now on (of the thread that each runs in)."""
+    from dataprep import decode, download, resize
+
+    clock: dict[str, float] = {}
+    lock = threading.Lock()
+
+    def timed(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+        @wraps(function)
+        def call(*arguments: Any, **named: Any) -> Any:
+            start = time.thread_time()
+            try:
+                return function(*arguments, **named)
+            finally:
+                with lock:
+                    clock[name] = clock.get(name, 0.0) + time.thread_time() - start
+
+        return call
+
+    decode.Picture.__init__ = timed("decode", decode.Picture.__init__)  # type: ignore[method-assign]
+    decode.Picture.rgb = timed("decode", decode.Picture.rgb)  # type: ignore[method-assign]
+    resize.scale = timed("resize", resize.scale)  # type: ignore[assignment]
+    resize.encode = timed("encode", resize.encode)  # type: ignore[assignment]
+    download._write_tar = timed("write", download._write_tar)
+    download.write_table = timed("write", download.write_table)  # type: ignore[attr-defined]
+    return clock
+
+
+def measure(side: str, port: int, rows: int, *flags: str) -> dict[str, Any]:
+    """Runs one side in a process of its own: images, seconds, CPU-seconds of its tree, the tree's peak memory."""
+    with tempfile.TemporaryDirectory(prefix="download-bench-") as folder:
+        words = [sys.executable, "-m", "benchmarks.download", "--side", side, "--port", str(port), "--rows", str(rows)]
+        start = time.perf_counter()
+        process = subprocess.Popen(
+            [*words, "--folder", folder, *flags], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
+        )
+        peak, stop = [0], threading.Event()
+        watcher = threading.Thread(target=watch, args=(process.pid, peak, stop))
+        watcher.start()
+        assert process.stdout is not None
+        said = process.stdout.read().decode()
+        _, status, usage = os.wait4(process.pid, 0)
+        process.returncode = os.waitstatus_to_exitcode(status)
+        seconds = time.perf_counter() - start
+        stop.set()
+        watcher.join()
+        assert process.returncode == 0, f"{side} failed: {said}"
+    found = json.loads(said.strip().splitlines()[-1])
+    return found | {
+        "side": side,
+        "rows": rows,
+        "seconds": round(seconds, 3),
+        "cpu_seconds": round(usage.ru_utime + usage.ru_stime, 3),
+        "peak_mib": round(peak[0] / 2**20, 1),
+    }
+
+
+def watch(pid: int, peak: list[int], stop: threading.Event) -> None:
+    """The most memory (RSS, shared pages counted in each) that a process tree holds at a time."""
+    while not stop.wait(0.1):
+        try:
+            tree = [psutil.Process(pid), *psutil.Process(pid).children(recursive=True)]
+            peak[0] = max(peak[0], sum(process.memory_info().rss for process in tree))
+        except psutil.Error:
+            continue
+
+
+# ---------------------------------------------------------------------------------------------- the comparison
+
+
+def main() -> None:
+    """Runs the rounds and writes the result."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--rows", type=int, default=2000)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--serve", action="store_true")
+    parser.add_argument("--side", choices=SIDES)
+    parser.add_argument("--port", type=int)
+    parser.add_argument("--folder", type=Path)
+    parser.add_argument("--shares", action="store_true")
+    options = parser.parse_args()
+    if options.serve:
+        serve()
+    elif options.side == "img2dataset":
+        print(json.dumps(run_img2dataset(options.port, options.rows, options.folder)))
+    elif options.side:
+        print(json.dumps(run_imagen_ray(options.port, options.rows, options.folder, options.shares)))
+    else:
+        compare(options.rows, options.rounds)
+
+
+def compare(count: int, rounds: int) -> None:
+    """Both sides in turn, ``rounds`` times; claims from the medians."""
+    rows: list[dict[str, Any]] = []
+    with served() as port:
+        for turn in range(rounds):
+            for side in SIDES if turn % 2 == 0 else SIDES[::-1]:
+                idle, full = measure(side, port, 10), measure(side, port, count)
+                full |= {
+                    "round": turn,
+                    "images_per_cpu_second": round(full["images"] / full["cpu_seconds"], 1),
+                    "marginal_images_per_cpu_second": marginal(full, idle, "cpu_seconds"),
+                    "marginal_images_per_second": marginal(full, idle, "seconds"),
+                }
+                rows.append(full)
+                print(full, flush=True)
+        shares = measure("imagen-ray", port, count, "--shares")
+        rows.append(shares | {"round": "shares of CPU time, timed apart"})
+        print(shares, flush=True)
+
+    def ratio(key: str) -> float:
+        theirs, ours = (median(row[key] for row in rows if row["side"] == side and key in row) for side in SIDES)
+        return ours / theirs
+
+    versus = "against img2dataset"
+    claims = [
+        claim(f"images a CPU-second {versus}, start-up taken off", ratio("marginal_images_per_cpu_second"), "x", 1.5),
+        claim(f"images a CPU-second {versus}, start-up counted", ratio("images_per_cpu_second"), "x", 1.5),
+        claim(f"images a second {versus}, start-up taken off", ratio("marginal_images_per_second"), "x", 1.5),
+        claim(f"peak memory {versus}", ratio("peak_mib"), "x", 1.0, at_most=True),
+    ]
+    write("download", rows, claims, ("img2dataset", "opencv-python-headless", "simplejpeg", "aiohttp", "uvloop"))
+
+
+def marginal(full: dict[str, Any], idle: dict[str, Any], key: str) -> float:
+    """Images a second beyond what starting costs."""
+    return round((full["images"] - idle["images"]) / (full[key] - idle[key]), 1)
+
+
+if __name__ == "__main__":
+    main()
