@@ -43,6 +43,7 @@ class DownloadConfig(StoreConfig):
     retry_failed: int = Field(
         default=0,
         ge=0,
+        le=999,
         description="further passes over the rows that failed for reasons that can pass, when all else is done; "
         "raised in a finished run, only those rows are asked again",
     )
@@ -244,7 +245,7 @@ def _copy(old: tarfile.TarFile, tar: tarfile.TarFile, key: str) -> None:
     for _ in range(MEMBERS):
         member = old.next()
         if member is None or member.name.partition(".")[0] != key:
-            raise ValueError(f"the earlier tar holds whole sample {key}; download the shard anew")
+            raise ValueError(f"the earlier tar holds no whole sample {key}; download the shard anew")
         file = old.extractfile(member)
         assert file is not None, member.name
         _add(tar, member.name, file.read())

@@ -24,7 +24,8 @@ from dataprep.schema import UserError
 from pipeline.fingerprint import digest
 
 MANIFEST, MARKERS = "manifest.json", ".shards"
-SHARD_NAME = re.compile(r"^(\d{5})\.(\w+)$")
+# A shard's file; one of a later pass over the stage's shards stands for those before it, which come first by name.
+SHARD_NAME = re.compile(r"^(?:pass-\d{3}/)?(\d{5})\.(\w+)$")
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ import pyarrow as pa
 from dataprep import storage
 from dataprep.annotate import AnnotateConfig, annotate_shard
 from dataprep.decode import read_shard_rgb
-from dataprep.download import DownloadConfig, download_shard
+from dataprep.download import DownloadConfig, Previous, download_shard, transient_failures
 from dataprep.embed import EmbedConfig, embed_shard, load_encoder
 from dataprep.pack import PackConfig, pack_shard
 from dataprep.scenes import HOST, serve
@@ -24,7 +24,7 @@ from eval.clip import ClipScorer, score_shard
 from pipeline.config import RunConfig
 from pipeline.context import Context
 from pipeline.steps.models import clip_spec, encoder_spec
-from pipeline.store import Shard
+from pipeline.store import Marker, Shard
 
 
 def listing_sources(config: RunConfig) -> list[str]:
@@ -51,13 +51,36 @@ class DownloadWorker:
 
     def __call__(self, shard: Shard, out: Path) -> dict[str, int]:
         """One tar and one Parquet file."""
-        return download_shard(shard.files["listing.parquet"], shard.id, out, self.config, self.hosts)
+        files = shard.files
+        previous = Previous(files["previous.tar"], files["previous.parquet"]) if "previous.tar" in files else None
+        return download_shard(files["listing.parquet"], shard.id, out, self.config, self.hosts, previous=previous)
 
 
 def download(ctx: Context) -> None:
-    """URLs to tar + Parquet shards; every row keeps a status and a reason."""
-    arguments = {"config": ctx.config["download"], "listing": ctx.config["listing"], "seed": ctx.config["seed"]}
-    ctx.map_shards(DownloadWorker, arguments, ctx.shards("listing"))
+    """URLs to tar + Parquet shards; every row keeps a status and a reason. Then the passes of `retry_failed`."""
+    config = ctx.config["download"]
+    # The passes are no argument of the worker: with more of them, those that were made are taken over.
+    once = config.model_copy(update={"retry_failed": 0})
+    arguments = {"config": once, "listing": ctx.config["listing"], "seed": ctx.config["seed"]}
+    shards = ctx.shards("listing")
+    ctx.map_shards(DownloadWorker, arguments, shards)
+    for turn in range(1, config.retry_failed + 1):
+        latest = {marker.id: marker for marker in ctx.finished}
+        again = [_once_more(ctx, shard, latest[shard.id]) for shard in shards if shard.id in latest]
+        again = [shard for shard in again if transient_failures(shard.files["previous.parquet"])]
+        if not again:
+            break
+        ctx.map_shards(DownloadWorker, arguments, again, subfolder=f"pass-{turn:03d}")
+
+
+def _once_more(ctx: Context, shard: Shard, done: Marker) -> Shard:
+    """A listing shard together with what was downloaded of it."""
+    files, sha256 = dict(shard.files), dict(shard.sha256)
+    for output in done.outputs:
+        name = f"previous.{output.path.rpartition('.')[2]}"
+        files[name] = ctx.path(*filter(None, [done.subfolder, output.path]))
+        sha256[name] = output.sha256
+    return Shard(shard.id, files, sha256)
 
 
 class AnnotateWorker:

@@ -4,6 +4,8 @@ import hashlib
 import io
 import json
 import tarfile
+from itertools import pairwise
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -13,8 +15,9 @@ from PIL import Image
 from pydantic import ValidationError
 
 from dataprep.decode import decode_rgb, read_shard_images
-from dataprep.download import DownloadConfig, download_shard
+from dataprep.download import DownloadConfig, Previous, download_shard, transient_failures
 from dataprep.fetch import FetchConfig
+from dataprep.reasons import REASONS
 from dataprep.schema import read_table, write_table
 from dataprep.sources import ListingConfig, write_listing
 
@@ -162,3 +165,106 @@ def test_config_errors():
         DownloadConfig(encode_format="png")
     with pytest.raises(ValidationError):
         DownloadConfig.model_validate({"resize_mode": "stretch"})
+
+
+def flaky(web, path, body, failures, status=503):
+    """Answers with ``status`` for the first ``failures`` times, then with ``body``."""
+    url = web.put(path, body)
+    good, asked = web.pages[path], []
+
+    def handle(request):
+        asked.append(path)
+        if len(asked) <= failures:
+            web.put("/broken", b"", status)
+            web.pages["/broken"](request)
+        else:
+            good(request)
+
+    web.pages[path] = handle
+    return url
+
+
+def test_only_what_can_pass_is_asked_again(web, tmp_path):
+    urls = [
+        web.put("/good.png", encoded(picture(0))),
+        flaky(web, "/late.png", encoded(picture(1)), 1),
+        web.url("/missing.png"),
+        flaky(web, "/later.png", encoded(picture(2)), 2, 429),
+        web.put("/noai.png", encoded(picture(3)), X_Robots_Tag="noai"),
+        "http://127.0.0.1/x.png",
+        web.put("/page.png", b"<html>"),
+        web.put("/last.png", encoded(picture(4))),
+    ]
+    shard = listing(tmp_path / "l.parquet", urls, extra=list(range(8)))
+    counters, _ = run(shard, tmp_path / "a", web)
+    assert counters["success"] == 2 and transient_failures(tmp_path / "a" / "00003.parquet") == 2
+    passes = [tmp_path / "a", tmp_path / "b", tmp_path / "c"]
+    for before, after in pairwise(passes):
+        web.asked.clear()
+        after.mkdir()
+        previous = Previous(before / "00003.tar", before / "00003.parquet")
+        changed = download_shard(shard, 3, after, CONFIG, web.hosts, previous=previous)
+        assert web.asked == (["/late.png", "/later.png"] if before.name == "a" else ["/later.png"])
+        assert changed["success"] == 1 and changed["failed_to_download"] == -1
+        counters = {name: counters.get(name, 0) + changed.get(name, 0) for name in {**counters, **changed}}
+    assert transient_failures(tmp_path / "c" / "00003.parquet") == 0
+    # What came of it is what one pass over a web without trouble gives, to the byte.
+    for path, seed in (("/late.png", 1), ("/later.png", 2)):
+        web.put(path, encoded(picture(seed)))
+    whole, _ = run(shard, tmp_path / "whole", web)
+    for file in ("00003.tar", "00003.parquet"):
+        assert (tmp_path / "c" / file).read_bytes() == (tmp_path / "whole" / file).read_bytes()
+    assert {name: count for name, count in counters.items() if count and name != "retried"} == whole
+    assert counters["retried"] == 3
+
+
+def test_an_earlier_pass_has_to_be_of_the_same_listing(web, tmp_path):
+    url = web.put("/good.png", encoded(picture(0)))
+    run(listing(tmp_path / "a.parquet", [url]), tmp_path / "a", web)
+    other = listing(tmp_path / "b.parquet", [url + "?"])
+    previous = Previous(tmp_path / "a" / "00003.tar", tmp_path / "a" / "00003.parquet")
+    with pytest.raises(ValueError, match="not of this listing shard"):
+        download_shard(other, 3, tmp_path / "a", CONFIG, web.hosts, previous=previous)
+    torn = tmp_path / "torn.tar"
+    torn.write_bytes(bytes(10240))
+    with pytest.raises(ValueError, match="no whole sample 000030000"):
+        download_shard(
+            tmp_path / "a.parquet", 3, tmp_path / "a", CONFIG, web.hosts, previous=Previous(torn, previous.parquet)
+        )
+
+
+def test_what_is_forgotten_is_not_taken_up_again(web, tmp_path):
+    urls = [web.put("/a.png", encoded(picture(0))), "", web.put("/same.png", encoded(picture(0)))]
+    urls.append(web.put("/b.png", encoded(picture(1))))
+    shard = listing(tmp_path / "l.parquet", urls)
+    _, table = run(shard, tmp_path / "a", web)
+    assert table["reason"].to_pylist() == [None, "forgotten", None, None]
+    web.asked.clear()
+    (tmp_path / "b").mkdir()
+    forgotten = frozenset(table["sha256"].to_pylist()[:1])
+    counters = download_shard(shard, 3, tmp_path / "b", CONFIG, web.hosts, forgotten=forgotten)
+    table = read_table(tmp_path / "b" / "00003.parquet", "download")
+    assert table["reason"].to_pylist() == ["forgotten"] * 3 + [None]
+    assert table["status"].to_pylist() == ["failed_to_download"] * 3 + ["success"]
+    assert counters["forgotten"] == 3 and table["sha256"].to_pylist()[:3] == [None] * 3
+    assert sorted(web.asked) == ["/a.png", "/b.png", "/same.png"]
+
+
+def test_a_row_without_a_caption_has_an_empty_one(web, tmp_path):
+    table = pa.table({"url": [web.put("/a.png", encoded(picture(0)))], "caption": pa.array([None], pa.string())})
+    write_table(table, tmp_path / "l.parquet", "listing")
+    _, table = run(tmp_path / "l.parquet", tmp_path / "a", web)
+    with tarfile.open(tmp_path / "a" / "00003.tar") as tar:
+        assert tar.extractfile("000030000.txt").read() == b""
+
+
+def test_keys_are_those_of_img2dataset():
+    from img2dataset.downloader import compute_key
+
+    assert compute_key(12, 345, 4, 5) == f"{345:05d}{12:04d}"
+
+
+def test_every_reason_is_in_the_documentation():
+    text = (Path(__file__).resolve().parents[2] / "docs" / "download.md").read_text()
+    for name, reason in REASONS.items():
+        assert f"| `{name}` | {reason.status} | {'yes' if reason.transient else ''} | {reason.meaning} |" in text
