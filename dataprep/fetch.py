@@ -25,6 +25,7 @@ REDIRECTS = (301, 302, 303, 307, 308)
 SNIFF = 16  # bytes that tell an image's format
 SMALL_BODY, LARGE_BODIES = 1 << 20, 8  # bodies beyond 1 MiB are read a few at a time: memory stays bounded
 AHEAD = 32  # rows at work, most of them waiting for their host's turn, for each request in flight
+KEEP_ALIVE = 3.0  # seconds that an idle connection is kept: a list names thousands of hosts, a process has 1024 files
 LOOKUPS = 32  # names resolved at a time
 Result = TypeVar("Result")
 
@@ -137,6 +138,7 @@ class _Session:
         self._client = aiohttp.ClientSession(
             connector=aiohttp.TCPConnector(
                 limit=config.concurrency,
+                keepalive_timeout=KEEP_ALIVE,
                 resolver=GuardedResolver(hosts, private, lookups),
                 socket_factory=guarded_socket(hosts, private),
             ),

@@ -17,7 +17,7 @@ from dataprep.reasons import TRANSIENT, FailedError
 
 ROBOTS_TXT, TDM_FILE = "/robots.txt", "/.well-known/tdmrep.json"
 MAX_FILE = 512 << 10  # bytes of either that are read (RFC 9309, section 2.5, asks for 500 KiB at least)
-MAX_SITES = 20_000  # policies remembered at a time
+MAX_SITES, MAX_HELD = 20_000, 8 << 20  # policies remembered at a time, and bytes of the files they were parsed from
 MAX_TDM_RULES = 1000
 TAG_VALUES = ("unavailable_after", "max-snippet", "max-image-preview", "max-video-preview")  # directives with a colon
 
@@ -86,11 +86,12 @@ def tdm_reserved(rules: Iterable[TdmRule], path: str) -> bool:
 
 
 class Policy(NamedTuple):
-    """What one site allows. ``closed``: why nothing may be asked there."""
+    """What one site allows. ``closed``: why nothing may be asked there; ``size``: bytes that it was read from."""
 
     robots: Protego | None = None
     tdm: tuple[TdmRule, ...] = ()
     closed: FailedError | None = None
+    size: int = 0
 
     def check(self, url: URL, product: str) -> None:
         """Raises FailedError where ``url`` may not be asked for."""
@@ -117,6 +118,7 @@ class Policies:
     ) -> None:
         self._ask, self._obey_robots, self._obey_tdm = ask, obey_robots, obey_tdm
         self._known: dict[URL, asyncio.Task[Policy]] = {}
+        self._held = 0
 
     async def of(self, url: URL) -> Policy:
         """The policy of the site of ``url``."""
@@ -127,13 +129,22 @@ class Policies:
         if task is None:
             task = asyncio.ensure_future(self._load(site))
         self._known[site] = task  # the most recently used stands last
-        if len(self._known) > MAX_SITES:
-            del self._known[next(iter(self._known))]
+        while len(self._known) > 1 and (len(self._known) > MAX_SITES or self._held > MAX_HELD):
+            oldest = self._known.pop(next(iter(self._known)))
+            self._held -= oldest.result().size if oldest.done() else 0
+        if task.done():
+            return task.result()
         # One that waits may run out of time; the others still want the answer.
-        return task.result() if task.done() else await asyncio.shield(task)
+        return await asyncio.shield(task)
 
     async def _load(self, site: URL) -> Policy:
-        robots: Protego | None = None
+        policy = await self._read(site)
+        if site in self._known:
+            self._held += policy.size
+        return policy
+
+    async def _read(self, site: URL) -> Policy:
+        size, robots = 0, None
         rules: tuple[TdmRule, ...] = ()
         if self._obey_robots:
             try:
@@ -146,11 +157,12 @@ class Policies:
             if status >= 500:
                 return Policy(closed=FailedError("robots_unreachable", f"robots.txt: HTTP {status}"))
             if status < 300 and body.strip():
-                robots = Protego.parse(body.decode("utf-8-sig", errors="replace"))
+                robots, size = Protego.parse(body.decode("utf-8-sig", errors="replace")), len(body)
         if self._obey_tdm:
             try:
                 status, body = await self._ask(site.with_path(TDM_FILE), MAX_FILE)
                 rules = parse_tdm(body) if status == 200 else ()
+                size += len(body) if rules else 0
             except FailedError:  # no file, no reservation; a header still counts
                 pass
-        return Policy(robots, rules)
+        return Policy(robots, rules, size=size)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 
 import pytest
+from yarl import URL
 
+from dataprep import robots
 from dataprep.fetch import FetchConfig, fetch_all
-from dataprep.robots import matches, opted_out, parse_tdm, tdm_reserved
+from dataprep.robots import Policies, matches, opted_out, parse_tdm, tdm_reserved
 
 QUICK = FetchConfig(timeout=2.0, retries=1, backoff=0.01)
 
@@ -160,3 +163,26 @@ def test_opt_out_header(web):
     assert fetch(web, "/art").reason == "robots_tag"
     assert web.asked == ["/art"]  # not asked again
     assert fetch(web, "/art", obey_robots_tag=False).body == b"art"
+
+
+def test_what_is_remembered_of_sites_is_bounded(monkeypatch):
+    asked = []
+
+    async def ask(url, limit):
+        asked.append(url.host)
+        return 200, b"User-agent: *\nDisallow: /x\n" + b"#" * 1000
+
+    async def visit(hosts):
+        policies = Policies(ask, obey_robots=True, obey_tdm=False)
+        for host in hosts:
+            assert (await policies.of(URL(f"http://{host}.test/"))).robots is not None
+        return policies
+
+    monkeypatch.setattr(robots, "MAX_HELD", 2500)
+    hosts = ["a", "b", "c", "a", "d", "d", "e", "a"]
+    policies = asyncio.run(visit(hosts))
+    assert len(asked) < len(hosts)  # those asked for again soon were still known
+    assert len(policies._known) <= 3 and policies._held <= 2500 + 1100
+    monkeypatch.setattr(robots, "MAX_HELD", 1 << 20)
+    monkeypatch.setattr(robots, "MAX_SITES", 2)
+    assert len(asyncio.run(visit(hosts))._known) == 2
