@@ -6,6 +6,7 @@ Legend: H height, W width, C=3 channels (red, green, blue), N images. Pixels are
 from __future__ import annotations
 
 import io
+import re
 import tarfile
 import zlib
 from collections.abc import Iterator, Sequence
@@ -24,7 +25,7 @@ MAX_PIXELS = 50_000_000
 CROPS = ("centre", "squash")
 ORIENTATION = 0x0112  # the EXIF tag that says how the picture has to be turned
 TURNED = (5, 6, 7, 8)  # its values that swap width and height
-JPEG_START, JPEG_SCAN = b"\xff\xd8\xff", b"\xff\xda"
+JPEG_START, JPEG_SCAN = b"\xff\xd8\xff", re.compile(b"\xff\xda")
 PNG_START, PNG_PIXELS = b"\x89PNG\r\n\x1a\n", (b"IHDR", b"PLTE", b"IDAT")
 PNG_PLAIN = (
     *PNG_PIXELS,
@@ -90,7 +91,7 @@ class Picture:
     def __init__(self, data: bytes, max_pixels: int = MAX_PIXELS) -> None:
         self._data, self._plain_png = data, False
         self._image: Image.Image | None = None
-        if data.startswith(JPEG_START) and data.count(JPEG_SCAN) > MAX_SCANS:
+        if data.startswith(JPEG_START) and len(JPEG_SCAN.findall(data)) > MAX_SCANS:
             raise ImageError("damaged", f"a JPEG of more than {MAX_SCANS} scans")
         jpeg = _jpeg_header(data)
         if jpeg is not None:

@@ -133,7 +133,7 @@ def test_what_a_format_cannot_hold(monkeypatch):
 
 def test_a_jpeg_of_thousands_of_scans_is_not_decoded():
     data = encoded(picture(), "JPEG", progressive=True)
-    assert 1 < data.count(decode.JPEG_SCAN) <= 20
+    assert 1 < len(decode.JPEG_SCAN.findall(data)) <= 20
     assert decode_rgb(data).shape == (80, 96, 3)
-    scan = data[data.index(decode.JPEG_SCAN) : -2]
+    scan = data[decode.JPEG_SCAN.search(data).start() : -2]
     assert reason(data[:-2] + scan * 200 + data[-2:]) == "damaged"
