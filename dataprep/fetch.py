@@ -115,7 +115,7 @@ def explain(error: Exception, timeout: float) -> FailedError | None:
         return FailedError("tls", "TLS failure")
     if isinstance(error, aiohttp.ClientConnectorError) and isinstance(error.os_error, PermissionError):
         return FailedError("address", "address not public")
-    if isinstance(error, aiohttp.ClientConnectionError | ConnectionError):
+    if isinstance(error, aiohttp.ClientConnectionError | OSError | EOFError):
         return TransientError("connection", "connection failed")
     if isinstance(error, aiohttp.ClientPayloadError) and "ContentEncoding" not in repr(error.__cause__ or error):
         return TransientError("connection", "body cut short")

@@ -1,11 +1,16 @@
 from __future__ import annotations
 
+import gzip
 import time
 from itertools import count
 
+import numpy as np
 import pytest
+from hostile_site import JPEG, Site, answer
+from test_mutations import mutate
 
 from dataprep.fetch import AHEAD, FetchConfig, Fetched, fetch_all, fetch_each
+from dataprep.reasons import REASONS
 
 QUICK = FetchConfig(timeout=2.0, retries=2, backoff=0.01, concurrency=8)
 
@@ -129,3 +134,26 @@ def test_a_body_cut_short_and_a_closed_port(web):
 
 def test_unknown_host(web):
     assert fetch(web, "http://no-such-name.invalid/x") == Fetched(None, "dns", "host name not found")
+
+
+def test_mutated_responses_do_no_harm():
+    """Flipped, cut and doubled bytes in status line, headers and chunks: each row has a body or a reason."""
+    rng = np.random.default_rng(11)
+    whole = [
+        answer(JPEG[:200]),
+        answer(gzip.compress(JPEG), Content_Encoding="gzip"),
+        answer(b"", "302 Found", Location="/0", Retry_After=3, X_Robots_Tag="a: noai"),
+        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\nTDM-Reservation: 0\r\n\r\n5\r\nhello\r\n0\r\n\r\n",
+    ]
+    site = Site("127.0.0.1")
+    try:
+        for index in range(400):
+            site.pages[f"/{index}"] = mutate(whole[index % len(whole)], rng)
+        config = FetchConfig(timeout=1.0, retries=0, obey_robots_txt=False, obey_tdm=False)
+        got = fetch_all(
+            [f"http://web.test/{index}" for index in range(400)], config, {"web.test": ("127.0.0.1", site.port)}
+        )
+    finally:
+        site.listening.close()
+    assert all((one.body is None) == (one.reason in REASONS) for one in got)
+    assert sum(one.body is not None for one in got) > 40 and len({one.reason for one in got}) > 5
