@@ -21,7 +21,7 @@ import pyarrow.parquet as pq
 from dataprep import storage
 from dataprep.schema import KIND_KEY
 
-FORGOTTEN = "forgotten"
+FORGOTTEN, FORGOTTEN_FILE = "forgotten", "forgotten.json"
 SHARD_DIGITS = 5  # of a key; the rest of it is the row in the shard
 # What stands in a forgotten row, by kind; `key` is kept, every other column becomes null.
 BLANK: dict[str, dict[str, Any]] = {

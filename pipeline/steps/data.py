@@ -15,6 +15,7 @@ from dataprep.decode import read_shard_rgb
 from dataprep.download import DownloadConfig, download_shard
 from dataprep.embed import EmbedConfig, embed_shard, load_encoder
 from dataprep.pack import PackConfig, pack_shard
+from dataprep.redact import FORGOTTEN_FILE, Forgotten
 from dataprep.scenes import HOST, serve
 from dataprep.schema import read_table, write_table
 from dataprep.select import filter_quality
@@ -24,19 +25,24 @@ from eval.clip import ClipScorer, score_shard
 from pipeline.config import RunConfig
 from pipeline.context import Context
 from pipeline.steps.models import clip_spec, encoder_spec
-from pipeline.store import Shard
+from pipeline.store import Run, Shard
 
 
 def listing_sources(config: RunConfig) -> list[str]:
-    """The user's own files: their bytes are part of the listing's fingerprint. UserError where they will not do."""
+    """The user's own files, and who asked this run to be forgotten: their bytes are part of the listing's fingerprint.
+
+    UserError where they will not do.
+    """
     check_source(config.listing)
-    return source_files(config.listing)
+    forgotten = Run(config.run).path(FORGOTTEN_FILE)
+    return source_files(config.listing) + ([forgotten] if storage.exists(forgotten) else [])
 
 
 def listing(ctx: Context) -> None:
     """The source's rows as Parquet shards."""
     with tempfile.TemporaryDirectory(prefix="imagen-ray-") as scratch:
-        ctx.counters |= write_listing(ctx.config["listing"], ctx.config["seed"], scratch)
+        forgotten = Forgotten.read(ctx.run.path(FORGOTTEN_FILE)).urls
+        ctx.counters |= write_listing(ctx.config["listing"], ctx.config["seed"], scratch, forgotten)
         for name in storage.list_files(scratch):
             storage.publish(Path(scratch) / name, ctx.path(name))
 
