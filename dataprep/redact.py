@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import tarfile
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -112,21 +112,40 @@ def redact_parquet(source: str | Path, target: str | Path, shard: int, keys: Col
     after = before.filter(pa.array(~rows_N)) if kind in REMOVED else blank_rows(before, kind, rows_N)
     if after.equals(before):
         return 0
-    pq.write_table(after.combine_chunks(), target, **_layout(metadata))
+    with pq.ParquetWriter(target, after.schema, **_layout(metadata, kind in REMOVED)) as writer:
+        for start, count in _groups(metadata, rows_N if kind in REMOVED else np.zeros_like(rows_N)):
+            writer.write_table(after.slice(start, count).combine_chunks(), row_group_size=count)
     return int(rows_N.sum())
 
 
-def _layout(metadata: pq.FileMetaData) -> dict[str, Any]:
-    """The options of `pyarrow.parquet.write_table` that the file was written with, as far as it shows them."""
+def _groups(metadata: pq.FileMetaData, gone_N: np.ndarray) -> Iterator[tuple[int, int]]:
+    """(first row, rows) of each row group without the rows that are gone: files that are aligned stay so, group by
+    group. One that has lost all of its rows is no more."""
+    start = left = 0
+    for index in range(metadata.num_row_groups):
+        rows = metadata.row_group(index).num_rows
+        count = rows - int(gone_N[start : start + rows].sum())
+        if count:
+            yield left, count
+        start, left = start + rows, left + count
+
+
+def _layout(metadata: pq.FileMetaData, checksum: bool) -> dict[str, Any]:
+    """The options of `pyarrow.parquet.ParquetWriter` that the file was written with, as far as it shows them.
+
+    Page checksums do not show: what training reads has them, tables that are aligned by row do not.
+    """
     if not metadata.num_row_groups:
         return {}
     first = metadata.row_group(0)
-    columns = [first.column(index) for index in range(first.num_columns)]
-    codecs = {column.path_in_schema: column.compression.replace("UNCOMPRESSED", "NONE") for column in columns}
-    same = set(codecs.values())
-    dictionary = any("DICTIONARY" in encoding for column in columns for encoding in column.encodings)
-    options: dict[str, Any] = {"compression": codecs if len(same) > 1 else same.pop(), "use_dictionary": dictionary}
-    return options | {"row_group_size": first.num_rows, "write_page_index": columns[0].has_offset_index}
+    columns = {column.path_in_schema: column for column in map(first.column, range(first.num_columns))}
+    return {
+        "compression": {name: c.compression.replace("UNCOMPRESSED", "NONE") for name, c in columns.items()},
+        "use_dictionary": [n for n, c in columns.items() if any("DICTIONARY" in item for item in c.encodings)],
+        "write_statistics": [name for name, column in columns.items() if column.is_stats_set],
+        "write_page_index": any(column.has_offset_index for column in columns.values()),
+        "write_page_checksum": checksum,
+    }
 
 
 def redact_tar(source: str | Path, target: str | Path, keys: Collection[str]) -> int:

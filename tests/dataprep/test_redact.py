@@ -8,12 +8,13 @@ import tarfile
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from dataprep.redact import BLANK, FORGOTTEN, REMOVED, UNTOUCHED, Forgotten, redact_parquet, redact_tar, url_hash
-from dataprep.schema import KINDS, read_table, write_table
+from dataprep.schema import KIND_KEY, KINDS, VERSION_KEY, read_table, write_table
 from dataprep.sources import ListingConfig, write_listing
 
 KEYS = [f"00002{row:04d}" for row in range(6)]
@@ -78,20 +79,34 @@ def test_nothing_of_the_sample_is_left_and_nothing_else_changes(kind: str, tmp_p
     assert not (tmp_path / "c.parquet").exists()
 
 
-def test_the_layout_stays(tmp_path: Path) -> None:
-    source, target = tmp_path / "a.parquet", tmp_path / "b.parquet"
-    options = {"row_group_size": 2, "use_dictionary": False, "compression": "none", "write_page_index": True}
-    write_table(TABLES["pack"](), source, "pack", **options)
-    redact_parquet(source, target, 2, [KEYS[3]])
-    before, after = pq.read_metadata(source), pq.read_metadata(target)
-    assert (before.num_row_groups, after.num_row_groups) == (3, 3)
+def test_the_layout_stays_and_aligned_files_stay_aligned_group_by_group(tmp_path: Path) -> None:
+    """Row groups of 2, 1 and 3 rows, of which one is emptied; embeddings with two captions a picture beside them."""
+    pack, embed = tmp_path / "pack.parquet", tmp_path / "embed.parquet"
+    options = {"use_dictionary": ["caption"], "write_statistics": ["key"], "write_page_index": True}
+    options |= {"compression": {"key": "zstd", "caption": "zstd", "pixels_16": "none"}}
+    table = TABLES["pack"]()
+    write_groups(table, pack, "pack", [2, 1, 3], **options)
+    twice = pa.concat_tables([TABLES["embeddings"]()] * 2).sort_by("key")
+    write_groups(twice, embed, "embeddings", [4, 2, 6])
+    for source, target, rows in ((pack, "p", 3), (embed, "e", 6)):
+        gone = [KEYS[0], KEYS[2], KEYS[3]]
+        assert redact_parquet(source, tmp_path / target, 2, gone) == rows
+    before, after, beside = (pq.read_metadata(tmp_path / name) for name in ("pack.parquet", "p", "e"))
+    assert [after.row_group(index).num_rows for index in range(after.num_row_groups)] == [1, 2]
+    assert [beside.row_group(index).num_rows for index in range(beside.num_row_groups)] == [2, 4]
+    assert pq.read_table(tmp_path / "e")["key"].to_pylist()[::2] == pq.read_table(tmp_path / "p")["key"].to_pylist()
     for index in range(3):
         one, other = before.row_group(0).column(index), after.row_group(0).column(index)
-        assert (one.compression, one.encodings, one.has_offset_index) == (
-            other.compression,
-            other.encodings,
-            other.has_offset_index,
-        )
+        for name in ("compression", "encodings", "has_offset_index", "is_stats_set"):
+            assert getattr(one, name) == getattr(other, name), (one.path_in_schema, name)
+
+
+def write_groups(table: pa.Table, path: Path, kind: str, groups: list[int], **options: Any) -> None:
+    metadata = {KIND_KEY: kind.encode(), VERSION_KEY: b"1"}
+    table = table.replace_schema_metadata(metadata)
+    with pq.ParquetWriter(path, table.schema, **options) as writer:
+        for start, rows in zip(np.cumsum([0, *groups]).tolist(), groups, strict=False):
+            writer.write_table(table.slice(start, rows))
 
 
 def test_a_redacted_listing_is_what_a_new_listing_would_be(tmp_path: Path) -> None:
