@@ -23,6 +23,7 @@ from pydantic import Field, model_validator
 from dataprep import storage
 from dataprep.decode import MAX_PIXELS, decode_rgb
 from dataprep.fetch import FetchConfig, Fetched, Hosts, fetch_all
+from dataprep.redact import FORGOTTEN
 from dataprep.schema import Config, read_table, write_table
 from dataprep.sources import ROOT_KEY
 
@@ -62,10 +63,13 @@ def download_shard(
     out_dir: str | Path,
     config: DownloadConfig,
     hosts: Hosts | None = None,
+    *,
+    forgotten: frozenset[str] = frozenset(),
 ) -> dict[str, int]:
     """Downloads one listing shard into ``out_dir``; counters rows, bytes and one a status.
 
-    ``hosts`` sends host names to a fixed (address, port). Rows of a folder listing are read from that folder.
+    ``hosts`` sends host names to a fixed (address, port). Rows of a folder listing are read from that folder. A row
+    without URL is one that is forgotten, and so is an image whose stored sha256 is among the ``forgotten``.
     Raises OSError where ``out_dir`` cannot be written; what a URL does never raises.
     """
     listing = read_table(listing_path, "listing")
@@ -73,9 +77,11 @@ def download_shard(
         raise ValueError(f"{listing_path}: {listing.num_rows} rows, a shard holds at most {10**SAMPLE_DIGITS}")
     urls = listing["url"].to_pylist()
     root = (listing.schema.metadata or {}).get(ROOT_KEY)
-    fetched = fetch_all(urls, config.fetch, hosts) if root is None else read_files(root.decode(), urls, config.fetch)
+    wanted = [url for url in urls if url]
+    got = fetch_all(wanted, config.fetch, hosts) if root is None else read_files(root.decode(), wanted, config.fetch)
+    fetched = (next(got) if url else Fetched(None, FORGOTTEN) for url in urls)
     tar_path = Path(out_dir) / f"{shard_index:05d}.tar"
-    rows = write_tar(tar_path, listing, shard_index, fetched, config)
+    rows = write_tar(tar_path, listing, shard_index, fetched, config, forgotten)
     write_table(_download_table(rows, listing), tar_path.with_suffix(".parquet"), "download")
     counted = Counter(row["status"] for row in rows)
     statuses = {status: counted[status] for status in (SUCCESS, NOT_FETCHED, NOT_RESIZED)}
@@ -98,7 +104,12 @@ def read_files(root: str, names: Iterable[str], config: FetchConfig) -> Iterator
 
 
 def write_tar(
-    tar_path: Path, listing: pa.Table, shard_index: int, fetched: Iterable[Fetched], config: DownloadConfig
+    tar_path: Path,
+    listing: pa.Table,
+    shard_index: int,
+    fetched: Iterable[Fetched],
+    config: DownloadConfig,
+    forgotten: frozenset[str] = frozenset(),
 ) -> list[dict[str, Any]]:
     """Processes images as they arrive, in listing order, into the tar; returns the download columns of every row."""
     resize = make_resizer(config)
@@ -108,7 +119,7 @@ def write_tar(
     with tarfile.open(tar_path, "w", format=tarfile.USTAR_FORMAT) as tar:
         for index, (result, source) in enumerate(zip(fetched, _iterate(listing), strict=True)):
             key = compute_key(index, shard_index, SAMPLE_DIGITS, SHARD_DIGITS)
-            row, image = _process(result, resize, config)
+            row, image = _process(result, resize, config, forgotten)
             row = {"key": key, "url": source.pop("url"), "caption": source.pop("caption")} | row
             rows.append(row)
             if image is not None:
@@ -136,7 +147,9 @@ def make_resizer(config: DownloadConfig) -> Any:
     )
 
 
-def _process(fetched: Fetched, resize: Any, config: DownloadConfig) -> tuple[dict[str, Any], bytes | None]:
+def _process(
+    fetched: Fetched, resize: Any, config: DownloadConfig, forgotten: frozenset[str]
+) -> tuple[dict[str, Any], bytes | None]:
     """Status columns of one row, and its image as it will be stored."""
     row: dict[str, Any] = dict.fromkeys(("width", "height", "original_width", "original_height", "sha256"))
     if fetched.body is None:
@@ -150,8 +163,11 @@ def _process(fetched: Fetched, resize: Any, config: DownloadConfig) -> tuple[dic
     image, width, height, original_width, original_height, error_message = resize(io.BytesIO(bitmap))
     if error_message is not None:
         return row | {"status": NOT_RESIZED, "error_message": error_message}, None
+    sha256 = hashlib.sha256(image).hexdigest()
+    if sha256 in forgotten:
+        return row | {"status": NOT_FETCHED, "error_message": FORGOTTEN}, None
     row |= {"width": width, "height": height, "original_width": original_width, "original_height": original_height}
-    return row | {"sha256": hashlib.sha256(image).hexdigest(), "status": SUCCESS, "error_message": None}, image
+    return row | {"sha256": sha256, "status": SUCCESS, "error_message": None}, image
 
 
 def _iterate(table: pa.Table) -> Iterator[dict[str, Any]]:

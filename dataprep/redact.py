@@ -17,9 +17,10 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from pydantic import Field
 
 from dataprep import storage
-from dataprep.schema import KIND_KEY
+from dataprep.schema import KIND_KEY, Config
 
 FORGOTTEN, FORGOTTEN_FILE = "forgotten", "forgotten.json"
 SHARD_DIGITS = 5  # of a key; the rest of it is the row in the shard
@@ -63,6 +64,17 @@ class Forgotten:
         rows = {name: sorted(self.rows[name]) for name in sorted(self.rows)}
         plain = asdict(self) | {"urls": sorted(self.urls), "images": sorted(self.images), "rows": rows}
         storage.write_json(path, plain | {"trained": [dict(item) for item in self.trained]})
+
+
+class ForgottenList(Config):
+    """Where a shard's worker finds the list.
+
+    What stands in it is no part of what a shard is known by: every shard made before was redacted when the list was
+    written, so it is the same whether it is taken over or made again; and forgetting one sample must not cost the
+    download of all others.
+    """
+
+    path: str = Field(exclude=True, description="RUN/forgotten.json; there need not be one")
 
 
 def url_hash(url: str) -> str:

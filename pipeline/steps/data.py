@@ -15,7 +15,7 @@ from dataprep.decode import read_shard_rgb
 from dataprep.download import DownloadConfig, download_shard
 from dataprep.embed import EmbedConfig, embed_shard, load_encoder
 from dataprep.pack import PackConfig, pack_shard
-from dataprep.redact import FORGOTTEN_FILE, Forgotten
+from dataprep.redact import FORGOTTEN_FILE, Forgotten, ForgottenList
 from dataprep.scenes import HOST, serve
 from dataprep.schema import read_table, write_table
 from dataprep.select import filter_quality
@@ -50,19 +50,22 @@ def listing(ctx: Context) -> None:
 class DownloadWorker:
     """Fetches a listing shard; for the embedded corpus each worker serves the corpus to itself over loopback."""
 
-    def __init__(self, config: DownloadConfig, listing: ListingConfig, seed: int) -> None:
+    def __init__(self, config: DownloadConfig, listing: ListingConfig, seed: int, forgotten: ForgottenList) -> None:
         self.config, self.hosts, self.open = config, {}, ExitStack()
+        self.forgotten = Forgotten.read(forgotten.path).images
         if listing.source == "scenes":
             self.hosts = {HOST: self.open.enter_context(serve(listing.scenes, seed))}
 
     def __call__(self, shard: Shard, out: Path) -> dict[str, int]:
         """One tar and one Parquet file."""
-        return download_shard(shard.files["listing.parquet"], shard.id, out, self.config, self.hosts)
+        listing = shard.files["listing.parquet"]
+        return download_shard(listing, shard.id, out, self.config, self.hosts, forgotten=self.forgotten)
 
 
 def download(ctx: Context) -> None:
     """URLs to tar + Parquet shards; every row keeps a status and a reason."""
     arguments = {"config": ctx.config["download"], "listing": ctx.config["listing"], "seed": ctx.config["seed"]}
+    arguments["forgotten"] = ForgottenList(path=ctx.run.path(FORGOTTEN_FILE))
     ctx.map_shards(DownloadWorker, arguments, ctx.shards("listing"))
 
 

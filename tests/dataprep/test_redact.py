@@ -13,7 +13,17 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from dataprep.redact import BLANK, FORGOTTEN, REMOVED, UNTOUCHED, Forgotten, redact_parquet, redact_tar, url_hash
+from dataprep.redact import (
+    BLANK,
+    FORGOTTEN,
+    REMOVED,
+    UNTOUCHED,
+    Forgotten,
+    ForgottenList,
+    redact_parquet,
+    redact_tar,
+    url_hash,
+)
 from dataprep.schema import KIND_KEY, KINDS, VERSION_KEY, read_table, write_table
 from dataprep.sources import ListingConfig, write_listing
 
@@ -173,3 +183,7 @@ def test_the_list_of_the_forgotten_comes_back_and_names_nobody(tmp_path: Path) -
         trained,
     )
     assert FORGOTTEN not in told.images
+
+
+def test_where_the_list_lies_is_no_part_of_what_a_worker_is_known_by() -> None:
+    assert ForgottenList(path="/a/forgotten.json").model_dump() == ForgottenList(path="/b").model_dump() == {}
