@@ -183,30 +183,31 @@ def _place(
 
 
 def _trained(artifacts: Mapping[str, Artifact], told: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """The finished stages that learned from the sample, and how they used it."""
+    """The finished stages that learned from the sample, how they used it, and about how many times."""
     stages = []
     for name, artifact in artifacts.items():
-        manifest = artifact.manifest
-        use, rows, loop = None, 0, {}
-        if name in LEARNT and told["download"] is not None and told["download"]["sha256"] is not None:
-            use, loop = LEARNT[name]
-            loop = manifest.config.get(loop) or {}
-            loop = (loop.get("pretrain") or {}) if name == "encoder" else loop
-            use = use if loop else None
-            rows = artifacts["download"].manifest.counters["success"]
-        elif name.startswith("train.") and told["pack"] is not None:
-            loop, packed = manifest.config[name], artifacts["pack"].manifest.counters
-            use = "validation alone" if told["pack"]["split"] == "validation" else "picture and caption"
-            rows = packed["rows"] - packed["validation"]
+        use, loop, rows = _use(artifacts, name, told)
         if use is not None:
-            passes = loop["steps"] * loop["batch_size"] / max(1, rows) if use != "validation alone" else 0.0
-            entry = {"stage": name, "fingerprint": manifest.fingerprint, "use": use}
+            passes = loop["steps"] * loop["batch_size"] / max(1, rows) if rows else 0.0
+            entry = {"stage": name, "fingerprint": artifact.manifest.fingerprint, "use": use}
             stages.append(entry | {"passes": round(passes, 2)})
     return stages
 
 
-# Models trained on every pair that was downloaded: what of it, and the key of the config that says whether they were.
-LEARNT: dict[str, tuple[str, Any]] = {"encoder": ("caption", "encoder"), "clip": ("picture and caption", "clip.train")}
+def _use(artifacts: Mapping[str, Artifact], name: str, told: Mapping[str, Any]) -> tuple[str | None, Any, int]:
+    """What a stage used of the sample (None: nothing), its training's config, and the rows that it was one of."""
+    config = artifacts[name].manifest.config
+    pictured = told["download"] is not None and told["download"]["sha256"] is not None
+    if name == "encoder" and pictured and config["encoder"]["pretrain"]:
+        return "caption", config["encoder"]["pretrain"], artifacts["download"].manifest.counters["success"]
+    if name == "clip" and pictured and config["clip.train"]:
+        return "picture and caption", config["clip.train"], artifacts["download"].manifest.counters["success"]
+    if name.startswith("train.") and told["pack"] is not None:
+        packed = artifacts["pack"].manifest.counters
+        if told["pack"]["split"] == "validation":
+            return "validation alone", config[name], 0
+        return "picture and caption", config[name], packed["rows"] - packed["validation"]
+    return None, None, 0
 
 
 # ---------------------------------------------------------------------------------------------- for a person

@@ -23,7 +23,8 @@ def card_files(inputs: Mapping[str, Artifact], config: CardConfig | Mapping[str,
     tables = [{shard.id: shard.files["parquet"] for shard in inputs[stage].shards} for stage in ALIGNED]
     for shard in sorted(set.intersection(*(set(table) for table in tables))):
         with ExitStack() as stack:
-            count_shard(*(stack.enter_context(storage.local_copy(table[shard])) for table in tables), counts)
+            download, annotations, selection = (stack.enter_context(storage.local_copy(t[shard])) for t in tables)
+            count_shard(download, annotations, selection, counts)
     told = facts(counts, inputs["listing"].manifest.config["listing"], config)
     funnel = storage.read_json(inputs["select"].path("funnel.json"))
     artifacts = [_describe(artifact) for artifact in inputs.values()]
