@@ -25,7 +25,7 @@ LICENCE_NAMES = ("license", "licence", "license_name", "license_url", "rights")
 # Reasons of the download that are somebody's wish not to be used.
 OPT_OUTS = ("robots_txt", "robots_tag", "tdm")
 SIDES = (64, 128, 256, 512, 1024, 2048)  # pixels: where the classes of the shorter side begin
-MOST = 20  # values of a column that are listed one by one
+MOST = 12  # values of a column that are listed one by one
 
 
 class CardConfig(Config):
@@ -129,7 +129,7 @@ def card_text(
         "",
         *_section("Source", source.items(), "what", "which"),
         *_section("Download", told["statuses"].items(), "status", "rows"),
-        *_section("Rows without an image, by reason", _most(told["reasons"]), "reason", "rows"),
+        *_section("Rows without an image, by reason", most(told["reasons"]), "reason", "rows"),
         "## Opted out and forgotten",
         "",
         "Rows whose owners' wish was read and obeyed: robots.txt, `X-Robots-Tag`, and a TDM reservation.",
@@ -137,7 +137,7 @@ def card_text(
         *_table([*told["opt_outs"].items(), ("forgotten on request", told["forgotten"])], "wish", "rows"),
         *_funnel(funnel),
         *_licences(told),
-        *_section("Languages of the kept captions", _most(told["languages"]), "language", "rows"),
+        *_section("Languages of the kept captions", most(told["languages"]), "language", "rows"),
         *_section("Shorter side of the kept originals", told["sides"].items(), "pixels", "rows"),
         *_section("Splits", told["splits"].items(), "split", "rows"),
         *_artifacts(artifacts),
@@ -165,7 +165,8 @@ def _cell(value: Any) -> str:
     return re.sub(r"([\\|\[\]*_`])", r"\\\1", text)
 
 
-def _most(counts: Mapping[str, int]) -> list[tuple[str, int]]:
+def most(counts: Mapping[str, int]) -> list[tuple[str, int]]:
+    """The first `MOST` values with their counts, and the sum of the others."""
     rows = list(counts.items())
     rest = sum(count for _, count in rows[MOST:])
     return [*rows[:MOST], *([(f"{len(rows) - MOST} others", rest)] if rest else [])]
@@ -180,7 +181,7 @@ def _licences(told: Mapping[str, Any]) -> list[str]:
     if told["licence_column"] is None:
         return ["## Licences", "", "The list has no column that says a picture's licence.", ""]
     title = f"Licences of the kept rows, from the list's column `{told['licence_column']}`"
-    return _section(title, _most(told["licences"]), "licence", "rows")
+    return _section(title, most(told["licences"]), "licence", "rows")
 
 
 def _artifacts(artifacts: Sequence[Mapping[str, Any]]) -> list[str]:

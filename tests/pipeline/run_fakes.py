@@ -5,8 +5,11 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import numpy as np
@@ -32,6 +35,9 @@ from pipeline.store import Artifact, Manifest, Run, describe
 
 ROOT = Path(__file__).resolve().parents[2]
 SHARD_ROWS = 5
+ROWS = 13
+VICTIM, COPY, DEAD = 7, 11, 3  # row 11 has the bytes of row 7 under a URL and a caption of its own
+HOST = "pictures.test"
 
 
 def picture(index: int) -> bytes:
@@ -40,6 +46,46 @@ def picture(index: int) -> bytes:
     buffer = io.BytesIO()
     Image.fromarray(noise).resize((96, 80), Image.Resampling.NEAREST).save(buffer, "JPEG", quality=95)
     return buffer.getvalue()
+
+
+def url(row: int) -> str:
+    return f"http://{HOST}/{row:02d}.jpg"
+
+
+def caption(row: int) -> str:
+    return "short" if row == 5 else f"a zebra numbered {row} at noon"
+
+
+@contextmanager
+def serve(asked: list[str]) -> Iterator[dict[str, tuple[str, int]]]:
+    """Row r's picture at /r.jpg; the copy has the victim's bytes, the dead link answers 404."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            asked.append(self.path)
+            row = int(self.path[1:3]) if self.path[1:3].isdecimal() else DEAD
+            data = picture(VICTIM if row == COPY else row)
+            self.send_response(404 if row == DEAD else 200)
+            self.send_header("Content-Length", str(len(data)))
+            self.end_headers()
+            self.wfile.write(data)
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    thread = Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
+    thread.start()
+    yield {HOST: ("127.0.0.1", server.server_address[1])}
+    server.shutdown()
+    server.server_close()
+    thread.join()
+
+
+def write_list(path: Path, rows: int = ROWS) -> None:
+    lines = ["url,caption,LICENSE,note"]
+    lines += [f"{url(row)},{caption(row)},CC-{row % 2},{'rare-' if row == VICTIM else 'n'}{row}" for row in range(rows)]
+    path.write_text("\n".join(lines) + "\n")
 
 
 class Made:

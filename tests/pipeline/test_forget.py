@@ -9,17 +9,14 @@ import re
 import shutil
 import tarfile
 from collections.abc import Iterator
-from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from threading import Thread
 from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
-from run_fakes import Made, embedding, make_run, picture, stored_image
+from run_fakes import COPY, DEAD, HOST, VICTIM, Made, caption, embedding, picture, serve, stored_image, url, write_list
 
 from dataprep import storage
 from dataprep.download import DownloadConfig, download_shard
@@ -31,75 +28,12 @@ from pipeline.forget import forget, render
 from pipeline.store import Run, verify
 from pipeline.trace import trace
 
-ROWS = 13
-VICTIM, COPY, DEAD = 7, 11, 3  # row 11 has the bytes of row 7 under a URL and a caption of its own
-HOST = "pictures.test"
-
-
-def url(row: int) -> str:
-    return f"http://{HOST}/{row:02d}.jpg"
-
-
-def caption(row: int) -> str:
-    return "short" if row == 5 else f"a zebra numbered {row} at noon"
-
-
-@contextmanager
-def serve(asked: list[str]) -> Iterator[dict[str, tuple[str, int]]]:
-    """Row r's picture at /r.jpg; the copy has the victim's bytes, the dead link answers 404."""
-
-    class Handler(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            asked.append(self.path)
-            row = int(self.path[1:3]) if self.path[1:3].isdecimal() else DEAD
-            data = picture(VICTIM if row == COPY else row)
-            self.send_response(404 if row == DEAD else 200)
-            self.send_header("Content-Length", str(len(data)))
-            self.end_headers()
-            self.wfile.write(data)
-
-        def log_message(self, *_: object) -> None:
-            pass
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    thread = Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
-    thread.start()
-    yield {HOST: ("127.0.0.1", server.server_address[1])}
-    server.shutdown()
-    server.server_close()
-    thread.join()
-
-
-def write_list(path: Path, rows: int = ROWS) -> None:
-    lines = ["url,caption,LICENSE,note"]
-    lines += [f"{url(row)},{caption(row)},CC-{row % 2},{'rare-' if row == VICTIM else 'n'}{row}" for row in range(rows)]
-    path.write_text("\n".join(lines) + "\n")
-
-
-@pytest.fixture(scope="module")
-def original(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Made]:
-    folder = tmp_path_factory.mktemp("forget")
-    write_list(folder / "list.csv")
-    with serve([]) as hosts:
-        made = make_run(folder / "run", folder / "list.csv", hosts)
-        # Another artifact of the same stages, from a shorter list: the same pictures under other keys.
-        write_list(folder / "short.csv", ROWS - 1)
-        lines = (folder / "short.csv").read_text().splitlines()
-        (folder / "short.csv").write_text("\n".join([lines[0], *lines[3:]]) + "\n")
-        record = storage.read_json(made.run.path("run.json"))
-        pages = {name: (folder / "run" / name).read_bytes() for name in ("report.html", "metrics.json", "datacard.md")}
-        make_run(folder / "run", folder / "short.csv", hosts, name="two")
-        storage.write_json(made.run.path("run.json"), record)
-        for name, data in pages.items():
-            (folder / "run" / name).write_bytes(data)
-    yield made
-
 
 @pytest.fixture
-def run(original: Made, tmp_path: Path) -> Path:
+def run(finished_run: Made, tmp_path: Path) -> Path:
     """A copy of the run, with what kills leave: an unfinished artifact, a temporary file, a URL in the log."""
     folder = tmp_path / "run"
-    shutil.copytree(original.run.root, folder)
+    shutil.copytree(finished_run.run.root, folder)
     unfinished = folder / "stages" / "annotate" / "unfinished"
     shutil.copytree(folder / "stages" / "annotate" / "annotateone", unfinished)
     (unfinished / "manifest.json").unlink()
@@ -162,14 +96,14 @@ def searched(root: Path, wanted: dict[str, bytes]) -> set[str]:
     return found
 
 
-def test_the_search_finds_all_of_it_before(original: Made, run: Path) -> None:
-    assert searched(run, secrets(original)) == {*secrets(original), "picture in a page"}
+def test_the_search_finds_all_of_it_before(finished_run: Made, run: Path) -> None:
+    assert searched(run, secrets(finished_run)) == {*secrets(finished_run), "picture in a page"}
 
 
 @pytest.mark.parametrize("target", [url(VICTIM), "000010002"])
-def test_nothing_of_the_sample_and_its_copies_is_left_anywhere(original: Made, run: Path, target: str) -> None:
+def test_nothing_of_the_sample_and_its_copies_is_left_anywhere(finished_run: Made, run: Path, target: str) -> None:
     outcome = forget(str(run), [target])
-    assert searched(run, secrets(original)) == set()
+    assert searched(run, secrets(finished_run)) == set()
     assert outcome.samples == 2
     assert [problem for _, _, problems in verify(Run(str(run))) for problem in problems] == []
     assert not list(run.rglob("*.tmp"))
@@ -186,11 +120,11 @@ def test_nothing_of_the_sample_and_its_copies_is_left_anywhere(original: Made, r
     assert outcome.stale == ["metrics.json"]
 
 
-def test_every_other_row_stands_as_it_was(original: Made, run: Path) -> None:
+def test_every_other_row_stands_as_it_was(finished_run: Made, run: Path) -> None:
     forget(str(run), [url(VICTIM)])
     gone = {"000010002", "000020001"}
     for stage in ("download", "annotate", "score", "select", "pack", "embed"):
-        before, after = original.artifacts[stage], Run(str(run)).artifacts()[stage]
+        before, after = finished_run.artifacts[stage], Run(str(run)).artifacts()[stage]
         assert after.manifest.counters["redacted"] == 2
         for old, new in zip(before.files(), after.files(), strict=True):
             rows = {row["key"]: row for row in pq.read_table(new).to_pylist()}
@@ -218,12 +152,12 @@ def test_pages_are_made_again_and_old_ones_are_emptied(run: Path) -> None:
     assert (facts["kept"], facts["forgotten"]) == (9, 2)
 
 
-def test_a_report_that_cannot_be_made_again_stays_empty_and_says_so(original: Made, run: Path) -> None:
+def test_a_report_that_cannot_be_made_again_stays_empty_and_says_so(finished_run: Made, run: Path) -> None:
     metrics = run / "stages" / "evaluate" / "evaluateone" / "metrics.json"
     metrics.write_text("{}")
     outcome = forget(str(run), [url(VICTIM)])
     assert "emptied" in outcome.pages[-1] and "KeyError" in outcome.pages[-1]
-    assert searched(run, secrets(original)) == set()
+    assert searched(run, secrets(finished_run)) == set()
     record = json.loads((run / "run.json").read_text())
     del record["stages"]["report"]
     (run / "run.json").write_text(json.dumps(record))
@@ -245,7 +179,7 @@ class KilledError(BaseException):
 
 @pytest.mark.parametrize("after", [0, 1, 2, 5, 9, 14, 20, 25])
 def test_a_kill_in_the_middle_is_made_good_by_the_same_command(
-    original: Made, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, after: int
+    finished_run: Made, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, after: int
 ) -> None:
     """Killed at a write (the list, a shard, a manifest, a page), then run again by key, which is blank by then."""
     expected = tmp_path / "expected"
@@ -269,7 +203,7 @@ def test_a_kill_in_the_middle_is_made_good_by_the_same_command(
             forget(str(run), ["000010002"])
     assert (run / "forgotten.json").exists() == (after > 0)
     forget(str(run), [] if after % 2 else ["000010002"])
-    assert searched(run, secrets(original)) == set()
+    assert searched(run, secrets(finished_run)) == set()
     assert [problem for _, _, problems in verify(Run(str(run))) for problem in problems] == []
     for path in sorted(item for item in expected.rglob("*") if item.is_file()):
         other = run / path.relative_to(expected)
@@ -277,7 +211,7 @@ def test_a_kill_in_the_middle_is_made_good_by_the_same_command(
             assert other.read_bytes() == path.read_bytes(), path
 
 
-def test_a_later_run_never_takes_it_up_again(run: Path, original: Made, tmp_path: Path) -> None:
+def test_a_later_run_never_takes_it_up_again(run: Path, finished_run: Made, tmp_path: Path) -> None:
     """Not by its URL, which is not asked for, nor by its bytes under a new one; and other rows keep their keys."""
     forget(str(run), [url(VICTIM)])
     told = Forgotten.read(str(run / "forgotten.json"))
@@ -362,15 +296,15 @@ def test_what_a_person_reads(run: Path) -> None:
 # ---------------------------------------------------------------------------------------------- trace
 
 
-def test_a_sample_is_traced_from_training_to_its_source(original: Made) -> None:
-    (told,) = trace(original.run.root, "000010002")
+def test_a_sample_is_traced_from_training_to_its_source(finished_run: Made) -> None:
+    (told,) = trace(finished_run.run.root, "000010002")
     assert (told["url"], told["caption"]) == (url(VICTIM), caption(VICTIM))
     source = told["source"]
     assert (source["row"], source["row_in_file"]) == (VICTIM, 2)
     assert source["columns"] == {"LICENSE": "CC-1", "note": "rare-7"}
     assert told["download"]["status"] == "success"
     assert told["download"]["member"] == "000010002.jpg"
-    assert told["download"]["bytes"] == len(stored_image(original.artifacts["download"], "000010002"))
+    assert told["download"]["bytes"] == len(stored_image(finished_run.artifacts["download"], "000010002"))
     assert told["annotations"]["language"]
     assert told["scores"]["clip_similarity"] is not None
     assert told["selection"]["split"] == "train"
@@ -382,19 +316,19 @@ def test_a_sample_is_traced_from_training_to_its_source(original: Made) -> None:
     assert all(entry["passes"] > 0 for entry in told["trained"])
 
 
-def test_a_dropped_and_a_failed_sample(original: Made) -> None:
-    (dropped,) = trace(original.run.root, url(5))
+def test_a_dropped_and_a_failed_sample(finished_run: Made) -> None:
+    (dropped,) = trace(finished_run.run.root, url(5))
     assert dropped["selection"]["reason"] == "caption_words: too few"
     assert (dropped["pack"], dropped["embed"]) == (None, None)
     assert {entry["stage"] for entry in dropped["trained"]} == {"encoder", "clip"}
-    (failed,) = trace(original.run.root, url(DEAD))
+    (failed,) = trace(finished_run.run.root, url(DEAD))
     assert failed["download"]["status"] == "failed_to_download"
     assert "member" not in failed["download"]
     assert failed["trained"] == []
 
 
-def test_a_url_that_stands_twice_is_told_twice(original: Made, tmp_path: Path) -> None:
-    shutil.copytree(original.run.root, tmp_path / "run")
+def test_a_url_that_stands_twice_is_told_twice(finished_run: Made, tmp_path: Path) -> None:
+    shutil.copytree(finished_run.run.root, tmp_path / "run")
     path = Path(Run(str(tmp_path / "run")).artifacts()["download"].files()[0])
     table = pq.read_table(path)
     urls = table["url"].to_pylist()
@@ -411,9 +345,9 @@ def test_a_url_that_stands_twice_is_told_twice(original: Made, tmp_path: Path) -
         ("zebra", "such as 000000000"),
     ],
 )
-def test_an_unknown_sample_is_told_with_the_nearest_key(original: Made, target: str, words: str) -> None:
+def test_an_unknown_sample_is_told_with_the_nearest_key(finished_run: Made, target: str, words: str) -> None:
     with pytest.raises(UserError, match=words):
-        trace(original.run.root, target)
+        trace(finished_run.run.root, target)
 
 
 def test_trace_of_what_is_not_there_yet(tmp_path: Path) -> None:
@@ -424,10 +358,10 @@ def test_trace_of_what_is_not_there_yet(tmp_path: Path) -> None:
         trace(str(tmp_path), "000000000")
 
 
-def test_trace_by_the_command(original: Made, capsys: pytest.CaptureFixture[str]) -> None:
+def test_trace_by_the_command(finished_run: Made, capsys: pytest.CaptureFixture[str]) -> None:
     from pipeline.cli import main
 
-    for words in (["trace", original.run.root, "000010002", "--json"], ["trace", original.run.root, url(5)]):
+    for words in (["trace", finished_run.run.root, "000010002", "--json"], ["trace", finished_run.run.root, url(5)]):
         with pytest.raises(SystemExit) as caught:
             main(words)
         assert caught.value.code == 0
