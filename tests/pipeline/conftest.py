@@ -24,7 +24,7 @@ def local_ray() -> Iterator[None]:
 
 
 @pytest.fixture(scope="session")
-def finished_run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Made]:
+def finished_run(tmp_path_factory: pytest.TempPathFactory) -> Made:
     """A run that nobody may write to. Of each stage it has a second artifact, from a shorter list."""
     folder = tmp_path_factory.mktemp("forget")
     write_list(folder / "list.csv")
@@ -40,4 +40,4 @@ def finished_run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Made]:
         storage.write_json(made.run.path("run.json"), record)
         for name, data in pages.items():
             (folder / "run" / name).write_bytes(data)
-    yield made
+    return made
