@@ -33,6 +33,7 @@ from pipeline.trace import find, read_columns
 
 LISTED = ("listing", "download")  # the stages whose rows carry the URL
 LEARNING = re.compile(r"encoder|clip|train\..+")
+PNG = b"\x89PNG\r\n\x1a\n"
 URL = re.compile(rb"https?://[^\s\"'<>\\]+")
 
 
@@ -86,6 +87,7 @@ def forget(folder: str, targets: Sequence[str], dry_run: bool = False) -> Outcom
             rows, files = _redact(run, place, keys, dry_run) if keys else (0, 0)
             if files:
                 outcome.changes.append((place.name, rows, files))
+        outcome.changes += _drop_pictures(run, places, told, dry_run)
         current = run.artifacts()
         learned = {(item["stage"], item["fingerprint"]) for item in told.trained}
         if any((name, artifact.manifest.fingerprint) in learned for name, artifact in current.items()):
@@ -263,8 +265,34 @@ def _redact(run: Run, place: Found, keys: set[str], dry_run: bool) -> tuple[int,
         if not dry_run and (described := describe(artifact.folder, output.path)) != output:
             new[output.path] = described  # redacted now, or by a call that was killed before it came to the manifest
     if new:
-        update_manifest(run, artifact, new, len(keys))
+        update_manifest(run, artifact, new, redacted=len(keys))
     return most, files
+
+
+def _drop_pictures(run: Run, places: Sequence[Found], told: Forgotten, dry_run: bool) -> Iterator[tuple[str, int, int]]:
+    """Deletes TensorBoard files with pictures from stages that had a sample: they show true images beside drawn ones.
+
+    The figures in them are in log.jsonl too. Yields the artifact, no rows, and how many files.
+    """
+    learned = {(item["stage"], item["fingerprint"]) for item in told.trained}
+    for place in places:
+        if (place.stage, place.fingerprint) not in learned:
+            continue
+        folder = run.stage_folder(place.stage, place.fingerprint)
+        events = {name for name in place.files if "tfevents" in name}
+        pictured = sorted(name for name in events if PNG in storage.read_bytes(storage.join(folder, name)))
+        if pictured:
+            yield place.name, 0, len(pictured)
+        if dry_run:
+            continue
+        for name in pictured:
+            storage.remove(storage.join(folder, name))
+        # Those too that a call deleted which was killed before it came to the manifest.
+        kept = {*place.files} - {*pictured}
+        outputs = place.artifact.manifest.outputs if place.artifact else []
+        gone = [output.path for output in outputs if "tfevents" in output.path and output.path not in kept]
+        if gone and place.artifact:
+            update_manifest(run, place.artifact, {}, gone)
 
 
 def _rewrite(path: str, shard: int, keys: set[str], dry_run: bool) -> int:

@@ -250,6 +250,8 @@ def embedding(caption: str) -> bytes:
 
 def _model(out: Path) -> dict[str, int]:
     (out / "weights.bin").write_bytes(b"weights")
+    (out / "tensorboard").mkdir()
+    (out / "tensorboard" / "events.out.tfevents.1").write_bytes(b"scalars alone")
     rows = [{"step": step, "loss": 1 / step, "samples_per_second": 10.0} for step in range(1, 10)]
     (out / "log.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     return {"parameters": 7, "step": 9}

@@ -9,6 +9,7 @@ import re
 import shutil
 import tarfile
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,8 @@ from dataprep.redact import Forgotten, url_hash
 from dataprep.schema import UserError, read_table
 from dataprep.sources import ListingConfig, write_listing
 from pipeline.forget import forget, render
-from pipeline.store import Run, verify
+from pipeline.rewrite import update_manifest
+from pipeline.store import Manifest, Marker, Output, Run, describe, verify
 from pipeline.trace import trace
 
 
@@ -41,9 +43,23 @@ def run(finished_run: Made, tmp_path: Path) -> Path:
     (unfinished / ".shards" / "00001.json").write_text("{}")
     (folder / "stages" / "train.base" / "unfinished").mkdir()
     (folder / "stages" / "train.base" / "unfinished" / "log.jsonl").write_text("{}\n")
+    _draw_picture(folder / "stages" / "train.base" / "trainbaseone")
     (folder / "stages" / "download" / "downloadone" / ".00001.tar.ab12cd34.tmp").write_bytes(picture(VICTIM))
     Run(str(folder)).event("quarantined", stage="download", reason=f"could not read {url(VICTIM)}: torn")
     return folder
+
+
+def _draw_picture(folder: Path) -> None:
+    """A TensorBoard file as a training stage writes one that shows true images beside its own."""
+    from torch.utils.tensorboard import SummaryWriter
+
+    with SummaryWriter(str(folder / "tensorboard")) as writer:
+        writer.add_image("samples", np.zeros((8, 8, 3), np.uint8), 1, dataformats="HWC")
+    run = Run(str(folder.parents[2]))
+    artifact = run.artifact("train.base", folder.name)
+    assert artifact is not None
+    names = [name for name in storage.list_files(str(folder)) if name != "manifest.json"]
+    run.commit(replace(artifact.manifest, outputs=[describe(str(folder), name) for name in names]))
 
 
 def secrets(made: Made) -> dict[str, bytes]:
@@ -118,6 +134,9 @@ def test_nothing_of_the_sample_and_its_copies_is_left_anywhere(finished_run: Mad
         ("train.base", "unfinished"),
     }
     assert outcome.stale == ["metrics.json"]
+    assert ("train.base/trainbaseone", 0, 1) in outcome.changes
+    left = [path.name for path in run.glob("stages/train.base/trainbaseone/tensorboard/*")]
+    assert left == ["events.out.tfevents.1"]
 
 
 def test_every_other_row_stands_as_it_was(finished_run: Made, run: Path) -> None:
@@ -238,6 +257,39 @@ def test_a_later_run_never_takes_it_up_again(run: Path, finished_run: Made, tmp_
     for name in ("00000.parquet", "00001.parquet", "00001.tar"):
         redacted = run / "stages" / "download" / "downloadone" / name
         assert redacted.read_bytes() == (tmp_path / "download" / name).read_bytes()
+
+
+def test_markers_of_later_passes_follow_what_was_redacted(tmp_path: Path) -> None:
+    """A second pass over shard 0 lies in a subfolder, under the same name, and was made of the first one's files."""
+    run = Run(str(tmp_path))
+    listed = Output("00000.parquet", 1, "listing-new", 1)
+    run.commit(Manifest("listing", "l", {}, {}, [listed], {}, 1.0, {}))
+    first = [Output("00000.parquet", 1, "p0", 1), Output("00000.tar", 1, "t0")]
+    second = [Output("00000.parquet", 1, "p1", 1), Output("00000.tar", 1, "t1")]
+    made_of = {"listing.parquet": "listing-old"}
+    markers = [
+        Marker(0, "w", made_of | {"previous.tar": "t0", "previous.parquet": "p0"}, second, {}, "pass-001"),
+        Marker(0, "w", made_of, first, {}),
+    ]
+    inside = [replace(output, path=f"pass-001/{output.path}") for output in second]
+    manifest = Manifest("download", "d", {"listing": "l"}, {}, [*first, *inside], {}, 1.0, {}, shards=markers)
+    artifact = run.commit(manifest)
+    new = {"00000.tar": Output("00000.tar", 2, "T0"), "pass-001/00000.tar": Output("pass-001/00000.tar", 3, "T1")}
+    update_manifest(run, artifact, new, gone=["pass-001/00000.parquet"], redacted=4)
+    found = run.artifact("download", "d").manifest  # type: ignore[union-attr]
+    assert {output.path: output.sha256 for output in found.outputs} == {
+        "00000.parquet": "p0",
+        "00000.tar": "T0",
+        "pass-001/00000.tar": "T1",
+    }
+    later, earlier = found.shards
+    assert [(output.path, output.sha256, output.bytes) for output in later.outputs] == [
+        ("00000.parquet", "p1", 1),
+        ("00000.tar", "T1", 3),
+    ]
+    assert later.sha256 == {"listing.parquet": "listing-new", "previous.tar": "T0", "previous.parquet": "p0"}
+    assert earlier.sha256 == {"listing.parquet": "listing-new"}
+    assert found.counters == {"redacted": 4}
 
 
 def test_urls_of_no_row_are_remembered(run: Path) -> None:
