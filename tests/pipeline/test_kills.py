@@ -25,7 +25,7 @@ import pytest
 import torch
 
 ROOT = Path(__file__).resolve().parents[2]
-ROWS, SHARD_ROWS = 480, 20
+ROWS, SHARD_ROWS = 600, 25
 SHARDS = ROWS // SHARD_ROWS
 STAGES = ("download", "annotate", "score", "select")
 GIVEN = ("listing", "encoder", "clip")  # made once: they are not what is killed here
@@ -185,7 +185,7 @@ def chain(driver: Driver, unbroken: Path, run: Path, stages: tuple[str, ...], se
         made = manifests(unbroken)[stage].parent
         shutil.copytree(made, run / "stages" / stage / made.name)
     for stage in stages:
-        quick = 0.05 if stage == "select" else 0.6  # about what a shard takes
+        quick = 0.02 if stage == "select" else 0.2  # about what a shard takes
         where = kill_at(driver, run, stage, numbers.random(), numbers.random() * quick)
         finished = check_finished(run, unbroken)
         print(f"seed {seed}: killed in {where}" if where else f"seed {seed}: {stage} was over before the kill")
