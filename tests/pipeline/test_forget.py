@@ -247,8 +247,9 @@ def test_a_later_run_never_takes_it_up_again(run: Path, finished_run: Made, tmp_
         for shard in range(3):
             listing = tmp_path / "listing" / f"{shard:05d}.parquet"
             download_shard(listing, shard, tmp_path / "download", fetch, hosts, forgotten=told.images)
-    assert len(asked) == 12
-    assert not {f"/{VICTIM:02d}.jpg", f"/{COPY:02d}.jpg"} & set(asked)
+    pictures = [path for path in asked if ".jpg" in path]
+    assert len(pictures) == 12
+    assert not {f"/{VICTIM:02d}.jpg", f"/{COPY:02d}.jpg"} & set(pictures)
     names = [f"{shard:05d}.parquet" for shard in range(3)]
     rows = [row for name in names for row in read_table(tmp_path / "download" / name, "download").to_pylist()]
     refused = {row["key"]: row["error_message"] for row in rows if row["error_message"] == "forgotten"}
