@@ -293,6 +293,20 @@ def test_markers_of_later_passes_follow_what_was_redacted(tmp_path: Path) -> Non
     assert found.counters == {"redacted": 4}
 
 
+def test_on_an_object_store(finished_run: Made) -> None:
+    root = Path(finished_run.run.root)
+    for path in root.rglob("*"):
+        if path.is_file():
+            storage.write_bytes(f"memory://forget/run/{path.relative_to(root)}", path.read_bytes())
+    run = Run("memory://forget/run")
+    assert forget(run.root, [url(VICTIM)]).samples == 2
+    assert [problem for _, _, problems in verify(run) for problem in problems] == []
+    for path in run.artifacts()["download"].files():
+        table = read_table(path, "download")
+        assert url(VICTIM) not in table["url"].to_pylist()
+    assert trace(run.root, "000010002")[0]["download"]["error_message"] == "forgotten"
+
+
 def test_urls_of_no_row_are_remembered(run: Path) -> None:
     outcome = forget(str(run), ["http://elsewhere.test/a.jpg"])
     assert (outcome.samples, outcome.absent, outcome.changes) == (0, ["http://elsewhere.test/a.jpg"], [])
