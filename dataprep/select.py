@@ -27,6 +27,7 @@ from dataprep.filters.caption import (
 from dataprep.filters.duplicates import ExactDuplicates, NearDuplicates
 from dataprep.filters.image import Downloaded, MaxAspect, MinSide
 from dataprep.filters.similarity import MinSimilarity, TopSimilarity
+from dataprep.redact import FORGOTTEN
 from dataprep.schema import Config, UserError
 
 TRAIN, VALIDATION = "train", "validation"
@@ -199,7 +200,9 @@ def filter_quality(downloads: Sequence[pa.Table], selection: Sequence[pa.Table])
     """
     if not downloads or any("truth" not in table.column_names for table in downloads):
         return None
-    truths = [json.loads(truth) for table in downloads for truth in table["truth"].to_pylist()]
+    # A row that is forgotten says nothing of itself, and counts for nothing.
+    unknown = json.dumps({"trouble": FORGOTTEN, "of": None})
+    truths = [json.loads(truth or unknown) for table in downloads for truth in table["truth"].to_pylist()]
     dropped_by = [reason and reason.split(":")[0] for table in selection for reason in table["reason"].to_pylist()]
     troubles, clean = _per_trouble(truths, dropped_by)
     order = [name for name in ALL_FILTERS if name in dropped_by]
@@ -210,6 +213,7 @@ def _per_trouble(truths: list[dict[str, Any]], dropped_by: list[str | None]) -> 
     counted: dict[str | None, Counter[str | None]] = {}
     for truth, name in zip(truths, dropped_by, strict=True):
         counted.setdefault(truth["trouble"], Counter())[name] += 1
+    counted.pop(FORGOTTEN, None)
     described = {
         kind: {
             "planted": reasons.total(),

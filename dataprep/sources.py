@@ -8,15 +8,17 @@ made here can send the download to a local file, never a URL in somebody's table
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
 import pyarrow as pa
 from pydantic import Field, model_validator
 
 from dataprep import storage
 from dataprep.decode import IMAGE_EXTENSIONS
+from dataprep.redact import blank_rows, url_hash
 from dataprep.scenes import ScenesConfig, rows
 from dataprep.schema import Config, UserError, write_table
 from dataprep.tables import BATCH_ROWS, EXTENSIONS, read_batches, table_extension
@@ -93,16 +95,24 @@ def list_rows(config: ListingConfig, seed: int) -> Iterator[pa.Table]:
             return
 
 
-def write_listing(config: ListingConfig, seed: int, out_dir: str | Path) -> dict[str, int]:
+def write_listing(
+    config: ListingConfig, seed: int, out_dir: str | Path, forgotten: Collection[str] = frozenset()
+) -> dict[str, int]:
     """Writes the listing to ``out_dir``/{i:05d}.parquet; counters rows and shards. UserError where there are no rows.
 
     Every shard but the last has rows_per_shard rows, so appending to a source changes the last shard alone.
+    A row whose URL is among the ``forgotten`` (`redact.url_hash`) keeps its place and loses all that it says, so that
+    no other row changes its key; counter forgotten.
     """
     pending: list[pa.Table] = []
-    rows_total = shards = 0
+    rows_total = shards = blanked = 0
 
     def write(table: pa.Table) -> None:
-        nonlocal shards, rows_total
+        nonlocal shards, rows_total, blanked
+        if forgotten:
+            gone_N = np.array([url_hash(url) in forgotten for url in table["url"].to_pylist()])
+            table = blank_rows(table, "listing", gone_N) if gone_N.any() else table
+            blanked += int(gone_N.sum())
         write_table(table.combine_chunks(), Path(out_dir) / f"{shards:05d}.parquet", "listing")
         shards, rows_total = shards + 1, rows_total + table.num_rows
 
@@ -117,7 +127,7 @@ def write_listing(config: ListingConfig, seed: int, out_dir: str | Path) -> dict
         write(_concatenate(pending))
     if rows_total == 0:
         raise UserError(f"listing.path {config.path}: no rows; give a source with at least one")
-    return {"rows": rows_total, "shards": shards}
+    return {"rows": rows_total, "shards": shards} | ({"forgotten": blanked} if forgotten else {})
 
 
 def _concatenate(tables: list[pa.Table]) -> pa.Table:

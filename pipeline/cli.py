@@ -6,6 +6,7 @@ the command that resumes. ``--verbose`` adds the traceback.
 
 from __future__ import annotations
 
+import json
 import shlex
 import sys
 import traceback
@@ -50,6 +51,7 @@ def run(
     """Run the pipeline; stages that are finished are not run again."""
     from pipeline.config import load_config
     from pipeline.executor import execute, plan, up_to
+    from pipeline.report.card import publish_card
     from pipeline.store import Run
 
     loaded = load_config(config, overrides or [])
@@ -62,6 +64,7 @@ def run(
         _out().print(table)
         return
     finished = execute(loaded, shlex.join(["imagen-ray", *sys.argv[1:]]), until, keep or [])
+    publish_card(finished)
     report = finished.path("report.html")
     print(report if until is None else finished.root)
 
@@ -117,6 +120,36 @@ def verify(folder: RunFolder) -> None:
         bad += len(problems)
     if bad:
         raise StageError(f"{bad} files differ from their manifests; delete their stage's folder and run again")
+
+
+@app.command()
+def trace(
+    folder: RunFolder,
+    sample: Annotated[str, typer.Argument(metavar="KEY|URL", help="a sample's key, such as 000120034, or its URL")],
+    as_json: Annotated[bool, typer.Option("--json", help="one JSON object a line, a line a row with that URL")] = False,
+) -> None:
+    """Show where a sample came from, what was decided about it, and what was trained on it."""
+    from pipeline.trace import render
+    from pipeline.trace import trace as trace_sample
+
+    for told in trace_sample(folder, sample):
+        print(json.dumps(told, ensure_ascii=False)) if as_json else _out().print(render(told))
+
+
+@app.command()
+def forget(
+    folder: RunFolder,
+    samples: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="URL|KEY...", help="the samples; none: bring an interrupted forget to its end"),
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="list what would be touched; change nothing")] = False,
+) -> None:
+    """Take samples out of every artifact of a run for good; what was trained on them is listed."""
+    from pipeline.forget import forget as forget_samples
+    from pipeline.forget import render
+
+    _out().print(render(forget_samples(folder, samples or [], dry_run), dry_run))
 
 
 @app.command()

@@ -16,6 +16,7 @@ from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from dataprep import storage
 from dataprep.annotate import AnnotateConfig
+from dataprep.card import CardConfig
 from dataprep.download import DownloadConfig
 from dataprep.embed import EmbedConfig
 from dataprep.pack import PackConfig
@@ -107,6 +108,7 @@ class RunConfig(Config):
     select: SelectConfig = SelectConfig()
     pack: PackConfig = PackConfig()
     embed: EmbedConfig = EmbedConfig()
+    card: CardConfig = CardConfig()
     train: dict[str, CascadeStageConfig] = Field(description="the cascade, lowest resolution first")
     sample: SampleConfig = SampleConfig()
     cluster: ClusterConfig = ClusterConfig()

@@ -39,6 +39,7 @@ def stages(config: RunConfig) -> list[Stage]:
         Stage("select", data.select, ("select", "clip.min_similarity"), ("download", "annotate", "score")),
         Stage("pack", data.pack, ("pack",), ("download", "select")),
         Stage("embed", data.embed, ("embed",), ("pack", "encoder")),
+        Stage("card", page.card, ("card",), page.DATA),
         *(Stage(name, learn.train, (name, "seed"), ("pack", "embed")) for name in cascade),
         Stage(
             "sample",

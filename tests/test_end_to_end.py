@@ -21,7 +21,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 SMOKE = "configs/smoke.yaml"
 STAGES = (
-    "listing download annotate encoder clip score select pack embed "
+    "listing download annotate encoder clip score select pack embed card "
     "train.base train.sr32 train.sr64 sample evaluate report"
 )
 # What holds clock times, or copies of them: everything else must be the same in every run.
@@ -98,11 +98,11 @@ def test_a_killed_run_is_finished_by_the_same_command(killed_run: dict[str, Any]
 
 def test_finished_stages_were_not_touched(killed_run: dict[str, Any]) -> None:
     before, run = killed_run["before"], killed_run["run"]
-    assert set(before) == set(STAGES.split()[:9])
+    assert set(before) == set(STAGES.split()[:10])
     after = {stage: (path.stat().st_ino, path.read_bytes()) for stage, path in manifests(run).items()}
     assert {stage: after[stage] for stage in before} == before
     resumed = [event["stage"] for event in events(run) if event["event"] == "stage_started"]
-    assert resumed == [*STAGES.split()[:9], "train.base", "train.base", *STAGES.split()[10:]]
+    assert resumed == [*STAGES.split()[:10], "train.base", "train.base", *STAGES.split()[11:]]
 
 
 def test_status_knew_that_it_was_interrupted(killed_run: dict[str, Any]) -> None:

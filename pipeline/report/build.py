@@ -13,8 +13,10 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from plotly.offline import get_plotlyjs
 
 from dataprep import storage
+from dataprep.card import most
 from dataprep.schema import UserError, read_table
 from pipeline.report import charts
+from pipeline.report.card import FACTS
 from pipeline.report.images import dropped_examples, kept_examples, png_url
 from pipeline.store import Artifact, Run
 
@@ -66,6 +68,7 @@ def build(artifacts: Mapping[str, Artifact], record: Mapping[str, Any]) -> str:
         **_funnel(artifacts),
         **_training(artifacts),
         **_lineage(artifacts),
+        **_card(artifacts),
         "css": (HERE / "page.css").read_text(),
         "js": (HERE / "page.js").read_text(),
         "plotly": get_plotlyjs(),
@@ -144,6 +147,25 @@ def _funnel(artifacts: Mapping[str, Artifact]) -> dict[str, Any]:
         "dropped": dropped_examples(artifacts["download"], select, EXAMPLES),
         "kept": kept_examples(artifacts["download"], select, 12),
     }
+
+
+def _card(artifacts: Mapping[str, Artifact]) -> dict[str, Any]:
+    """The data card as tables; none for a run of before there was one."""
+    if "card" not in artifacts:
+        return {"card": None, "card_tables": []}
+    told = storage.read_json(artifacts["card"].path(FACTS))
+    forgotten = {"forgotten on request": told["forgotten"]}
+    tables = [
+        ("Download", "status", told["statuses"]),
+        ("Rows without an image", "reason", told["reasons"]),
+        ("Opted out and forgotten", "wish", told["opt_outs"] | forgotten),
+        ("Licences", told["licence_column"] or "", told["licences"]),
+        ("Languages of the kept captions", "language", told["languages"]),
+        ("Shorter side of the kept originals", "pixels", told["sides"]),
+        ("Splits", "split", told["splits"]),
+    ]
+    shown = [{"title": title, "head": head, "rows": most(counts)} for title, head, counts in tables if counts]
+    return {"card": told, "card_tables": shown}
 
 
 def _trained(artifacts: Mapping[str, Artifact]) -> dict[str, Artifact]:

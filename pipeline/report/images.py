@@ -5,18 +5,21 @@ from __future__ import annotations
 import base64
 import io
 import tarfile
-from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import pyarrow as pa
 from PIL import Image
 
 from dataprep import storage
+from dataprep.redact import BLANK, FORGOTTEN
 from dataprep.schema import read_table
-from pipeline.store import Artifact, Shard
+from pipeline.store import Artifact
 
 THUMBNAIL = 96  # pixels, the longer side
+NOTED = "examples.json"  # of the selection: {filter: [{"shard", "key"}]}
+Place = tuple[int, str]  # (shard, key)
 
 
 def png_url(data: bytes) -> str:
@@ -47,47 +50,69 @@ def read_members(tar: str, names: Iterable[str]) -> dict[str, bytes]:
 
 
 def dropped_examples(download: Artifact, select: Artifact, each: int) -> list[dict[str, Any]]:
-    """For every reason: how many rows it dropped, and the first ``each`` of them with picture and caption."""
-    counts: Counter[str] = Counter()
-    picked: dict[str, list[tuple[Shard, Mapping[str, Any]]]] = defaultdict(list)
-    for shard, row in _joined(download, select):
-        if not row["keep"]:
-            counts[row["reason"]] += 1
-            if len(picked[row["reason"]]) < each:
-                picked[row["reason"]].append((shard, row))
-    return [
-        {"reason": reason, "count": count, "items": _items(picked[reason])} for reason, count in counts.most_common()
+    """For every filter that dropped rows: its reason, how many, and up to ``each`` of them with picture and caption."""
+    picked = _picked(select, each)
+    groups = [
+        {
+            "reason": f"{step['filter']}: {step['reason']}",
+            "count": step["dropped"],
+            "items": _items(download, picked.get(step["filter"], [])[:each]),
+        }
+        for step in storage.read_json(select.path("funnel.json"))
+        if step["dropped"]
     ]
+    if redacted := select.manifest.counters.get("redacted"):
+        groups.append({"reason": BLANK["selection"]["reason"], "count": redacted, "items": []})
+    return groups
+
+
+def _picked(select: Artifact, each: int) -> dict[str, list[Place]]:
+    """A filter -> the first rows that it dropped: as the selection has noted them, else looked for in its tables."""
+    if select.has(NOTED):
+        noted = storage.read_json(select.path(NOTED))
+        return {name: [(item["shard"], item["key"]) for item in items] for name, items in noted.items()}
+    found: dict[str, list[Place]] = defaultdict(list)
+    for shard in select.shards:
+        table = read_table(shard.files["parquet"], "selection", ["key", "reason"])
+        for key, reason in zip(table["key"].to_pylist(), table["reason"].to_pylist(), strict=True):
+            name = (reason or "").partition(":")[0]
+            if name and len(found[name]) < each:
+                found[name].append((shard.id, key))
+    return found
 
 
 def kept_examples(download: Artifact, select: Artifact, count: int) -> list[dict[str, Any]]:
     """``count`` kept rows, evenly spread over the set."""
-    rows = [(shard, row) for shard, row in _joined(download, select) if row["keep"]]
-    step = max(1, len(rows) // count) if count else 1
-    return _items(rows[::step][:count])
+    step = max(1, select.manifest.counters["kept"] // count) if count else 1
+    places: list[Place] = []
+    seen = 0
+    for shard in select.shards:
+        table = read_table(shard.files["parquet"], "selection", ["key", "keep"])
+        kept = table["key"].filter(table["keep"])
+        first = -seen % step
+        places += [(shard.id, key) for key in kept.to_pylist()[first::step]]
+        seen += len(kept)
+    return _items(download, places[:count])
 
 
-def _joined(download: Artifact, select: Artifact) -> Iterable[tuple[Shard, dict[str, Any]]]:
-    selections = {shard.id: shard for shard in select.shards}
-    columns = ["key", "url", "caption", "status", "error_message"]
-    for shard in download.shards:
-        if shard.id in selections:
-            pairs: pa.Table = read_table(shard.files["parquet"], "download", columns)
-            verdicts = read_table(selections[shard.id].files["parquet"], "selection", ["keep", "reason"])
-            for row, verdict in zip(pairs.to_pylist(), verdicts.to_pylist(), strict=True):
-                yield shard, row | verdict
-
-
-def _items(rows: Sequence[tuple[Shard, Mapping[str, Any]]]) -> list[dict[str, Any]]:
-    by_shard: dict[int, tuple[Shard, list[str]]] = {}
-    for shard, row in rows:
-        by_shard.setdefault(shard.id, (shard, []))[1].append(row["key"])
+def _items(download: Artifact, places: Sequence[Place]) -> list[dict[str, Any]]:
+    """Caption, note and picture of each place, in order; what is forgotten by now is left out."""
+    shards = {shard.id: shard for shard in download.shards}
+    wanted: dict[int, list[str]] = defaultdict(list)
+    for shard, key in places:
+        wanted[shard].append(key)
+    rows: dict[str, dict[str, Any]] = {}
     images: dict[str, bytes] = {}
-    for shard, keys in by_shard.values():
-        images |= read_members(shard.files["tar"], keys)
+    for number, keys in wanted.items():
+        files = shards[number].files
+        table = read_table(files["parquet"], "download", ["key", "url", "caption", "error_message"])
+        found = table.filter(pa.compute.is_in(table["key"], pa.array(keys, pa.string()))).to_pylist()
+        rows |= {row["key"]: row for row in found}
+        images |= read_members(files["tar"], keys)
     items = []
-    for _, row in rows:
-        data = images.get(row["key"])
-        note = row["error_message"] or row["url"]
-        items.append({"caption": row["caption"], "note": note, "src": thumbnail_url(data) if data else None})
+    for _, key in places:
+        row, data = rows[key], images.get(key)
+        if row["error_message"] != FORGOTTEN:
+            src = thumbnail_url(data) if data else None
+            items.append({"caption": row["caption"], "note": row["error_message"] or row["url"], "src": src})
     return items

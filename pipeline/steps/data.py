@@ -15,6 +15,7 @@ from dataprep.decode import read_shard_rgb
 from dataprep.download import DownloadConfig, Previous, download_shard, transient_failures
 from dataprep.embed import EmbedConfig, embed_shard, load_encoder
 from dataprep.pack import PackConfig, pack_shard
+from dataprep.redact import FORGOTTEN_FILE, Forgotten, ForgottenList
 from dataprep.scenes import HOST, serve
 from dataprep.schema import read_table, write_table
 from dataprep.select import filter_quality
@@ -24,19 +25,24 @@ from eval.clip import ClipScorer, score_shard
 from pipeline.config import RunConfig
 from pipeline.context import Context
 from pipeline.steps.models import clip_spec, encoder_spec
-from pipeline.store import Marker, Shard
+from pipeline.store import Marker, Run, Shard
 
 
 def listing_sources(config: RunConfig) -> list[str]:
-    """The user's own files: their bytes are part of the listing's fingerprint. UserError where they will not do."""
+    """The user's own files, and who asked this run to be forgotten: their bytes are part of the listing's fingerprint.
+
+    UserError where they will not do.
+    """
     check_source(config.listing)
-    return source_files(config.listing)
+    forgotten = Run(config.run).path(FORGOTTEN_FILE)
+    return source_files(config.listing) + ([forgotten] if storage.exists(forgotten) else [])
 
 
 def listing(ctx: Context) -> None:
     """The source's rows as Parquet shards."""
     with tempfile.TemporaryDirectory(prefix="imagen-ray-") as scratch:
-        ctx.counters |= write_listing(ctx.config["listing"], ctx.config["seed"], scratch)
+        forgotten = Forgotten.read(ctx.run.path(FORGOTTEN_FILE)).urls
+        ctx.counters |= write_listing(ctx.config["listing"], ctx.config["seed"], scratch, forgotten)
         for name in storage.list_files(scratch):
             storage.publish(Path(scratch) / name, ctx.path(name))
 
@@ -44,8 +50,9 @@ def listing(ctx: Context) -> None:
 class DownloadWorker:
     """Fetches a listing shard; for the embedded corpus each worker serves the corpus to itself over loopback."""
 
-    def __init__(self, config: DownloadConfig, listing: ListingConfig, seed: int) -> None:
+    def __init__(self, config: DownloadConfig, listing: ListingConfig, seed: int, forgotten: ForgottenList) -> None:
         self.config, self.hosts, self.open = config, {}, ExitStack()
+        self.forgotten = Forgotten.read(forgotten.path).images
         if listing.source == "scenes":
             self.hosts = {HOST: self.open.enter_context(serve(listing.scenes, seed))}
 
@@ -53,7 +60,10 @@ class DownloadWorker:
         """One tar and one Parquet file."""
         files = shard.files
         previous = Previous(files["previous.tar"], files["previous.parquet"]) if "previous.tar" in files else None
-        return download_shard(files["listing.parquet"], shard.id, out, self.config, self.hosts, previous=previous)
+        listing = files["listing.parquet"]
+        return download_shard(
+            listing, shard.id, out, self.config, self.hosts, forgotten=self.forgotten, previous=previous
+        )
 
 
 def download(ctx: Context) -> None:
@@ -62,6 +72,7 @@ def download(ctx: Context) -> None:
     # The passes are no argument of the worker: with more of them, those that were made are taken over.
     once = config.model_copy(update={"retry_failed": 0})
     arguments = {"config": once, "listing": ctx.config["listing"], "seed": ctx.config["seed"]}
+    arguments["forgotten"] = ForgottenList(path=ctx.run.path(FORGOTTEN_FILE))
     shards = ctx.shards("listing")
     ctx.map_shards(DownloadWorker, arguments, shards)
     for turn in range(1, config.retry_failed + 1):

@@ -1,13 +1,21 @@
-"""The last stage: everything that was made, on one page."""
+"""The stages that tell: the data card, and everything that was made on one page."""
 
 from __future__ import annotations
 
 from dataprep import storage
 from pipeline.context import Context
 from pipeline.report.build import build
+from pipeline.report.card import card_files
 
+DATA = ("listing", "download", "annotate", "score", "select", "pack", "embed")
 # What the page shows besides training, samples and evaluation.
-REPORTED = ("listing", "download", "annotate", "encoder", "clip", "score", "select", "pack", "embed")
+REPORTED = ("listing", "download", "annotate", "encoder", "clip", "score", "select", "pack", "embed", "card")
+
+
+def card(ctx: Context) -> None:
+    """What the data set is made of, as Markdown and JSON."""
+    for name, text in card_files(ctx.inputs, ctx.config["card"]).items():
+        storage.write_bytes(ctx.path(name), text.encode())
 
 
 def report(ctx: Context) -> None:
