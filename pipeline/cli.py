@@ -51,7 +51,6 @@ def run(
     """Run the pipeline; stages that are finished are not run again."""
     from pipeline.config import load_config
     from pipeline.executor import execute, plan, up_to
-    from pipeline.report.card import publish_card
     from pipeline.store import Run
 
     loaded = load_config(config, overrides or [])
@@ -64,7 +63,6 @@ def run(
         _out().print(table)
         return
     finished = execute(loaded, shlex.join(["imagen-ray", *sys.argv[1:]]), until, keep or [])
-    publish_card(finished)
     report = finished.path("report.html")
     print(report if until is None else finished.root)
 

@@ -25,7 +25,7 @@ from pipeline.store import MANIFEST, MARKERS, Artifact, Manifest, Marker, Output
 
 FINGERPRINT_LENGTH = 20  # hex digits: 80 bits
 KEPT_OVER = ("code changed", "versions changed")
-PUBLISHED = ("report.html", "metrics.json")  # what the last stage made, copied to where people look
+PUBLISHED = {"card": ("datacard.md",), "report": ("report.html", "metrics.json")}  # copied to where people look
 
 
 @dataclass(frozen=True)
@@ -137,7 +137,7 @@ def execute(config: RunConfig, command: str, until: str | None = None, keep: Seq
     sources = SourceHashes(run)
     planned = plan(config, run, keep, sources)
     todo = up_to(planned, until)
-    with _lock(run):
+    with lock(run):
         _check_writable(run)
         sources.save()
         record = _record(config, command, planned, run.read_record())
@@ -153,9 +153,9 @@ def execute(config: RunConfig, command: str, until: str | None = None, keep: Seq
             _save(run, record)
             run.event("run_failed", error=record["error"])
             raise
-        if report := artifacts.get("report"):
-            for name in PUBLISHED:
-                storage.write_bytes(run.path(name), storage.read_bytes(report.path(name)))
+        for stage in PUBLISHED.keys() & artifacts.keys():
+            for name in PUBLISHED[stage]:
+                storage.write_bytes(run.path(name), storage.read_bytes(artifacts[stage].path(name)))
         record |= {"status": "finished", "finished": now()}
         _save(run, record)
         run.event("run_finished")
@@ -237,7 +237,7 @@ def _kept(finished: Sequence[Marker], outputs: Sequence[Output]) -> list[Marker]
     ]
 
 
-def _lock(run: Run) -> FileLock:
+def lock(run: Run) -> FileLock:
     """Keeps a second driver out of a local run folder; a killed driver's lock ends with it."""
     if not storage.is_local(run.root):
         return FileLock(Path("/tmp") / f"imagen-ray-{digest(run.root)[:16]}.lock")

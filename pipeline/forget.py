@@ -25,7 +25,7 @@ from dataprep import storage
 from dataprep.download import SAMPLE_DIGITS, SHARD_DIGITS
 from dataprep.redact import FORGOTTEN_FILE, Forgotten, redact_parquet, redact_tar, url_hash
 from dataprep.schema import UserError
-from pipeline.executor import _lock
+from pipeline.executor import lock
 from pipeline.report.again import redo_pages
 from pipeline.rewrite import update_manifest
 from pipeline.store import MANIFEST, SHARD_NAME, Artifact, Manifest, Output, Run, describe
@@ -73,7 +73,7 @@ def forget(folder: str, targets: Sequence[str], dry_run: bool = False) -> Outcom
     """
     run = Run(folder)
     run.record()
-    with nullcontext() if dry_run else _lock(run):
+    with nullcontext() if dry_run else lock(run):
         before = Forgotten.read(run.path(FORGOTTEN_FILE))
         if not targets and before == Forgotten():
             raise UserError(f"{run.root}: nothing was forgotten here yet; give the URLs or keys of samples")

@@ -16,7 +16,7 @@ from dataprep.download import DownloadConfig, Previous, download_shard, transien
 from dataprep.embed import EmbedConfig, embed_shard, load_encoder
 from dataprep.pack import PackConfig, pack_shard
 from dataprep.redact import FORGOTTEN_FILE, Forgotten, ForgottenList
-from dataprep.scenes import HOST, serve
+from dataprep.scenes import HOST, ScenesConfig, serve
 from dataprep.schema import read_table, write_table
 from dataprep.select import filter_quality
 from dataprep.select import select as select_rows
@@ -50,11 +50,13 @@ def listing(ctx: Context) -> None:
 class DownloadWorker:
     """Fetches a listing shard; for the embedded corpus each worker serves the corpus to itself over loopback."""
 
-    def __init__(self, config: DownloadConfig, listing: ListingConfig, seed: int, forgotten: ForgottenList) -> None:
+    def __init__(
+        self, config: DownloadConfig, scenes: ScenesConfig | None, seed: int, forgotten: ForgottenList
+    ) -> None:
         self.config, self.hosts, self.open = config, {}, ExitStack()
         self.forgotten = Forgotten.read(forgotten.path).images
-        if listing.source == "scenes":
-            self.hosts = {HOST: self.open.enter_context(serve(listing.scenes, seed))}
+        if scenes is not None:
+            self.hosts = {HOST: self.open.enter_context(serve(scenes, seed))}
 
     def __call__(self, shard: Shard, out: Path) -> dict[str, int]:
         """One tar and one Parquet file."""
@@ -71,7 +73,9 @@ def download(ctx: Context) -> None:
     config = ctx.config["download"]
     # The passes are no argument of the worker: with more of them, those that were made are taken over.
     once = config.model_copy(update={"retry_failed": 0})
-    arguments = {"config": once, "listing": ctx.config["listing"], "seed": ctx.config["seed"]}
+    listing: ListingConfig = ctx.config["listing"]
+    scenes = listing.scenes if listing.source == "scenes" else None
+    arguments = {"config": once, "scenes": scenes, "seed": ctx.config["seed"]}
     arguments["forgotten"] = ForgottenList(path=ctx.run.path(FORGOTTEN_FILE))
     shards = ctx.shards("listing")
     ctx.map_shards(DownloadWorker, arguments, shards)
