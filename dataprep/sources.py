@@ -1,13 +1,15 @@
-"""Where rows come from: a table of URLs, a folder of images, or the embedded corpus; written as listing shards.
+"""Where rows come from: a table of URLs, a folder of images, webdataset tars, or the embedded corpus.
 
-A listing shard is Parquet of kind "listing": url, caption, then the source's other columns. For a folder the URL is
-the file's path below the folder, and the folder itself stands in the schema metadata under `ROOT_KEY`: only a listing
-made here can send the download to a local file, never a URL in somebody's table.
+They are written as listing shards, Parquet of kind "listing": url, caption, then the source's other columns. For a
+folder or tars the URL is the file's path below the folder (and its place in the tar), and the folder itself stands in
+the schema metadata under `ROOT_KEY`: only a listing made here can send the download to a local file, never a URL in
+somebody's table.
 """
 
 from __future__ import annotations
 
 import difflib
+import posixpath
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal
@@ -17,9 +19,11 @@ from pydantic import Field, model_validator
 
 from dataprep import storage
 from dataprep.decode import IMAGE_EXTENSIONS
+from dataprep.layouts import Layout, find_layout, listed_columns, standard_values
 from dataprep.scenes import ScenesConfig, rows
 from dataprep.schema import Config, UserError, write_table
 from dataprep.tables import BATCH_ROWS, EXTENSIONS, read_batches, table_extension
+from dataprep.webdataset import read_samples
 
 ROOT_KEY = b"imagen_ray.root"
 # Spellings seen in public lists (LAION URL/TEXT, CommonPool and COYO url/text, CC12M url/caption), best first.
@@ -27,6 +31,7 @@ URL_NAMES = ("url", "image_url", "img_url", "image", "link")
 CAPTION_NAMES = ("caption", "text", "alt_text", "alt", "title", "description", "prompt")
 FILE_NAMES = ("file_name", "filename", "file", "path", "image")
 CAPTION_FILES = ("metadata.jsonl", "metadata.csv", "captions.csv", "captions.jsonl")
+TAR = (".tar",)
 CAPTION_SUFFIXES = (".txt", ".caption")
 # The columns that the download adds: a source's column of the same name is kept as source_<name>.
 RESERVED = frozenset(
@@ -37,11 +42,15 @@ RESERVED = frozenset(
 class ListingConfig(Config):
     """What to train on."""
 
-    source: Literal["scenes", "table", "folder"] = Field(
-        default="scenes", description="embedded corpus, list of URLs, or images"
+    source: Literal["scenes", "table", "folder", "webdataset"] = Field(
+        default="scenes", description="embedded corpus, list of URLs, images, or tars of images as img2dataset writes"
     )
     path: str | None = Field(
-        default=None, description="table: a file, a glob or a folder of files; folder: the folder; fsspec URL"
+        default=None,
+        description="table, webdataset: a file, a glob or a folder of files; folder: the folder; fsspec URL",
+    )
+    layout: Literal["auto", "laion", "commonpool", "coyo", "cc3m", "cc12m"] = Field(
+        default="auto", description="whose columns the list has; auto: told by their names, see docs/sources.md"
     )
     url_column: str | None = Field(default=None, description="table: the column of URLs; None: recognised by its name")
     caption_column: str | None = Field(default=None, description="the column of captions; None: recognised by its name")
@@ -57,6 +66,8 @@ class ListingConfig(Config):
             raise ValueError(f"path is not set while source is {self.source!r}; set path to the {self.source}")
         if self.source == "scenes" and self.path is not None:
             raise ValueError(f"path {self.path!r} is set while source is 'scenes'; set source to table or folder")
+        if self.source in ("scenes", "folder") and self.layout != "auto":
+            raise ValueError(f"layout {self.layout!r} is set while source is {self.source!r}; leave layout out")
         return self
 
 
@@ -68,13 +79,22 @@ def source_files(config: ListingConfig) -> list[str]:
     if config.source == "scenes":
         return []
     assert config.path is not None
-    return _folder_files(config.path) if config.source == "folder" else _table_files(config.path)
+    if config.source == "folder":
+        return _folder_files(config.path)
+    return _matching_files(config.path, TAR if config.source == "webdataset" else EXTENSIONS)
 
 
-def check_source(config: ListingConfig) -> None:
-    """Raises UserError for what `list_rows` would stumble over at its start, without reading a table to its end."""
-    if config.source != "scenes" and next(list_rows(config, seed=0), None) is None:
+def check_source(config: ListingConfig) -> list[str]:
+    """The columns of the listing's first rows; none for the embedded corpus.
+
+    Raises UserError for what `list_rows` would stumble over at its start, without reading a table to its end.
+    """
+    if config.source == "scenes":
+        return []
+    first = next(list_rows(config, seed=0), None)
+    if first is None:
         raise UserError(f"listing.path {config.path}: no rows; give a source with at least one")
+    return list(first.column_names)
 
 
 def list_rows(config: ListingConfig, seed: int) -> Iterator[pa.Table]:
@@ -133,24 +153,63 @@ def _source_tables(config: ListingConfig, seed: int) -> Iterator[pa.Table]:
         yield _normalised(rows(config.scenes, seed), "url", "caption")
     elif config.source == "folder":
         yield from _folder_tables(config)
+    elif config.source == "webdataset":
+        yield from _tar_tables(config)
     else:
         for file in source_files(config):
             for table in read_batches(file):
-                names = table.column_names
-                url = _pick(file, names, config.url_column, URL_NAMES, "url_column")
-                caption = _pick(file, names, config.caption_column, CAPTION_NAMES, "caption_column")
-                yield _normalised(table, url, caption)
+                yield _from_table(config, file, table)
 
 
-def _normalised(table: pa.Table, url: str, caption: str) -> pa.Table:
-    """url and caption first, as text without nulls; then the other columns, renamed where a name is reserved."""
+def _from_table(config: ListingConfig, file: str, table: pa.Table) -> pa.Table:
+    """Rows of a list in the listing's columns."""
+    names = table.column_names
+    layout = find_layout(config.layout, names)
+    url = _pick(file, names, config.url_column, layout.url if layout else URL_NAMES, "url_column")
+    captions = layout.caption if layout else CAPTION_NAMES
+    caption = _pick(file, names, config.caption_column, captions, "caption_column")
+    return _normalised(table, url, caption, layout, file)
+
+
+def _normalised(
+    table: pa.Table, url: str, caption: str, layout: Layout | None = None, where: str = "listing"
+) -> pa.Table:
+    """url and caption first, as text without nulls; then what the list measured, under its standard names; then the
+    other columns, renamed where a name is reserved."""
     columns = {
-        name: table[column].cast(pa.string()).fill_null("") for name, column in (("url", url), ("caption", caption))
+        name: _text_column(table[column], where, column) for name, column in (("url", url), ("caption", caption))
     }
+    listed = listed_columns(layout, [name for name in table.column_names if name not in (url, caption)])
+    for standard, name in listed.items():
+        columns[standard] = standard_values(standard, table[name], f"{where}: column {name}")
     for name in table.column_names:
-        if name not in (url, caption):
-            columns[f"source_{name}" if name in RESERVED else name] = table[name]
+        if name not in (url, caption, *listed.values()):
+            reserved = name in RESERVED or name.startswith("listed_")
+            columns[f"source_{name}" if reserved else name] = table[name]
     return pa.table(columns)
+
+
+def _text_column(values: pa.ChunkedArray, where: str, name: str) -> pa.ChunkedArray:
+    try:
+        return values.cast(pa.string()).fill_null("")
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
+        problem = f"column {name!r} is of type {values.type}, not text"
+        raise UserError(f"listing.path {where}: {problem}; name another") from error
+
+
+def _tar_tables(config: ListingConfig) -> Iterator[pa.Table]:
+    """The samples of every tar, in order. A picture's URL is relative to the folder that all tars are below."""
+    files = source_files(config)
+    root = posixpath.commonprefix(files).rpartition("/")[0]
+    full = str(Path(root).resolve()) if storage.is_local(root) else root
+    for file in files:
+        for table in read_samples(file, file[len(root) :].lstrip("/")):
+            caption = "caption"
+            if config.caption_column is not None:
+                caption = _pick(file, table.column_names, config.caption_column, (), "caption_column")
+            layout = find_layout(config.layout, table.column_names)
+            listed = _normalised(table, "url", caption, layout, file)
+            yield listed.replace_schema_metadata({ROOT_KEY: full.encode()})
 
 
 def _pick(file: str, names: list[str], wanted: str | None, known: tuple[str, ...], key: str) -> str:
@@ -170,7 +229,8 @@ def _pick(file: str, names: list[str], wanted: str | None, known: tuple[str, ...
     )
 
 
-def _table_files(path: str) -> list[str]:
+def _matching_files(path: str, extensions: tuple[str, ...]) -> list[str]:
+    """The files of a glob or a folder, sorted, or the one file. UserError where there is none."""
     fs, inner = storage.filesystem(path)
     prefix = path[: len(path) - len(inner)] if path.endswith(inner) else ""
     if "*" in path or "?" in path:
@@ -178,16 +238,20 @@ def _table_files(path: str) -> list[str]:
         if not files:
             raise UserError(f"listing.path {path}: no file matches; check the pattern")
     elif fs.isdir(inner):
-        names = (name for name in storage.list_files(path) if table_extension(name))
+        names = (name for name in storage.list_files(path) if _has_extension(name, extensions))
         files = [storage.join(path, name) for name in names]
         if not files:
-            raise UserError(f"listing.path {path}: the folder holds no {' '.join(EXTENSIONS)} file")
+            raise UserError(f"listing.path {path}: the folder holds no {' '.join(extensions)} file")
         return files
     elif fs.exists(inner):
         return [path]
     else:
         raise UserError(f"listing.path {path}: no such file; check the path")
     return [prefix + name if prefix and not name.startswith(prefix) else name for name in files]
+
+
+def _has_extension(name: str, extensions: tuple[str, ...]) -> bool:
+    return table_extension(name) in extensions if extensions == EXTENSIONS else name.lower().endswith(extensions)
 
 
 def _folder_files(path: str) -> list[str]:

@@ -108,7 +108,7 @@ def _read_jsonl(path: str) -> Iterator[pa.Table]:
         while batch := list(islice(lines, BATCH_ROWS)):
             records = [_json_record(path, number, line) for number, line in batch]
             names = list(dict.fromkeys(name for record in records for name in record))
-            columns = {name: pa.array([_text(record.get(name)) for record in records], pa.string()) for name in names}
+            columns = {name: pa.array([as_text(record.get(name)) for record in records], pa.string()) for name in names}
             yield pa.table(columns)
 
 
@@ -122,5 +122,6 @@ def _json_record(path: str, number: int, line: str) -> dict[str, Any]:
     return record
 
 
-def _text(value: Any) -> str | None:
+def as_text(value: Any) -> str | None:
+    """A JSON value as text: strings as they are, others as JSON, null as null."""
     return value if value is None or isinstance(value, str) else json.dumps(value, ensure_ascii=False)
