@@ -50,7 +50,7 @@ def read_batches(path: str) -> Iterator[pa.Table]:
             raise UserError(f"listing.path {path}: unknown kind of file; give one of {' '.join(EXTENSIONS)}")
     except UserError:
         raise
-    except (pa.ArrowInvalid, UnicodeDecodeError, csv.Error, EOFError, OSError, zlib.error, lzma.LZMAError) as error:
+    except (pa.ArrowException, UnicodeDecodeError, csv.Error, EOFError, OSError, zlib.error, lzma.LZMAError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise UserError(f"listing.path {path}: not readable as {extension} ({reason}); check the file") from error
 

@@ -61,16 +61,16 @@ def _samples(path: str, tar: tarfile.TarFile) -> Iterator[Sample]:
     """Groups neighbouring members by their name up to its first dot, as webdataset does."""
     sample: Sample | None = None
     for member in tar:
-        if not member.isfile():
-            continue
         folder, slash, file = member.name.rpartition("/")
-        stem, _, extension = file.partition(".")
+        stem, dot, extension = file.partition(".")
+        if not member.isfile() or not dot:
+            continue
         name = folder + slash + stem
         if sample is None or sample.name != name:
             if sample is not None:
                 yield sample
             sample = Sample(name, 0, 0, None, {})
-        sample = _with(path, tar, sample, member, extension.lower())
+        sample = _with(path, tar, sample, member, extension.rpartition(".")[2].lower())
         tar.members = []  # type: ignore[attr-defined]  # tarfile remembers every header: a large tar would fill memory
     if sample is not None:
         yield sample
