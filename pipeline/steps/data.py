@@ -35,11 +35,11 @@ from pipeline.store import Shard
 def listing_sources(config: RunConfig) -> list[str]:
     """The user's own files: their bytes are part of the listing's fingerprint. UserError where they will not do."""
     columns = check_source(config.listing)
-    if config.listing.source in ("table", "webdataset"):  # a rule on a column that the list lacks: say so now
-        available = {*ANNOTATIONS.names, "url", "clip_similarity", *columns, *config.score.heads.given()}
-        available |= {"clip_embedding"} if config.score.embeddings else set()
-        make_filters(config.select, available, config.clip.min_similarity)
-        make_set_filters(config.select, available)
+    # A rule on a column that neither the list nor a stage will have: better said now than after the download.
+    available = {*ANNOTATIONS.names, "url", "clip_similarity", *columns, *config.score.heads.given()}
+    available |= {"clip_embedding"} if config.score.embeddings else set()
+    make_filters(config.select, available, config.clip.min_similarity)
+    make_set_filters(config.select, available)
     return source_files(config.listing)
 
 
