@@ -20,7 +20,7 @@ from math import comb
 import numpy as np
 
 HASH_BITS = 64
-BAND_BITS = 21  # a wider band would need a table beyond the processor's caches
+BAND_BITS = 20  # a wider band would need a table beyond the processor's caches
 PIECE = 1 << 18  # probes or pairs looked at together
 SLOWEST = 17  # bands at most
 
@@ -66,7 +66,7 @@ def _flips(bits: int, radius: int) -> np.ndarray:
 
 
 class HashIndex:
-    """Hashes in memory, uint64 (N,), ready to be asked for those near others. About 20 bytes a row and 12 MB a band."""
+    """Hashes in memory, uint64 (N,), ready to be asked for those near others: 20 bytes a row and up to 5 MB a band."""
 
     def __init__(self, hash_N: np.ndarray, distance: int, rows: int) -> None:
         self.hash_N, self.distance = hash_N, distance
@@ -80,18 +80,21 @@ class HashIndex:
         """
         for band, (order_N, offset, filled) in zip(self.bands, self.groups, strict=True):
             asked_Q = np.flatnonzero(open_Q)
+            value_Q = band.value(hash_Q[asked_Q])
+            order_Q = np.argsort(value_Q)  # neighbours look into neighbouring places, whatever the mask
+            asked_Q, value_Q = asked_Q[order_Q], value_Q[order_Q]
             step = max(1, PIECE // len(band.masks))
             for start in range(0, len(asked_Q), step):
                 query = asked_Q[start : start + step]
-                probe = (band.value(hash_Q[query])[:, None] ^ band.masks).ravel()
-                hit = np.flatnonzero(filled[probe])
-                for query_P, row_P in self._expand(query[hit // len(band.masks)], probe[hit], order_N, offset):
-                    still_P = open_Q[query_P]
-                    if still_P.any():
-                        query_P, row_P = query_P[still_P], row_P[still_P]
-                        near_P = np.bitwise_count(hash_Q[query_P] ^ self.hash_N[row_P]) <= self.distance
-                        if near_P.any():
-                            yield query_P[near_P], row_P[near_P]
+                probe = (band.masks[:, None] ^ value_Q[start : start + step]).ravel()
+                hit = np.flatnonzero(filled.take(probe, mode="clip"))  # no probe is outside: clip is the fastest mode
+                for query_P, row_P in self._expand(query[hit % len(query)], probe[hit], order_N, offset):
+                    differing_P = hash_Q.take(query_P)
+                    differing_P ^= self.hash_N.take(row_P)
+                    near_P = np.flatnonzero(np.bitwise_count(differing_P) <= self.distance)
+                    near_P = near_P[open_Q[query_P[near_P]]]
+                    if len(near_P):
+                        yield query_P[near_P], row_P[near_P]
 
     def _expand(
         self, query_H: np.ndarray, probe_H: np.ndarray, order_N: np.ndarray, offset: np.ndarray
@@ -105,18 +108,25 @@ class HashIndex:
             done = int(end_H[begin - 1]) if begin else 0
             stop = max(begin + 1, int(np.searchsorted(end_H, done + PIECE, side="right")))
             size_P = size_H[begin:stop]
-            skip_P = np.repeat(first_H[begin:stop] - (end_H[begin:stop] - size_P - done), size_P)
-            place_P = np.arange(int(end_H[stop - 1]) - done) + skip_P
-            yield np.repeat(query_H[begin:stop], size_P), order_N[place_P]
+            place_P = np.repeat(first_H[begin:stop] - (end_H[begin:stop] - size_P - done), size_P)
+            place_P += np.arange(len(place_P))
+            yield np.repeat(query_H[begin:stop], size_P), order_N.take(place_P)
             begin = stop
 
 
 def _group(value_N: np.ndarray, bits: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Rows in the order of their value (int32), where each value's rows begin (int32), and which values there are."""
-    low_N = np.argsort(value_N.astype(np.uint16), kind="stable")  # numpy sorts 16 bits by radix: two passes are
-    high_N = (value_N >> np.uint32(16)).astype(np.uint16)[low_N]  # several times faster than one over 32 bits
-    order_N = low_N[np.argsort(high_N, kind="stable")].astype(np.int32)
-    count = np.bincount(value_N, minlength=1 << bits)
-    offset = np.zeros((1 << bits) + 1, np.int32)
-    np.cumsum(count, out=offset[1:])
-    return order_N, offset, count > 0
+    row_bits = max(1, len(value_N)).bit_length()
+    key_N = value_N.astype(np.uint64) << np.uint64(row_bits) | np.arange(len(value_N), dtype=np.uint64)
+    key_N.sort()
+    order_N = np.empty(len(key_N), np.int32)
+    offset, filled = np.zeros((1 << bits) + 1, np.int32), np.zeros(1 << bits, bool)
+    for start in range(0, len(key_N), PIECE):  # in pieces: whole, the steps between would weigh more than the index
+        key_P = key_N[start : start + PIECE]
+        order_N[start : start + PIECE] = key_P & np.uint64((1 << row_bits) - 1)
+        value_P = (key_P >> np.uint64(row_bits)).astype(np.int64)
+        first, last = int(value_P[0]), int(value_P[-1])
+        offset[first + 1 : last + 2] += np.bincount(value_P - first).astype(np.int32)
+        filled[value_P] = True
+    np.cumsum(offset, out=offset)
+    return order_N, offset, filled

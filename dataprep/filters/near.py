@@ -17,9 +17,12 @@ from dataprep.spill import Spill
 BLOCK = 1024  # rows compared among themselves
 PIECE = 1 << 12  # thumbnails compared together
 FEATURE_ROWS = 1 << 11  # rows of features compared together, all with all
-TIERS = (1 << 13, 1 << 16, 1 << 20)  # kept rows of an index
+WINDOW = 1 << 15  # rows that a large index is asked of together: sorted by what is looked up, the table stays in cache
+NEWEST_ROWS, MIDDLE_ROWS, INDEX_ROWS = 1 << 13, 1 << 16, 1 << 20  # kept rows of an index
 MAX_GAIN = 1.2
 ROUND = 5  # decimals of a cosine: the order in which a processor adds must not decide
+
+_Positioned = tuple[HashIndex, np.ndarray]
 
 
 class NearDuplicates:
@@ -44,30 +47,43 @@ class NearDuplicates:
 
     def drop(self, spill: Spill, left_M: np.ndarray) -> None:
         kept = _Kept(self.distance)
-        for start in range(0, len(left_M), BLOCK):
-            inside_B = np.flatnonzero(left_M[start : start + BLOCK])
-            if not len(inside_B):
+        for start in range(0, len(left_M), WINDOW):
+            inside_W = np.flatnonzero(left_M[start : start + WINDOW])
+            if not len(inside_W):
                 continue
-            hash_B = spill.read("phash", start, start + BLOCK)[inside_B]
-            thumbnail_BDC = spill.read("thumbnail", start, start + BLOCK)[inside_B]
-            stay_B = np.ones(len(inside_B), bool)
-            for index, position_N in kept.indexes():
-                for query_P, row_P in index.pairs(hash_B, stay_B):
-                    self._compare(spill, thumbnail_BDC, stay_B, query_P, position_N[row_P])
-            self._among_themselves(hash_B, thumbnail_BDC, stay_B)
-            left_M[inside_B[~stay_B] + start] = False
-            kept.add(hash_B[stay_B], inside_B[stay_B] + start)
+            hash_W, position_W = spill.read("phash", start, start + WINDOW)[inside_W], inside_W + start
+            stay_W = np.ones(len(inside_W), bool)
+            self._ask(spill, kept.large, hash_W, position_W, stay_W)
+            for begin in range(0, len(inside_W), BLOCK):
+                block_B = begin + np.flatnonzero(stay_W[begin : begin + BLOCK])
+                hash_B, position_B = hash_W[block_B], position_W[block_B]
+                stay_B = np.ones(len(block_B), bool)
+                self._ask(spill, kept.small(), hash_B, position_B, stay_B)
+                self._among_themselves(hash_B, spill.take("thumbnail", position_B), stay_B)
+                stay_W[block_B[~stay_B]] = False
+                kept.add(hash_B[stay_B], position_B[stay_B])
+            left_M[position_W[~stay_W]] = False
+            kept.settle()
 
-    def _compare(
-        self, spill: Spill, thumbnail_BDC: np.ndarray, stay_B: np.ndarray, query_P: np.ndarray, earlier_P: np.ndarray
+    def _ask(
+        self,
+        spill: Spill,
+        indexes: list[_Positioned],
+        hash_Q: np.ndarray,
+        position_Q: np.ndarray,
+        stay_Q: np.ndarray,
     ) -> None:
-        """Clears ``stay_B`` of the queries whose thumbnail is like that of the earlier row beside them."""
-        for piece in range(0, len(query_P), PIECE):
-            still = stay_B[query_P[piece : piece + PIECE]]
-            query, earlier = query_P[piece : piece + PIECE][still], earlier_P[piece : piece + PIECE][still]
-            if len(query):
-                distance_P = thumbnail_distance(thumbnail_BDC[query], spill.take("thumbnail", earlier))
-                stay_B[query[distance_P <= self.colour_distance]] = False
+        """Clears ``stay_Q`` of the rows that are alike to one in the indexes."""
+        for index, position_N in indexes:
+            for query_P, row_P in index.pairs(hash_Q, stay_Q):
+                for piece in range(0, len(query_P), PIECE):
+                    query, row = query_P[piece : piece + PIECE], row_P[piece : piece + PIECE]
+                    query, row = query[stay_Q[query]], row[stay_Q[query]]
+                    if len(query):
+                        left_PDC = spill.take("thumbnail", position_Q[query])
+                        right_PDC = spill.take("thumbnail", position_N[row])
+                        alike_P = thumbnail_distance(left_PDC, right_PDC) <= self.colour_distance
+                        stay_Q[query[alike_P]] = False
 
     def _among_themselves(self, hash_B: np.ndarray, thumbnail_BDC: np.ndarray, stay_B: np.ndarray) -> None:
         """Clears ``stay_B`` of rows that are alike to an earlier one of the block that stays."""
@@ -84,28 +100,47 @@ class NearDuplicates:
 
 
 class _Kept:
-    """The kept rows so far as indexes of several sizes: what is made again at every block has to be small, and what is
-    large has to be made seldom. A full index is poured into the next larger one; a full one of the largest is left."""
+    """The kept rows so far as indexes, each with the positions of its rows.
+
+    What is made again at every block has to be small, and what is large has to be made seldom: the newest rows are
+    poured into a middle index, that one between two windows into the large one, and a full large one is left as it is.
+    """
 
     def __init__(self, distance: int) -> None:
         self.distance = distance
-        self.tiers: list[tuple[HashIndex, np.ndarray] | None] = [None] * len(TIERS)
-        self.full: list[tuple[HashIndex, np.ndarray]] = []
+        self.newest: list[_Positioned] = []  # none or one
+        self.middle: list[_Positioned] = []  # none or one
+        self.large: list[_Positioned] = []
+
+    def small(self) -> list[_Positioned]:
+        """What may hold rows that were kept in this window."""
+        return [*self.middle, *self.newest]
 
     def add(self, hash_N: np.ndarray, position_N: np.ndarray) -> None:
         """Takes in further kept rows."""
-        for tier, rows in enumerate(TIERS):
-            if (before := self.tiers[tier]) is not None:
-                hash_N, position_N = np.append(before[0].hash_N, hash_N), np.append(before[1], position_N)
-            self.tiers[tier] = None
-            if len(hash_N) < rows:
-                self.tiers[tier] = (HashIndex(hash_N, self.distance, rows), position_N)
-                return
-        self.full.append((HashIndex(hash_N, self.distance, TIERS[-1]), position_N))
+        hash_N, position_N = _poured(self.newest, hash_N, position_N.astype(np.uint32))
+        if len(hash_N) < NEWEST_ROWS:
+            self.newest = [(HashIndex(hash_N, self.distance, NEWEST_ROWS), position_N)]
+        else:
+            hash_N, position_N = _poured(self.middle, hash_N, position_N)
+            self.middle = [(HashIndex(hash_N, self.distance, MIDDLE_ROWS), position_N)]
 
-    def indexes(self) -> list[tuple[HashIndex, np.ndarray]]:
-        """(index, position of each of its rows) over everything kept so far."""
-        return [*self.full, *(tier for tier in self.tiers if tier is not None)]
+    def settle(self) -> None:
+        """Called between two windows: large indexes are asked of a window at once, so they must not change in it."""
+        if self.middle and len(self.middle[0][1]) >= MIDDLE_ROWS:
+            hash_N, position_N = _poured(self.middle, np.zeros(0, np.uint64), np.zeros(0, np.uint32))
+            if self.large and len(self.large[-1][1]) < INDEX_ROWS:
+                last = [self.large.pop()]
+                hash_N, position_N = _poured(last, hash_N, position_N)
+            self.large.append((HashIndex(hash_N, self.distance, INDEX_ROWS), position_N))
+
+
+def _poured(source: list[_Positioned], hash_N: np.ndarray, position_N: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The rows of the index in ``source``, which is emptied, before the given ones."""
+    if not source:
+        return hash_N, position_N
+    index, before_N = source.pop()
+    return np.append(index.hash_N, hash_N), np.append(before_N, position_N)
 
 
 class EmbeddingDuplicates:

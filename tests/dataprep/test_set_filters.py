@@ -51,9 +51,10 @@ def brute_force(hash_N: np.ndarray, thumbnail_NDC: np.ndarray, distance: int, co
 
 @pytest.mark.parametrize("distance", [0, 1, 3, 6, 11, 16])
 def test_near_duplicates_are_those_of_brute_force(distance, monkeypatch):
-    # Small blocks and indexes, so that a thousand rows fill every tier, and full indexes are left behind.
-    monkeypatch.setattr(near, "BLOCK", 50)
-    monkeypatch.setattr(near, "TIERS", (60, 120, 240))
+    # Small blocks and indexes, so that a thousand rows fill each, and full ones are left behind.
+    small = {"BLOCK": 25, "WINDOW": 100, "NEWEST_ROWS": 30, "MIDDLE_ROWS": 60, "INDEX_ROWS": 240}
+    for name, rows in small.items():
+        monkeypatch.setattr(near, name, rows)
     hash_N, thumbnail_NDC = hashes_with_near_ones(distance, 1000, distance + 2)
     left_M = stays(NearDuplicates(distance, 4.0), phash=hash_N, thumbnail=thumbnail_NDC)
     expected = brute_force(hash_N, thumbnail_NDC, distance, 4.0)
