@@ -26,6 +26,8 @@ from dataprep.tables import BATCH_ROWS, EXTENSIONS, read_batches, table_extensio
 from dataprep.webdataset import read_samples
 
 ROOT_KEY = b"imagen_ray.root"
+# What a picture's bytes are read from later is part of the listing: another picture of the same name is another row.
+FILE_HASH = "file_sha256"
 # Spellings seen in public lists (LAION URL/TEXT, CommonPool and COYO url/text, CC12M url/caption), best first.
 URL_NAMES = ("url", "image_url", "img_url", "image", "link")
 CAPTION_NAMES = ("caption", "text", "alt_text", "alt", "title", "description", "prompt")
@@ -91,19 +93,20 @@ def check_source(config: ListingConfig) -> list[str]:
     """
     if config.source == "scenes":
         return []
-    first = next(list_rows(config, seed=0), None)
+    first = next(list_rows(config, seed=0, hashes=False), None)
     if first is None:
         raise UserError(f"listing.path {config.path}: no rows; give a source with at least one")
     return list(first.column_names)
 
 
-def list_rows(config: ListingConfig, seed: int) -> Iterator[pa.Table]:
+def list_rows(config: ListingConfig, seed: int, hashes: bool = True) -> Iterator[pa.Table]:
     """Yields the listing in order, in tables of bounded size: string columns url and caption first, then the others.
 
+    Rows of a folder or of tars carry `FILE_HASH`, the sha256 of the image file or of the tar; without ``hashes`` null.
     Raises UserError, before the first row or at the file concerned, for what is missing, empty or unreadable.
     """
     left = config.limit
-    for table in _source_tables(config, seed):
+    for table in _source_tables(config, seed, hashes):
         if left is not None:
             table = table.slice(0, left)
             left -= table.num_rows
@@ -148,13 +151,13 @@ def _concatenate(tables: list[pa.Table]) -> pa.Table:
         raise UserError(f"listing.path: files disagree on a column's type ({error}); make them alike") from error
 
 
-def _source_tables(config: ListingConfig, seed: int) -> Iterator[pa.Table]:
+def _source_tables(config: ListingConfig, seed: int, hashes: bool) -> Iterator[pa.Table]:
     if config.source == "scenes":
         yield _normalised(rows(config.scenes, seed), "url", "caption")
     elif config.source == "folder":
-        yield from _folder_tables(config)
+        yield from _folder_tables(config, hashes)
     elif config.source == "webdataset":
-        yield from _tar_tables(config)
+        yield from _tar_tables(config, hashes)
     else:
         for file in source_files(config):
             for table in read_batches(file):
@@ -197,18 +200,20 @@ def _text_column(values: pa.ChunkedArray, where: str, name: str) -> pa.ChunkedAr
         raise UserError(f"listing.path {where}: {problem}; name another") from error
 
 
-def _tar_tables(config: ListingConfig) -> Iterator[pa.Table]:
+def _tar_tables(config: ListingConfig, hashes: bool) -> Iterator[pa.Table]:
     """The samples of every tar, in order. A picture's URL is relative to the folder that all tars are below."""
     files = source_files(config)
     root = posixpath.commonprefix(files).rpartition("/")[0]
     full = str(Path(root).resolve()) if storage.is_local(root) else root
     for file in files:
+        sha256 = storage.sha256_file(file)[0] if hashes else None
         for table in read_samples(file, file[len(root) :].lstrip("/")):
             caption = "caption"
             if config.caption_column is not None:
                 caption = _pick(file, table.column_names, config.caption_column, (), "caption_column")
             layout = find_layout(config.layout, table.column_names)
             listed = _normalised(table, "url", caption, layout, file)
+            listed = listed.append_column(FILE_HASH, pa.array([sha256] * listed.num_rows, pa.string()))
             yield listed.replace_schema_metadata({ROOT_KEY: full.encode()})
 
 
@@ -269,7 +274,7 @@ def _is_image(name: str) -> bool:
     return name.lower().endswith(tuple(f".{extension}" for extension in IMAGE_EXTENSIONS))
 
 
-def _folder_tables(config: ListingConfig) -> Iterator[pa.Table]:
+def _folder_tables(config: ListingConfig, hashes: bool) -> Iterator[pa.Table]:
     """One row an image below the folder, sorted by path, with the caption beside it or from a captions table."""
     assert config.path is not None
     root = str(Path(config.path).resolve()) if storage.is_local(config.path) else config.path
@@ -285,7 +290,9 @@ def _folder_tables(config: ListingConfig) -> Iterator[pa.Table]:
         )
     for start in range(0, len(images), BATCH_ROWS):
         part = slice(start, start + BATCH_ROWS)
-        table = pa.table({"url": pa.array(images[part], pa.string()), "caption": pa.array(captions[part], pa.string())})
+        sha256 = [storage.sha256_file(storage.join(root, name))[0] if hashes else None for name in images[part]]
+        columns = {"url": images[part], "caption": captions[part], FILE_HASH: sha256}
+        table = pa.table({name: pa.array(values, pa.string()) for name, values in columns.items()})
         yield table.replace_schema_metadata({ROOT_KEY: root.encode()})
 
 

@@ -89,6 +89,21 @@ def test_pixels_come_through_unchanged(tmp_path: Path) -> None:
     np.testing.assert_array_equal(stored, image)
 
 
+@pytest.mark.parametrize("source", ["folder", "webdataset"])
+def test_another_picture_of_the_same_name_and_size_is_another_listing(source: str, tmp_path: Path) -> None:
+    seen = set()
+    for content in (b"one", b"two"):
+        (tmp_path / "0.txt").write_text("a caption")
+        (tmp_path / "0.png").write_bytes(content)
+        write_tar(tmp_path / "0.tar", sample("k", content))
+        (tmp_path / "out").mkdir(exist_ok=True)
+        write_listing(ListingConfig(source=source, path=str(tmp_path)), 0, tmp_path / "out")
+        seen.add((tmp_path / "out" / "00000.parquet").read_bytes())
+        check = next(list_rows(ListingConfig(source=source, path=str(tmp_path)), 0, hashes=False))
+        assert check["file_sha256"].null_count == 1
+    assert len(seen) == 2
+
+
 def test_a_caption_column_of_the_json_can_be_named(tmp_path: Path) -> None:
     path = write_tar(tmp_path / "0.tar", sample("k", b"", "a name", alt="a text"))
     config = ListingConfig(source="webdataset", path=str(path), caption_column="alt")
