@@ -20,7 +20,7 @@ KINDS = {
     "listing": 1,  # url, caption and whatever other columns the source had
     "download": 1,  # one row a listing row: key, url, caption, status, error_message, sizes, sha256
     "annotations": 1,  # row-aligned with download: sizes, perceptual hash, caption statistics, language
-    "scores": 1,  # row-aligned with download: clip_similarity (null where there is no image)
+    "scores": 1,  # row-aligned with download: clip_similarity (null where there is no image), heads, clip_embedding
     "selection": 1,  # row-aligned with download: keep, reason, split
     "pack": 1,  # kept rows only: key, caption, split, one binary column `pixels_<size>` a resolution
     "embeddings": 1,  # row-aligned with pack: key, caption, length, dim, codec, embedding, scale
