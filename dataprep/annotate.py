@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -126,12 +127,12 @@ def annotate_shard(
 
     Raises ValueError where tar and Parquet do not belong together.
     """
-    identifier = language_identifier(config.languages)
     columns = ["key", "caption", "status", "original_width", "original_height", "sha256"]
     images = read_shard_images(tar_path)
     annotated = []
-    for row in read_table(parquet_path, "download", columns).to_pylist():
-        measured = _caption_columns(row["caption"], identifier)
+    rows = read_table(parquet_path, "download", columns).to_pylist()
+    captions = annotate_captions([row["caption"] for row in rows], language_identifier(config.languages))
+    for row, measured in zip(rows, captions, strict=True):
         if row["status"] == "success":
             key, data = next(images, (None, b""))
             if key != row["key"]:
@@ -147,6 +148,11 @@ def annotate_shard(
 def _image_columns(data: bytes, max_pixels: int) -> dict[str, Any]:
     image = decode_rgb(data, max_pixels)
     return {"bytes": len(data), "phash": perceptual_hash(image), "thumbnail": thumbnail(image)}
+
+
+def annotate_captions(captions: Iterable[str], identifier: LanguageIdentifier) -> Iterator[dict[str, Any]]:
+    """The caption columns of each caption, in order; a caption may be any text."""
+    return (_caption_columns(caption, identifier) for caption in captions)
 
 
 def _caption_columns(caption: str, identifier: LanguageIdentifier) -> dict[str, Any]:

@@ -13,14 +13,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic import BaseModel, ConfigDict
 
-from dataprep.storage import local_copy
+from dataprep.storage import filesystem, local_copy
 
 # kind -> the newest schema version that this code reads and writes.
 KINDS = {
     "listing": 1,  # url, caption and whatever other columns the source had
     "download": 1,  # one row a listing row: key, url, caption, status, reason, error_message, sizes, sha256
     "annotations": 1,  # row-aligned with download: sizes, perceptual hash, caption statistics, language
-    "scores": 1,  # row-aligned with download: clip_similarity (null where there is no image)
+    "scores": 1,  # row-aligned with download: clip_similarity (null where there is no image), heads, clip_embedding
     "selection": 1,  # row-aligned with download: keep, reason, split
     "pack": 1,  # kept rows only: key, caption, split, one binary column `pixels_<size>` a resolution
     "embeddings": 1,  # row-aligned with pack: key, caption, length, dim, codec, embedding, scale
@@ -56,16 +56,38 @@ def read_table(path: str | Path, kind: str, columns: list[str] | None = None) ->
             with pq.ParquetFile(local) as file:
                 check_kind(file.schema_arrow, str(path), kind)
                 return file.read(columns=columns)
-        except pa.ArrowInvalid as error:
-            raise UserError(f"{path}: not a readable Parquet file ({error}); delete it and run again") from error
+        except FileNotFoundError:
+            raise
+        except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
+            raise _unreadable(path, error) from error
+
+
+def read_schema(path: str | Path, kind: str) -> pa.Schema:
+    """The columns of a Parquet file of a known kind; reads its footer alone. UserError as `read_table`."""
+    fs, inner = filesystem(str(path))
+    try:
+        with fs.open(inner, "rb") as handle:
+            schema = pq.read_schema(handle)
+    except FileNotFoundError:
+        raise
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
+        raise _unreadable(path, error) from error
+    check_kind(schema, str(path), kind)
+    return schema
+
+
+def _unreadable(path: str | Path, error: Exception) -> UserError:
+    """What the Parquet reader makes of damage depends on where it is: a line of it will do."""
+    reason = " ".join(str(error).split())[:200] or type(error).__name__
+    return UserError(f"{path}: not a readable Parquet file ({reason}); delete it and run again")
 
 
 def check_kind(schema: pa.Schema, path: str, kind: str) -> None:
     """Raises UserError unless ``schema`` says that the file at ``path`` is of ``kind`` at a version known here."""
     metadata = schema.metadata or {}
-    found = metadata.get(KIND_KEY, b"").decode() or "a Parquet file that imagen-ray did not write"
-    version = int(metadata.get(VERSION_KEY, b"0"))
+    found = metadata.get(KIND_KEY, b"").decode(errors="replace") or "a Parquet file that imagen-ray did not write"
+    version = metadata.get(VERSION_KEY, b"0").decode(errors="replace")
     if found != kind:
         raise UserError(f"{path}: expected a file of kind {kind!r}, found {found!r}")
-    if version != KINDS[kind]:
+    if version != str(KINDS[kind]):
         raise UserError(f"{path}: {kind} schema version {version}, this imagen-ray reads {KINDS[kind]}")

@@ -1,13 +1,15 @@
-"""Where rows come from: a table of URLs, a folder of images, or the embedded corpus; written as listing shards.
+"""Where rows come from: a table of URLs, a folder of images, webdataset tars, or the embedded corpus.
 
-A listing shard is Parquet of kind "listing": url, caption, then the source's other columns. For a folder the URL is
-the file's path below the folder, and the folder itself stands in the schema metadata under `ROOT_KEY`: only a listing
-made here can send the download to a local file, never a URL in somebody's table.
+They are written as listing shards, Parquet of kind "listing": url, caption, then the source's other columns. For a
+folder or tars the URL is the file's path below the folder (and its place in the tar), and the folder itself stands in
+the schema metadata under `ROOT_KEY`: only a listing made here can send the download to a local file, never a URL in
+somebody's table.
 """
 
 from __future__ import annotations
 
 import difflib
+import posixpath
 from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Literal
@@ -18,17 +20,22 @@ from pydantic import Field, model_validator
 
 from dataprep import storage
 from dataprep.decode import IMAGE_EXTENSIONS
+from dataprep.layouts import Layout, find_layout, listed_columns, standard_values
 from dataprep.redact import blank_rows, url_hash
 from dataprep.scenes import ScenesConfig, rows
 from dataprep.schema import Config, UserError, write_table
 from dataprep.tables import BATCH_ROWS, EXTENSIONS, read_batches, table_extension
+from dataprep.webdataset import read_samples
 
 ROOT_KEY = b"imagen_ray.root"
+# What a picture's bytes are read from later is part of the listing: another picture of the same name is another row.
+FILE_HASH = "file_sha256"
 # Spellings seen in public lists (LAION URL/TEXT, CommonPool and COYO url/text, CC12M url/caption), best first.
 URL_NAMES = ("url", "image_url", "img_url", "image", "link")
 CAPTION_NAMES = ("caption", "text", "alt_text", "alt", "title", "description", "prompt")
 FILE_NAMES = ("file_name", "filename", "file", "path", "image")
 CAPTION_FILES = ("metadata.jsonl", "metadata.csv", "captions.csv", "captions.jsonl")
+TAR = (".tar",)
 CAPTION_SUFFIXES = (".txt", ".caption")
 # The columns that the download adds: a source's column of the same name is kept as source_<name>.
 RESERVED = frozenset(
@@ -39,11 +46,15 @@ RESERVED = frozenset(
 class ListingConfig(Config):
     """What to train on."""
 
-    source: Literal["scenes", "table", "folder"] = Field(
-        default="scenes", description="embedded corpus, list of URLs, or images"
+    source: Literal["scenes", "table", "folder", "webdataset"] = Field(
+        default="scenes", description="embedded corpus, list of URLs, images, or tars of images as img2dataset writes"
     )
     path: str | None = Field(
-        default=None, description="table: a file, a glob or a folder of files; folder: the folder; fsspec URL"
+        default=None,
+        description="table, webdataset: a file, a glob or a folder of files; folder: the folder; fsspec URL",
+    )
+    layout: Literal["auto", "laion", "commonpool", "coyo", "cc3m", "cc12m"] = Field(
+        default="auto", description="whose columns the list has; auto: told by their names, see docs/sources.md"
     )
     url_column: str | None = Field(default=None, description="table: the column of URLs; None: recognised by its name")
     caption_column: str | None = Field(default=None, description="the column of captions; None: recognised by its name")
@@ -59,6 +70,8 @@ class ListingConfig(Config):
             raise ValueError(f"path is not set while source is {self.source!r}; set path to the {self.source}")
         if self.source == "scenes" and self.path is not None:
             raise ValueError(f"path {self.path!r} is set while source is 'scenes'; set source to table or folder")
+        if self.source in ("scenes", "folder") and self.layout != "auto":
+            raise ValueError(f"layout {self.layout!r} is set while source is {self.source!r}; leave layout out")
         return self
 
 
@@ -70,22 +83,32 @@ def source_files(config: ListingConfig) -> list[str]:
     if config.source == "scenes":
         return []
     assert config.path is not None
-    return _folder_files(config.path) if config.source == "folder" else _table_files(config.path)
+    if config.source == "folder":
+        return _folder_files(config.path)
+    return _matching_files(config.path, TAR if config.source == "webdataset" else EXTENSIONS)
 
 
-def check_source(config: ListingConfig) -> None:
-    """Raises UserError for what `list_rows` would stumble over at its start, without reading a table to its end."""
-    if config.source != "scenes" and next(list_rows(config, seed=0), None) is None:
+def check_source(config: ListingConfig) -> list[str]:
+    """The columns of the listing's first rows; none for the embedded corpus.
+
+    Raises UserError for what `list_rows` would stumble over at its start, without reading a table to its end.
+    """
+    if config.source == "scenes":
+        return []
+    first = next(list_rows(config, seed=0, hashes=False), None)
+    if first is None:
         raise UserError(f"listing.path {config.path}: no rows; give a source with at least one")
+    return list(first.column_names)
 
 
-def list_rows(config: ListingConfig, seed: int) -> Iterator[pa.Table]:
+def list_rows(config: ListingConfig, seed: int, hashes: bool = True) -> Iterator[pa.Table]:
     """Yields the listing in order, in tables of bounded size: string columns url and caption first, then the others.
 
+    Rows of a folder or of tars carry `FILE_HASH`, the sha256 of the image file or of the tar; without ``hashes`` null.
     Raises UserError, before the first row or at the file concerned, for what is missing, empty or unreadable.
     """
     left = config.limit
-    for table in _source_tables(config, seed):
+    for table in _source_tables(config, seed, hashes):
         if left is not None:
             table = table.slice(0, left)
             left -= table.num_rows
@@ -138,29 +161,70 @@ def _concatenate(tables: list[pa.Table]) -> pa.Table:
         raise UserError(f"listing.path: files disagree on a column's type ({error}); make them alike") from error
 
 
-def _source_tables(config: ListingConfig, seed: int) -> Iterator[pa.Table]:
+def _source_tables(config: ListingConfig, seed: int, hashes: bool) -> Iterator[pa.Table]:
     if config.source == "scenes":
         yield _normalised(rows(config.scenes, seed), "url", "caption")
     elif config.source == "folder":
-        yield from _folder_tables(config)
+        yield from _folder_tables(config, hashes)
+    elif config.source == "webdataset":
+        yield from _tar_tables(config, hashes)
     else:
         for file in source_files(config):
             for table in read_batches(file):
-                names = table.column_names
-                url = _pick(file, names, config.url_column, URL_NAMES, "url_column")
-                caption = _pick(file, names, config.caption_column, CAPTION_NAMES, "caption_column")
-                yield _normalised(table, url, caption)
+                yield _from_table(config, file, table)
 
 
-def _normalised(table: pa.Table, url: str, caption: str) -> pa.Table:
-    """url and caption first, as text without nulls; then the other columns, renamed where a name is reserved."""
+def _from_table(config: ListingConfig, file: str, table: pa.Table) -> pa.Table:
+    """Rows of a list in the listing's columns."""
+    names = table.column_names
+    layout = find_layout(config.layout, names)
+    url = _pick(file, names, config.url_column, layout.url if layout else URL_NAMES, "url_column")
+    captions = layout.caption if layout else CAPTION_NAMES
+    caption = _pick(file, names, config.caption_column, captions, "caption_column")
+    return _normalised(table, url, caption, layout, file)
+
+
+def _normalised(
+    table: pa.Table, url: str, caption: str, layout: Layout | None = None, where: str = "listing"
+) -> pa.Table:
+    """url and caption first, as text without nulls; then what the list measured, under its standard names; then the
+    other columns, renamed where a name is reserved."""
     columns = {
-        name: table[column].cast(pa.string()).fill_null("") for name, column in (("url", url), ("caption", caption))
+        name: _text_column(table[column], where, column) for name, column in (("url", url), ("caption", caption))
     }
+    listed = listed_columns(layout, [name for name in table.column_names if name not in (url, caption)])
+    for standard, name in listed.items():
+        columns[standard] = standard_values(standard, table[name], f"{where}: column {name}")
     for name in table.column_names:
-        if name not in (url, caption):
-            columns[f"source_{name}" if name in RESERVED else name] = table[name]
+        if name not in (url, caption, *listed.values()):
+            reserved = name in RESERVED or name.startswith("listed_")
+            columns[f"source_{name}" if reserved else name] = table[name]
     return pa.table(columns)
+
+
+def _text_column(values: pa.ChunkedArray, where: str, name: str) -> pa.ChunkedArray:
+    try:
+        return values.cast(pa.string()).fill_null("")
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
+        problem = f"column {name!r} is of type {values.type}, not text"
+        raise UserError(f"listing.path {where}: {problem}; name another") from error
+
+
+def _tar_tables(config: ListingConfig, hashes: bool) -> Iterator[pa.Table]:
+    """The samples of every tar, in order. A picture's URL is relative to the folder that all tars are below."""
+    files = source_files(config)
+    root = posixpath.commonprefix(files).rpartition("/")[0]
+    full = str(Path(root).resolve()) if storage.is_local(root) else root
+    for file in files:
+        sha256 = storage.sha256_file(file)[0] if hashes else None
+        for table in read_samples(file, file[len(root) :].lstrip("/")):
+            caption = "caption"
+            if config.caption_column is not None:
+                caption = _pick(file, table.column_names, config.caption_column, (), "caption_column")
+            layout = find_layout(config.layout, table.column_names)
+            listed = _normalised(table, "url", caption, layout, file)
+            listed = listed.append_column(FILE_HASH, pa.array([sha256] * listed.num_rows, pa.string()))
+            yield listed.replace_schema_metadata({ROOT_KEY: full.encode()})
 
 
 def _pick(file: str, names: list[str], wanted: str | None, known: tuple[str, ...], key: str) -> str:
@@ -180,7 +244,8 @@ def _pick(file: str, names: list[str], wanted: str | None, known: tuple[str, ...
     )
 
 
-def _table_files(path: str) -> list[str]:
+def _matching_files(path: str, extensions: tuple[str, ...]) -> list[str]:
+    """The files of a glob or a folder, sorted, or the one file. UserError where there is none."""
     fs, inner = storage.filesystem(path)
     prefix = path[: len(path) - len(inner)] if path.endswith(inner) else ""
     if "*" in path or "?" in path:
@@ -188,16 +253,20 @@ def _table_files(path: str) -> list[str]:
         if not files:
             raise UserError(f"listing.path {path}: no file matches; check the pattern")
     elif fs.isdir(inner):
-        names = (name for name in storage.list_files(path) if table_extension(name))
+        names = (name for name in storage.list_files(path) if _has_extension(name, extensions))
         files = [storage.join(path, name) for name in names]
         if not files:
-            raise UserError(f"listing.path {path}: the folder holds no {' '.join(EXTENSIONS)} file")
+            raise UserError(f"listing.path {path}: the folder holds no {' '.join(extensions)} file")
         return files
     elif fs.exists(inner):
         return [path]
     else:
         raise UserError(f"listing.path {path}: no such file; check the path")
     return [prefix + name if prefix and not name.startswith(prefix) else name for name in files]
+
+
+def _has_extension(name: str, extensions: tuple[str, ...]) -> bool:
+    return table_extension(name) in extensions if extensions == EXTENSIONS else name.lower().endswith(extensions)
 
 
 def _folder_files(path: str) -> list[str]:
@@ -215,7 +284,7 @@ def _is_image(name: str) -> bool:
     return name.lower().endswith(tuple(f".{extension}" for extension in IMAGE_EXTENSIONS))
 
 
-def _folder_tables(config: ListingConfig) -> Iterator[pa.Table]:
+def _folder_tables(config: ListingConfig, hashes: bool) -> Iterator[pa.Table]:
     """One row an image below the folder, sorted by path, with the caption beside it or from a captions table."""
     assert config.path is not None
     root = str(Path(config.path).resolve()) if storage.is_local(config.path) else config.path
@@ -231,7 +300,9 @@ def _folder_tables(config: ListingConfig) -> Iterator[pa.Table]:
         )
     for start in range(0, len(images), BATCH_ROWS):
         part = slice(start, start + BATCH_ROWS)
-        table = pa.table({"url": pa.array(images[part], pa.string()), "caption": pa.array(captions[part], pa.string())})
+        sha256 = [storage.sha256_file(storage.join(root, name))[0] if hashes else None for name in images[part]]
+        columns = {"url": images[part], "caption": captions[part], FILE_HASH: sha256}
+        table = pa.table({name: pa.array(values, pa.string()) for name, values in columns.items()})
         yield table.replace_schema_metadata({ROOT_KEY: root.encode()})
 
 

@@ -10,6 +10,7 @@ import atexit
 import hashlib
 import json
 import os
+import re
 import shutil
 import tempfile
 import uuid
@@ -23,6 +24,8 @@ from typing import Any
 import fsspec
 
 CHUNK = 1 << 20
+OBJECT_STORES = ("s3://", "s3a://", "gs://", "gcs://")
+MEMBER = re.compile(r"(.+\.tar)#(\d+)-(\d+)")
 
 
 def is_local(path: str) -> bool:
@@ -41,8 +44,19 @@ def join(base: str, *parts: str) -> str:
 
 
 def filesystem(path: str) -> tuple[Any, str]:
-    """The fsspec filesystem that serves ``path`` and the path as that filesystem spells it."""
-    return fsspec.core.url_to_fs(path)
+    """The fsspec filesystem that serves ``path`` and the path as that filesystem spells it.
+
+    Object stores are asked anew each time: what another process wrote would be missing from a remembered listing.
+    UserError where the library that serves the scheme is missing.
+    """
+    options = {"use_listings_cache": False} if path.startswith(OBJECT_STORES) else {}
+    try:
+        return fsspec.core.url_to_fs(path, **options)
+    except (ImportError, ValueError) as error:
+        from dataprep.schema import UserError  # not at the top: schema reads its files through this module
+
+        hint = "pip install 'imagen-ray[gcs]'" if path.startswith(("gs://", "gcs://")) else "check the URL's scheme"
+        raise UserError(f"{path}: cannot be reached ({error}); {hint}") from error
 
 
 def exists(path: str) -> bool:
@@ -52,9 +66,17 @@ def exists(path: str) -> bool:
 
 
 def read_bytes(path: str) -> bytes:
-    """The whole content of ``path``."""
+    """The whole content of ``path``; of ``file.tar#start-end``, as `member_path` spells it, those bytes alone."""
+    if match := MEMBER.fullmatch(path):
+        fs, inner = filesystem(match[1])
+        return bytes(fs.cat_file(inner, start=int(match[2]), end=int(match[3]))) if match[2] != match[3] else b""
     fs, inner = filesystem(path)
     return bytes(fs.cat_file(inner))
+
+
+def member_path(tar: str, start: int, end: int) -> str:
+    """The path of the bytes ``start`` to ``end`` of an uncompressed tar: a member that is read without the others."""
+    return f"{tar}#{start}-{end}"
 
 
 def read_json(path: str) -> Any:

@@ -50,7 +50,7 @@ def read_batches(path: str) -> Iterator[pa.Table]:
             raise UserError(f"listing.path {path}: unknown kind of file; give one of {' '.join(EXTENSIONS)}")
     except UserError:
         raise
-    except (pa.ArrowInvalid, UnicodeDecodeError, csv.Error, EOFError, OSError, zlib.error, lzma.LZMAError) as error:
+    except (pa.ArrowException, UnicodeDecodeError, csv.Error, EOFError, OSError, zlib.error, lzma.LZMAError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise UserError(f"listing.path {path}: not readable as {extension} ({reason}); check the file") from error
 
@@ -108,7 +108,7 @@ def _read_jsonl(path: str) -> Iterator[pa.Table]:
         while batch := list(islice(lines, BATCH_ROWS)):
             records = [_json_record(path, number, line) for number, line in batch]
             names = list(dict.fromkeys(name for record in records for name in record))
-            columns = {name: pa.array([_text(record.get(name)) for record in records], pa.string()) for name in names}
+            columns = {name: pa.array([as_text(record.get(name)) for record in records], pa.string()) for name in names}
             yield pa.table(columns)
 
 
@@ -122,5 +122,6 @@ def _json_record(path: str, number: int, line: str) -> dict[str, Any]:
     return record
 
 
-def _text(value: Any) -> str | None:
+def as_text(value: Any) -> str | None:
+    """A JSON value as text: strings as they are, others as JSON, null as null."""
     return value if value is None or isinstance(value, str) else json.dumps(value, ensure_ascii=False)

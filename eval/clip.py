@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +17,9 @@ from torch.nn import functional
 from dataprep.schema import UserError, read_table, write_table
 from dataprep.storage import exists, join, local_folder
 from dataprep.torchvision_operators import declare_torchvision_operators
+from eval.heads import Head
 from train.models.clip import CONFIG_FILE, load_clip, to_clip_range, token_ids
 
-SCORES = pa.schema({"key": pa.string(), "clip_similarity": pa.float32()})
 Spec = str | Mapping[str, str | None]
 # open_clip fetches these by themselves, weights included.
 SELF_CONTAINED = ("hf-hub:", "local-dir:")
@@ -81,6 +82,11 @@ class ClipScorer:
         place = {caption: index for index, caption in enumerate(distinct)}
         return features[[place[caption] for caption in captions]]
 
+    @cached_property
+    def dim(self) -> int:
+        """D, found by encoding a black picture."""
+        return int(self.image_features([np.zeros((8, 8, 3), np.uint8)]).shape[1])
+
     def similarity(self, images: Sequence[np.ndarray], captions: Sequence[str]) -> np.ndarray:
         """Cosine of each image with the caption beside it, float32 (N,)."""
         if len(images) != len(captions):
@@ -98,25 +104,39 @@ class ClipScorer:
 
 
 def score_shard(
-    images: Iterable[tuple[str, np.ndarray]], download_path: str | Path, out_path: str | Path, scorer: ClipScorer
+    images: Iterable[tuple[str, np.ndarray]],
+    download_path: str | Path,
+    out_path: str | Path,
+    scorer: ClipScorer,
+    heads: Sequence[Head] = (),
+    embeddings: bool = False,
 ) -> dict[str, int]:
-    """Writes the scores of a download shard, row-aligned with its table: key, clip_similarity (null without an image).
+    """Writes the scores of a download shard, row-aligned with its table; all null for a row without an image.
 
-    ``images`` are (key, uint8 (H, W, 3)) in any order. Counters rows and scored. ValueError for a key that is not in
-    the table.
+    Columns: key, clip_similarity, one a head, and with ``embeddings`` clip_embedding, the image's unit features as
+    float16. ``images`` are (key, uint8 (H, W, 3)) in any order. Counters rows and scored. ValueError for a key that is
+    not in the table.
     """
     table = read_table(download_path, "download", ["key", "caption"])
-    captions = dict(zip(table["key"].to_pylist(), table["caption"].to_pylist(), strict=True))
-    scores: dict[str, float] = {}
-    for batch in _batches(images, scorer.batch_size):
-        keys = [key for key, _ in batch]
-        if unknown := [key for key in keys if key not in captions]:
-            raise ValueError(f"{download_path}: no row for image {unknown[0]}; download the shard again")
-        values = scorer.similarity([image for _, image in batch], [captions[key] or "" for key in keys])
-        scores |= dict(zip(keys, values.tolist(), strict=True))
     keys = table["key"].to_pylist()
-    out = pa.table({"key": keys, "clip_similarity": [scores.get(key) for key in keys]}, schema=SCORES)
-    write_table(out, out_path, "scores")
+    captions = dict(zip(keys, table["caption"].to_pylist(), strict=True))
+    scores: dict[str, dict[str, Any]] = {}
+    for batch in _batches(images, scorer.batch_size):
+        if unknown := [key for key, _ in batch if key not in captions]:
+            raise ValueError(f"{download_path}: no row for image {unknown[0]}; download the shard again")
+        image_BD = scorer.image_features([image for _, image in batch])
+        text_BD = scorer.text_features([captions[key] or "" for key, _ in batch])
+        columns: dict[str, list[Any]] = {"clip_similarity": np.einsum("bd,bd->b", image_BD, text_BD).tolist()}
+        columns |= {head.name: head(image_BD).tolist() for head in heads}
+        if embeddings:
+            columns["clip_embedding"] = [feature.astype("<f2").tobytes() for feature in image_BD]
+        for row, (key, _) in enumerate(batch):
+            scores[key] = {name: values[row] for name, values in columns.items()}
+    rows = [{"key": key} | scores.get(key, {}) for key in keys]
+    fields = {"key": pa.string(), "clip_similarity": pa.float32()} | {head.name: pa.float32() for head in heads}
+    if embeddings:
+        fields["clip_embedding"] = pa.binary(2 * scorer.dim)
+    write_table(pa.Table.from_pylist(rows, schema=pa.schema(fields)), out_path, "scores")
     return {"rows": len(keys), "scored": len(scores)}
 
 

@@ -20,10 +20,11 @@ from dataprep.card import CardConfig
 from dataprep.download import DownloadConfig
 from dataprep.embed import EmbedConfig
 from dataprep.pack import PackConfig
+from dataprep.rules import SelectConfig
 from dataprep.schema import Config, UserError
-from dataprep.select import SelectConfig
 from dataprep.sources import ListingConfig
 from eval.cascade import SamplingConfig
+from eval.heads import ScoreConfig
 from train.engine import TrainConfig
 from train.tasks.clip import ClipTaskConfig
 from train.tasks.diffusion import DiffusionStageConfig
@@ -105,6 +106,7 @@ class RunConfig(Config):
     annotate: AnnotateConfig = AnnotateConfig()
     encoder: EncoderConfig
     clip: ClipConfig
+    score: ScoreConfig = ScoreConfig()
     select: SelectConfig = SelectConfig()
     pack: PackConfig = PackConfig()
     embed: EmbedConfig = EmbedConfig()

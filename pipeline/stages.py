@@ -35,7 +35,7 @@ def stages(config: RunConfig) -> list[Stage]:
         Stage("annotate", data.annotate, ("annotate",), ("download",)),
         Stage("encoder", models.encoder, ("encoder", "seed"), ("download",), sources=models.encoder_sources),
         Stage("clip", models.clip, ("clip.model", "clip.pretrained", "clip.train", "seed"), pairs, models.clip_sources),
-        Stage("score", data.score, (), ("download", "clip")),
+        Stage("score", data.score, ("score",), ("download", "clip"), data.score_sources),
         Stage("select", data.select, ("select", "clip.min_similarity"), ("download", "annotate", "score")),
         Stage("pack", data.pack, ("pack",), ("download", "select")),
         Stage("embed", data.embed, ("embed",), ("pack", "encoder")),

@@ -7,7 +7,8 @@ import re
 import numpy as np
 import pyarrow as pa
 
-from dataprep.filters.base import column
+from dataprep.filters.base import column, limit
+from dataprep.filters.image import outside, within
 
 # Matched against the whole caption, stripped, in any case.
 BOILERPLATE_PATTERNS = (
@@ -23,48 +24,58 @@ BOILERPLATE_PATTERNS = (
 
 
 class CaptionLength:
-    """Keeps captions of ``least`` to ``most`` characters."""
+    """Keeps captions of ``least`` to ``most`` characters; None: no upper limit."""
 
     name = "caption_chars"
+    columns = ("caption_chars",)
 
-    def __init__(self, least: int, most: int) -> None:
+    def __init__(self, least: int, most: int | None) -> None:
         self.least, self.most = least, most
 
     def verdict(self, rows: pa.Table) -> tuple[np.ndarray, str]:
         chars_N = column(rows, "caption_chars")
-        return (chars_N >= self.least) & (chars_N <= self.most), f"not {self.least} to {self.most} characters"
+        return within(chars_N, self.least, self.most), f"{outside(self.least, self.most)} characters"
 
 
 class CaptionWords:
-    """Keeps captions of ``least`` to ``most`` words; a Chinese, Japanese or Korean character counts as one."""
+    """Keeps captions of ``least`` to ``most`` words; None: no upper limit.
+
+    A Chinese, Japanese or Korean character counts as one, or, ``between_spaces``, whatever stands between spaces.
+    """
 
     name = "caption_words"
 
-    def __init__(self, least: int, most: int) -> None:
-        self.least, self.most = least, most
+    def __init__(self, least: int, most: int | None, between_spaces: bool = False) -> None:
+        self.least, self.most, self.between_spaces = least, most, between_spaces
+        self.columns = ("caption",) if between_spaces else ("caption_words",)
 
     def verdict(self, rows: pa.Table) -> tuple[np.ndarray, str]:
-        words_N = column(rows, "caption_words")
-        return (words_N >= self.least) & (words_N <= self.most), f"not {self.least} to {self.most} words"
+        if self.between_spaces:
+            words_N = np.array([len(caption.split()) for caption in rows["caption"].to_pylist()], np.float64)
+        else:
+            words_N = column(rows, "caption_words")
+        return within(words_N, self.least, self.most), f"{outside(self.least, self.most)} words"
 
 
 class AlphaShare:
     """Keeps captions of which at least ``least`` of the visible characters are letters, of any script."""
 
     name = "alpha_share"
+    columns = ("alpha_share",)
 
     def __init__(self, least: float) -> None:
         self.least = least
 
     def verdict(self, rows: pa.Table) -> tuple[np.ndarray, str]:
-        # The column is float32: compare in float32 too, so that a share equal to the limit passes.
-        return column(rows, "alpha_share") >= float(np.float32(self.least)), f"less than {self.least:g} letters"
+        least = limit(rows, "alpha_share", self.least)
+        return column(rows, "alpha_share") >= least, f"less than {self.least:g} letters"
 
 
 class Boilerplate:
     """Drops captions that one of ``patterns`` matches as a whole: file names, buttons, placeholders."""
 
     name = "boilerplate"
+    columns = ("caption",)
 
     def __init__(self, patterns: tuple[str, ...]) -> None:
         self.pattern = re.compile("|".join(f"(?:{pattern})" for pattern in patterns), re.IGNORECASE | re.DOTALL)
@@ -75,13 +86,13 @@ class Boilerplate:
 
 
 class Language:
-    """Keeps captions in one of ``languages``."""
+    """Keeps captions in one of ``languages``, as ``measured`` says: told by the classifier, or by the list."""
 
     name = "language"
 
-    def __init__(self, languages: tuple[str, ...]) -> None:
-        self.languages = languages
+    def __init__(self, languages: tuple[str, ...], measured: str = "language") -> None:
+        self.languages, self.columns = languages, (measured,)
 
     def verdict(self, rows: pa.Table) -> tuple[np.ndarray, str]:
-        keep = [language in self.languages for language in rows["language"].to_pylist()]
+        keep = [language in self.languages for language in rows[self.columns[0]].to_pylist()]
         return np.array(keep, dtype=bool), f"not in {', '.join(self.languages)}"

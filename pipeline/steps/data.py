@@ -4,24 +4,29 @@ from __future__ import annotations
 
 import tempfile
 from contextlib import ExitStack
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 
 from dataprep import storage
+from dataprep.annotate import SCHEMA as ANNOTATIONS
 from dataprep.annotate import AnnotateConfig, annotate_shard
 from dataprep.decode import read_shard_rgb
 from dataprep.download import DownloadConfig, Previous, download_shard, transient_failures
 from dataprep.embed import EmbedConfig, embed_shard, load_encoder
 from dataprep.pack import PackConfig, pack_shard
+from dataprep.quality import filter_quality
 from dataprep.redact import FORGOTTEN_FILE, Forgotten, ForgottenList
+from dataprep.rules import make_filters, make_set_filters
 from dataprep.scenes import HOST, ScenesConfig, serve
-from dataprep.schema import read_table, write_table
-from dataprep.select import filter_quality
+from dataprep.schema import read_schema, read_table, write_table
+from dataprep.select import PairShard
 from dataprep.select import select as select_rows
 from dataprep.sources import ListingConfig, check_source, source_files, write_listing
 from eval.clip import ClipScorer, score_shard
+from eval.heads import Head, HeadConfig, ScoreConfig, head_files
 from pipeline.config import RunConfig
 from pipeline.context import Context
 from pipeline.steps.models import clip_spec, encoder_spec
@@ -33,7 +38,12 @@ def listing_sources(config: RunConfig) -> list[str]:
 
     UserError where they will not do.
     """
-    check_source(config.listing)
+    columns = check_source(config.listing)
+    # A rule on a column that neither the list nor a stage will have: better said now than after the download.
+    available = {*ANNOTATIONS.names, "url", "clip_similarity", *columns, *config.score.heads.given()}
+    available |= {"clip_embedding"} if config.score.embeddings else set()
+    make_filters(config.select, available, config.clip.min_similarity)
+    make_set_filters(config.select, available)
     forgotten = Run(config.run).path(FORGOTTEN_FILE)
     return source_files(config.listing) + ([forgotten] if storage.exists(forgotten) else [])
 
@@ -116,41 +126,67 @@ def annotate(ctx: Context) -> None:
 
 
 class ScoreWorker:
-    """Scores the pairs of a download shard with CLIP."""
+    """Scores the pairs of a download shard with CLIP, and with the heads over its features."""
 
-    def __init__(self, clip: Any, max_pixels: int) -> None:
-        self.scorer, self.max_pixels = ClipScorer.load(clip), max_pixels
+    def __init__(self, clip: Any, max_pixels: int, heads: dict[str, HeadConfig], embeddings: bool) -> None:
+        self.scorer, self.max_pixels, self.embeddings = ClipScorer.load(clip), max_pixels, embeddings
+        self.heads = [Head.load(name, head) for name, head in heads.items()]
 
     def __call__(self, shard: Shard, out: Path) -> dict[str, int]:
         """One Parquet file, row-aligned with the shard's."""
         images = read_shard_rgb(shard.files["download.tar"], self.max_pixels)
-        return score_shard(images, shard.files["download.parquet"], out / f"{shard.id:05d}.parquet", self.scorer)
+        path = out / f"{shard.id:05d}.parquet"
+        downloads = shard.files["download.parquet"]
+        return score_shard(images, downloads, path, self.scorer, self.heads, self.embeddings)
+
+
+def score_sources(config: RunConfig) -> list[str]:
+    """The weights of the heads: their bytes count, and a missing file is noticed before any work."""
+    return head_files(config.score.heads)
 
 
 def score(ctx: Context) -> None:
-    """CLIP similarity of every pair as a column."""
+    """CLIP similarity of every pair as a column, and what the heads say."""
+    config: ScoreConfig = ctx.config["score"]
+    heads = {
+        name: head.model_copy(update={"path": storage.absolute(head.path)})
+        for name, head in config.heads.given().items()
+    }
     arguments = {"clip": clip_spec(ctx.inputs["clip"]), "max_pixels": AnnotateConfig().max_pixels}
+    arguments |= {"heads": heads, "embeddings": config.embeddings}
     ctx.map_shards(ScoreWorker, arguments, ctx.shards("download"))
 
 
 def select(ctx: Context) -> None:
-    """Columns and rules to keep or drop, with the reason; global, since duplicates are."""
+    """Columns and rules to keep or drop, with the reason; global, since duplicates are, but one shard in memory."""
     shards = ctx.shards("download", "annotate", "score")
-    annotations = [read_table(shard.files["annotate.parquet"], "annotations") for shard in shards]
-    scores = [read_table(shard.files["score.parquet"], "scores") for shard in shards]
-    tables, funnel = select_rows(annotations, scores, ctx.config["select"], ctx.config["clip.min_similarity"])
+    names = [f"{shard.id:05d}.parquet" for shard in shards]
+    files = [
+        PairShard(shard.files["annotate.parquet"], shard.files["score.parquet"], shard.files["download.parquet"])
+        for shard in shards
+    ]
     with tempfile.TemporaryDirectory(prefix="imagen-ray-") as scratch:
-        for shard, table in zip(shards, tables, strict=True):
-            name = f"{shard.id:05d}.parquet"
-            write_table(table, Path(scratch) / name, "selection")
-            storage.publish(Path(scratch) / name, ctx.path(name))
-    storage.write_json(ctx.path("funnel.json"), funnel)
-    downloads = [read_table(shard.files["download.parquet"], "download") for shard in shards]
-    quality = filter_quality(downloads, tables)
-    storage.write_json(ctx.path("quality.json"), quality)
-    rows = sum(table.num_rows for table in tables)
-    kept = sum(pa.compute.sum(table["keep"]).as_py() or 0 for table in tables)
-    ctx.counters |= {"rows": rows, "kept": kept, "dropped": rows - kept}
+
+        def write(place: int, table: pa.Table) -> None:
+            write_table(table, Path(scratch) / names[place], "selection")
+            storage.publish(Path(scratch) / names[place], ctx.path(names[place]))
+
+        chosen = select_rows(files, ctx.config["select"], write, ctx.config["clip.min_similarity"])
+    for example in chain.from_iterable(chosen.examples.values()):
+        example["shard"] = shards[example["shard"]].id
+    storage.write_json(ctx.path("funnel.json"), chosen.funnel)
+    storage.write_json(ctx.path("examples.json"), chosen.examples)
+    storage.write_json(ctx.path("quality.json"), _quality(ctx, shards, names))
+    ctx.counters |= {"rows": chosen.rows, "kept": chosen.kept, "dropped": chosen.rows - chosen.kept}
+
+
+def _quality(ctx: Context, shards: list[Shard], names: list[str]) -> dict[str, Any] | None:
+    """How right the filters were; None for a list that does not say what is wrong with it."""
+    downloads = [shard.files["download.parquet"] for shard in shards]
+    if any("truth" not in read_schema(path, "download").names for path in downloads):
+        return None
+    truths = [read_table(path, "download", ["truth"]) for path in downloads]
+    return filter_quality(truths, [read_table(ctx.path(name), "selection", ["reason"]) for name in names])
 
 
 class PackWorker:

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import pytest
+from select_fakes import write_shards
 
 from dataprep.annotate import AnnotateConfig, annotate_shard
 from dataprep.download import DownloadConfig, download_shard
 from dataprep.fetch import FetchConfig
+from dataprep.quality import filter_quality
+from dataprep.rules import SelectConfig
 from dataprep.scenes import HOST, ScenesConfig, serve
 from dataprep.schema import read_table
-from dataprep.select import SelectConfig, filter_quality, select
+from dataprep.select import select
 from dataprep.sources import ListingConfig, write_listing
 
 SCENES = ScenesConfig(count=400, image_size=128)
@@ -33,9 +36,10 @@ def corpus(tmp_path_factory):
     return downloads, annotations
 
 
-def test_planted_trouble_is_caught_and_clean_rows_stay(corpus):
+def test_planted_trouble_is_caught_and_clean_rows_stay(corpus, tmp_path):
     downloads, annotations = corpus
-    selection, _ = select(annotations, None, SelectConfig())
+    selection = []
+    select(write_shards(tmp_path, annotations), SelectConfig(), lambda place, table: selection.append(table))
     quality = filter_quality(downloads, selection)
     for kind, judged in quality["troubles"].items():
         if kind != "wrong_caption":  # needs CLIP

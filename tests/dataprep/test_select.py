@@ -1,52 +1,30 @@
 from __future__ import annotations
 
 import json
-import time
 
 import numpy as np
 import pyarrow as pa
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from picture_fakes import picture
 from pydantic import ValidationError
+from select_fakes import choose, float32, reasons, row, write_shards
 
-from dataprep.annotate import SCHEMA, perceptual_hash, thumbnail
+from dataprep.annotate import SCHEMA
 from dataprep.filters.caption import BOILERPLATE_PATTERNS, Boilerplate
-from dataprep.filters.duplicates import NearDuplicates, candidate_pairs
+from dataprep.quality import TARGETS, filter_quality
+from dataprep.rules import ALL_FILTERS, SelectConfig, make_filters, make_set_filters
 from dataprep.schema import UserError
-from dataprep.select import ALL_FILTERS, TARGETS, SelectConfig, filter_quality, make_filters, select
+from dataprep.select import EXAMPLES, select
 
 OFF = SelectConfig(min_side=0, near_duplicate_bits=None, exact_duplicates=False)
-
-
-def row(index, **changes):
-    digest = f"{(index * 2654435761) % 2**32:08x}" + "0" * 56
-    good = {
-        "key": f"{index:09d}",
-        "ok": True,
-        "width": 100,
-        "height": 80,
-        "aspect": 1.25,
-        "bytes": 1000,
-        "sha256": digest,
-    }
-    good |= {"phash": index * 0x9E3779B97F4A7C15 % 2**64, "thumbnail": bytes([index % 256] * 192)}
-    good |= {"caption": "a red circle", "caption_chars": 12, "caption_words": 3, "alpha_share": 1.0}
-    return good | {"language": "en", "language_confidence": 0.9} | changes
-
-
-def annotations(rows):
-    return pa.Table.from_pylist(rows, schema=SCHEMA)
-
-
-def reasons(rows, config, scores=None, **options):
-    tables = None
-    if scores is not None:
-        keys = [item["key"] for item in rows]
-        tables = [pa.table({"key": keys, "clip_similarity": pa.array(scores, pa.float32())})]
-    selection, _ = select([annotations(rows)], tables, config, **options)
-    return [reason and reason.split(":")[0] for reason in selection[0]["reason"].to_pylist()]
+LISTED = {
+    "listed_nsfw": pa.array(["UNLIKELY", "nsfw ", None]),
+    "listed_unsafe": [0.1, 0.5, None],
+    "listed_watermark": [0.1, 0.8, None],
+    "listed_aesthetic": [7.1, 7.0, None],
+    "listed_language": ["en", "fr", None],
+    "listed_similarity_b32": [0.28, 0.27, None],
+    "listed_similarity_l14": float32([0.28, 0.27, None]),
+}
 
 
 @pytest.mark.parametrize(
@@ -55,9 +33,15 @@ def reasons(rows, config, scores=None, **options):
         ({"ok": False, "width": None, "height": None, "aspect": None, "phash": None}, {}, "downloaded"),
         ({"width": 63}, {"min_side": 64}, "min_side"),
         ({"aspect": 3.01}, {}, "max_aspect"),
+        ({"width": 50}, {"min_area": 4001}, "area"),
+        ({"width": 101}, {"max_area": 8000}, "area"),
+        ({"bytes": 999}, {"min_bytes": 1000}, "file_size"),
+        ({"bytes": 1001}, {"max_bytes": 1000}, "file_size"),
         ({"caption_chars": 4}, {}, "caption_chars"),
         ({"caption_chars": 1001}, {}, "caption_chars"),
         ({"caption_words": 1}, {}, "caption_words"),
+        ({"caption_words": 257}, {}, "caption_words"),
+        ({"caption": "两只 猫"}, {"words": "spaces", "min_caption_words": 3}, "caption_words"),
         ({"alpha_share": 0.49}, {}, "alpha_share"),
         ({"caption": "IMG_1234.jpg"}, {}, "boilerplate"),
         ({"language": "de"}, {"languages": ("en", "zh")}, "language"),
@@ -69,93 +53,145 @@ def test_each_rule_drops_what_it_says(changes, config, reason):
 
 
 @pytest.mark.parametrize(
+    ("config", "reason"),
+    [
+        ({"drop_nsfw_labels": ("NSFW",)}, "nsfw_label"),
+        ({"unsafe_below": 0.5}, "unsafe"),
+        ({"watermark_below": 0.8}, "watermark"),
+        ({"aesthetic_above": 7.0}, "aesthetic"),
+        ({"min_aesthetic": 7.05}, "aesthetic"),
+        ({"languages": ("en",), "language_from": "listed"}, "language"),
+        ({"min_similarity": 0.28, "similarity": "listed_similarity_b32"}, "min_similarity"),
+        ({"min_similarity": 0.28, "similarity": "listed_similarity_l14"}, "min_similarity"),
+    ],
+)
+def test_rules_on_what_came_with_the_list(config, reason):
+    rows = [row(0), row(1), row(2)]
+    null = None if reason == "nsfw_label" else reason  # a row without a number cannot pass; one without a label can
+    assert reasons(rows, OFF.model_copy(update=config), None, LISTED) == [None, reason, null]
+
+
+def test_a_head_counts_before_the_list():
+    heads = {"clip_similarity": float32([1, 1]), "nsfw": float32([0.9, 0.1]), "aesthetic": float32([1, 9])}
+    listed = {"listed_unsafe": [0.0, 0.9], "listed_aesthetic": [9.0, 1.0]}
+    for config in ({"unsafe_below": 0.5}, {"min_aesthetic": 5.0}):
+        kept = reasons([row(0), row(1)], OFF.model_copy(update=config), heads, listed)
+        assert [reason is None for reason in kept] == [False, True]
+
+
+@pytest.mark.parametrize(
+    ("config", "words"),
+    [
+        ({"drop_nsfw_labels": ("NSFW",)}, ["select.drop_nsfw_labels", "listing.layout"]),
+        ({"unsafe_below": 0.5}, ["select.unsafe_below", "score.heads.nsfw"]),
+        ({"aesthetic_above": 0.5}, ["listed_aesthetic", "score.heads.aesthetic"]),
+        ({"min_similarity": 0.3, "similarity": "listed_similarity_l14"}, ["set select.similarity=score"]),
+        ({"top_similarity": 0.3}, ["clip_similarity", "score stage"]),
+        ({"languages": ("en",), "language_from": "listed"}, ["set select.language_from=caption"]),
+        ({"near_duplicate_cosine": 0.9}, ["set score.embeddings=true"]),
+        ({"duplicate_pairs": True}, ["select (duplicate_pair)", "url"]),
+    ],
+)
+def test_a_missing_column_is_named_with_its_remedy(config, words):
+    with pytest.raises(UserError) as caught:
+        reasons([row(0)], OFF.model_copy(update=config))
+    assert all(word in str(caught.value) for word in words), caught.value
+
+
+def test_a_column_that_a_later_shard_lacks_is_null_there():
+    config = OFF.model_copy(update={"unsafe_below": 0.5})
+    written, _ = choose([[row(0)], [row(1)]], config, None, [{"listed_unsafe": [0.1]}, {}])
+    assert [table["keep"].to_pylist() for table in written] == [[True], [False]]
+
+
+@pytest.mark.parametrize(
     ("changes", "config"),
-    [({"width": 64}, {"min_side": 64}), ({"aspect": 3.0}, {}), ({"alpha_share": 0.5}, {}), ({"caption_chars": 5}, {})],
+    [
+        ({"width": 64}, {"min_side": 64}),
+        ({"aspect": 3.0}, {}),
+        ({"alpha_share": 0.5}, {}),
+        ({"alpha_share": 0.7}, {"min_alpha_share": 0.7}),  # not a float32
+        ({"caption_chars": 5}, {}),
+        ({"width": 50}, {"min_area": 4000, "max_area": 4000}),
+        ({"bytes": 10}, {"min_bytes": 10, "max_bytes": 10}),
+    ],
 )
 def test_limits_are_inclusive(changes, config):
     assert reasons([row(0, **changes)], OFF.model_copy(update=config)) == [None]
 
 
+def test_the_size_of_the_file_as_fetched_counts_where_it_is_known():
+    config = OFF.model_copy(update={"min_bytes": 5000})
+    rows = [row(0, bytes=9000), row(1, bytes=10)]
+    written, selection = choose([rows], config, None, [{"original_bytes": [4999, 5000]}])
+    assert written[0]["keep"].to_pylist() == [False, True]
+    said = {step["filter"]: step["reason"] for step in selection.funnel}
+    assert said["file_size"] == "file below 5000 bytes"
+    _, stored = choose([rows], config)
+    assert {"filter": "file_size", "reason": "stored file below 5000 bytes"}.items() <= stored.funnel[2].items()
+
+
 def test_similarity_rules():
     rows = [row(index) for index in range(5)]
-    scores = [0.1, 0.3, None, 0.2, 0.4]
-    kept = [None, "min_similarity"]
-    picked = reasons(rows, OFF, scores, min_similarity=float(np.float32(0.2)))
-    assert picked == [kept[1], None, kept[1], None, None]
+    scores = {"clip_similarity": float32([0.1, 0.3, None, 0.2, 0.4])}
+    picked = reasons(rows, OFF, scores, min_similarity=0.2)
+    assert [reason is None for reason in picked] == [False, True, False, True, True]
     top = OFF.model_copy(update={"top_similarity": 0.5})
     assert [reason is None for reason in reasons(rows, top, scores)] == [False, True, False, True, True]
-    with pytest.raises(UserError, match="nothing is left of 5 rows; min_similarity dropped 5"):
-        reasons(rows, OFF, None, min_similarity=0.1)
+    nothing = {"clip_similarity": float32([None] * 5)}
+    for config, options, rule in ((OFF, {"min_similarity": 0.1}, "min_similarity"), (top, {}, "top_similarity")):
+        with pytest.raises(UserError, match=f"nothing is left of 5 rows; {rule} dropped 5"):
+            reasons(rows, config, nothing, **options)
+
+
+def test_the_clip_section_counts_before_the_rule():
+    scores = {"clip_similarity": float32([0.25])}
+    config = OFF.model_copy(update={"min_similarity": 0.3})
+    assert reasons([row(0)], config, scores, min_similarity=0.2) == [None]
 
 
 def test_funnel_adds_up_and_names_the_reason():
-    rows = [row(0), row(1, aspect=9.0), row(2, caption="click here to buy"), row(3)]
-    _, funnel = select([annotations(rows[:2]), annotations(rows[2:])], None, OFF)
+    rows = [row(0), row(1, aspect=9.0), row(2, caption="click here to buy"), row(3, sha256=row(0)["sha256"])]
+    config = OFF.model_copy(update={"exact_duplicates": True})
+    _, selection = choose([rows[:2], rows[2:]], config)
+    funnel = selection.funnel
     assert [step["in"] for step in funnel][1:] == [step["kept"] for step in funnel][:-1]
-    assert funnel[0]["in"] == 4 and funnel[-1]["kept"] == 2
-    assert [step["filter"] for step in funnel if step["dropped"]] == ["max_aspect", "boilerplate"]
+    assert funnel[0]["in"] == selection.rows == 4 and funnel[-1]["kept"] == selection.kept == 1
+    assert [step["filter"] for step in funnel if step["dropped"]] == ["max_aspect", "boilerplate", "exact_duplicate"]
     assert all(set(step) == {"filter", "in", "dropped", "kept", "reason"} for step in funnel)
+    assert all(step["reason"] for step in funnel if step["dropped"])
+
+
+def test_examples_are_the_first_few_rows_of_each_filter():
+    rows = [row(index, aspect=9.0 if index % 2 else 1.0) for index in range(40)]
+    _, selection = choose([rows[:6], rows[6:]], OFF)
+    found = selection.examples["max_aspect"]
+    keys = [f"{index:09d}" for index in range(1, 2 * EXAMPLES, 2)]
+    assert found == [{"shard": int(int(key) >= 6), "key": key} for key in keys]
+    assert list(selection.examples) == [step["filter"] for step in selection.funnel]
+    assert selection.examples["downloaded"] == []
 
 
 def test_selection_is_row_aligned_over_shards_and_duplicates_are_global():
     first, second = [row(0), row(1)], [row(2, sha256=row(0)["sha256"]), row(3)]
-    selection, _ = select([annotations(first), annotations(second)], None, SelectConfig())
-    assert [table["key"].to_pylist() for table in selection] == [
+    written, _ = choose([first, second], SelectConfig())
+    assert [table["key"].to_pylist() for table in written] == [
         [item["key"] for item in first],
         [item["key"] for item in second],
     ]
-    assert selection[0]["keep"].to_pylist() == [True, True]
-    assert selection[1]["keep"].to_pylist() == [False, True]
+    assert [table["keep"].to_pylist() for table in written] == [[True, True], [False, True]]
+
+
+def test_a_shard_of_which_nothing_is_left_is_written_too():
+    written, selection = choose([[row(0, ok=False)], [row(1)], []], SelectConfig())
+    assert [table["keep"].to_pylist() for table in written] == [[False], [True], []]
+    assert selection.rows == 2
 
 
 def test_a_dropped_first_occurrence_leaves_its_duplicate():
     same = row(0)["sha256"]
     rows = [row(0, aspect=9.0), row(1, sha256=same), row(2, sha256=same)]
     assert reasons(rows, SelectConfig()) == ["max_aspect", None, "exact_duplicate"]
-
-
-def pictured(index, image, **changes):
-    return row(index, phash=perceptual_hash(image), thumbnail=thumbnail(image), **changes)
-
-
-def test_near_duplicates_survive_resize_and_light_but_not_colour():
-    image = picture(5, 120, 120)
-    brighter = np.clip(image * 1.05, 0, 255).astype(np.uint8)
-    other_colours = np.ascontiguousarray(image[..., ::-1])
-    rows = [pictured(0, image), pictured(1, picture(5, 90, 90)), pictured(2, brighter), pictured(3, other_colours)]
-    config = SelectConfig(near_duplicate_bits=16, near_duplicate_colour=8.0)
-    assert reasons(rows, config)[:2] == [None, "near_duplicate"]
-    assert reasons(rows, config)[3] is None
-
-
-def test_a_chain_of_near_duplicates_keeps_what_is_far_from_every_kept_one():
-    thumb = bytes([100] * 192)
-    rows = [row(index, phash=(1 << index * 4) - 1, thumbnail=thumb) for index in range(3)]  # 0, 4 and 8 bits from 0
-    assert reasons(rows, SelectConfig(near_duplicate_bits=4)) == [None, "near_duplicate", None]
-
-
-@settings(max_examples=30, deadline=None)
-@given(st.integers(0, 2**32), st.integers(0, 8))
-def test_candidate_pairs_miss_no_close_pair(seed, distance):
-    rng = np.random.default_rng(seed)
-    hashes = rng.integers(0, 2**64, 30, dtype=np.uint64)
-    flips = np.array([sum(1 << int(bit) for bit in rng.choice(64, distance, False)) for _ in range(30)], np.uint64)
-    hashes = np.concatenate([hashes, hashes ^ flips, hashes[:3]])
-    found = {
-        frozenset(pair) for left, right in candidate_pairs(hashes, distance) for pair in zip(left, right, strict=True)
-    }
-    for i in range(len(hashes)):
-        for j in range(i):
-            if int(hashes[i] ^ hashes[j]).bit_count() <= distance:
-                assert {i, j} in found
-
-
-def test_near_duplicates_stay_fast_where_all_hashes_are_alike():
-    count = 3000
-    table = annotations([row(index, phash=7, thumbnail=bytes([index % 256] * 192)) for index in range(count)])
-    start = time.monotonic()
-    NearDuplicates(4, 0.0).verdict(table)
-    assert time.monotonic() - start < 20
 
 
 @pytest.mark.parametrize(
@@ -181,18 +217,20 @@ def test_not_boilerplate(caption):
 def test_split_goes_by_content():
     rows = [row(index) for index in range(2000)]
     config = OFF.model_copy(update={"validation_fraction": 0.1})
-    splits = select([annotations(rows)], None, config)[0][0]["split"].to_pylist()
+    splits = choose([rows], config)[0][0]["split"].to_pylist()
     assert 0.07 < splits.count("validation") / 2000 < 0.13
-    again = select([annotations(rows[::-1])], None, config)[0][0]["split"].to_pylist()
+    again = choose([rows[::-1]], config)[0][0]["split"].to_pylist()
     assert again == splits[::-1]
-    dropped = select([annotations([row(0), row(1, aspect=9.0)])], None, config)[0][0]
+    dropped = choose([[row(0), row(1, aspect=9.0)]], config)[0][0]
     assert dropped["split"].to_pylist()[1] is None
 
 
-def test_scores_of_other_rows_are_refused():
-    scores = pa.table({"key": ["x"], "clip_similarity": pa.array([0.1], pa.float32())})
-    with pytest.raises(ValueError, match="score the shards again"):
-        select([annotations([row(0)])], [scores], OFF)
+def test_files_of_other_rows_are_refused(tmp_path):
+    config = OFF.model_copy(update={"min_similarity": 0.1})
+    tables = [pa.Table.from_pylist([row(0)], schema=SCHEMA)]
+    scores = [pa.table({"key": ["x"], "clip_similarity": float32([0.1])})]
+    with pytest.raises(ValueError, match="make the scores of this shard again"):
+        select(write_shards(tmp_path, tables, scores), config, lambda place, table: None)
 
 
 def test_filter_quality_against_the_truth():
@@ -201,24 +239,51 @@ def test_filter_quality_against_the_truth():
     truths = [None, ("exact_duplicate", 0), ("extreme_aspect", None), ("tiny", None), None, ("wrong_caption", 0)]
     texts = [json.dumps({"claim": {}, "trouble": item and item[0], "of": item and item[1]}) for item in truths]
     download = pa.table({"key": [item["key"] for item in rows], "truth": texts})
-    selection, _ = select([annotations(rows)], None, SelectConfig())
-    quality = filter_quality([download], selection)
+    written, _ = choose([rows], SelectConfig())
+    quality = filter_quality([download], written)
     assert quality["troubles"]["tiny"] == {"planted": 1, "dropped": 1, "reasons": {"min_side": 1}}
     assert quality["troubles"]["wrong_caption"]["dropped"] == 0
     assert quality["clean"] == {"rows": 2, "dropped": 1, "reasons": {"max_aspect": 1}}
     assert quality["filters"]["max_aspect"] == {"dropped": 2, "right": 1, "precision": 0.5, "recall": 1.0}
     assert quality["filters"]["exact_duplicate"]["recall"] == 1.0
-    assert filter_quality([download.drop(["truth"])], selection) is None
+    assert filter_quality([download.drop(["truth"])], written) is None
 
 
 def test_every_filter_has_its_place():
-    config = SelectConfig(languages=("en",), top_similarity=0.5)
-    assert tuple(rule.name for rule in make_filters(config, 0.1)) == ALL_FILTERS
+    everything = SelectConfig(
+        min_area=1,
+        min_bytes=1,
+        languages=("en",),
+        drop_nsfw_labels=("NSFW",),
+        unsafe_below=0.5,
+        watermark_below=0.5,
+        min_aesthetic=1.0,
+        top_similarity=0.5,
+        duplicate_pairs=True,
+        max_caption_repeats=3,
+        near_duplicate_cosine=0.9,
+    )
+    available = {*SCHEMA.names, *LISTED, "url", "clip_similarity", "clip_embedding"}
+    rules = [*make_filters(everything, available, 0.1), *make_set_filters(everything, available)]
+    assert tuple(rule.name for rule in rules) == ALL_FILTERS
     assert set().union(*TARGETS.values()) <= set(ALL_FILTERS)
 
 
 def test_config_errors():
     with pytest.raises(ValidationError, match="min_caption_chars 50 is above max_caption_chars 20"):
         SelectConfig(min_caption_chars=50, max_caption_chars=20)
+    with pytest.raises(ValidationError, match="min_area 50 is above max_area 20"):
+        SelectConfig(min_area=50, max_area=20)
     with pytest.raises(ValidationError, match="not a regular expression"):
         SelectConfig(boilerplate_patterns=("(",))
+    with pytest.raises(ValidationError, match="set one of them to null"):
+        SelectConfig(min_aesthetic=5.0, aesthetic_above=7.0)
+
+
+def test_a_float32_equal_to_its_limit_is_on_the_limit():
+    # 0.7 as float32 is below 0.7: neither may `below` let it pass nor `at least` drop it.
+    heads = {"clip_similarity": float32([0.7]), "nsfw": float32([0.7])}
+    assert reasons([row(0)], OFF, heads, min_similarity=0.7) == [None]
+    with pytest.raises(UserError, match="unsafe dropped 1"):
+        reasons([row(0)], OFF.model_copy(update={"unsafe_below": 0.7}), heads)
+    assert float(np.float32(0.7)) < 0.7

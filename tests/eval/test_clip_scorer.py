@@ -8,9 +8,11 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
+from torch import nn
 
 from dataprep.schema import UserError, read_table, write_table
 from eval.clip import ClipScorer, check_spec, score_shard
+from eval.heads import Head
 
 
 class Towers:
@@ -57,6 +59,26 @@ def test_scores_are_aligned_with_the_shard(scorer: ClipScorer, tmp_path: Path) -
     assert scores["clip_similarity"].to_pylist() == pytest.approx([1.0, None, 1.0, 0.0])
     with pytest.raises(ValueError, match="no row for image x"):
         score_shard([("x", flat(1, 1, 1))], tmp_path / "d.parquet", tmp_path / "s.parquet", scorer)
+
+
+def test_features_and_heads_are_kept_beside_the_similarity(scorer: ClipScorer, tmp_path: Path) -> None:
+    table = pa.table({"key": ["a", "b", "c"], "caption": ["100", "010", "001"]})
+    write_table(table, tmp_path / "d.parquet", "download")
+    red = nn.Linear(3, 1, bias=False)
+    red.weight.data = torch.tensor([[5.0, 0.0, 0.0]])
+    heads = [Head(nn.Sequential(red), "aesthetic", 3)]
+    images = [("a", flat(9, 0, 0)), ("c", flat(0, 3, 4))]
+    score_shard(iter(images), tmp_path / "d.parquet", tmp_path / "s.parquet", scorer, heads, embeddings=True)
+    scores = read_table(tmp_path / "s.parquet", "scores")
+    assert scores.schema.field("aesthetic").type == pa.float32()
+    assert scores["aesthetic"].to_pylist() == pytest.approx([5.0, None, 0.0])
+    assert scores.schema.field("clip_embedding").type == pa.binary(6)
+    features = [value and np.frombuffer(value, "<f2") for value in scores["clip_embedding"].to_pylist()]
+    assert features[1] is None
+    np.testing.assert_allclose(features[2], [0, 0.6, 0.8], atol=1e-3)
+    score_shard(iter([]), tmp_path / "d.parquet", tmp_path / "none.parquet", scorer, heads, embeddings=True)
+    empty = read_table(tmp_path / "none.parquet", "scores")
+    assert empty.schema == scores.schema and empty["aesthetic"].null_count == 3
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,274 @@
+"""Cost against work: time and memory of listing, annotate, select and near-duplicate search from 10^3 to 10^6 rows.
+
+    python -m benchmarks.data_scaling
+
+Each measurement is a process of its own: CPU-seconds of the work alone, imports left out, and the process's peak
+resident memory. What is worked on is generated before, by another process:
+
+- listing: a Parquet list in LAION's columns to listing shards;
+- annotate: download shards of small pictures (32 x 32, a pool of 64 of them) with English, Chinese and German captions.
+  Up to 10^5 rows: a shard at a time by construction, and a million pictures would take most of the benchmark's time;
+- select: annotations and scores through every default rule, repeated captions, exact and near duplicates, and the top
+  80% by similarity: of the rows 5% repeat an earlier picture, exactly or nearly;
+- dedup: the near-duplicate search of select alone, over 64-bit hashes and thumbnails already on disk.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from benchmarks.result import claim, write
+
+SIZES = (1_000, 10_000, 100_000, 1_000_000)
+ANNOTATED = SIZES[:-1]
+REPEATS = {1_000: 2, 10_000: 2, 100_000: 1, 1_000_000: 1}
+SHARD = 5_000
+PHASES = ("listing", "select", "dedup", "annotate")
+LINEAR, FLAT = 1.5, 1.3  # the targets
+
+
+def captions(count: int, first: int) -> list[str]:
+    """Captions of three languages; a tenth of them recur."""
+    forms = (
+        "a photo of a red house number {} by the lake",
+        "湖边的红色房子第{}号的照片",
+        "ein rotes Haus Nummer {} am See",
+    )
+    return [forms[index % 3].format(index // 10 if index % 10 == 0 else index) for index in range(first, first + count)]
+
+
+def make_list(folder: Path, rows: int) -> None:
+    """A Parquet list in LAION's columns."""
+    import numpy as np
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    rng, writer = np.random.default_rng(0), None
+    for start in range(0, rows, SHARD):
+        count = min(SHARD, rows - start)
+        numbers = {name: rng.random(count) for name in ("similarity", "punsafe", "pwatermark")}
+        urls = [f"http://images{index % 97}.example/{index:09d}.jpg" for index in range(start, start + count)]
+        table = pa.table({"URL": urls, "TEXT": captions(count, start)} | numbers)
+        writer = writer or pq.ParquetWriter(folder / "list.parquet", table.schema)
+        writer.write_table(table)
+    assert writer is not None
+    writer.close()
+
+
+def make_downloads(folder: Path, rows: int) -> None:
+    """Download shards whose pictures come from a small pool."""
+    import io
+    import tarfile
+
+    import cv2
+    import numpy as np
+    import pyarrow as pa
+
+    from dataprep.schema import write_table
+
+    rng = np.random.default_rng(0)
+    pool = [cv2.imencode(".png", rng.integers(0, 256, (32, 32, 3), dtype=np.uint8))[1].tobytes() for _ in range(64)]
+    for shard, start in enumerate(range(0, rows, SHARD)):
+        count = min(SHARD, rows - start)
+        keys = [f"{index:09d}" for index in range(start, start + count)]
+        with tarfile.open(folder / f"{shard:05d}.tar", "w") as tar:
+            for index, key in enumerate(keys):
+                member = tarfile.TarInfo(f"{key}.png")
+                member.size = len(pool[index % 64])
+                tar.addfile(member, io.BytesIO(pool[index % 64]))
+        columns = {
+            "key": keys,
+            "caption": captions(count, start),
+            "status": ["success"] * count,
+            "sha256": ["0"] * count,
+        }
+        sizes = {name: pa.array([32] * count, pa.int32()) for name in ("original_width", "original_height")}
+        write_table(pa.table(columns | sizes), folder / f"{shard:05d}.parquet", "download")
+
+
+def pictures(rng: Any, count: int) -> tuple[Any, Any]:
+    """Hashes and thumbnails of which 5% nearly repeat another of the block, and half of these exactly."""
+    import numpy as np
+
+    hash_N = rng.integers(0, 2**64, count, dtype=np.uint64)
+    thumbnail_ND = rng.integers(0, 256, (count, 192), dtype=np.uint8)
+    later_P = np.arange(10, count, 20)
+    earlier_P = later_P - rng.integers(1, 10, len(later_P))
+    bit_P = np.where(rng.random(len(later_P)) < 0.5, 0, rng.integers(0, 2**64, len(later_P), dtype=np.uint64))
+    hash_N[later_P] = hash_N[earlier_P] ^ (np.uint64(1) << (bit_P.astype(np.uint64) % np.uint64(64)))
+    thumbnail_ND[later_P] = thumbnail_ND[earlier_P]
+    return hash_N, thumbnail_ND
+
+
+def make_annotations(folder: Path, rows: int) -> None:
+    """Annotations and scores."""
+    import hashlib
+
+    import numpy as np
+    import pyarrow as pa
+
+    from dataprep.annotate import SCHEMA, alpha_share, count_words
+    from dataprep.schema import write_table
+
+    rng = np.random.default_rng(0)
+    for shard, start in enumerate(range(0, rows, SHARD)):
+        count = min(SHARD, rows - start)
+        hash_N, thumbnail_ND = pictures(rng, count)
+        texts, side = captions(count, start), rng.integers(50, 500, (count, 2))
+        columns = {
+            "key": [f"{index:09d}" for index in range(start, start + count)],
+            "ok": rng.random(count) < 0.95,
+            "width": side[:, 0],
+            "height": side[:, 1],
+            "aspect": side.max(axis=1) / side.min(axis=1),
+            "bytes": rng.integers(1_000, 90_000, count),
+            "sha256": [hashlib.sha256(value.tobytes()).hexdigest() for value in hash_N],
+            "phash": hash_N,
+            "thumbnail": [value.tobytes() for value in thumbnail_ND],
+            "caption": texts,
+            "caption_chars": [len(text) for text in texts],
+            "caption_words": [count_words(text) for text in texts],
+            "alpha_share": [alpha_share(text) for text in texts],
+            "language": ["en"] * count,
+            "language_confidence": [0.9] * count,
+        }
+        arrays = [pa.array(columns[field.name]).cast(field.type) for field in SCHEMA]
+        write_table(pa.table(arrays, schema=SCHEMA), folder / f"a{shard:05d}.parquet", "annotations")
+        scores = {"key": columns["key"], "clip_similarity": pa.array(rng.random(count), pa.float32())}
+        write_table(pa.table(scores), folder / f"s{shard:05d}.parquet", "scores")
+
+
+def make_hashes(folder: Path, rows: int) -> None:
+    """Hashes and thumbnails as plain files."""
+    import numpy as np
+
+    rng = np.random.default_rng(0)
+    with open(folder / "hash", "wb") as hashes, open(folder / "thumbnail", "wb") as thumbnails:
+        for start in range(0, rows, SHARD):
+            hash_N, thumbnail_ND = pictures(rng, min(SHARD, rows - start))
+            hashes.write(hash_N.tobytes())
+            thumbnails.write(thumbnail_ND.tobytes())
+
+
+def run_listing(folder: Path, rows: int) -> dict[str, Any]:
+    """The stage's work."""
+    from dataprep.sources import ListingConfig, write_listing
+
+    config = ListingConfig(source="table", path=str(folder / "list.parquet"), rows_per_shard=SHARD)
+    with tempfile.TemporaryDirectory(dir=folder) as out:
+        return measured(lambda: write_listing(config, 0, out))
+
+
+def run_annotate(folder: Path, rows: int) -> dict[str, Any]:
+    """The stage's work, one shard after the other."""
+    from dataprep.annotate import AnnotateConfig, annotate_shard
+
+    def work() -> dict[str, int]:
+        for tar in sorted(folder.glob("*.tar")):
+            annotate_shard(tar, tar.with_suffix(".parquet"), folder / "out", AnnotateConfig())
+        return {"rows": rows}
+
+    return measured(work)
+
+
+def run_select(folder: Path, rows: int) -> dict[str, Any]:
+    """The stage's work; selection tables are written as the stage does."""
+    from dataprep.rules import SelectConfig
+    from dataprep.schema import write_table
+    from dataprep.select import PairShard, select
+
+    files = sorted(folder.glob("a*.parquet"))
+    shards = [PairShard(str(path), str(path.with_name("s" + path.name[1:]))) for path in files]
+    config = SelectConfig(top_similarity=0.8, max_caption_repeats=1)
+
+    def work() -> dict[str, int]:
+        done = select(shards, config, lambda place, table: write_table(table, folder / "out", "selection"))
+        return {"kept": done.kept}
+
+    return measured(work)
+
+
+def run_dedup(folder: Path, rows: int) -> dict[str, Any]:
+    """The search over what was spilled."""
+    import numpy as np
+
+    from dataprep.filters.near import NearDuplicates
+    from dataprep.rules import SelectConfig
+    from dataprep.spill import Spill
+
+    config = SelectConfig()
+    assert config.near_duplicate_bits is not None
+    with tempfile.TemporaryDirectory(dir=folder) as scratch, Spill(scratch) as spill:
+        for start in range(0, rows, SHARD):
+            count = min(SHARD, rows - start)
+            spill.append("phash", np.fromfile(folder / "hash", np.uint64, count, offset=start * 8))
+            thumbnail = np.fromfile(folder / "thumbnail", np.uint8, count * 192, offset=start * 192)
+            spill.append("thumbnail", thumbnail.reshape(count, 64, 3))
+        left_M = np.ones(rows, bool)
+        rule = NearDuplicates(config.near_duplicate_bits, config.near_duplicate_colour)
+        found = measured(lambda: rule.drop(spill, left_M))
+    return found | {"kept": int(left_M.sum())}
+
+
+def measured(work: Any) -> dict[str, Any]:
+    """CPU-seconds of ``work`` and the peak memory of the process, with what it counted."""
+    start = time.process_time()
+    counters = work()
+    seconds = time.process_time() - start
+    status = Path("/proc/self/status").read_text().splitlines()
+    peak = next(int(line.split()[1]) for line in status if line.startswith("VmHWM"))
+    return {"cpu_seconds": seconds, "peak_mb": peak / 1024} | (counters or {})
+
+
+MAKE = {"listing": make_list, "annotate": make_downloads, "select": make_annotations, "dedup": make_hashes}
+RUN = {"listing": run_listing, "annotate": run_annotate, "select": run_select, "dedup": run_dedup}
+
+
+def in_process(job: str, phase: str, rows: int, folder: str) -> str:
+    """Runs this script for one job; its last line."""
+    command = [sys.executable, "-m", "benchmarks.data_scaling", job, phase, str(rows), folder]
+    return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
+
+
+def main() -> None:
+    """Measures every phase at every size, writes the result and prints its claims."""
+    found: list[dict[str, Any]] = []
+    for phase in PHASES:
+        for rows in ANNOTATED if phase == "annotate" else SIZES:
+            with tempfile.TemporaryDirectory(prefix="imagen-ray-scaling-") as folder:
+                in_process("make", phase, rows, folder)
+                runs = [json.loads(in_process("run", phase, rows, folder)) for _ in range(REPEATS[rows])]
+            seconds, peak = median(run["cpu_seconds"] for run in runs), max(run["peak_mb"] for run in runs)
+            row = {"phase": phase, "rows": rows, "cpu_seconds": round(seconds, 3), "peak_mb": round(peak, 1)}
+            row |= {"microseconds_a_row": round(seconds / rows * 1e6, 2), "runs": REPEATS[rows]}
+            row |= {name: runs[0][name] for name in ("kept",) if name in runs[0]}
+            found.append(row)
+            print(row, flush=True)
+    claims = []
+    for phase in PHASES:
+        sizes = {row["rows"]: row for row in found if row["phase"] == phase}
+        large, small = sizes.pop(max(sizes)), sizes[10_000]
+        # Small sizes carry the start-up: a row is cheapest at a middle one, which is what the largest has to meet.
+        least = min(row["microseconds_a_row"] for row in sizes.values())
+        slower, name = large["microseconds_a_row"] / least, f"{phase}, {large['rows']:,} rows"
+        larger = large["peak_mb"] / small["peak_mb"]
+        claims.append(claim(f"{name} to the best smaller size: CPU time a row", slower, "ratio", LINEAR, at_most=True))
+        claims.append(claim(f"{name} to 10,000: peak memory", larger, "ratio", FLAT, at_most=True))
+    write("data_scaling", found, claims, ("numpy", "pyarrow", "py3langid", "ImageHash"))
+
+
+if __name__ == "__main__":
+    if len(sys.argv) == 1:
+        main()
+    else:
+        job, phase, rows, folder = sys.argv[1:]
+        result = (MAKE if job == "make" else RUN)[phase](Path(folder), int(rows))
+        if result is not None:
+            print(json.dumps(result))

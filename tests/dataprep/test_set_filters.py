@@ -1,0 +1,212 @@
+"""Rules over all rows together, each against the straightforward way that it must agree with."""
+
+from __future__ import annotations
+
+import hashlib
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from picture_fakes import picture
+from select_fakes import choose, reasons, row, stays
+
+from dataprep.annotate import perceptual_hash, thumbnail
+from dataprep.filters import near, repeated
+from dataprep.filters.hamming import HashIndex, plan_bands
+from dataprep.filters.near import EmbeddingDuplicates, NearDuplicates, thumbnail_distance
+from dataprep.filters.repeated import exact_duplicates, repeated_captions
+from dataprep.filters.similarity import TopSimilarity
+from dataprep.rules import SelectConfig
+from dataprep.spill import Spill
+
+OFF = SelectConfig(min_side=0, near_duplicate_bits=None, exact_duplicates=False)
+
+
+def hashes_with_near_ones(seed: int, count: int, most: int) -> tuple[np.ndarray, np.ndarray]:
+    """Hashes and thumbnails of which half are small changes of an earlier one, some of one that is one already."""
+    rng = np.random.default_rng(seed)
+    hash_N = rng.integers(0, 2**64, count, dtype=np.uint64)
+    thumbnail_NDC = rng.integers(0, 256, (count, 64, 3), dtype=np.uint8)
+    for later in np.flatnonzero(rng.random(count) < 0.5):
+        earlier = rng.integers(0, later + 1)
+        changed = rng.choice(64, rng.integers(0, most + 1), False)
+        hash_N[later] = hash_N[earlier] ^ np.uint64(sum(1 << int(bit) for bit in changed))
+        shake = rng.integers(-4, 5, (64, 3))
+        thumbnail_NDC[later] = np.clip(thumbnail_NDC[earlier].astype(int) + shake, 0, 255)
+    return hash_N, thumbnail_NDC
+
+
+def brute_force(hash_N: np.ndarray, thumbnail_NDC: np.ndarray, distance: int, colour: float) -> np.ndarray:
+    kept: list[int] = []
+    for row_ in range(len(hash_N)):
+        before = [other for other in kept if int(hash_N[other] ^ hash_N[row_]).bit_count() <= distance]
+        pairs = thumbnail_NDC[[row_] * len(before)], thumbnail_NDC[before]
+        if not (thumbnail_distance(*pairs) <= colour).any():
+            kept.append(row_)
+    keep = np.zeros(len(hash_N), bool)
+    keep[kept] = True
+    return keep
+
+
+@pytest.mark.parametrize("distance", [0, 1, 3, 6, 11, 16])
+def test_near_duplicates_are_those_of_brute_force(distance, monkeypatch):
+    # Small blocks and indexes, so that a thousand rows fill each, and full ones are left behind.
+    small = {"BLOCK": 25, "WINDOW": 100, "NEWEST_ROWS": 30, "MIDDLE_ROWS": 60, "INDEX_ROWS": 240}
+    for name, rows in small.items():
+        monkeypatch.setattr(near, name, rows)
+    hash_N, thumbnail_NDC = hashes_with_near_ones(distance, 1000, distance + 2)
+    left_M = stays(NearDuplicates(distance, 4.0), phash=hash_N, thumbnail=thumbnail_NDC)
+    expected = brute_force(hash_N, thumbnail_NDC, distance, 4.0)
+    assert 0.5 < expected.mean() < 0.98
+    np.testing.assert_array_equal(left_M, expected)
+
+
+def test_rows_that_went_before_do_not_count(monkeypatch):
+    monkeypatch.setattr(near, "BLOCK", 16)
+    hash_N, thumbnail_NDC = hashes_with_near_ones(3, 300, 6)
+    before_M = np.random.default_rng(0).random(300) < 0.7
+    left_M = stays(NearDuplicates(4, 4.0), before_M, phash=hash_N, thumbnail=thumbnail_NDC)
+    assert not left_M[~before_M].any()
+    np.testing.assert_array_equal(left_M[before_M], brute_force(hash_N[before_M], thumbnail_NDC[before_M], 4, 4.0))
+
+
+def test_a_heap_of_one_hash_keeps_a_picture_of_each_colour():
+    count = 5000
+    colour_N = np.random.default_rng(0).integers(0, 3, count)
+    thumbnail_NDC = np.zeros((count, 64, 3), np.uint8)
+    thumbnail_NDC[np.arange(count), :, colour_N] = 200
+    left_M = stays(NearDuplicates(4, 0.0), phash=np.full(count, 7, np.uint64), thumbnail=thumbnail_NDC)
+    assert sorted(np.flatnonzero(left_M)) == sorted(int(np.argmax(colour_N == colour)) for colour in range(3))
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(0, 2**32), st.integers(0, 16), st.sampled_from([10, 1000, 1 << 16, 1 << 20]))
+def test_an_index_finds_every_close_pair_and_no_other(seed, distance, rows):
+    rng = np.random.default_rng(seed)
+    if distance > 9 and rows > 1000:
+        rows = 1000  # the same search, with fewer probes
+    hash_N = rng.integers(0, 2**64, 40, dtype=np.uint64)
+    flips = [sum(1 << int(bit) for bit in rng.choice(64, distance, False)) for _ in range(40)]
+    hash_Q = np.concatenate([hash_N ^ np.array(flips, np.uint64), hash_N[:3]])
+    index = HashIndex(hash_N, distance, rows)
+    pieces = list(index.pairs(hash_Q, np.ones(len(hash_Q), bool)))
+    found = {pair for query, row_ in pieces for pair in zip(query.tolist(), row_.tolist(), strict=True)}
+    difference_QN = np.bitwise_count(hash_Q[:, None] ^ hash_N)
+    assert found == set(zip(*(axis.tolist() for axis in np.nonzero(difference_QN <= distance)), strict=True))
+
+
+@pytest.mark.parametrize("distance", range(17))
+def test_the_bands_leave_no_room_for_a_close_pair_beyond_them_all(distance):
+    for rows in (1, 1 << 10, 1 << 16, 1 << 20):
+        bands = plan_bands(distance, rows)
+        radii = [int(np.bitwise_count(band.masks).max()) for band in bands]
+        everything = any(radius == band.bits for radius, band in zip(radii, bands, strict=True))
+        assert everything or sum(radius + 1 for radius in radii) > distance
+        used = [bit for band in bands for bit in range(band.shift, band.shift + band.bits)]
+        assert len(used) == len(set(used)) and max(used) < 64
+
+
+def pictured(index, image, **changes):
+    return row(index, phash=perceptual_hash(image), thumbnail=thumbnail(image), **changes)
+
+
+def test_near_duplicates_survive_resize_and_light_but_not_colour():
+    image = picture(5, 120, 120)
+    brighter = np.clip(image * 1.05, 0, 255).astype(np.uint8)
+    other_colours = np.ascontiguousarray(image[..., ::-1])
+    rows = [pictured(0, image), pictured(1, picture(5, 90, 90)), pictured(2, brighter), pictured(3, other_colours)]
+    config = SelectConfig(near_duplicate_bits=16, near_duplicate_colour=8.0)
+    assert reasons(rows, config)[:2] == [None, "near_duplicate"]
+    assert reasons(rows, config)[3] is None
+
+
+def test_a_chain_of_near_duplicates_keeps_what_is_far_from_every_kept_one():
+    thumb = bytes([100] * 192)
+    rows = [row(index, phash=(1 << index * 4) - 1, thumbnail=thumb) for index in range(3)]  # 0, 4 and 8 bits from 0
+    assert reasons(rows, SelectConfig(near_duplicate_bits=4)) == [None, "near_duplicate", None]
+
+
+@pytest.mark.parametrize("bucket_rows", [10, 1 << 16])
+def test_repeats_are_counted_in_order(bucket_rows, monkeypatch):
+    monkeypatch.setattr(repeated, "BUCKET_ROWS", bucket_rows)
+    monkeypatch.setattr(repeated, "BLOCK", 64)
+    rng = np.random.default_rng(1)
+    values = rng.integers(0, 300, 2000)
+    digests = np.frombuffer(b"".join(hashlib.md5(bytes([v % 256, v // 256])).digest() for v in values), np.uint8)
+    before_M = rng.random(2000) < 0.9
+    for rule in (exact_duplicates(), repeated_captions(3)):
+        left_M = stays(rule, before_M, **{rule.name: digests.reshape(-1, 16)})
+        seen: dict[int, int] = {}
+        for index, value in enumerate(values):
+            seen[value] = seen.get(value, 0) + int(before_M[index])
+            assert left_M[index] == (before_M[index] and seen[value] <= rule.most)
+
+
+def test_repeated_captions_and_pairs():
+    captions = ["A red  cat", "a red cat ", "a blue cat", "a red cat"]
+    rows = [row(index, caption=caption) for index, caption in enumerate(captions)]
+    twice = OFF.model_copy(update={"max_caption_repeats": 2})
+    assert reasons(rows, twice) == [None, None, None, "repeated_caption"]
+    pairs = OFF.model_copy(update={"duplicate_pairs": True})
+    rows = [row(index, caption=caption) for index, caption in enumerate(["ab", "b", "ab", "ab"])]
+    urls = {"url": ["http://x", "http://xa", "http://x", "http://y"]}
+    assert reasons(rows, pairs.model_copy(update={"min_caption_chars": 0}), None, urls) == [
+        *(None, None, "duplicate_pair", None)
+    ]
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    st.lists(st.one_of(st.floats(allow_nan=False), st.sampled_from([0.0, -0.0, 0.25, float("nan")])), min_size=1),
+    st.floats(0.01, 1),
+)
+def test_the_top_fraction_is_that_of_a_sort(values, fraction):
+    value_N = np.array(values)
+    left_M = stays(TopSimilarity(fraction), similarity=value_N)
+    known = -np.sort(-value_N[~np.isnan(value_N)])
+    if len(known):
+        expected = value_N >= known[min(int(len(known) * fraction), len(known) - 1)]
+    else:
+        expected = np.zeros(len(values), bool)
+    np.testing.assert_array_equal(left_M, expected)
+
+
+def test_near_duplicates_by_embedding_are_those_of_brute_force(monkeypatch):
+    monkeypatch.setattr(near, "FEATURE_ROWS", 32)
+    rng = np.random.default_rng(2)
+    feature_ND = rng.normal(size=(400, 24))
+    for later in range(1, 400, 2):
+        feature_ND[later] = feature_ND[rng.integers(0, later)] + 0.12 * rng.normal(size=24)
+    feature_ND = (feature_ND / np.linalg.norm(feature_ND, axis=1, keepdims=True)).astype("<f2")
+    wide_ND = feature_ND.astype(np.float64)
+    wide_ND /= np.linalg.norm(wide_ND, axis=1, keepdims=True)
+    kept: list[int] = []
+    for row_ in range(400):
+        if not kept or (wide_ND[kept] @ wide_ND[row_]).max() < 0.97:
+            kept.append(row_)
+    assert 200 < len(kept) < 390
+    left_M = stays(EmbeddingDuplicates(0.97), clip_embedding=feature_ND)
+    assert np.flatnonzero(left_M).tolist() == kept
+
+
+def test_embedding_duplicates_read_the_scores(tmp_path):
+    import pyarrow as pa
+
+    vectors = [np.eye(4, dtype="<f2")[index].tobytes() for index in (0, 1, 0)]
+    scores = {"clip_similarity": [1.0] * 3, "clip_embedding": pa.array(vectors, pa.binary(8))}
+    config = OFF.model_copy(update={"near_duplicate_cosine": 0.9})
+    written, _ = choose([[row(0), row(1), row(2)]], config, [scores])
+    assert written[0]["keep"].to_pylist() == [True, True, False]
+
+
+def test_a_spilled_column_gives_back_what_it_took(tmp_path):
+    values = np.arange(60, dtype=np.int32).reshape(30, 2)
+    with Spill(tmp_path) as spill:
+        for start in range(0, 30, 7):
+            spill.append("pairs", values[start : start + 7])
+        np.testing.assert_array_equal(spill.read("pairs", 3, 99), values[3:])
+        for index in ([5], [29, 0, 29, 3], [4, 5, 6, 5]):
+            np.testing.assert_array_equal(spill.take("pairs", np.array(index)), values[index])
+        with pytest.raises(ValueError, match="where the column is int32"):
+            spill.append("pairs", values.astype(np.int64))
