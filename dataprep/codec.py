@@ -9,7 +9,10 @@ from typing import Any
 
 import numpy as np
 
-STORED = {"float16": np.dtype("<f2"), "int8": np.dtype(np.int8)}  # codec -> the type of a stored value
+STORED: dict[str, np.dtype[Any]] = {
+    "float16": np.dtype("<f2"),
+    "int8": np.dtype(np.int8),
+}  # codec -> the type of a stored value
 CODECS = tuple(STORED)
 SCALE = np.dtype("<f4")
 FLOAT16_MAX = float(np.finfo(np.float16).max)
@@ -71,7 +74,7 @@ def stored_views(data: Any, scale: Any, dim: int, codec: str) -> tuple[np.ndarra
 
 
 def encode(values_TD: np.ndarray, codec: str) -> tuple[bytes, bytes | None]:
-    """What a row of an embeddings file holds for one caption: `quantise`'s arrays as bytes, row by row, little-endian."""
+    """What a row of an embeddings file holds for a caption: `quantise`'s arrays as bytes, row by row, little-endian."""
     stored_TD, scale_T = quantise(values_TD, codec)
     return stored_TD.tobytes(), None if scale_T is None else scale_T.tobytes()
 

@@ -43,7 +43,9 @@ class EmbedConfig(Config):
     compression: Literal["none", "zstd"] = Field(default="zstd", description="of the stored values")
     zstd_level: int = Field(default=1, ge=1, le=19, description="level of zstd; more is hardly smaller")
     max_length: int = Field(
-        default=256, ge=2, description="tokens of a caption (Imagen: 256) or as many as the model reads; the rest is cut"
+        default=256,
+        ge=2,
+        description="tokens of a caption (Imagen: 256) or as many as the model reads; the rest is cut",
     )
     dtype: Literal["float32", "bfloat16", "float16"] = Field(
         default="float32", description="of the encoder; float16 not for T5"

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from dataprep.schema import UserError
 from train.order import Order, SampleRandom, sample_seed
-from train.parts import Part, Text, decode_pixels
+from train.parts import Part, decode_pixels
 from train.prefetch import Prefetch
 from train.reader import CorruptDataError, LoaderConfig, Reader
 
@@ -122,25 +122,25 @@ class Loader(Stream):
 
     def gather(self, rows: np.ndarray, positions: np.ndarray) -> Batch:
         batch: Batch = {name: np.empty((len(rows), *self._shape(name)), dtype=np.uint8) for name in self.columns}
-        numbers = self.order.group_of(rows)
-        futures = self.parts.enter(np.unique(numbers), positions)
-        samples: list[tuple[Part, int]] = []
-        for at, (row, number) in enumerate(zip(rows.tolist(), numbers.tolist(), strict=True)):
+        groups = self.order.group_of(rows)
+        futures = self.parts.enter(np.unique(groups), positions)
+        found: list[tuple[Part, int]] = []
+        for at, (row, group) in enumerate(zip(rows.tolist(), groups.tolist(), strict=True)):
             try:
-                part = futures[number].result()
-                index = int(part.kept[row - self.order.first[number]])
+                part = futures[group].result()
+                index = int(part.kept[row - self.order.first[group]])
                 self._put_pixels(batch, at, part, index, int(positions[at]))
             except CorruptDataError as error:
                 part, index = self._another(error, batch, at, int(positions[at]))
-            samples.append((part, index))
+            found.append((part, index))
         for name in self.columns:
             batch[name] = torch.from_numpy(batch[name])
-        chosen = [self._caption(part, index, position) for (part, index), position in zip(samples, positions, strict=True)]
-        batch["key"] = [part.keys[index] for part, index in samples]
-        batch["caption"] = [part.captions[index][n] for (part, index), n in zip(samples, chosen, strict=True)]
+        drawn = [self._draw(part, int(position)) for (part, _), position in zip(found, positions, strict=True)]
+        batch["key"] = [part.keys[index] for part, index in found]
+        batch["caption"] = [part.captions[index][n] for (part, index), n in zip(found, drawn, strict=True)]
         if self.with_text:
-            found = [(part.text, index * len(part.captions[index]) + n) for (part, index), n in zip(samples, chosen)]
-            batch["text_BLD"], batch["text_mask_BL"] = padded_text(found)
+            texts = [(part, index * part.times + n) for (part, index), n in zip(found, drawn, strict=True)]
+            batch["text_BLD"], batch["text_mask_BL"] = padded_text(texts)
         return batch
 
     def _shape(self, name: str) -> tuple[int, int, int]:
@@ -171,7 +171,7 @@ class Loader(Stream):
         return float(top / smallest), float(left / smallest)
 
     def _another(self, error: CorruptDataError, batch: Batch, at: int, position: int) -> tuple[Part, int]:
-        """The next row of the window that can be read, put in place ``at``; raises ``error`` where the config says so."""
+        """The next row of the window that can be read, in place ``at``; raises ``error`` where the config says so."""
         for row in self.order.others(position):
             if not self.skip:
                 raise error
@@ -188,18 +188,21 @@ class Loader(Stream):
                 error = next_error
         raise error
 
-    def _caption(self, part: Part, index: int, position: int) -> int:
-        """Which of its captions a row has in this epoch."""
-        count = len(part.captions[index])
-        return sample_seed(self.seed, 0, int(position), "caption") % count if count > 1 else 0
+    def _draw(self, part: Part, position: int) -> int:
+        """Which of its captions the row at a position has there."""
+        return sample_seed(self.seed, 0, position, "caption") % part.times if part.times > 1 else 0
 
 
-def padded_text(rows: Sequence[tuple[Text, int]]) -> tuple[Tensor, Tensor]:
-    """``text_BLD`` float32, zero-padded to the longest (at least 1 token), and ``text_mask_BL`` bool."""
-    lengths = [int(text.starts[row + 1] - text.starts[row]) for text, row in rows]
+def padded_text(rows: Sequence[tuple[Part, int]]) -> tuple[Tensor, Tensor]:
+    """``text_BLD`` float32, zero-padded to the longest (at least 1 token), and ``text_mask_BL`` bool.
+
+    ``rows`` are parts that have a text, and the numbers of rows in it.
+    """
+    texts = [(part.text, row) for part, row in rows if part.text is not None]
+    lengths = [int(text.starts[row + 1] - text.starts[row]) for text, row in texts]
     longest = max(1, *lengths)
-    text_BLD = np.empty((len(rows), longest, rows[0][0].values_TD.shape[1]), dtype=np.float32)
-    for text_LD, (text, row), length in zip(text_BLD, rows, lengths, strict=True):
+    text_BLD = np.empty((len(rows), longest, texts[0][0].values_TD.shape[1]), dtype=np.float32)
+    for text_LD, (text, row), length in zip(text_BLD, texts, lengths, strict=True):
         text.copy(row, text_LD[:length])
         text_LD[length:] = 0
     mask_BL = np.arange(longest) < np.array(lengths)[:, None]

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -49,7 +50,8 @@ class SampleRandom:
         return out
 
 
-class Window(NamedTuple):
+@dataclass(frozen=True)
+class Window:
     """The ``index``-th window of an epoch."""
 
     epoch: int

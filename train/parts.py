@@ -5,7 +5,6 @@ Legend: T tokens of all rows of a part, L tokens of one row, D channels.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import cv2
@@ -46,9 +45,7 @@ class Text:
     def copy(self, row: int, out_LD: np.ndarray) -> None:
         """Decodes ``row`` into the float32 ``out_LD`` of its shape."""
         start, stop = self.starts[row], self.starts[row + 1]
-        dequantise(
-            self.values_TD[start:stop], None if self.scale_T is None else self.scale_T[start:stop], out_LD
-        )
+        dequantise(self.values_TD[start:stop], None if self.scale_T is None else self.scale_T[start:stop], out_LD)
 
 
 @dataclass(frozen=True)
@@ -60,7 +57,8 @@ class Part:
     keys: list[str]
     captions: list[list[str]]  # all captions of a row
     pixels: dict[str, Pixels]
-    text: Text | None  # with k captions a row, row r's c-th is at r * k + c
+    times: int  # captions of a row
+    text: Text | None  # row r's n-th caption is at r * times + n
 
 
 def make_part(
@@ -72,15 +70,18 @@ def make_part(
     """
     keys = pack.column("key").to_pylist()
     listed = "captions" in pack.column_names
-    captions = pack.column("captions").to_pylist() if listed else [[text] for text in pack.column("caption").to_pylist()]
+    captions = pack.column("captions" if listed else "caption").to_pylist()
+    captions = captions if listed else [[caption] for caption in captions]
+    times = len(captions[0])
+    if any(len(several) != times for several in captions):
+        raise ValueError("its rows do not have equally many captions")
     pixels = {column: _pixels(pack.column(column).chunk(0), *what) for column, what in encodings.items()}
     text = None
     if embed is not None:
-        times = embed.num_rows // len(keys)
-        if embed.num_rows % len(keys) or embed.column("key").to_pylist() != [key for key in keys for _ in range(times)]:
+        if embed.column("key").to_pylist() != [key for key in keys for _ in range(times)]:
             raise UserError(f"{name}: embeddings and pack do not have the same rows in the same order; run embed again")
         text = _text(embed)
-    return Part(name, kept, keys, captions, pixels, text)
+    return Part(name, kept, keys, captions, pixels, times, text)
 
 
 def _pixels(array: pa.Array, encoding: str, size: int) -> Pixels:
@@ -107,7 +108,9 @@ def _text(table: pa.Table) -> Text:
         scale = scale_bytes[scale_starts[0] : scale_starts[-1]]
     values_TD, scale_T = stored_views(data[data_starts[0] : data_starts[-1]], scale, dim, codec)
     token_bytes = values_TD.itemsize * dim
-    if (first["codec"], first["dim"]) != (codec, dim) or not np.array_equal(np.diff(data_starts), lengths * token_bytes):
+    if (first["codec"], first["dim"]) != (codec, dim) or not np.array_equal(
+        np.diff(data_starts), lengths * token_bytes
+    ):
         raise ValueError("the embeddings' bytes do not have the lengths that their rows say")
     return Text(values_TD, scale_T, np.concatenate([[0], np.cumsum(lengths)]))
 
@@ -122,7 +125,7 @@ def binary_views(array: pa.Array) -> tuple[np.ndarray, np.ndarray]:
     return starts, np.frombuffer(data, np.uint8) if data is not None else np.empty(0, np.uint8)
 
 
-def decode_pixels(data: Sequence[int] | np.ndarray | bytes, encoding: str, size: int) -> np.ndarray:
+def decode_pixels(data: np.ndarray | bytes, encoding: str, size: int) -> np.ndarray:
     """One stored image as uint8 RGB (size, size, 3). Raises ValueError where the bytes are not such an image."""
     values = np.frombuffer(data, dtype=np.uint8)
     if encoding == RAW:

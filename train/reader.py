@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Literal
 
 import numpy as np
 import pyarrow as pa
@@ -52,7 +52,8 @@ class CorruptDataError(RuntimeError):
         )
 
 
-class Group(NamedTuple):
+@dataclass(frozen=True)
+class Group:
     """Where a row group is: the number of its pack shard, and its own number in there."""
 
     shard: int
@@ -70,7 +71,7 @@ class Shard:
     kept_rows: np.ndarray  # int64 (groups,)
     splits: tuple[str, ...]
     encodings: dict[str, tuple[str, int]]  # pixel column -> (encoding, size)
-    captions: int  # of a row
+    listed: bool  # whether a row has several captions
     bytes: int  # stored in the columns that are read, uncompressed
 
     def kept_of(self, group: int) -> np.ndarray:
@@ -106,7 +107,7 @@ class Reader:
         self.versions: dict[str, str] = {}  # of remote files, so that the cache does not mix two of one name
         with ThreadPoolExecutor(self.threads) as pool:
             pairs = [(path, embed_paths[at] if embed_paths else None) for at, path in enumerate(pack_paths)]
-            self.shards = list(pool.map(lambda pair: open_shard(*pair, self.columns, split), pairs))
+            self.shards = list(pool.map(lambda pair: open_shard(pair[0], pair[1], self.columns, split), pairs))
         self.groups = [
             Group(number, int(index))
             for number, shard in enumerate(self.shards)
@@ -131,7 +132,7 @@ class Reader:
         shard = self.shards[group.shard]
         name = f"{shard.pack} row group {group.index}"
         verify = self.config.verify and not self.verified[number]
-        captions = "captions" if shard.captions > 1 else "caption"
+        captions = "captions" if shard.listed else "caption"
         try:
             pack = self._table(shard.pack, group.index, ["key", captions, *self.columns], verify)
             embed = self._table(shard.embed, group.index, EMBEDDING_COLUMNS, verify) if shard.embed else None
@@ -181,29 +182,31 @@ def open_parquet(path: str, verify: bool = False) -> Iterator[pq.ParquetFile]:
 
 
 def open_shard(pack: str, embed: str | None, columns: tuple[str, ...], split: str | None) -> Shard:
-    """Reads the footers and the split column of a pack shard and its embedding shard; see `Reader` for what it raises."""
+    """Reads the footers and the split column of a pack shard and its embedding shard; raises what `Reader` does."""
     try:
         with open_parquet(pack) as file:
             check_kind(file.schema_arrow, pack, "pack")
             encodings = {name: column_encoding(pack, file.schema_arrow, name) for name in columns}
+            listed = "captions" in file.schema_arrow.names
             rows, size = _groups(file.metadata, {"key", "caption", "captions.list.element", *columns})
             splits = file.read(columns=["split"])["split"]
         starts = np.concatenate([[0], np.cumsum(rows)])
-        captions = 1
         if embed is not None:
             with open_parquet(embed) as file:
                 check_kind(file.schema_arrow, embed, "embeddings")
                 embedded, more = _groups(file.metadata, set(EMBEDDING_COLUMNS))
             size += more
-            captions = int(embedded.sum()) // max(1, int(rows.sum()))
-            if not np.array_equal(embedded, rows * captions):
+            times = int(embedded.sum()) // max(1, int(rows.sum()))
+            if not np.array_equal(embedded, rows * times):
                 raise UserError(f"{embed}: not the same rows in the same order as {pack}; run embed again")
     except pa.ArrowInvalid as error:
-        raise UserError(f"{pack}: it or its embeddings are no readable Parquet file ({error}); run its stage again") from error
+        raise UserError(
+            f"{pack}: it or its embeddings are no readable Parquet file ({error}); run its stage again"
+        ) from error
     mask = np.ones(len(splits), bool) if split is None else pc.fill_null(pc.equal(splits, split), False).to_numpy()
     kept_rows = np.add.reduceat(mask, starts[:-1], dtype=np.int64) if len(mask) else np.zeros(0, np.int64)
     found = tuple(str(name) for name in pc.unique(splits).to_pylist())
-    return Shard(pack, embed, starts, np.packbits(mask), kept_rows, found, encodings, captions, size)
+    return Shard(pack, embed, starts, np.packbits(mask), kept_rows, found, encodings, listed, size)
 
 
 def _groups(metadata: pq.FileMetaData, columns: set[str]) -> tuple[np.ndarray, int]:
