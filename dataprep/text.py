@@ -93,7 +93,7 @@ class TextEncoder:
         if getattr(config, "is_encoder_decoder", False) and config.model_type not in T5_TYPES:
             model = model.get_encoder()
         model.requires_grad_(False).eval()
-        check_reads_both_ways(path_or_name, model, tokenizer)
+        check_reads_both_ways(path_or_name, model)
         return cls(model.to(device), tokenizer, max_length, device, token_budget)
 
     def tokenize(self, captions: Sequence[str]) -> tuple[list[list[int]], int]:
@@ -203,16 +203,16 @@ def _check_config(path_or_name: str, file: Path) -> None:
 
 
 @torch.inference_mode()
-def check_reads_both_ways(path_or_name: str, model: Any, tokenizer: Any) -> None:
+def check_reads_both_ways(path_or_name: str, model: Any) -> None:
     """Raises UserError for a model that is fed no text, or whose first token does not see the last one."""
     if "input_ids" not in inspect.signature(model.forward).parameters:
         raise UserError(
             f"encoder {path_or_name!r} ({model.config.model_type}) takes no text; give a T5- or BERT-type model"
         )
-    ids = torch.tensor([[2, 3, 4], [2, 3, 5]]) % model.get_input_embeddings().num_embeddings
     try:
+        ids = torch.tensor([[2, 3, 4], [2, 3, 5]]) % model.get_input_embeddings().num_embeddings
         states_BLD = model(input_ids=ids, attention_mask=torch.ones_like(ids)).last_hidden_state
-    except (AttributeError, TypeError, ValueError) as error:
+    except (AttributeError, NotImplementedError, TypeError, ValueError) as error:
         raise UserError(
             f"encoder {path_or_name!r} ({model.config.model_type}) does not encode text alone ({_first_line(error)}); "
             "give a T5- or BERT-type model"
