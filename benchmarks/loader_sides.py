@@ -1,8 +1,8 @@
 """The loaders of `benchmarks.loader`: each writes the same samples in its own form, and iterates over them.
 
-A side is a class with ``write(samples, folder)``, and an instance over a folder with ``epoch()``, an iterator of batches
-(pixels uint8 (B, H, W, 3), text float32 (B, L, D), mask bool (B, L)), and ``middle(step)``, the batch of that step as
-somebody who resumes there gets it. Peers decode JPEG with Pillow, as they do by themselves; "cv2" in a name
+A side is a class with ``write(samples, folder)``, and an instance over a folder with ``epoch()``, an iterator of
+batches (pixels uint8 (B, H, W, 3), text float32 (B, L, D), mask bool (B, L)), and ``middle(step)``, the batch of that
+step as somebody who resumes there gets it. Peers decode JPEG with Pillow, as they do by themselves; "cv2" in a name
 means that they were given the decoder that we use.
 """
 
@@ -25,6 +25,9 @@ from torch import Tensor
 from dataprep.codec import encode
 from dataprep.embed import SCHEMA, EmbedConfig, write_embeddings
 from dataprep.pack import ENCODING_KEY, PackConfig, write_pack
+from dataprep.torchvision_operators import declare_torchvision_operators
+from train.data import Loader
+from train.reader import LoaderConfig
 
 BATCH, SIZE = 64, 64
 SHARD_ROWS = 1024
@@ -71,9 +74,6 @@ class OursJpeg:
     compression: Any = "none"
 
     def __init__(self, folder: Path, workers: int = 0) -> None:
-        from train.data import Loader
-        from train.reader import LoaderConfig
-
         # Small enough for several windows an epoch: row groups are read, mixed and let go all the time.
         config = LoaderConfig(window_mb=64)
         packs = sorted(str(path) for path in folder.glob("p*"))
@@ -201,9 +201,6 @@ class Mds:
     """mosaicml-streaming from a local folder, its own shuffle and its own resumption."""
 
     def __init__(self, folder: Path, workers: int = 0) -> None:
-        from dataprep.torchvision_operators import declare_torchvision_operators
-
-        declare_torchvision_operators()
         from streaming import StreamingDataLoader, StreamingDataset
         from streaming.base.util import clean_stale_shared_memory
 
@@ -227,9 +224,6 @@ class Mds:
 
     @classmethod
     def write(cls, samples: list[Sample], folder: Path) -> None:
-        from dataprep.torchvision_operators import declare_torchvision_operators
-
-        declare_torchvision_operators()
         from streaming import MDSWriter
 
         width = samples[0].text_LD.shape[1]
@@ -317,4 +311,14 @@ SIDES: dict[str, Any] = {
     "datasets": HuggingFace,
     "datasets, cv2": HuggingFaceCv2,
 }
+
+
+def import_peers() -> None:
+    """Before the clocks run."""
+    declare_torchvision_operators()  # mosaicml-streaming imports torchvision
+    import datasets  # noqa: F401
+    import streaming  # noqa: F401
+    import webdataset  # noqa: F401
+
+
 PEERS = tuple(name for name in SIDES if not name.startswith(("ours", "memory")))
