@@ -1,4 +1,4 @@
-"""Folders of other encoders on their way through embed into a training step; a folder of no encoder ends with exit 2."""
+"""Folders of other encoders go through embed into a training step; a folder of no encoder ends with exit 2."""
 
 from __future__ import annotations
 
