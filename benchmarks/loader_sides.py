@@ -31,6 +31,7 @@ from train.reader import LoaderConfig
 
 BATCH, SIZE = 64, 64
 SHARD_ROWS = 1024
+WINDOW_MB = 8
 Triple = tuple[Tensor, Tensor, Tensor]
 
 
@@ -74,8 +75,8 @@ class OursJpeg:
     compression: Any = "none"
 
     def __init__(self, folder: Path, workers: int = 0) -> None:
-        # Small enough for several windows an epoch: row groups are read, mixed and let go all the time.
-        config = LoaderConfig(window_mb=64)
+        # Several windows an epoch, so that row groups are read, mixed and let go all the time.
+        config = LoaderConfig(window_mb=WINDOW_MB)
         packs = sorted(str(path) for path in folder.glob("p*"))
         embeds = sorted(str(path) for path in folder.glob("e*"))
         self.loader = Loader(packs, embeds, (f"pixels_{SIZE}",), "train", 0, BATCH, config=config)
