@@ -7,8 +7,9 @@
 mosaicml-streaming is put in a folder of its own since it asks for an older transformers, which its loader does not use.
 64x64 JPEGs, float16 embeddings 512 wide at their true length (web-like caption lengths, cut at 64 tokens), batches of
 64, on a local disk that has them in its page cache. Every pass has a process of its own; the sides take turns,
-`ROUNDS` times, and medians are kept. Ours reads everything again in each epoch, in windows of 8 MB. The figures are those of a second epoch; the first, in which page checksums are
-verified too, has a column of its own. Peers decode JPEG by themselves; "cv2" marks those that were given our decoder.
+`ROUNDS` times, and medians are kept. Ours reads in windows of 8 MB, several an epoch, and lets them go. The figures are
+those of a second epoch; the first, in which page checksums are verified too, has a column of its own. Peers decode JPEG
+by themselves; "cv2" marks those that were given our decoder.
 """
 
 from __future__ import annotations

@@ -41,7 +41,7 @@ class EmbedConfig(Config):
 
     codec: Literal["float16", "int8"] = Field(default="float16", description="int8 halves the bytes at cosine 0.999")
     compression: Literal["none", "zstd"] = Field(default="zstd", description="of the stored values")
-    zstd_level: int = Field(default=1, ge=1, le=19, description="level of zstd; more is hardly smaller")
+    zstd_level: int = Field(default=1, ge=1, le=19, description="level of zstd")
     max_length: int = Field(
         default=256,
         ge=2,
