@@ -1,52 +1,90 @@
-"""How a text embedding is stored: float16, or int8 with one scale a token.
+"""How text embeddings are stored: float16, or int8 with one scale a token.
 
-Legend: L tokens of one caption (never padded), D channels.
+Legend: T tokens (of one caption or of many, one after another; never padded), D channels.
 """
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
-CODECS = ("float16", "int8")
+STORED: dict[str, np.dtype[Any]] = {
+    "float16": np.dtype("<f2"),
+    "int8": np.dtype(np.int8),
+}  # codec -> the type of a stored value
+CODECS = tuple(STORED)
+SCALE = np.dtype("<f4")
 FLOAT16_MAX = float(np.finfo(np.float16).max)
 
 
-def encode(embedding_LD: np.ndarray, codec: str) -> tuple[bytes, bytes | None]:
-    """Packs a float (L, D) array into bytes, row by row, little-endian.
+def quantise(values_TD: np.ndarray, codec: str) -> tuple[np.ndarray, np.ndarray | None]:
+    """Float (T, D) as it is stored: values_TD of `STORED`'s type and, with int8, float32 scale_T, one a token.
 
-    float16: 2 bytes a value, no scale. int8: 1 byte a value in -127..127 and L float32 scales, one a token, so that
-    ``value = scale * int8``; the error is at most half a scale, that is 0.4% of the token's largest magnitude.
+    float16: 2 bytes a value, no scale. int8: 1 byte a value in -127..127 so that ``value = scale * int8``; the error is
+    at most half a scale, that is 0.4% of the token's largest magnitude. Tokens do not depend on each other.
     Raises ValueError for an unknown codec, another shape, or values that the codec cannot hold.
     """
     _check_codec(codec)
-    if embedding_LD.ndim != 2:
-        raise ValueError(f"an embedding has shape (tokens, channels), got {embedding_LD.shape}")
-    values_LD = np.ascontiguousarray(embedding_LD, dtype=np.float32)
-    if not np.isfinite(values_LD).all():
+    if values_TD.ndim != 2:
+        raise ValueError(f"embeddings have shape (tokens, channels), got {values_TD.shape}")
+    values_TD = np.ascontiguousarray(values_TD, dtype=np.float32)
+    peak_T = np.maximum(values_TD.max(axis=1, initial=0.0), -values_TD.min(axis=1, initial=0.0))
+    if not np.isfinite(peak_T).all():  # a maximum keeps NaN
         raise ValueError("an embedding holds NaN or infinity; run the encoder in float32 or bfloat16")
-    peak_L = np.abs(values_LD).max(axis=1, initial=0.0)
     if codec == "float16":
-        if peak_L.max(initial=0.0) > FLOAT16_MAX:
-            raise ValueError(f"an embedding holds {peak_L.max():g}, above float16's {FLOAT16_MAX:g}; use codec int8")
-        return values_LD.astype("<f2").tobytes(), None
+        if peak_T.max(initial=0.0) > FLOAT16_MAX:
+            raise ValueError(f"an embedding holds {peak_T.max():g}, above float16's {FLOAT16_MAX:g}; use codec int8")
+        return values_TD.astype(STORED[codec]), None
     # A token of nothing but zeros gets scale 1; a peak so small that its 127th part would vanish gets the least scale.
-    scale_L = np.where(peak_L > 0, np.maximum(peak_L / 127, np.finfo(np.float32).tiny), 1).astype("<f4")
-    int8_LD = np.clip(np.rint(values_LD / scale_L[:, None]), -127, 127).astype(np.int8)
-    return int8_LD.tobytes(), scale_L.tobytes()
+    scale_T = np.where(peak_T > 0, np.maximum(peak_T / 127, np.finfo(np.float32).tiny), 1).astype(SCALE)
+    scaled_TD = values_TD / scale_T[:, None]
+    np.clip(np.rint(scaled_TD, out=scaled_TD), -127, 127, out=scaled_TD)
+    return scaled_TD.astype(np.int8), scale_T
+
+
+def dequantise(values_TD: np.ndarray, scale_T: np.ndarray | None, out_TD: np.ndarray | None = None) -> np.ndarray:
+    """The float32 (T, D) of what `quantise` gave, written into ``out_TD`` where that is given."""
+    if out_TD is None:
+        out_TD = np.empty(values_TD.shape, dtype=np.float32)
+    if scale_T is None:
+        out_TD[...] = values_TD
+    else:
+        np.multiply(values_TD, scale_T[:, None], out=out_TD)
+    return out_TD
+
+
+def stored_views(data: Any, scale: Any, dim: int, codec: str) -> tuple[np.ndarray, np.ndarray | None]:
+    """Stored bytes (anything with a buffer) as values_TD and scale_T, nothing copied.
+
+    Raises ValueError where the sizes do not fit together.
+    """
+    _check_codec(codec)
+    row = dim * STORED[codec].itemsize
+    size = memoryview(data).nbytes
+    if dim < 1 or size % row:
+        raise ValueError(f"{size} bytes do not hold whole tokens of {dim} {codec} values")
+    values_TD = np.frombuffer(data, STORED[codec]).reshape(-1, dim)
+    if codec == "float16":
+        return values_TD, None
+    found = None if scale is None else memoryview(scale).nbytes
+    if found != SCALE.itemsize * len(values_TD):
+        raise ValueError(f"codec int8 needs {SCALE.itemsize * len(values_TD)} bytes of scales, got {found}")
+    return values_TD, np.frombuffer(scale, SCALE)
+
+
+def encode(values_TD: np.ndarray, codec: str) -> tuple[bytes, bytes | None]:
+    """What a row of an embeddings file holds for a caption: `quantise`'s arrays as bytes, row by row, little-endian."""
+    stored_TD, scale_T = quantise(values_TD, codec)
+    return stored_TD.tobytes(), None if scale_T is None else scale_T.tobytes()
 
 
 def decode(data: bytes, scale: bytes | None, length: int, dim: int, codec: str) -> np.ndarray:
     """Unpacks what `encode` packed: float32 (length, dim). Raises ValueError where the sizes do not fit together."""
-    _check_codec(codec)
-    width = 2 if codec == "float16" else 1
-    if len(data) != length * dim * width:
+    values_TD, scale_T = stored_views(data, scale, dim, codec)
+    if len(values_TD) != length:
         raise ValueError(f"{len(data)} bytes do not hold {length} tokens of {dim} {codec} values")
-    if codec == "float16":
-        return np.frombuffer(data, "<f2").reshape(length, dim).astype(np.float32)
-    if scale is None or len(scale) != 4 * length:
-        raise ValueError(f"codec int8 needs {4 * length} bytes of scales, got {None if scale is None else len(scale)}")
-    scale_L = np.frombuffer(scale, "<f4")
-    return np.frombuffer(data, np.int8).reshape(length, dim).astype(np.float32) * scale_L[:, None]
+    return dequantise(values_TD, scale_T)
 
 
 def _check_codec(codec: str) -> None:

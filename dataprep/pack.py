@@ -1,7 +1,8 @@
 """Kept pairs as Parquet, one binary column of pixels a training resolution, so that a stage reads its own alone.
 
 Column ``pixels_<size>`` holds square RGB pictures. How, its field metadata say: ``encoding`` ("raw": uint8
-HWC bytes; "png" or "jpeg": a file) and ``size``. Row groups are small so that a shuffle can seek.
+HWC bytes; "png" or "jpeg": a file) and ``size``. Row groups are small so that a shuffle can seek, and each is of one
+split: a shard's validation rows come after its others.
 """
 
 from __future__ import annotations
@@ -17,9 +18,10 @@ from pydantic import Field, field_validator
 
 from dataprep.decode import decode_rgb, read_shard_images, resize_square
 from dataprep.download import SUCCESS
-from dataprep.schema import Config, read_table, write_table
+from dataprep.schema import Config, UserError, read_table, write_table
 
 ENCODING_KEY, SIZE_KEY = b"encoding", b"size"
+VALIDATION = "validation"  # the split whose rows come last
 
 
 class PackConfig(Config):
@@ -34,7 +36,17 @@ class PackConfig(Config):
     encoding: Literal["png", "jpeg"] = Field(default="png", description="how larger resolutions are stored")
     jpeg_quality: int = Field(default=95, ge=1, le=100, description="quality where encoding is jpeg")
     crop: Literal["centre", "squash"] = Field(default="centre", description="how a picture becomes a square")
-    row_group_rows: int = Field(default=128, ge=1, description="rows a row group")
+    row_group_rows: int = Field(default=128, ge=1, description="rows a row group, in pack and embeddings")
+    compression: Literal["none", "lz4", "zstd"] = Field(
+        default="none", description="of raw pixels; a decoder of png and jpeg has its own"
+    )
+    captions: tuple[str, ...] = Field(
+        default=(), strict=False, description="columns of the listing with further captions of a picture, if any"
+    )
+
+    def stored_in(self, size: int) -> str:
+        """How pictures of ``size`` are stored: raw, or the encoding."""
+        return "raw" if size <= self.raw_up_to else self.encoding
 
     @field_validator("resolutions")
     @classmethod
@@ -58,27 +70,64 @@ def pack_shard(
 ) -> dict[str, int]:
     """Packs one download shard: key, caption, split and the pixel columns of the selected rows, in their order.
 
-    ``selection_path`` None takes every row that has an image, as split "train". Counters rows and validation.
-    Raises ValueError where tar, table and selection do not belong together.
+    Rows of split "validation" come last. ``selection_path`` None takes every row that has an image, as split "train".
+    With ``config.captions``, list column ``captions`` has as many for each row: its caption, then those of these
+    columns; a missing one is stood in for by the first. Counters rows and validation.
+    Raises UserError for a caption column that is not there, ValueError where tar, table and selection do not belong
+    together.
     """
-    downloads = read_table(download_path, "download", ["key", "caption", "status"])
+    downloads = _downloads(download_path, config)
     splits = _splits(downloads, selection_path)
-    columns: dict[str, list[Any]] = {"key": [], "caption": [], "split": []}
-    columns |= {pixels_column(size): [] for size in config.resolutions}
-    captions = dict(zip(downloads["key"].to_pylist(), downloads["caption"].to_pylist(), strict=True))
+    rows: list[dict[str, Any]] = []
+    captions = {row["key"]: [row[name] for name in ("caption", *config.captions)] for row in downloads.to_pylist()}
     for key, image in _selected_images(tar_path, splits):
-        columns["key"].append(key)
-        columns["caption"].append(captions[key])
-        columns["split"].append(splits[key])
+        texts = captions[key]
+        row = {"key": key, "caption": texts[0], "split": splits[key], "captions": [text or texts[0] for text in texts]}
         for size in config.resolutions:
-            columns[pixels_column(size)].append(_encode(resize_square(image, size, config.crop), config))
-    if len(columns["key"]) != len(splits):
-        raise ValueError(
-            f"{tar_path}: {len(columns['key'])} of {len(splits)} selected images; download the shard again"
-        )
-    table = pa.table(columns, schema=_schema(config))
-    write_table(table, out_path, "pack", row_group_size=config.row_group_rows)
-    return {"rows": table.num_rows, "validation": columns["split"].count("validation")}
+            row[pixels_column(size)] = _encode(resize_square(image, size, config.crop), config)
+        rows.append(row)
+    if len(rows) != len(splits):
+        raise ValueError(f"{tar_path}: {len(rows)} of {len(splits)} selected images; download the shard again")
+    rows.sort(key=lambda row: row["split"] == VALIDATION)
+    schema = _schema(config)
+    table = pa.table({name: [row[name] for row in rows] for name in schema.names}, schema=schema)
+    validation = sum(row["split"] == VALIDATION for row in rows)
+    write_pack(table, out_path, config, validation)
+    return {"rows": table.num_rows, "validation": validation}
+
+
+def write_pack(table: pa.Table, path: str | Path, config: PackConfig, validation: int) -> None:
+    """Writes a pack shard whose last ``validation`` rows are of that split: they get row groups of their own.
+
+    Page checksums tell damage from data. Pixels are neither put in dictionaries nor given statistics.
+    """
+    pixels = [pixels_column(size) for size in config.resolutions]
+    raw = [pixels_column(size) for size in config.resolutions if config.stored_in(size) == "raw"]
+    others = [name for name in table.column_names if name not in pixels]
+    paths = [f"{name}.list.element" if name == "captions" else name for name in others]
+    compression = dict.fromkeys(paths, "zstd") | dict.fromkeys(pixels, "none")
+    write_table(
+        table,
+        path,
+        "pack",
+        row_groups=[*_cut(table.num_rows - validation, config), *_cut(validation, config)],
+        compression=compression | dict.fromkeys(raw, config.compression),
+        use_dictionary=["split"],
+        write_statistics=others,
+        write_page_checksum=True,
+    )
+
+
+def _cut(rows: int, config: PackConfig) -> list[int]:
+    return [min(config.row_group_rows, rows - start) for start in range(0, rows, config.row_group_rows)]
+
+
+def _downloads(path: str | Path, config: PackConfig) -> pa.Table:
+    table = read_table(path, "download")
+    if missing := [name for name in config.captions if name not in table.column_names]:
+        own = ", ".join(name for name in table.column_names if pa.types.is_string(table.schema.field(name).type))
+        raise UserError(f"pack.captions={missing[0]}: the listing has no such column (text columns: {own})")
+    return table.select(["key", "caption", "status", *config.captions])
 
 
 def _splits(downloads: pa.Table, selection_path: str | Path | None) -> dict[str, str]:
@@ -98,13 +147,9 @@ def _selected_images(tar_path: str | Path, splits: dict[str, str]) -> Iterator[t
             yield key, decode_rgb(data)
 
 
-def _encoding(size: int, config: PackConfig) -> str:
-    return "raw" if size <= config.raw_up_to else config.encoding
-
-
 def _encode(image: np.ndarray, config: PackConfig) -> bytes:
     """uint8 HWC RGB to the bytes of its column."""
-    encoding = _encoding(image.shape[0], config)
+    encoding = config.stored_in(image.shape[0])
     if encoding == "raw":
         return image.tobytes()
     options = [cv2.IMWRITE_PNG_COMPRESSION, 3] if encoding == "png" else [cv2.IMWRITE_JPEG_QUALITY, config.jpeg_quality]
@@ -115,7 +160,9 @@ def _encode(image: np.ndarray, config: PackConfig) -> bytes:
 
 def _schema(config: PackConfig) -> pa.Schema:
     fields = [pa.field(name, pa.string()) for name in ("key", "caption", "split")]
+    if config.captions:
+        fields.append(pa.field("captions", pa.list_(pa.string())))
     for size in config.resolutions:
-        described = {ENCODING_KEY: _encoding(size, config).encode(), SIZE_KEY: str(size).encode()}
+        described = {ENCODING_KEY: config.stored_in(size).encode(), SIZE_KEY: str(size).encode()}
         fields.append(pa.field(pixels_column(size), pa.binary(), metadata=described))
     return pa.schema(fields)

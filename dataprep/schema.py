@@ -6,6 +6,7 @@ Every Parquet file that imagen-ray writes carries ``imagen_ray.kind`` (which of 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -39,14 +40,27 @@ class Config(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
 
-def write_table(table: pa.Table, path: str | Path, kind: str, **options: Any) -> None:
+def write_table(
+    table: pa.Table, path: str | Path, kind: str, row_groups: Sequence[int] | None = None, **options: Any
+) -> None:
     """Writes ``table`` as Parquet to a local ``path``, stamped with its kind and schema version.
 
-    The bytes are a pure function of the table and the pyarrow version. ``options`` go to `pyarrow.parquet.write_table`.
+    ``row_groups`` are the rows of each row group, where that is not left to pyarrow. The bytes are a pure function of
+    the table and the pyarrow version. ``options`` go to `pyarrow.parquet.ParquetWriter`.
     """
     metadata = dict(table.schema.metadata or {}) | {KIND_KEY: kind.encode(), VERSION_KEY: str(KINDS[kind]).encode()}
+    table = table.replace_schema_metadata(metadata)
     options = {"compression": "zstd"} | options
-    pq.write_table(table.replace_schema_metadata(metadata), str(path), **options)
+    if row_groups is None:
+        pq.write_table(table, str(path), **options)
+        return
+    if sum(row_groups) != table.num_rows:
+        raise ValueError(f"{path}: row groups of {sum(row_groups)} rows for a table of {table.num_rows}")
+    with pq.ParquetWriter(str(path), table.schema, **options) as writer:
+        start = 0
+        for rows in row_groups:
+            writer.write_table(table.slice(start, rows), row_group_size=rows)
+            start += rows
 
 
 def read_table(path: str | Path, kind: str, columns: list[str] | None = None) -> pa.Table:

@@ -1,15 +1,17 @@
 """A frozen text encoder: captions to token embeddings at their true length.
 
-Legend: L tokens of a caption, end-of-sequence token included, D channels.
+Legend: B captions of a batch, L tokens of one of them, end-of-sequence token included, T tokens of all, D channels.
 """
 
 from __future__ import annotations
 
+import inspect
+import json
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from pickle import UnpicklingError
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -22,15 +24,29 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 T5_TYPES = ("t5", "mt5", "umt5")
 WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
 TOKENIZERS = ("tokenizer.json", "spiece.model", "sentencepiece.bpe.model", "vocab.txt", "vocab.json")
+# Endings of the class that a folder says it is of: these read left to right, or no text at all.
+NOT_ENCODERS = ("ForCausalLM", "LMHeadModel", "ForImageClassification", "ForObjectDetection", "ForCTC")
 HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 
 
+class Encoded(NamedTuple):
+    """The captions of one batch: ``indices`` says which, ``tokens_TD`` holds their tokens one caption after another."""
+
+    indices: list[int]
+    lengths: list[int]
+    tokens_TD: np.ndarray  # float32
+
+
 class TextEncoder:
-    """A frozen encoder with its tokenizer; build it with `from_folder`."""
+    """A frozen encoder with its tokenizer; build it with `from_folder`.
+
+    ``max_length`` is what was asked for, or what the model can read where that is less.
+    """
 
     def __init__(self, model: Any, tokenizer: Any, max_length: int, device: str, token_budget: int) -> None:
         self.model, self.tokenizer = model, tokenizer
-        self.max_length, self.device, self.token_budget = max_length, device, token_budget
+        self.max_length = min(max_length, readable_tokens(model, tokenizer))
+        self.device, self.token_budget = device, token_budget
         self.dim = int(getattr(model.config, "d_model", None) or model.config.hidden_size)
 
     @classmethod
@@ -45,8 +61,9 @@ class TextEncoder:
         """Loads a T5, mT5, umT5 or BERT-like encoder from a local folder or by its hub name.
 
         ``dtype`` is float32, bfloat16 or float16 (not for T5, whose activations overflow it). ``max_length`` bounds
-        the tokens of a caption, ``token_budget`` the tokens of a batch, padding included. Raises UserError for a
-        folder or name that does not give a model with all its weights and a tokenizer.
+        the tokens of a caption, ``token_budget`` the tokens of a batch, padding included. Attention is PyTorch's fused
+        one (SDPA) wherever transformers has it for the model. Raises UserError for a folder or name that does not give
+        an encoder of text, with all its weights and a tokenizer.
         """
         if dtype not in DTYPES:
             raise UserError(f"encoder dtype {dtype!r} is not one of {', '.join(DTYPES)}")
@@ -75,8 +92,9 @@ class TextEncoder:
             )
         if getattr(config, "is_encoder_decoder", False) and config.model_type not in T5_TYPES:
             model = model.get_encoder()
-        model.requires_grad_(False)
-        return cls(model.eval().to(device), tokenizer, max_length, device, token_budget)
+        model.requires_grad_(False).eval()
+        check_reads_both_ways(path_or_name, model)
+        return cls(model.to(device), tokenizer, max_length, device, token_budget)
 
     def tokenize(self, captions: Sequence[str]) -> tuple[list[list[int]], int]:
         """Token ids of each caption, end token included, cut to max_length; and how many captions were cut."""
@@ -102,23 +120,27 @@ class TextEncoder:
         embeddings = dict(zip(distinct, self.encode_ids(ids), strict=True))
         return [embeddings[caption] for caption in captions]
 
-    @torch.inference_mode()
     def encode_ids(self, ids: Sequence[list[int]]) -> list[np.ndarray]:
         """Embeddings of token id lists: float32 (L_i, D) each, in their order."""
         result: list[np.ndarray] = [np.zeros((0, self.dim), np.float32)] * len(ids)
-        for batch in length_batches([len(tokens) for tokens in ids], self.token_budget):
-            longest = max(len(ids[index]) for index in batch)
-            ids_BL = torch.full((len(batch), longest), self.tokenizer.pad_token_id or 0, dtype=torch.long)
-            mask_BL = torch.zeros((len(batch), longest), dtype=torch.long)
-            for row, index in enumerate(batch):
-                length = len(ids[index])
-                ids_BL[row, :length] = torch.tensor(ids[index], dtype=torch.long)
-                mask_BL[row, :length] = 1
-            output = self.model(input_ids=ids_BL.to(self.device), attention_mask=mask_BL.to(self.device))
-            states_BLD = output.last_hidden_state.float().cpu().numpy()
-            for row, index in enumerate(batch):
-                result[index] = states_BLD[row, : len(ids[index])].copy()
+        for batch in self.batches(ids):
+            parts = np.split(batch.tokens_TD, np.cumsum(batch.lengths)[:-1])
+            for index, tokens_LD in zip(batch.indices, parts, strict=True):
+                result[index] = tokens_LD
         return result
+
+    @torch.inference_mode()
+    def batches(self, ids: Sequence[list[int]]) -> Iterator[Encoded]:
+        """Embeddings of token id lists, batch by batch, captions of like length together; empty lists are left out."""
+        for indices in length_batches([len(tokens) for tokens in ids], self.token_budget):
+            lengths = [len(ids[index]) for index in indices]
+            mask_BL = torch.arange(max(lengths))[None] < torch.tensor(lengths)[:, None]
+            ids_BL = torch.full(mask_BL.shape, self.tokenizer.pad_token_id or 0)
+            ids_BL[mask_BL] = torch.tensor([token for index in indices for token in ids[index]])
+            mask_BL = mask_BL.to(self.device)
+            output = self.model(input_ids=ids_BL.to(self.device), attention_mask=mask_BL.long())
+            # Padding is dropped before the copy to the CPU, and floats are widened after it: fewer bytes to move.
+            yield Encoded(indices, lengths, output.last_hidden_state[mask_BL].cpu().float().numpy())
 
 
 def length_batches(lengths: Sequence[int], token_budget: int) -> list[list[int]]:
@@ -155,6 +177,7 @@ def check_encoder(path_or_name: str) -> bool:
             )
         if not (folder / "config.json").is_file():
             raise UserError(f"encoder {path_or_name!r}: the folder has no config.json; give a saved model")
+        _check_config(path_or_name, folder / "config.json")
         if not any((folder / name).is_file() for name in TOKENIZERS):
             raise UserError(
                 f"encoder {path_or_name!r}: the folder has no tokenizer (tokenizer.json); save it there too"
@@ -165,6 +188,51 @@ def check_encoder(path_or_name: str) -> bool:
             f"encoder {path_or_name!r} is not a folder and not a hub name such as google/t5-v1_1-small; check it"
         )
     return False
+
+
+def _check_config(path_or_name: str, file: Path) -> None:
+    try:
+        config = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(f"encoder {path_or_name!r}: its config.json is not JSON; give a saved model") from error
+    if not isinstance(config, dict) or "model_type" not in config:
+        raise UserError(f"encoder {path_or_name!r}: its config.json names no model_type; give a transformers model")
+    names = config.get("architectures") or []
+    if names and all(name.endswith(NOT_ENCODERS) for name in names):
+        raise UserError(f"encoder {path_or_name!r} is a {names[0]}, no text encoder; give a T5- or BERT-type model")
+
+
+@torch.inference_mode()
+def check_reads_both_ways(path_or_name: str, model: Any) -> None:
+    """Raises UserError for a model that is fed no text, or whose first token does not see the last one."""
+    if "input_ids" not in inspect.signature(model.forward).parameters:
+        raise UserError(
+            f"encoder {path_or_name!r} ({model.config.model_type}) takes no text; give a T5- or BERT-type model"
+        )
+    try:
+        ids = torch.tensor([[2, 3, 4], [2, 3, 5]]) % model.get_input_embeddings().num_embeddings
+        states_BLD = model(input_ids=ids, attention_mask=torch.ones_like(ids)).last_hidden_state
+    except (AttributeError, NotImplementedError, TypeError, ValueError) as error:
+        raise UserError(
+            f"encoder {path_or_name!r} ({model.config.model_type}) does not encode text alone ({_first_line(error)}); "
+            "give a T5- or BERT-type model"
+        ) from error
+    if torch.equal(states_BLD[0, 0], states_BLD[1, 0]):
+        raise UserError(
+            f"encoder {path_or_name!r} ({model.config.model_type}) reads from left to right only: its first tokens "
+            "know nothing of the last; give a T5- or BERT-type model"
+        )
+
+
+def readable_tokens(model: Any, tokenizer: Any) -> int:
+    """How many tokens the model can read: for a T5 as many as one likes, else as many as it has places for."""
+    if model.config.model_type in T5_TYPES:
+        return int(1e9)
+    places = getattr(model.config, "max_position_embeddings", None) or int(1e9)
+    embeddings = getattr(getattr(model, "embeddings", None), "position_embeddings", None)
+    if (padding := getattr(embeddings, "padding_idx", None)) is not None:  # RoBERTa's count from there
+        places -= padding + 1
+    return int(min(places, tokenizer.model_max_length))
 
 
 def _first_line(error: Exception) -> str:

@@ -26,6 +26,7 @@ from dataprep.sources import ListingConfig
 from eval.cascade import SamplingConfig
 from eval.heads import ScoreConfig
 from train.engine import TrainConfig
+from train.reader import LoaderConfig
 from train.tasks.clip import ClipTaskConfig
 from train.tasks.diffusion import DiffusionStageConfig
 from train.tasks.t5 import T5TaskConfig
@@ -69,6 +70,8 @@ class ClipConfig(Config):
 
 class CascadeStageConfig(DiffusionStageConfig, TrainConfig):
     """One diffusion stage of the cascade: what is learned and how it is trained, side by side."""
+
+    data: LoaderConfig = Field(LoaderConfig(), description="how its training data is read")
 
 
 class SampleConfig(Config):

@@ -66,11 +66,12 @@ class Context:
         shards: Sequence[Shard],
         *,
         subfolder: str = "",
-        **resources: float,
+        on_gpu: bool = False,
     ) -> None:
         """Runs a shard worker over ``shards`` in Ray; outputs land in the stage's folder (or a subfolder of it).
 
-        Shards that an earlier artifact of the stage holds are taken over from there.
+        ``on_gpu``: each worker has a GPU to itself where the cluster has any. Shards that an earlier artifact of the
+        stage holds are taken over from there.
         """
         from pipeline.shards import finished, map_shards
 
@@ -96,7 +97,7 @@ class Context:
             retries=self.cluster.retries,
             subfolder=subfolder,
             fingerprint=fingerprint,
-            **resources,
+            on_gpu=on_gpu,
         )
         self.finished += done.shards
         for name, count in done.counters.items():

@@ -22,6 +22,7 @@ from ray.exceptions import RayActorError, RayTaskError
 
 from dataprep import storage
 from dataprep.schema import UserError
+from pipeline.cluster import gpus
 from pipeline.progress import progress
 from pipeline.store import Marker, Shard, describe, read_markers, shard_fingerprint, write_marker
 
@@ -72,12 +73,11 @@ def finished(folder: str, shards: Sequence[Shard], worker: str) -> dict[int, Mar
     return {index: marker for index, marker in found.items() if wanted.get(index) == marker.fingerprint}
 
 
-def pool_size(shards: int, cpus: float, gpus: float) -> int:
+def pool_size(shards: int, gpus_each: int) -> int:
     """Actors that the cluster has room for, at most one a shard and at least one."""
-    total = ray.cluster_resources()
-    room = int(total.get("CPU", 1) // cpus) if cpus else shards
-    if gpus:
-        room = min(room, int(total.get("GPU", 0) // gpus))
+    room = int(ray.cluster_resources().get("CPU", 1))
+    if gpus_each:
+        room = min(room, gpus() // gpus_each)
     return max(1, min(shards, room))
 
 
@@ -91,8 +91,7 @@ def map_shards(
     retries: int,
     subfolder: str = "",
     fingerprint: str = "",
-    cpus: float = 1,
-    gpus: float = 0,
+    on_gpu: bool = False,
 ) -> Done:
     """Runs ``worker`` over every shard that ``folder`` has no marker of.
 
@@ -101,7 +100,7 @@ def map_shards(
         folder: the artifact; the shards lie in its ``subfolder``.
         retries: times that a shard is tried again after an exception or a dead actor.
         fingerprint: the worker's, see `pipeline.reuse.worker_fingerprint`.
-        cpus, gpus: what each actor asks of Ray.
+        on_gpu: each actor asks for a GPU where the cluster has any, besides its CPU.
 
     Returns:
         Markers and summed counters of every shard, those of earlier attempts included, and the shards given up on.
@@ -114,7 +113,7 @@ def map_shards(
     waiting = deque((shard, 0) for shard in shards if shard.id not in done)
     quarantined: list[dict[str, Any]] = []
     if waiting:
-        pool = _Pool(worker, arguments, pool_size(len(waiting), cpus, gpus), cpus, gpus)
+        pool = _Pool(worker, arguments, len(waiting), min(1, gpus()) if on_gpu else 0)
         try:
             with progress(label, len(shards), "shards") as update:
                 update(len(done))
@@ -137,13 +136,12 @@ def map_shards(
 class _Pool:
     """Actors that take one shard at a time; one that died is replaced."""
 
-    def __init__(self, worker: type, arguments: dict[str, Any], size: int, cpus: float, gpus: float) -> None:
-        threads = str(max(1, int(cpus)))
-        env = {"OMP_NUM_THREADS": threads, "NO_ALBUMENTATIONS_UPDATE": "1", "TOKENIZERS_PARALLELISM": "false"}
+    def __init__(self, worker: type, arguments: dict[str, Any], shards: int, gpus_each: int) -> None:
+        env = {"OMP_NUM_THREADS": "1", "NO_ALBUMENTATIONS_UPDATE": "1", "TOKENIZERS_PARALLELISM": "false"}
         env["PYTHONWARNINGS"] = os.environ.get("PYTHONWARNINGS", "ignore")
-        self.remote = ray.remote(_Actor).options(num_cpus=cpus, num_gpus=gpus, runtime_env={"env_vars": env})
+        self.remote = ray.remote(_Actor).options(num_cpus=1, num_gpus=gpus_each, runtime_env={"env_vars": env})
         self.worker, self.arguments = worker, arguments
-        self.idle = [self._start() for _ in range(size)]
+        self.idle = [self._start() for _ in range(pool_size(shards, gpus_each))]
 
     def _start(self) -> Any:
         return self.remote.remote(self.worker, self.arguments)

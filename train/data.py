@@ -1,74 +1,45 @@
 """Batches as a pure function of (seed, step): the same samples for any number of ranks, with or without accumulation.
 
-The samples form one endless stream: position p is row ``permutation(seed, p // rows)[p % rows]``, and step s takes
-positions s*G to (s+1)*G for a global batch of G. Nothing is remembered between calls, so a resume needs only the step.
-
-This version holds the compressed columns that it was asked for in memory (decoding happens a batch at a time).
+Step s takes positions s*G to (s+1)*G of the endless stream that `train.order` describes, for a global batch of G.
+Nothing is remembered between calls, so a resume needs only the step.
 """
 
 from __future__ import annotations
 
-import hashlib
+import logging
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import cv2
 import numpy as np
-import pyarrow as pa
 import torch
 from torch import Tensor
 
-from dataprep.codec import decode
-from dataprep.schema import UserError, read_table
+from dataprep.schema import UserError
+from train.order import Order, SampleRandom, sample_seed
+from train.parts import Part, decode_pixels
+from train.reader import CorruptDataError, LoaderConfig, Reader
+from train.windows import Windows
 
+__all__ = ["Batch", "CaptionLoader", "Loader", "SampleRandom", "Stream", "decode_pixels", "sample_seed", "to_device"]
+
+log = logging.getLogger(__name__)
 Batch = dict[str, Any]
-EMBEDDING_COLUMNS = ["key", "length", "dim", "codec", "embedding", "scale"]
-
-
-def sample_seed(seed: int, step: int, index: int, stream: str = "") -> int:
-    """A 63-bit seed that depends on nothing but its arguments; ``stream`` separates uses within a sample."""
-    text = f"{seed}/{step}/{index}/{stream}".encode()
-    return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "little") >> 1
-
-
-class SampleRandom:
-    """Random numbers of each sample of a batch, from (seed, step, the sample's position in the stream) and a name."""
-
-    def __init__(self, seed: int, step: int, indices: Sequence[int]) -> None:
-        self.seed, self.step, self.indices = seed, step, [int(index) for index in indices]
-
-    def seeds(self, stream: str) -> list[int]:
-        """One seed a sample."""
-        return [sample_seed(self.seed, self.step, index, stream) for index in self.indices]
-
-    def normal(self, stream: str, *shape: int) -> Tensor:
-        """Standard normal float32 (B, *shape) on the CPU."""
-        return self._draw(torch.randn, stream, shape)
-
-    def uniform(self, stream: str, *shape: int) -> Tensor:
-        """Uniform float32 in [0, 1), (B, *shape), on the CPU."""
-        return self._draw(torch.rand, stream, shape)
-
-    def _draw(self, function: Any, stream: str, shape: tuple[int, ...]) -> Tensor:
-        out = torch.empty(len(self.indices), *shape)
-        generator = torch.Generator()
-        for row, seed in zip(out, self.seeds(stream), strict=True):
-            generator.manual_seed(seed)
-            row.copy_(function(shape, generator=generator))
-        return out
 
 
 class Stream(ABC):
-    """The endless shuffled stream over ``rows`` rows, cut into global batches. Subclasses turn rows into tensors."""
+    """The endless shuffled stream over ``rows`` rows, cut into global batches. Subclasses turn rows into tensors.
 
-    def __init__(self, rows: int, seed: int, global_batch: int) -> None:
+    ``order`` says which row stands where; without one an epoch is a uniform permutation.
+    """
+
+    def __init__(self, rows: int, seed: int, global_batch: int, order: Order | None = None) -> None:
         if rows < 1:
             raise UserError("training data: 0 rows are left to train on; loosen the filters or give more data")
         if global_batch < 1:
             raise UserError(f"batch_size={global_batch}: give 1 or more")
         self.rows, self.seed, self.global_batch = rows, seed, global_batch
-        self._orders: dict[int, np.ndarray] = {}
+        self.order = order or Order([rows], 1, seed)
 
     def __len__(self) -> int:
         return self.rows
@@ -85,27 +56,14 @@ class Stream(ABC):
         start = step * self.global_batch + (micro * world + rank) * size
         return np.arange(start, start + size, dtype=np.int64)
 
-    def row_ids(self, positions: np.ndarray) -> np.ndarray:
-        """The row at each stream position, int64, of the same shape."""
-        epochs, offsets = np.divmod(positions, self.rows)
-        return np.array([self._order(int(e))[o] for e, o in zip(epochs, offsets, strict=True)], dtype=np.int64)
-
-    def _order(self, epoch: int) -> np.ndarray:
-        order = self._orders.get(epoch)
-        if order is None:
-            order = np.random.default_rng(sample_seed(self.seed, epoch, 0, "order")).permutation(self.rows)
-            # A batch may straddle two epochs; older ones are not needed again.
-            self._orders = {e: o for e, o in self._orders.items() if e == epoch - 1} | {epoch: order}
-        return order
-
     def batch(self, step: int, rank: int = 0, world: int = 1, micro: int = 0, accumulation: int = 1) -> Batch:
         """One micro-batch: what `gather` gives, and ``index``, the int64 stream positions (B,)."""
         positions = self.positions(step, rank, world, micro, accumulation)
-        return self.gather(self.row_ids(positions), positions) | {"index": torch.from_numpy(positions)}
+        return self.gather(self.order.row_ids(positions), positions) | {"index": torch.from_numpy(positions)}
 
     @abstractmethod
     def gather(self, rows: np.ndarray, positions: np.ndarray) -> Batch:
-        """The columns of these rows; ``positions`` seed what is random in them."""
+        """The columns of these rows; ``positions`` seed what is random in them. Several threads may call it."""
 
 
 class CaptionLoader(Stream):
@@ -124,10 +82,13 @@ class Loader(Stream):
 
     A batch holds ``key`` and ``caption`` (lists of str), ``index`` int64 (B,), each pixel column as uint8 (B, H, W, C),
     and with embeddings ``text_BLD`` float32, zero-padded to the longest of the batch, and ``text_mask_BL`` bool.
+    Where images have several captions, one is drawn for each image and epoch.
 
     ``split`` keeps the rows of that split (None: all). ``crop`` cuts the same random window from every pixel column:
     ``crop`` pixels of the largest, proportionally fewer of smaller ones.
-    Raises UserError for missing columns, shards that are not aligned, an empty split, or an impossible crop.
+    Row groups are read in the background, a window ahead; about two windows are in memory.
+    Raises UserError for missing columns, shards that are not aligned, an empty split, or an impossible crop; a batch
+    raises CorruptDataError where ``config`` says so.
     """
 
     def __init__(
@@ -139,24 +100,16 @@ class Loader(Stream):
         seed: int,
         global_batch: int,
         crop: int | None = None,
+        config: LoaderConfig = LoaderConfig(),  # noqa: B008 (frozen)
     ) -> None:
-        if not pack_paths:
-            raise UserError("training data: there are no pack shards; run the pack stage first")
-        self.columns, self.crop = tuple(columns), crop
-        self.sizes = {name: _size(name) for name in self.columns}
-        table = pa.concat_tables(_read_pack(path, self.columns) for path in pack_paths)
-        self.encodings = {name: column_encoding(table.schema.field(name)) for name in self.columns}
-        self.embeddings: dict[str, pa.Array] | None = None
-        if embed_paths is not None:
-            self.embeddings = _arrays(_read_embeddings(embed_paths, table.column("key")))
-        splits = np.array(table.column("split").to_pylist(), dtype=object)
-        self.arrays = _arrays(table.drop_columns("split"))
-        self.ids = np.flatnonzero(splits == split) if split is not None else np.arange(len(splits))
-        if not len(self.ids):
-            found = ", ".join(sorted({str(name) for name in splits})) or "no rows at all"
-            raise UserError(f"training data: no row of split {split!r} (there are: {found}); loosen the filters")
+        self.reader = Reader(pack_paths, embed_paths, columns, split, config)
+        self.columns, self.crop, self.with_text = tuple(columns), crop, embed_paths is not None
+        self.sizes = {name: size for name, (_, size) in self.reader.shards[0].encodings.items()}
         self._check_crop()
-        super().__init__(len(self.ids), seed, global_batch)
+        order = Order(self.reader.rows, self.reader.window_groups(), seed)
+        super().__init__(order.rows, seed, global_batch, order)
+        self.parts, self.skip = Windows(self.reader, order), config.on_corrupt == "skip"
+        self.corrupt: dict[str, str] = {}  # what was passed over so far: row group, or key of a row -> why
 
     def _check_crop(self) -> None:
         if self.crop is None:
@@ -168,16 +121,47 @@ class Loader(Stream):
             )
 
     def gather(self, rows: np.ndarray, positions: np.ndarray) -> Batch:
-        ids = self.ids[rows]
-        batch: Batch = {name: [self.arrays[name][int(row)].as_py() for row in ids] for name in ("key", "caption")}
-        windows = [self._window(int(position)) for position in positions]
+        batch: Batch = {name: np.empty((len(rows), *self._shape(name)), dtype=np.uint8) for name in self.columns}
+        groups = self.order.group_of(rows)
+        futures = self.parts.enter(np.unique(groups), positions)
+        found: list[tuple[Part, int]] = []
+        for at, (row, group) in enumerate(zip(rows.tolist(), groups.tolist(), strict=True)):
+            try:
+                part = futures[group].result()
+                index = int(part.kept[row - self.order.first[group]])
+                self._put_pixels(batch, at, part, index, int(positions[at]))
+            except CorruptDataError as error:
+                part, index = self._another(error, batch, at, int(positions[at]))
+            found.append((part, index))
         for name in self.columns:
-            batch[name] = self._pixels(name, ids, windows)
-        if self.embeddings is not None:
-            batch["text_BLD"], batch["text_mask_BL"] = self._text(ids)
+            batch[name] = torch.from_numpy(batch[name])
+        drawn = [self._draw(part, int(position)) for (part, _), position in zip(found, positions, strict=True)]
+        batch["key"] = [part.keys[index] for part, index in found]
+        batch["caption"] = [part.captions[index][n] for (part, index), n in zip(found, drawn, strict=True)]
+        if self.with_text:
+            texts = [(part, index * part.times + n) for (part, index), n in zip(found, drawn, strict=True)]
+            batch["text_BLD"], batch["text_mask_BL"] = padded_text(texts)
         return batch
 
-    def _window(self, position: int) -> tuple[float, float]:
+    def _shape(self, name: str) -> tuple[int, int, int]:
+        side = self.sizes[name] if self.crop is None else self.crop * self.sizes[name] // max(self.sizes.values())
+        return side, side, 3
+
+    def _put_pixels(self, batch: Batch, at: int, part: Part, index: int, position: int) -> None:
+        """Row ``index`` of ``part`` into place ``at`` of every pixel column."""
+        top, left = self._corner(position)
+        for name in self.columns:
+            target, size = batch[name][at], self.sizes[name]
+            try:
+                image = part.pixels[name].image(index)
+            except ValueError as error:
+                raise CorruptDataError(f"{part.name}, key {part.keys[index]}, {name}", error) from error
+            if self.crop is not None:
+                y, x = round(top * size), round(left * size)
+                image = image[y : y + len(target), x : x + len(target)]
+            target[...] = image
+
+    def _corner(self, position: int) -> tuple[float, float]:
         """Top and left of the crop as a share of the image, on the grid of the smallest pixel column."""
         if self.crop is None:
             return 0.0, 0.0
@@ -186,76 +170,43 @@ class Loader(Stream):
         top, left = rng.integers(0, (largest - self.crop) * smallest // largest + 1, size=2)
         return float(top / smallest), float(left / smallest)
 
-    def _pixels(self, name: str, ids: np.ndarray, windows: list[tuple[float, float]]) -> Tensor:
-        size, array, encoding = self.sizes[name], self.arrays[name], self.encodings[name]
-        side = size if self.crop is None else self.crop * size // max(self.sizes.values())
-        out = np.empty((len(ids), side, side, 3), dtype=np.uint8)
-        for image, row, (top, left) in zip(out, ids, windows, strict=True):
-            y, x = round(top * size), round(left * size)
-            image[:] = decode_pixels(array[int(row)].as_buffer(), encoding, size)[y : y + side, x : x + side]
-        return torch.from_numpy(out)
+    def _another(self, error: CorruptDataError, batch: Batch, at: int, position: int) -> tuple[Part, int]:
+        """The next row of the window that can be read, in place ``at``; raises ``error`` where the config says so."""
+        for row in self.order.others(position):
+            if not self.skip:
+                raise error
+            if error.name not in self.corrupt:
+                self.corrupt[error.name] = str(error)
+                log.warning("passed over: %s", error)
+            number = int(self.order.group_of(row))
+            try:
+                part = self.parts.get(number)
+                index = int(part.kept[row - self.order.first[number]])
+                self._put_pixels(batch, at, part, index, position)
+                return part, index
+            except CorruptDataError as next_error:
+                error = next_error
+        raise error
 
-    def _text(self, ids: np.ndarray) -> tuple[Tensor, Tensor]:
-        assert self.embeddings is not None
-        column = self.embeddings
-        rows = [{name: column[name][int(row)].as_py() for name in EMBEDDING_COLUMNS} for row in ids]
-        longest = max(1, *(row["length"] for row in rows))
-        text_BLD = np.zeros((len(rows), longest, rows[0]["dim"]), dtype=np.float32)
-        mask_BL = np.zeros((len(rows), longest), dtype=bool)
-        for text_LD, mask_L, row in zip(text_BLD, mask_BL, rows, strict=True):
-            length = row["length"]
-            text_LD[:length] = decode(row["embedding"], row["scale"], length, row["dim"], row["codec"])
-            mask_L[:length] = True
-        return torch.from_numpy(text_BLD), torch.from_numpy(mask_BL)
-
-
-def column_encoding(field: pa.Field) -> str:
-    """How a pixel column stores its images: raw, or a compressed format that OpenCV reads."""
-    return (field.metadata or {}).get(b"encoding", b"raw").decode()
+    def _draw(self, part: Part, position: int) -> int:
+        """Which of its captions the row at a position has there."""
+        return sample_seed(self.seed, 0, position, "caption") % part.times if part.times > 1 else 0
 
 
-def decode_pixels(data: bytes | pa.Buffer, encoding: str, size: int) -> np.ndarray:
-    """One stored image as uint8 RGB (size, size, 3). Raises ValueError where the bytes are not such an image."""
-    if encoding == "raw":
-        if len(memoryview(data)) != size * size * 3:
-            raise ValueError(f"{len(memoryview(data))} bytes do not hold a raw {size}x{size} RGB image")
-        return np.frombuffer(data, dtype=np.uint8).reshape(size, size, 3)
-    image = cv2.imdecode(np.frombuffer(data, dtype=np.uint8), cv2.IMREAD_COLOR)
-    if image is None or image.shape != (size, size, 3):
-        raise ValueError(f"{len(memoryview(data))} bytes do not hold a {size}x{size} {encoding} image")
-    return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
+def padded_text(rows: Sequence[tuple[Part, int]]) -> tuple[Tensor, Tensor]:
+    """``text_BLD`` float32, zero-padded to the longest (at least 1 token), and ``text_mask_BL`` bool.
 
-
-def _arrays(table: pa.Table) -> dict[str, pa.Array]:
-    """Each column as one array: a row of many chunks is slow to find. 64-bit offsets, so that 2 GB are no limit."""
-    wide = {pa.binary(): pa.large_binary(), pa.string(): pa.large_string()}
-    return {
-        field.name: table.column(field.name).cast(wide.get(field.type, field.type)).combine_chunks()
-        for field in table.schema
-    }
-
-
-def _size(name: str) -> int:
-    digits = name.rpartition("_")[2]
-    if not digits.isdigit():
-        raise UserError(f"pixel column {name!r}: the name must end in its resolution, such as pixels_64")
-    return int(digits)
-
-
-def _read_pack(path: str, columns: tuple[str, ...]) -> pa.Table:
-    table = read_table(path, "pack")
-    missing = [name for name in columns if name not in table.column_names]
-    if missing:
-        have = ", ".join(name for name in table.column_names if name.startswith("pixels_")) or "none"
-        raise UserError(f"{path}: no column {missing[0]} (pixel columns: {have}); add its size to pack.resolutions")
-    return table.select(["key", "caption", "split", *columns])
-
-
-def _read_embeddings(paths: Sequence[str], keys: pa.ChunkedArray) -> pa.Table:
-    table = pa.concat_tables(read_table(path, "embeddings", EMBEDDING_COLUMNS) for path in paths)
-    if not table.column("key").equals(keys):
-        raise UserError("embeddings and pack shards do not have the same rows in the same order; run embed again")
-    return table
+    ``rows`` are parts that have a text, and the numbers of rows in it.
+    """
+    texts = [(part.text, row) for part, row in rows if part.text is not None]
+    lengths = [int(text.starts[row + 1] - text.starts[row]) for text, row in texts]
+    longest = max(1, *lengths)
+    text_BLD = np.empty((len(rows), longest, texts[0][0].values_TD.shape[1]), dtype=np.float32)
+    for text_LD, (text, row), length in zip(text_BLD, texts, lengths, strict=True):
+        text.copy(row, text_LD[:length])
+        text_LD[length:] = 0
+    mask_BL = np.arange(longest) < np.array(lengths)[:, None]
+    return torch.from_numpy(text_BLD), torch.from_numpy(mask_BL)
 
 
 def to_device(batch: Mapping[str, Any], device: torch.device) -> Batch:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import torch
 
 from dataprep import storage
 from dataprep.annotate import SCHEMA as ANNOTATIONS
@@ -214,7 +215,9 @@ class EmbedWorker:
 
     def __init__(self, config: EmbedConfig, encoder: str) -> None:
         self.config = config
-        self.encoder = load_encoder(storage.local_folder(encoder), config)
+        # Ray shows an actor the GPUs that it asked for, and no others.
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        self.encoder = load_encoder(storage.local_folder(encoder), config, device)
 
     def __call__(self, shard: Shard, out: Path) -> dict[str, int]:
         """One Parquet file, row-aligned with the pack shard."""
@@ -222,6 +225,10 @@ class EmbedWorker:
 
 
 def embed(ctx: Context) -> None:
-    """Kept captions to T5 embeddings at their true length."""
+    """Kept captions to T5 embeddings at their true length, on GPUs where there are some."""
     arguments = {"config": ctx.config["embed"], "encoder": encoder_spec(ctx.inputs["encoder"])}
-    ctx.map_shards(EmbedWorker, arguments, ctx.shards("pack"))
+    ctx.connect()
+    ctx.map_shards(EmbedWorker, arguments, ctx.shards("pack"), on_gpu=True)
+    # A manifest says the mean error of a caption as the codec stored it.
+    summed = ctx.counters.pop("codec_error_ppm_sum", 0)
+    ctx.counters["codec_error_ppm"] = round(summed / max(1, ctx.counters.get("distinct", 0)))

@@ -25,7 +25,8 @@ def fit(ctx: Context, function: Callable[..., dict[str, Any]], arguments: dict[s
     ctx.connect()
     ranks = ctx.cluster.ranks
     result = run_training(function, arguments, ctx.folder, ranks, config.steps, ctx.stage, ctx.cluster.retries)
-    ctx.counters |= {name: int(result[name]) for name in ("parameters", "step", "skipped", "resumed_from")}
+    noted = ("parameters", "step", "skipped", "resumed_from", "passed_over")
+    ctx.counters |= {name: int(result[name]) for name in noted if name in result}
 
 
 def train(ctx: Context) -> None:
@@ -41,9 +42,10 @@ def fit_diffusion(
     """Trains a diffusion stage on this rank."""
 
     def loader(split: str) -> Loader:
-        return Loader(pack, embed, stage_columns(config), split, seed, config.batch_size, config.crop)
+        return Loader(pack, embed, stage_columns(config), split, seed, config.batch_size, config.crop, config.data)
 
     with storage.local_copy(embed[0]) as local, pq.ParquetFile(local) as file:
         text_dim = next(file.iter_batches(1, columns=["dim"]))["dim"][0].as_py()
-    task = DiffusionTask(config, text_dim)
-    return train_loop(task, config, loader(TRAIN), folder, seed, loader(VALIDATION) if validate else None)
+    task, data = DiffusionTask(config, text_dim), loader(TRAIN)
+    result = train_loop(task, config, data, folder, seed, loader(VALIDATION) if validate else None)
+    return result | {"passed_over": len(data.corrupt)}

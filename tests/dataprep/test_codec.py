@@ -1,9 +1,14 @@
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
+import pandas as pd
+import pyarrow as pa
 import pytest
 
 from dataprep.codec import CODECS, decode, encode
+from dataprep.embed import SCHEMA, EmbedConfig, write_embeddings
 
 
 @pytest.mark.parametrize("codec", CODECS)
@@ -43,3 +48,18 @@ def test_errors():
         decode(b"123456", None, 2, 3, "int8")
     with pytest.raises(ValueError, match="float16, int8"):
         decode(b"", None, 0, 3, "nf4")
+
+
+@pytest.mark.parametrize("codec", CODECS)
+def test_the_documented_example_reads_what_is_written(codec, tmp_path):
+    text = (Path(__file__).resolve().parents[2] / "docs" / "data_format.md").read_text()
+    example = text.partition("```python\n")[2].partition("```")[0]
+    values = np.random.default_rng(0).normal(size=(7, 16)).astype(np.float32)
+    data, scale = encode(values, codec)
+    row = {"key": "a", "caption": "b", "length": 7, "dim": 16, "codec": codec, "embedding": data, "scale": scale}
+    path = tmp_path / "00000.parquet"
+    write_embeddings(pa.Table.from_pylist([row], schema=SCHEMA), path, EmbedConfig(codec=codec), [1])
+    found = {}
+    exec(example.replace("runs/demo/stages/embed/<fingerprint>/00000.parquet", str(path)), found)
+    np.testing.assert_allclose(found["tokens"], values, atol=0.02)
+    assert pd.read_parquet(path)["embedding"][0] == data

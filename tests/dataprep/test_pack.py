@@ -14,7 +14,7 @@ from dataprep.decode import read_shard_rgb, resize_square
 from dataprep.download import DownloadConfig, download_shard
 from dataprep.fetch import FetchConfig
 from dataprep.pack import ENCODING_KEY, PackConfig, pack_shard
-from dataprep.schema import read_table, write_table
+from dataprep.schema import UserError, read_table, write_table
 
 
 @pytest.fixture
@@ -44,9 +44,9 @@ def test_selected_rows_in_every_resolution(shard, tmp_path):
     config = PackConfig(resolutions=(16, 64, 80), row_group_rows=2)
     assert pack_shard(*shard, chosen, tmp_path / "p.parquet", config) == {"rows": 3, "validation": 1}
     table = read_table(tmp_path / "p.parquet", "pack")
-    assert table["key"].to_pylist() == [keys[0], keys[2], keys[3]]
-    assert table["caption"].to_pylist() == ["caption 0", "caption 2", "caption 3"]
-    assert table["split"].to_pylist() == ["train", "validation", "train"]
+    assert table["key"].to_pylist() == [keys[0], keys[3], keys[2]]  # validation comes last
+    assert table["caption"].to_pylist() == ["caption 0", "caption 3", "caption 2"]
+    assert table["split"].to_pylist() == ["train", "train", "validation"]
     images = dict(read_shard_rgb(shard[0]))
     for size, encoding in ((16, "raw"), (64, "raw"), (80, "png")):
         name = f"pixels_{size}"
@@ -54,7 +54,7 @@ def test_selected_rows_in_every_resolution(shard, tmp_path):
         for key, data in zip(table["key"].to_pylist(), table[name].to_pylist(), strict=True):
             expected = resize_square(images[key], size)
             assert np.array_equal(pixels(data, encoding).reshape(size, size, 3), expected)
-    assert pq.ParquetFile(tmp_path / "p.parquet").num_row_groups == 2
+    assert pq.ParquetFile(tmp_path / "p.parquet").num_row_groups == 2  # of one split each
 
 
 def test_without_a_selection_every_image_is_packed(shard, tmp_path):
@@ -67,6 +67,31 @@ def test_an_empty_selection_gives_an_empty_shard(shard, tmp_path):
     chosen = selection(tmp_path / "s.parquet", keys, [False] * 5, pa.nulls(5, pa.string()))
     assert pack_shard(*shard, chosen, tmp_path / "p.parquet", PackConfig()) == {"rows": 0, "validation": 0}
     assert read_table(tmp_path / "p.parquet", "pack").num_rows == 0
+
+
+def test_several_captions(web, tmp_path):
+    urls = [web.put(f"/{index}.png", encoded(picture(index, 40, 40))) for index in range(2)]
+    columns = {"url": urls, "caption": ["one", "two"], "alt": ["1", None], "title": ["i", "ii"]}
+    write_table(pa.table(columns), tmp_path / "l.parquet", "listing")
+    download_shard(tmp_path / "l.parquet", 0, tmp_path, DownloadConfig(image_size=40), web.hosts)
+    shard = tmp_path / "00000.tar", tmp_path / "00000.parquet"
+    pack_shard(*shard, None, tmp_path / "p.parquet", PackConfig(resolutions=(8,), captions=("alt", "title")))
+    table = read_table(tmp_path / "p.parquet", "pack")
+    assert table["captions"].to_pylist() == [["one", "1", "i"], ["two", "two", "ii"]]
+    assert table["caption"].to_pylist() == ["one", "two"]
+    with pytest.raises(UserError, match=r"pack.captions=tags: .*alt, title"):
+        pack_shard(*shard, None, tmp_path / "p.parquet", PackConfig(resolutions=(8,), captions=("tags",)))
+
+
+@pytest.mark.parametrize("compression", ["none", "lz4", "zstd"])
+def test_compression_is_of_raw_pixels_alone(shard, tmp_path, compression):
+    config = PackConfig(resolutions=(16, 80), compression=compression)
+    pack_shard(*shard, None, tmp_path / "p.parquet", config)
+    group = pq.read_metadata(tmp_path / "p.parquet").row_group(0)
+    found = {group.column(at).path_in_schema: group.column(at) for at in range(group.num_columns)}
+    assert found["pixels_16"].compression == {"none": "UNCOMPRESSED"}.get(compression, compression.upper())
+    assert found["pixels_80"].compression == "UNCOMPRESSED"
+    assert "RLE_DICTIONARY" not in found["pixels_16"].encodings and not found["pixels_16"].is_stats_set
 
 
 def test_jpeg_and_rerun(shard, tmp_path):

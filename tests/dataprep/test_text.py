@@ -4,57 +4,31 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
+from encoder_fakes import save_encoder
 from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 from safetensors.torch import load_file, save_file
-from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
 from dataprep import codec
-from dataprep.embed import EmbedConfig, embed_shard, load_encoder
+from dataprep.embed import EmbedConfig, Stored, embed_shard, load_encoder
 from dataprep.schema import UserError, read_table, write_table
-from dataprep.text import TextEncoder, length_batches
-from dataprep.torchvision_operators import declare_torchvision_operators
+from dataprep.text import Encoded, TextEncoder, check_encoder, length_batches
 
-WORDS = ("<pad>", "</s>", "<unk>", "a", "red", "blue", "circle", "square", "left", "of")
 CAPTIONS = ["a red circle", "a blue square left of a red circle", "circle", "a red circle"]
-
-
-def save(folder, model):
-    from transformers import PreTrainedTokenizerFast
-
-    model.save_pretrained(folder)
-    tokenizer = Tokenizer(models.WordLevel({word: index for index, word in enumerate(WORDS)}, "<unk>"))
-    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-    tokenizer.post_processor = processors.TemplateProcessing("$A </s>", special_tokens=[("</s>", 1)])
-    PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, pad_token="<pad>", eos_token="</s>", unk_token="<unk>"
-    ).save_pretrained(folder)
 
 
 @pytest.fixture(scope="module")
 def t5(tmp_path_factory):
-    declare_torchvision_operators()
-    from transformers import T5Config, T5ForConditionalGeneration
-
-    torch.manual_seed(0)
-    folder = tmp_path_factory.mktemp("t5")
-    sizes = {"d_model": 32, "d_kv": 8, "d_ff": 64, "num_layers": 2, "num_heads": 4}
-    save(folder, T5ForConditionalGeneration(T5Config(vocab_size=len(WORDS), decoder_start_token_id=0, **sizes)))
-    return str(folder)
+    return save_encoder(tmp_path_factory.mktemp("t5"), "t5")
 
 
 @pytest.fixture(scope="module")
 def bert(tmp_path_factory):
-    declare_torchvision_operators()
-    from transformers import BertConfig, BertModel
-
-    folder = tmp_path_factory.mktemp("bert")
-    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
-    save(folder, BertModel(BertConfig(vocab_size=len(WORDS), **sizes)))
-    return str(folder)
+    return save_encoder(tmp_path_factory.mktemp("bert"), "bert")
 
 
 def test_true_lengths_order_and_one_array_a_caption(t5):
@@ -77,6 +51,50 @@ def test_long_captions_are_cut_and_keep_their_end_token(t5):
     encoder = TextEncoder.from_folder(t5, max_length=5)
     ids, cut = encoder.tokenize(CAPTIONS)
     assert cut == 1 and len(ids[1]) == 5 and ids[1][-1] == 1
+
+
+@pytest.mark.parametrize("kind", ["t5", "mt5", "umt5"])
+def test_of_a_t5_the_encoder_alone_is_loaded_with_fused_attention(kind, tmp_path):
+    model = TextEncoder.from_folder(save_encoder(tmp_path, kind)).model
+    assert not any("decoder" in name or "lm_head" in name for name, _ in model.named_parameters())
+    assert model.config._attn_implementation == "sdpa"
+
+
+@pytest.mark.parametrize(("kind", "limit"), [("bert", 512), ("roberta", 11)])
+def test_no_more_tokens_than_the_model_has_places_for(kind, limit, tmp_path):
+    encoder = TextEncoder.from_folder(save_encoder(tmp_path, kind), max_length=1000)
+    assert encoder.max_length == limit
+    (embedding,) = encoder.encode([" ".join(["red"] * 2000)])
+    assert embedding.shape == (limit, 16)
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "vit", "clip"])
+def test_what_is_no_text_encoder_is_refused(kind, tmp_path):
+    if kind == "gpt2":
+        folder, reason = save_encoder(tmp_path, "gpt2"), "reads from left to right only"
+    else:
+        folder = save_encoder(tmp_path, "bert")
+        from transformers import CLIPConfig, CLIPModel, ViTConfig, ViTModel
+
+        small = {"num_hidden_layers": 1, "hidden_size": 16, "num_attention_heads": 2, "intermediate_size": 16}
+        seen = {"image_size": 8, "patch_size": 4}
+        config = CLIPConfig(text_config=small | {"vocab_size": 20}, vision_config=small | seen)
+        (ViTModel(ViTConfig(**small, **seen)) if kind == "vit" else CLIPModel(config)).save_pretrained(folder)
+        reason = "takes no text" if kind == "vit" else "does not encode text alone|takes no text"
+    with pytest.raises(UserError, match=reason):
+        TextEncoder.from_folder(folder)
+
+
+def test_a_folder_says_itself_that_it_is_no_encoder(bert, tmp_path):
+    for text, reason in [
+        ('{"model_type": "gpt2", "architectures": ["GPT2LMHeadModel"]}', "is a GPT2LMHeadModel, no text encoder"),
+        ('{"hidden_size": 16}', "no model_type"),
+        ("{", "not JSON"),
+    ]:
+        folder = copy(Path(bert), tmp_path / str(len(text)), set())
+        Path(folder, "config.json").write_text(text)
+        with pytest.raises(UserError, match=reason):
+            check_encoder(folder)
 
 
 def test_bert_and_bfloat16(t5, bert):
@@ -146,8 +164,8 @@ def test_embed_shard_is_row_aligned_and_decodes(t5, tmp_path, name):
     config = EmbedConfig(codec=name, max_length=8)
     encoder = load_encoder(t5, config)
     counters = embed_shard(tmp_path / "p.parquet", tmp_path / "e.parquet", encoder, config)
-    error = counters.pop("codec_error_ppm")
-    assert counters == {"captions": 4, "distinct": 3, "tokens": 18, "truncated": 1}
+    error = counters.pop("codec_error_ppm_sum") / 3
+    assert counters == {"captions": 4, "distinct": 3, "tokens": 18, "truncated": 1, "codec_low_tokens": 0}
     assert 0 < error < (1000 if name == "float16" else 20_000)
     rows = read_table(tmp_path / "e.parquet", "embeddings").to_pylist()
     assert [(row["key"], row["caption"]) for row in rows] == list(zip("abcd", CAPTIONS, strict=True))
@@ -156,6 +174,30 @@ def test_embed_shard_is_row_aligned_and_decodes(t5, tmp_path, name):
         decoded = codec.decode(row["embedding"], row["scale"], row["length"], row["dim"], row["codec"])
         cosine = (decoded * expected).sum(1) / np.linalg.norm(decoded, axis=1) / np.linalg.norm(expected, axis=1)
         assert cosine.min() > 0.999
+
+
+def test_several_captions_a_picture_have_a_row_each_in_its_row_group(t5, tmp_path):
+    several = [["a red circle", "circle"], ["a red circle", "a blue square"], ["of", "of"]]
+    columns = {"key": ["a", "b", "c"], "caption": [texts[0] for texts in several], "captions": several}
+    write_table(pa.table(columns), tmp_path / "p.parquet", "pack", [2, 1])
+    config = EmbedConfig()
+    counters = embed_shard(tmp_path / "p.parquet", tmp_path / "e.parquet", load_encoder(t5, config), config)
+    assert (counters["captions"], counters["distinct"]) == (6, 4)
+    table = read_table(tmp_path / "e.parquet", "embeddings")
+    assert table["key"].to_pylist() == list("aabbcc")
+    assert table["caption"].to_pylist() == [text for texts in several for text in texts]
+    metadata = pq.read_metadata(tmp_path / "e.parquet")
+    assert [metadata.row_group(at).num_rows for at in range(2)] == [4, 2]
+
+
+def test_tokens_that_int8_stores_badly_are_counted():
+    tokens = np.full((3, 512), 0.1, np.float32)
+    tokens[1, 0] = 26.0  # one channel so large that the others round to nothing
+    stored = Stored()
+    stored.add(Encoded([0, 1], [1, 2], tokens), "int8")
+    lost = np.linalg.norm(tokens[1, 1:]) / np.linalg.norm(tokens[1:])
+    assert stored.low == 1 and abs(stored.error - lost) < 1e-3
+    assert [length for length, _, _ in stored.rows.values()] == [1, 2]
 
 
 def test_embedding_an_empty_shard(t5, tmp_path):

@@ -30,14 +30,25 @@ def picture(index: int, size: int) -> np.ndarray:
     return image
 
 
-def write_pack(path: Path, start: int, stop: int, sizes: tuple[int, ...] = (16, 64), raw_up_to: int = 16) -> str:
-    """A pack shard of pictures ``start`` to ``stop``; every eighth is of split validation."""
+def write_pack(
+    path: Path,
+    start: int,
+    stop: int,
+    sizes: tuple[int, ...] = (16, 64),
+    raw_up_to: int = 16,
+    rows: int = 1000,
+    captions: int = 1,
+) -> str:
+    """A pack shard of pictures ``start`` to ``stop``, ``rows`` a row group; every eighth is of split validation."""
     columns: dict[str, list] = {
         "key": [f"{index:05d}" for index in range(start, stop)],
         "caption": [caption(index) for index in range(start, stop)],
         "split": ["validation" if index % 8 == 7 else "train" for index in range(start, stop)],
     }
     fields = [pa.field(name, pa.string()) for name in columns]
+    if captions > 1:
+        columns["captions"] = [[f"{caption(index)} #{n}" for n in range(captions)] for index in range(start, stop)]
+        fields.append(pa.field("captions", pa.list_(pa.string())))
     for size in sizes:
         encoding = "raw" if size <= raw_up_to else "png"
         images = [picture(index, size) for index in range(start, stop)]
@@ -45,7 +56,8 @@ def write_pack(path: Path, start: int, stop: int, sizes: tuple[int, ...] = (16, 
         columns[f"pixels_{size}"] = [image.tobytes() for image in images] if encoding == "raw" else png
         metadata = {b"encoding": encoding.encode(), b"size": str(size).encode()}
         fields.append(pa.field(f"pixels_{size}", pa.binary(), metadata=metadata))
-    write_table(pa.table(columns, schema=pa.schema(fields)), path, "pack")
+    options = {"compression": "none", "use_dictionary": False, "write_page_checksum": True}
+    write_table(pa.table(columns, schema=pa.schema(fields)), path, "pack", cut(stop - start, rows), **options)
     return str(path)
 
 
@@ -54,16 +66,26 @@ def embedding(index: int, dim: int = 8) -> np.ndarray:
     return np.random.default_rng(index).standard_normal((1 + index % 5, dim)).astype(np.float32)
 
 
-def write_embeddings(path: Path, start: int, stop: int, codec: str = "float16") -> str:
-    """The embedding shard beside `write_pack`."""
-    rows = []
-    for index in range(start, stop):
+def cut(count: int, rows: int) -> list[int]:
+    """Row groups of at most ``rows`` rows."""
+    return [min(rows, count - at) for at in range(0, count, rows)]
+
+
+def write_embeddings(
+    path: Path, start: int, stop: int, codec: str = "float16", rows: int = 1000, captions: int = 1
+) -> str:
+    """The embedding shard beside `write_pack`; of k captions the n-th of picture i is `embedding(i * k + n)`."""
+    written = []
+    for index in range(start * captions, stop * captions):
         value = embedding(index)
         data, scale = encode(value, codec)
-        row = {"key": f"{index:05d}", "caption": caption(index), "length": len(value), "dim": value.shape[1]}
-        rows.append(row | {"codec": codec, "embedding": data, "scale": scale})
+        picture_index = index // captions
+        row = {"key": f"{picture_index:05d}", "caption": caption(picture_index), "length": len(value)}
+        written.append(row | {"dim": value.shape[1], "codec": codec, "embedding": data, "scale": scale})
     types = {"key": pa.string(), "caption": pa.string(), "length": pa.int32(), "dim": pa.int32()}
     types |= {"codec": pa.string(), "embedding": pa.binary(), "scale": pa.binary()}
     schema = pa.schema(list(types.items()))
-    write_table(pa.Table.from_pylist(rows, schema=schema), path, "embeddings")
+    options = {"compression": "none", "use_dictionary": False, "write_page_checksum": True}
+    groups = [count * captions for count in cut(stop - start, rows)]
+    write_table(pa.Table.from_pylist(written, schema=schema), path, "embeddings", groups, **options)
     return str(path)

@@ -1,0 +1,325 @@
+"""The loaders of `benchmarks.loader`: each writes the same samples in its own form, and iterates over them.
+
+A side is a class with ``write(samples, folder)``, and an instance over a folder with ``epoch()``, an iterator of
+batches (pixels uint8 (B, H, W, 3), text float32 (B, L, D), mask bool (B, L)), and ``middle(step)``, the batch of that
+step as somebody who resumes there gets it. Peers decode JPEG with Pillow, as they do by themselves; "cv2" in a name
+means that they were given the decoder that we use.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pyarrow as pa
+import torch
+from PIL import Image
+from torch import Tensor
+
+from dataprep.codec import encode
+from dataprep.embed import SCHEMA, EmbedConfig, write_embeddings
+from dataprep.pack import ENCODING_KEY, PackConfig, write_pack
+from dataprep.torchvision_operators import declare_torchvision_operators
+from train.data import Loader
+from train.reader import LoaderConfig
+
+BATCH, SIZE = 64, 64
+SHARD_ROWS = 1024
+WINDOW_MB = 8
+Triple = tuple[Tensor, Tensor, Tensor]
+
+
+@dataclass
+class Sample:
+    """What every side stores."""
+
+    key: str
+    caption: str
+    jpeg: bytes
+    text_LD: np.ndarray  # float16
+
+
+def collate(images: list[np.ndarray], texts: list[np.ndarray]) -> Triple:
+    """What a careful user of the peers writes: pads to the longest of the batch."""
+    longest = max(len(text) for text in texts)
+    text_BLD = np.zeros((len(texts), longest, texts[0].shape[1]), np.float32)
+    mask_BL = np.zeros((len(texts), longest), bool)
+    for row, text in enumerate(texts):
+        text_BLD[row, : len(text)], mask_BL[row, : len(text)] = text, True
+    return torch.from_numpy(np.stack(images)), torch.from_numpy(text_BLD), torch.from_numpy(mask_BL)
+
+
+def pillow(data: bytes) -> np.ndarray:
+    """JPEG to uint8 RGB."""
+    return np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))
+
+
+def opencv(data: bytes) -> np.ndarray:
+    """The same, as our loader does it."""
+    return cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR_RGB)
+
+
+# ---------------------------------------------------------------------------------------------- ours
+
+
+class OursJpeg:
+    """Pack and embedding shards: the same JPEG bytes, float16."""
+
+    encoding, codec = "jpeg", "float16"
+    compression: Any = "none"
+
+    def __init__(self, folder: Path, workers: int = 0) -> None:
+        # Several windows an epoch, so that row groups are read, mixed and let go all the time.
+        config = LoaderConfig(window_mb=WINDOW_MB)
+        packs = sorted(str(path) for path in folder.glob("p*"))
+        embeds = sorted(str(path) for path in folder.glob("e*"))
+        self.loader = Loader(packs, embeds, (f"pixels_{SIZE}",), "train", 0, BATCH, config=config)
+
+    def epoch(self) -> Iterator[Triple]:
+        for step in range(len(self.loader) // BATCH):
+            yield self.middle(step)
+
+    def middle(self, step: int) -> Triple:
+        batch = self.loader.batch(step)
+        return batch[f"pixels_{SIZE}"], batch["text_BLD"], batch["text_mask_BL"]
+
+    @classmethod
+    def write(cls, samples: list[Sample], folder: Path) -> None:
+        name, raw = f"pixels_{SIZE}", cls.encoding == "raw"
+        pack_config = PackConfig(resolutions=(SIZE,), raw_up_to=SIZE if raw else 0, encoding="jpeg")
+        pixels = pa.field(name, pa.binary(), metadata={ENCODING_KEY: cls.encoding.encode()})
+        schema = pa.schema([*[pa.field(text, pa.string()) for text in ("key", "caption", "split")], pixels])
+        embed_config = EmbedConfig(codec=cls.codec, compression=cls.compression)
+        for number, start in enumerate(range(0, len(samples), SHARD_ROWS)):
+            part = samples[start : start + SHARD_ROWS]
+            images = [opencv(sample.jpeg).tobytes() if raw else sample.jpeg for sample in part]
+            columns = {"key": [sample.key for sample in part], "caption": [sample.caption for sample in part]}
+            table = pa.table(columns | {"split": ["train"] * len(part), name: images}, schema=schema)
+            write_pack(table, folder / f"p{number:05d}.parquet", pack_config, 0)
+            rows = []
+            for sample in part:
+                data, scale = encode(sample.text_LD, cls.codec)
+                row = {"key": sample.key, "caption": sample.caption, "length": len(sample.text_LD)}
+                row |= {"dim": sample.text_LD.shape[1], "codec": cls.codec, "embedding": data, "scale": scale}
+                rows.append(row)
+            sizes = [min(128, len(part) - at) for at in range(0, len(part), 128)]
+            table = pa.Table.from_pylist(rows, schema=SCHEMA)
+            write_embeddings(table, folder / f"e{number:05d}.parquet", embed_config, sizes)
+
+
+class OursRaw(OursJpeg):
+    """Raw pixels, float16."""
+
+    encoding = "raw"
+
+
+class OursRawInt8(OursJpeg):
+    """Raw pixels, int8."""
+
+    encoding, codec = "raw", "int8"
+
+
+class OursRawZstd(OursRawInt8):
+    """Raw pixels, int8 compressed: what is smallest."""
+
+    compression = "zstd"
+
+
+# ---------------------------------------------------------------------------------------------- peers
+
+
+class Memory:
+    """No loader at all: tensors in memory, text padded to the longest of all, rows drawn by index."""
+
+    def __init__(self, folder: Path, workers: int = 0) -> None:
+        data = torch.load(folder / "all.pt")
+        self.pixels, self.text, self.lengths = data["pixels"], data["text"], data["lengths"]
+        self.order = torch.randperm(len(self.pixels), generator=torch.Generator().manual_seed(0))
+
+    def epoch(self) -> Iterator[Triple]:
+        for step in range(len(self.order) // BATCH):
+            yield self.middle(step)
+
+    def middle(self, step: int) -> Triple:
+        rows = self.order[step * BATCH : (step + 1) * BATCH]
+        lengths = self.lengths[rows]
+        longest = int(lengths.max())
+        return self.pixels[rows], self.text[:, :longest][rows], torch.arange(longest)[None] < lengths[:, None]
+
+    @staticmethod
+    def write(samples: list[Sample], folder: Path) -> None:
+        pixels, text, mask = collate([opencv(s.jpeg) for s in samples], [s.text_LD for s in samples])
+        torch.save({"pixels": pixels, "text": text, "lengths": mask.sum(1)}, folder / "all.pt")
+
+
+class WebDataset:
+    """Tars with .jpg, .txt and .npy, shards and a buffer of 1,000 samples shuffled."""
+
+    decode = "rgb8"
+
+    def __init__(self, folder: Path, workers: int = 0) -> None:
+        import webdataset
+
+        tars = sorted(str(path) for path in folder.glob("*.tar"))
+        data = webdataset.WebDataset(tars, shardshuffle=len(tars), seed=0, empty_check=False).shuffle(1000)
+        data = data.decode(self.decode) if self.decode else data.decode(webdataset.handle_extension("jpg", opencv))
+        pairs = data.to_tuple("jpg", "npy").batched(
+            BATCH, collation_fn=lambda rows: collate(*map(list, zip(*rows, strict=True)))
+        )
+        self.data = webdataset.WebLoader(pairs, batch_size=None, num_workers=workers)
+
+    def epoch(self) -> Iterator[Triple]:
+        return iter(self.data)
+
+    def middle(self, step: int) -> Triple:
+        for at, batch in enumerate(self.data):  # there is no other way
+            if at == step:
+                return batch
+        raise AssertionError
+
+    @staticmethod
+    def write(samples: list[Sample], folder: Path) -> None:
+        import webdataset
+
+        with webdataset.ShardWriter(f"{folder}/%05d.tar", maxcount=SHARD_ROWS, verbose=0) as sink:
+            for s in samples:
+                sink.write({"__key__": s.key, "jpg": s.jpeg, "txt": s.caption, "npy": s.text_LD})
+
+
+class WebDatasetCv2(WebDataset):
+    """The same with our decoder."""
+
+    decode = ""
+
+
+class Mds:
+    """mosaicml-streaming from a local folder, its own shuffle and its own resumption."""
+
+    def __init__(self, folder: Path, workers: int = 0) -> None:
+        from streaming import StreamingDataLoader, StreamingDataset
+        from streaming.base.util import clean_stale_shared_memory
+
+        clean_stale_shared_memory()
+        self.data = StreamingDataset(local=str(folder), shuffle=True, shuffle_seed=0, batch_size=BATCH)
+        self.loader = StreamingDataLoader(self.data, batch_size=BATCH, num_workers=workers, collate_fn=self.collate)
+
+    @staticmethod
+    def collate(rows: list[dict[str, Any]]) -> Triple:
+        return collate([np.asarray(row["image"].convert("RGB")) for row in rows], [row["text"] for row in rows])
+
+    def epoch(self) -> Iterator[Triple]:
+        return iter(self.loader)
+
+    def middle(self, step: int) -> Triple:
+        state = self.data.state_dict(step * BATCH, False)
+        self.loader.load_state_dict(state)
+        return next(iter(self.loader))
+
+    image = "jpeg"
+
+    @classmethod
+    def write(cls, samples: list[Sample], folder: Path) -> None:
+        from streaming import MDSWriter
+
+        width = samples[0].text_LD.shape[1]
+        columns = {"key": "str", "caption": "str", "image": cls.image, "text": "ndarray:float16"}
+        with MDSWriter(out=str(folder), columns=columns, size_limit=1 << 24) as sink:
+            for s in samples:
+                assert s.text_LD.shape[1] == width
+                image = s.jpeg if cls.image == "bytes" else Image.open(io.BytesIO(s.jpeg))
+                sink.write({"key": s.key, "caption": s.caption, "image": image, "text": s.text_LD})
+
+
+class MdsCv2(Mds):
+    """The same with our decoder."""
+
+    image = "bytes"
+
+    @staticmethod
+    def collate(rows: list[dict[str, Any]]) -> Triple:
+        return collate([opencv(row["image"]) for row in rows], [row["text"] for row in rows])
+
+
+class HuggingFace:
+    """A datasets.Dataset of Arrow files, shuffled by indices, an Image column and the embedding as bytes."""
+
+    def __init__(self, folder: Path, workers: int = 0) -> None:
+        import datasets
+        from torch.utils.data import DataLoader
+
+        self.dim = json.loads((folder / "dim.json").read_text())
+        self.data = datasets.load_from_disk(str(folder / "data")).shuffle(seed=0)
+        self.loader = DataLoader(self.data, BATCH, num_workers=workers, collate_fn=self.collate)
+
+    def collate(self, rows: list[dict[str, Any]]) -> Triple:
+        texts = [np.frombuffer(row["text"], np.float16).reshape(-1, self.dim) for row in rows]
+        return collate([self.pixels(row["image"]) for row in rows], texts)
+
+    @staticmethod
+    def pixels(image: Any) -> np.ndarray:
+        return np.asarray(image.convert("RGB"))
+
+    def epoch(self) -> Iterator[Triple]:
+        return iter(self.loader)
+
+    def middle(self, step: int) -> Triple:
+        return self.collate([self.data[at] for at in range(step * BATCH, (step + 1) * BATCH)])
+
+    as_image = True
+
+    @classmethod
+    def write(cls, samples: list[Sample], folder: Path) -> None:
+        import datasets
+
+        image = datasets.Image() if cls.as_image else datasets.Value("binary")
+        features = {"key": datasets.Value("string"), "caption": datasets.Value("string")}
+        features |= {"image": image, "text": datasets.Value("binary")}
+        columns = {"key": [s.key for s in samples], "caption": [s.caption for s in samples]}
+        jpegs = [{"bytes": s.jpeg, "path": None} if cls.as_image else s.jpeg for s in samples]
+        columns |= {"image": jpegs, "text": [s.text_LD.tobytes() for s in samples]}
+        datasets.disable_progress_bars()
+        made = datasets.Dataset.from_dict(columns, features=datasets.Features(features))
+        made.save_to_disk(str(folder / "data"), num_shards=-(-len(samples) // SHARD_ROWS))
+        (folder / "dim.json").write_text(json.dumps(samples[0].text_LD.shape[1]))
+
+
+class HuggingFaceCv2(HuggingFace):
+    """The same with our decoder."""
+
+    as_image = False
+
+    @staticmethod
+    def pixels(image: Any) -> np.ndarray:
+        return opencv(image)
+
+
+SIDES: dict[str, Any] = {
+    "ours, JPEG": OursJpeg,
+    "ours, raw float16": OursRaw,
+    "ours, raw int8": OursRawInt8,
+    "ours, raw int8 zstd": OursRawZstd,
+    "memory": Memory,
+    "webdataset": WebDataset,
+    "webdataset, cv2": WebDatasetCv2,
+    "mosaicml-streaming": Mds,
+    "mosaicml-streaming, cv2": MdsCv2,
+    "datasets": HuggingFace,
+    "datasets, cv2": HuggingFaceCv2,
+}
+
+
+def import_peers() -> None:
+    """Before the clocks run."""
+    declare_torchvision_operators()  # mosaicml-streaming imports torchvision
+    import datasets  # noqa: F401
+    import streaming  # noqa: F401
+    import webdataset  # noqa: F401
+
+
+PEERS = tuple(name for name in SIDES if not name.startswith(("ours", "memory")))

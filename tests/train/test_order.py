@@ -1,0 +1,117 @@
+"""The order of samples: each once an epoch, near and far mixed, the same for any ranks, accumulation and workers."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from train.data import Batch, Stream
+from train.order import Order, SampleRandom, Window, sample_seed
+
+GROUPS = st.lists(st.integers(1, 9), min_size=1, max_size=12)
+
+
+class Rows(Stream):
+    """A stream over an order, whose batches say which rows they hold."""
+
+    def gather(self, rows: np.ndarray, positions: np.ndarray) -> Batch:
+        return {"key": rows.tolist()}
+
+
+def stream(groups: list[int], window: int, seed: int, batch: int) -> Rows:
+    order = Order(groups, window, seed)
+    return Rows(order.rows, seed, batch, order)
+
+
+def whole_batches(data: Rows, steps: int, world: int, accumulation: int, workers: int) -> list[list[int]]:
+    """What all ranks see together, each step; a rank's batches are made by several threads, as the loop does."""
+
+    def one(at: tuple[int, int, int]) -> list[int]:
+        step, micro, rank = at
+        return data.batch(step, rank, world, micro, accumulation)["key"]
+
+    places = [(step, micro, rank) for step in range(steps) for micro in range(accumulation) for rank in range(world)]
+    with ThreadPoolExecutor(workers) as pool:
+        parts = list(pool.map(one, places))
+    count = world * accumulation
+    return [[row for part in parts[step * count : (step + 1) * count] for row in part] for step in range(steps)]
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    groups=GROUPS,
+    window=st.integers(1, 5),
+    seed=st.integers(0, 9),
+    world=st.integers(1, 8),
+    accumulation=st.integers(1, 3),
+    size=st.integers(1, 3),
+    workers=st.integers(1, 4),
+)
+def test_each_sample_once_an_epoch_and_one_global_batch(
+    groups: list[int], window: int, seed: int, world: int, accumulation: int, size: int, workers: int
+) -> None:
+    batch = world * accumulation * size
+    rows = sum(groups)
+    steps = -(-3 * rows // batch)
+    parted = whole_batches(stream(groups, window, seed, batch), steps, world, accumulation, workers)
+    alone = stream(groups, window, seed, batch)
+    assert parted == [alone.batch(step)["key"] for step in range(steps)]
+    flat = [row for step in parted for row in step]
+    for epoch in range(3):
+        assert sorted(flat[epoch * rows : (epoch + 1) * rows]) == list(range(rows))
+
+
+@given(groups=GROUPS, window=st.integers(1, 5), seed=st.integers(0, 9), position=st.integers(0, 10**12))
+def test_a_seek_anywhere_agrees_with_its_window(groups: list[int], window: int, seed: int, position: int) -> None:
+    order = Order(groups, window, seed)
+    here, share = order.window(position)
+    (row,) = order.row_ids(np.array([position]))
+    assert int(order.group_of(row)) in order.groups(here)
+    assert 0 <= share < 1
+    assert order.neighbour(order.neighbour(here, 1), -1) == here
+    others = order.others(position).tolist()
+    assert row not in others
+    assert len(others) + 1 == sum(order.group_rows[group] for group in order.groups(here))
+
+
+def test_one_window_is_a_uniform_permutation_of_all_rows() -> None:
+    rows = 40
+    order = Order([7, 13, 20], 3, 5)
+    expected = np.random.default_rng(sample_seed(5, 2, 0, "order")).permutation(rows)
+    assert np.array_equal(order.row_ids(np.arange(2 * rows, 3 * rows)), expected)
+
+
+def test_windows_mix_groups_from_anywhere() -> None:
+    order = Order([10] * 100, 10, 0)
+    first = order.row_ids(np.arange(100)) // 10
+    assert len(set(first[:20].tolist())) > 5  # a batch is of many groups
+    spans = [np.ptp(order.groups(Window(0, index))) for index in range(order.windows)]
+    assert min(spans) > 50  # and a window of groups far apart
+    assert order.groups(Window(-1, 0)).size == 0
+    assert not np.array_equal(order.groups(Window(0, 0)), order.groups(Window(1, 0)))
+
+
+def test_rows_stand_anywhere_equally_often() -> None:
+    places = np.array([[Order([5, 5, 5, 5], 2, seed).row_ids(np.arange(20)).argmin()] for seed in range(2000)])
+    counts = np.bincount(places.ravel(), minlength=20)
+    assert counts.min() > 60 and counts.max() < 145  # 100 expected, sd 10
+
+
+def test_sample_random_depends_on_its_sample_alone() -> None:
+    whole = SampleRandom(1, 7, [4, 5, 6]).normal("noise", 2, 3)
+    assert np.array_equal(SampleRandom(1, 7, [6]).normal("noise", 2, 3)[0], whole[2])
+    for other in (SampleRandom(1, 8, [6]).normal("noise", 2, 3), SampleRandom(1, 7, [6]).normal("other", 2, 3)):
+        assert not np.array_equal(other[0], whole[2])
+    uniform = SampleRandom(1, 7, range(4000)).uniform("u")
+    assert uniform.shape == (4000,) and 0.48 < float(uniform.mean()) < 0.52
+    assert len({sample_seed(*key) for key in [(0, 0, 1), (0, 1, 0), (1, 0, 0), (0, 11, 0), (0, 1, 10)]}) == 5
+
+
+@pytest.mark.parametrize("bad", [0, -3])
+def test_a_batch_has_samples(bad: int) -> None:
+    with pytest.raises(ValueError, match="batch_size"):
+        stream([3], 1, 0, bad)

@@ -1,0 +1,198 @@
+"""Row groups on demand: bounded memory, storage that is far away, damage named or passed over."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import fsspec
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+from pack_fakes import caption, embedding, picture, write_embeddings, write_pack
+
+from dataprep.schema import UserError, write_table
+from train.cache import RowGroupCache
+from train.data import Loader
+from train.reader import CorruptDataError, LoaderConfig
+
+COLUMN = ("pixels_64",)
+
+
+@pytest.fixture
+def far(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[list[str], list[str]]]:
+    """Shards in memory://, and a row-group cache in a folder of the test's own."""
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    fs = fsspec.filesystem("memory")
+    paths: tuple[list[str], list[str]] = ([], [])
+    for number, (start, stop) in enumerate([(0, 40), (40, 100)]):
+        for kind, write in enumerate((write_pack, write_embeddings)):
+            local = write(tmp_path / f"{kind}{number}", start, stop, rows=8)
+            url = f"memory://{tmp_path.name}/{kind}{number}.parquet"
+            fs.pipe_file(url, Path(local).read_bytes())
+            paths[kind].append(url)
+    yield paths
+    fs.rm(f"memory://{tmp_path.name}", recursive=True)
+
+
+def check(batch: dict) -> None:
+    for row, key in enumerate(batch["key"]):
+        index = int(key)
+        assert batch["caption"][row] == caption(index)
+        assert np.array_equal(batch["pixels_64"][row], picture(index, 64))
+        length = int(batch["text_mask_BL"][row].sum())
+        np.testing.assert_allclose(batch["text_BLD"][row, :length], embedding(index), atol=0.02)
+
+
+def test_storage_far_away_gives_the_same_batches(
+    far: tuple[list[str], list[str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    near = [[str(tmp_path / f"{kind}{number}") for number in range(2)] for kind in range(2)]
+    here, there = (Loader(pack, embed, COLUMN, "train", 3, 10) for pack, embed in (near, far))
+    for step in range(12):
+        one, other = here.batch(step), there.batch(step)
+        check(other)
+        assert one["key"] == other["key"] and torch.equal(one["text_BLD"], other["text_BLD"])
+    cached = list(tmp_path.glob("imagen-ray-*/row-groups/*.arrow"))
+    assert len(cached) == 2 * len(there.reader.groups)
+    again = Loader(*far, COLUMN, "train", 3, 10)
+    monkeypatch.delattr(pq.ParquetFile, "read_row_group")  # what is cached is not fetched again
+    check(again.batch(0))
+    with pytest.raises(AttributeError):
+        Loader(*far, COLUMN, "train", 3, 10, config=LoaderConfig(cache_mb=0)).batch(0)
+
+
+def test_the_cache_is_bounded_and_survives_damage(tmp_path: Path) -> None:
+    table = pa.table({"x": np.zeros(1000)})
+    cache, made = RowGroupCache(30_000, tmp_path), []
+
+    def make() -> pa.Table:
+        made.append(1)
+        return table
+
+    for number in range(10):
+        assert cache.get(str(number), make).equals(table)
+    assert sum(path.stat().st_size for path in tmp_path.iterdir()) <= 30_000
+    assert len(made) == 10
+    cache.get("9", make)
+    assert len(made) == 10
+    cache.get("0", make)
+    assert len(made) == 11
+    for path in tmp_path.glob("*.arrow"):
+        path.write_bytes(path.read_bytes()[:100])
+    assert cache.get("9", make).equals(table)
+    assert len(made) == 12
+
+
+def test_memory_holds_two_windows(tmp_path: Path) -> None:
+    pack = write_pack(tmp_path / "p", 0, 400, sizes=(64,), raw_up_to=64, rows=8)
+    loader = Loader([pack], None, COLUMN, "train", 0, 10, config=LoaderConfig(window_mb=1))
+    assert loader.order.window_groups == 10  # of 8 raw pictures of 12 KB
+    held = []
+    for step in range(120):
+        loader.batch(step)
+        held.append(len(loader.parts.futures))
+    assert 20 <= max(held) <= 30  # the third where a batch is of two windows
+
+
+def damage(path: str, group: int, column: str) -> None:
+    """Turns bytes over in the middle of a column of a row group."""
+    metadata = pq.read_metadata(path).row_group(group)
+    chunk = next(c for c in map(metadata.column, range(metadata.num_columns)) if c.path_in_schema == column)
+    at = chunk.data_page_offset + chunk.total_compressed_size // 2
+    data = bytearray(Path(path).read_bytes())
+    data[at : at + 4] = bytes(255 - byte for byte in data[at : at + 4])
+    Path(path).write_bytes(data)
+
+
+@pytest.mark.parametrize("kind", ["pack", "embeddings"])
+def test_a_damaged_row_group_is_named_or_passed_over(tmp_path: Path, kind: str) -> None:
+    pack = write_pack(tmp_path / "p", 0, 64, sizes=(64,), raw_up_to=64, rows=8)
+    embed = write_embeddings(tmp_path / "e", 0, 64, rows=8)
+    whole = Loader([pack], [embed], COLUMN, None, 0, 64).batch(0)
+    damage(*((pack, 3, "pixels_64") if kind == "pack" else (embed, 3, "embedding")))
+    with pytest.raises(CorruptDataError, match=r"p row group 3: cannot be read.*on_corrupt=skip"):
+        Loader([pack], [embed], COLUMN, None, 0, 64).batch(0)
+    skipping = Loader([pack], [embed], COLUMN, None, 0, 64, config=LoaderConfig(on_corrupt="skip"))
+    batch = skipping.batch(0)
+    check(batch)
+    assert [name.rpartition("/")[2] for name in skipping.corrupt] == ["p row group 3"]
+    assert "row group 3" in next(iter(skipping.corrupt.values()))
+    lost = {f"{index:05d}" for index in range(24, 32)}
+    assert lost.isdisjoint(batch["key"]) and len(batch["key"]) == 64
+    # Every other sample is where it was, and a step's batch does not depend on what was asked for before.
+    assert all(new == old for new, old in zip(batch["key"], whole["key"], strict=True) if old not in lost)
+    fresh = Loader([pack], [embed], COLUMN, None, 0, 64, config=LoaderConfig(on_corrupt="skip"))
+    fresh.batch(2)
+    assert fresh.batch(0)["key"] == batch["key"]
+
+
+def test_without_verification_damage_to_raw_pixels_goes_unseen(tmp_path: Path) -> None:
+    pack = write_pack(tmp_path / "p", 0, 16, sizes=(64,), raw_up_to=64, rows=8)
+    damage(pack, 1, "pixels_64")
+    Loader([pack], None, COLUMN, None, 0, 16, config=LoaderConfig(verify=False)).batch(0)
+    with pytest.raises(CorruptDataError, match="CRC"):
+        Loader([pack], None, COLUMN, None, 0, 16).batch(0)
+
+
+def test_an_image_that_is_none(tmp_path: Path) -> None:
+    path = write_pack(tmp_path / "p", 0, 16)
+    table = pq.read_table(path)
+    values = table["pixels_64"].to_pylist()
+    values[5] = b"no png"
+    field = table.schema.field("pixels_64")
+    table = table.set_column(table.schema.names.index("pixels_64"), field, pa.array(values, pa.binary()))
+    write_table(table, tmp_path / "q", "pack")
+    with pytest.raises(CorruptDataError, match=r"row group 0, key 00005, pixels_64: .*64x64 png"):
+        Loader([str(tmp_path / "q")], None, COLUMN, None, 0, 16).batch(0)
+    loader = Loader([str(tmp_path / "q")], None, COLUMN, None, 0, 16, config=LoaderConfig(on_corrupt="skip"))
+    assert "00005" not in loader.batch(0)["key"] and len(loader.corrupt) == 1
+
+
+def test_nothing_left_to_take(tmp_path: Path) -> None:
+    pack = write_pack(tmp_path / "p", 0, 8, sizes=(64,), raw_up_to=64)
+    damage(pack, 0, "pixels_64")
+    with pytest.raises(CorruptDataError):
+        Loader([pack], None, COLUMN, None, 0, 8, config=LoaderConfig(on_corrupt="skip")).batch(0)
+
+
+def test_one_of_several_captions_is_drawn_each_epoch(tmp_path: Path) -> None:
+    pack = write_pack(tmp_path / "p", 0, 40, rows=8, captions=3)
+    embed = write_embeddings(tmp_path / "e", 0, 40, rows=8, captions=3)
+    loader = Loader([pack], [embed], COLUMN, None, 0, 40)
+    drawn: dict[str, list[int]] = {}
+    for epoch in range(30):
+        batch = loader.batch(epoch)
+        for row, key in enumerate(batch["key"]):
+            base, number = batch["caption"][row].rsplit(" #", 1)
+            assert base == caption(int(key))
+            length = int(batch["text_mask_BL"][row].sum())
+            np.testing.assert_allclose(
+                batch["text_BLD"][row, :length], embedding(int(key) * 3 + int(number)), atol=0.02
+            )
+            drawn.setdefault(key, []).append(int(number))
+    counts = np.bincount([number for numbers in drawn.values() for number in numbers])
+    assert len(counts) == 3 and counts.min() > 330  # 400 expected, sd 16
+    assert all(len(set(numbers)) > 1 for numbers in drawn.values())
+    assert loader.batch(4)["caption"] == Loader([pack], [embed], COLUMN, None, 0, 40).batch(4)["caption"]
+
+
+def test_shards_that_do_not_belong_together(tmp_path: Path) -> None:
+    pack = write_pack(tmp_path / "p", 0, 16, rows=8)
+    cases = [
+        ([write_embeddings(tmp_path / "a", 0, 15, rows=8)], "not the same rows"),
+        ([write_embeddings(tmp_path / "b", 0, 16, rows=4)], "not the same rows"),
+        ([write_embeddings(tmp_path / "c", 0, 16, rows=8)] * 2, "1 pack and 2 embedding shards"),
+        ([pack], "expected a file of kind 'embeddings'"),
+    ]
+    for embed, message in cases:
+        with pytest.raises(UserError, match=message):
+            Loader([pack], embed, COLUMN, "train", 0, 8)
+    other = write_embeddings(tmp_path / "d", 16, 32, rows=8)
+    with pytest.raises(UserError, match="same rows in the same order"):
+        Loader([pack], [other], COLUMN, "train", 0, 8).batch(0)
+    (tmp_path / "torn").write_bytes(Path(pack).read_bytes()[:-20])
+    with pytest.raises(UserError, match=r"torn.*no readable Parquet"):
+        Loader([str(tmp_path / "torn")], None, COLUMN, "train", 0, 8)

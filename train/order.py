@@ -1,0 +1,150 @@
+"""What is random in training, as pure functions: seeds, the numbers of a sample, and which row stands where.
+
+The rows form one endless stream. Position p belongs to epoch ``p // rows``. In each epoch the row groups of all shards
+are shuffled, cut into windows of so many groups, and the rows of a window are shuffled among themselves. Nothing is
+remembered between calls, so a seek costs what any other look-up costs.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+def sample_seed(seed: int, step: int, index: int, stream: str = "") -> int:
+    """A 63-bit seed that depends on nothing but its arguments; ``stream`` separates uses within a sample."""
+    text = f"{seed}/{step}/{index}/{stream}".encode()
+    return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "little") >> 1
+
+
+class SampleRandom:
+    """Random numbers of each sample of a batch, from (seed, step, the sample's position in the stream) and a name."""
+
+    def __init__(self, seed: int, step: int, indices: Sequence[int]) -> None:
+        self.seed, self.step, self.indices = seed, step, [int(index) for index in indices]
+
+    def seeds(self, stream: str) -> list[int]:
+        """One seed a sample."""
+        return [sample_seed(self.seed, self.step, index, stream) for index in self.indices]
+
+    def normal(self, stream: str, *shape: int) -> Tensor:
+        """Standard normal float32 (B, *shape) on the CPU."""
+        return self._draw(torch.randn, stream, shape)
+
+    def uniform(self, stream: str, *shape: int) -> Tensor:
+        """Uniform float32 in [0, 1), (B, *shape), on the CPU."""
+        return self._draw(torch.rand, stream, shape)
+
+    def _draw(self, function: Any, stream: str, shape: tuple[int, ...]) -> Tensor:
+        out = torch.empty(len(self.indices), *shape)
+        generator = torch.Generator()
+        for row, seed in zip(out, self.seeds(stream), strict=True):
+            generator.manual_seed(seed)
+            row.copy_(function(shape, generator=generator))
+        return out
+
+
+@dataclass(frozen=True)
+class Window:
+    """The ``index``-th window of an epoch."""
+
+    epoch: int
+    index: int
+
+
+class Plan(NamedTuple):
+    """One epoch: its row groups in shuffled order, and the offset at which each window starts, the end included."""
+
+    groups: np.ndarray  # int64 (groups,)
+    starts: np.ndarray  # int64 (windows + 1,)
+
+
+class Order:
+    """The row at each stream position, for row groups of ``group_rows`` rows of which a window mixes ``window_groups``.
+
+    A row is numbered through the groups in their given order. Where all groups fit into one window, an epoch is a
+    uniform permutation of all rows. Plans and permutations of recent epochs and windows are kept, as a speed-up.
+    """
+
+    KEPT = 4
+
+    def __init__(self, group_rows: Sequence[int] | np.ndarray, window_groups: int, seed: int) -> None:
+        self.group_rows = np.asarray(group_rows, dtype=np.int64)
+        self.first = np.concatenate([[0], np.cumsum(self.group_rows)])  # of each group; then the number of rows
+        self.rows, self.seed = int(self.first[-1]), seed
+        self.window_groups = max(1, min(window_groups, len(self.group_rows)))
+        self.windows = -(-len(self.group_rows) // self.window_groups)
+        self._plans: dict[int, Plan] = {}
+        self._shuffled: dict[Window, np.ndarray] = {}
+
+    def row_ids(self, positions: np.ndarray) -> np.ndarray:
+        """The row at each stream position: int64, of the same shape (n,)."""
+        epochs, offsets = np.divmod(positions, self.rows)
+        out = np.empty(len(positions), dtype=np.int64)
+        for epoch in np.unique(epochs):
+            plan = self.plan(int(epoch))
+            at = np.flatnonzero(epochs == epoch)
+            windows = np.searchsorted(plan.starts, offsets[at], side="right") - 1
+            for index in np.unique(windows):
+                chosen = at[windows == index]
+                shuffled = self._rows_of(Window(int(epoch), int(index)))
+                out[chosen] = shuffled[offsets[chosen] - plan.starts[index]]
+        return out
+
+    def group_of(self, rows: np.ndarray) -> np.ndarray:
+        """The row group of each row."""
+        return np.searchsorted(self.first, rows, side="right") - 1
+
+    def others(self, position: int) -> np.ndarray:
+        """The rows of the position's window that come after it, then those before it."""
+        window, _ = self.window(position)
+        at = position % self.rows - int(self.plan(window.epoch).starts[window.index])
+        rows = self._rows_of(window)
+        return np.concatenate([rows[at + 1 :], rows[:at]])
+
+    def window(self, position: int) -> tuple[Window, float]:
+        """The window of a stream position, and how far into it the position is, from 0 to 1."""
+        epoch, offset = divmod(int(position), self.rows)
+        starts = self.plan(epoch).starts
+        index = int(np.searchsorted(starts, offset, side="right")) - 1
+        return Window(epoch, index), float(offset - starts[index]) / float(starts[index + 1] - starts[index])
+
+    def neighbour(self, window: Window, by: int) -> Window:
+        """The window that comes ``by`` windows later (earlier if negative)."""
+        epoch, index = divmod(window.epoch * self.windows + window.index + by, self.windows)
+        return Window(epoch, index)
+
+    def groups(self, window: Window) -> np.ndarray:
+        """The row groups of a window, ascending; none for one before the first epoch."""
+        if window.epoch < 0:
+            return np.empty(0, dtype=np.int64)
+        start = window.index * self.window_groups
+        return np.sort(self.plan(window.epoch).groups[start : start + self.window_groups])
+
+    def plan(self, epoch: int) -> Plan:
+        """The order of the row groups in ``epoch``."""
+        plan = self._plans.get(epoch)
+        if plan is None:
+            groups = np.random.default_rng(sample_seed(self.seed, epoch, 0, "groups")).permutation(len(self.group_rows))
+            first = np.arange(0, len(groups), self.window_groups)
+            sizes = np.add.reduceat(self.group_rows[groups], first)
+            plan = Plan(groups, np.concatenate([[0], np.cumsum(sizes)]))
+            # A new dict each time: several threads may look while one adds.
+            self._plans = dict(list(self._plans.items())[1 - self.KEPT :]) | {epoch: plan}
+        return plan
+
+    def _rows_of(self, window: Window) -> np.ndarray:
+        shuffled = self._shuffled.get(window)
+        if shuffled is None:
+            groups = self.groups(window)
+            rows = np.concatenate([np.arange(self.first[group], self.first[group + 1]) for group in groups])
+            rng = np.random.default_rng(sample_seed(self.seed, window.epoch, window.index, "order"))
+            shuffled = rows[rng.permutation(len(rows))]
+            self._shuffled = dict(list(self._shuffled.items())[1 - self.KEPT :]) | {window: shuffled}
+        return shuffled

@@ -1,0 +1,231 @@
+"""Row groups of pack shards and of the embedding shards beside them: found by their footers, read when asked for."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from pydantic import Field
+from tenacity import Retrying, retry_if_exception_type, stop_after_attempt, wait_exponential
+
+from dataprep import storage
+from dataprep.schema import Config, UserError, check_kind
+from train.cache import RowGroupCache
+from train.parts import RAW, Part, make_part
+
+EMBEDDING_COLUMNS = ["key", "length", "dim", "codec", "embedding", "scale"]
+REMOTE_READS = 8  # at a time: what costs there is waiting
+ATTEMPTS, BACKOFF = 3, 1.0  # of a remote read; seconds before the second, doubling
+SAMPLED_SHARDS = 8  # whose footers say how large row groups are: a window is only about as large as asked for
+
+
+class LoaderConfig(Config):
+    """How training data is read."""
+
+    window_mb: int = Field(
+        256, ge=1, description="row groups that are shuffled among themselves; a rank holds up to twice this in memory"
+    )
+    cache_mb: int = Field(
+        4096, ge=0, description="local disk for row groups from object storage, shared by a machine's ranks; 0: none"
+    )
+    on_corrupt: Literal["stop", "skip"] = Field(
+        "stop", description="data that cannot be read: stop, or take other rows of its window instead and count it"
+    )
+    verify: bool = Field(True, description="check page checksums when a row group is read for the first time")
+
+
+class CorruptDataError(RuntimeError):
+    """Stored data that cannot be read: which file, which row group, why, and what to do."""
+
+    def __init__(self, name: str, error: Exception) -> None:
+        self.name, reason = name, " ".join(str(error).split())
+        super().__init__(
+            f"{name}: cannot be read ({reason}); delete the file and run its stage again, or set data.on_corrupt=skip"
+        )
+
+
+@dataclass(frozen=True)
+class Group:
+    """Where a row group is: the number of its pack shard, and its own number in there."""
+
+    shard: int
+    index: int
+
+
+@dataclass(frozen=True)
+class Shard:
+    """What is known of a pack shard and the embedding shard beside it once their footers are read."""
+
+    pack: str
+    embed: str | None
+    starts: np.ndarray  # int64 (groups + 1,): the first row of each row group
+    kept: np.ndarray  # bit a row: whether it is of the split that is read
+    kept_rows: np.ndarray  # int64 (groups,)
+    splits: tuple[str, ...]
+    encodings: dict[str, tuple[str, int]]  # pixel column -> (encoding, size)
+    listed: bool  # whether a row has several captions
+    bytes: int  # stored in the columns that are read, uncompressed
+
+    def kept_of(self, group: int) -> np.ndarray:
+        """The rows of a row group that are of the split, int64, numbered within the group."""
+        bits = np.unpackbits(self.kept, count=int(self.starts[-1]))
+        return np.flatnonzero(bits[self.starts[group] : self.starts[group + 1]])
+
+
+class Reader:
+    """The row groups of ``pack_paths`` that have rows of ``split`` (None: of any), with ``columns`` of pixels.
+
+    ``embed_paths`` are row-aligned with ``pack_paths``: k rows for each of theirs where an image has k captions.
+    Paths are local or any fsspec URL. At first only footers and the split column are read.
+    Raises UserError for what is missing, of another kind, or not aligned.
+    """
+
+    def __init__(
+        self,
+        pack_paths: Sequence[str],
+        embed_paths: Sequence[str] | None,
+        columns: Sequence[str],
+        split: str | None,
+        config: LoaderConfig,
+    ) -> None:
+        if not pack_paths:
+            raise UserError("training data: there are no pack shards; run the pack stage first")
+        if embed_paths is not None and len(embed_paths) != len(pack_paths):
+            raise UserError(f"{len(pack_paths)} pack and {len(embed_paths)} embedding shards; run embed again")
+        self.config, self.columns = config, tuple(columns)
+        local = storage.is_local(pack_paths[0])
+        self.threads = 1 if local else REMOTE_READS
+        self.cache = RowGroupCache(config.cache_mb << 20) if config.cache_mb and not local else None
+        self.versions: dict[str, str] = {}  # of remote files, so that the cache does not mix two of one name
+        with ThreadPoolExecutor(self.threads) as pool:
+            pairs = [(path, embed_paths[at] if embed_paths else None) for at, path in enumerate(pack_paths)]
+            self.shards = list(pool.map(lambda pair: open_shard(pair[0], pair[1], self.columns, split), pairs))
+        self.groups = [
+            Group(number, int(index))
+            for number, shard in enumerate(self.shards)
+            for index in np.flatnonzero(shard.kept_rows)
+        ]
+        if not self.groups:
+            found = ", ".join(sorted({name for shard in self.shards for name in shard.splits})) or "no rows at all"
+            raise UserError(f"training data: no row of split {split!r} (there are: {found}); loosen the filters")
+        self.rows = np.array([self.shards[group.shard].kept_rows[group.index] for group in self.groups])
+        self.verified = np.zeros(len(self.groups), dtype=bool)
+
+    def window_groups(self) -> int:
+        """How many row groups make a window of the config's size."""
+        every = max(1, len(self.shards) // SAMPLED_SHARDS)
+        sampled = [shard for shard in self.shards[::every] if len(shard.kept_rows)] or self.shards
+        size = sum(shard.bytes for shard in sampled) / max(1, sum(len(shard.kept_rows) for shard in sampled))
+        return max(1, int((self.config.window_mb << 20) / max(1.0, size)))
+
+    def read(self, number: int) -> Part:
+        """The row group of that number; CorruptDataError where it cannot be read."""
+        group = self.groups[number]
+        shard = self.shards[group.shard]
+        name = f"{shard.pack} row group {group.index}"
+        verify = self.config.verify and not self.verified[number]
+        captions = "captions" if shard.listed else "caption"
+        try:
+            pack = self._table(shard.pack, group.index, ["key", captions, *self.columns], verify)
+            embed = self._table(shard.embed, group.index, EMBEDDING_COLUMNS, verify) if shard.embed else None
+            part = make_part(name, shard.kept_of(group.index), pack, embed, shard.encodings)
+        except UserError:
+            raise
+        except (pa.ArrowException, OSError, ValueError) as error:
+            raise CorruptDataError(name, error) from error
+        self.verified[number] = True
+        return part
+
+    def _table(self, path: str, group: int, columns: list[str], verify: bool) -> pa.Table:
+        def read() -> pa.Table:
+            with open_parquet(path, verify) as file:
+                return file.read_row_group(group, columns=columns, use_threads=False).combine_chunks()
+
+        if storage.is_local(path):
+            return read()
+        again = Retrying(
+            stop=stop_after_attempt(ATTEMPTS),
+            wait=wait_exponential(BACKOFF),
+            retry=retry_if_exception_type(OSError),
+            reraise=True,
+        )
+        if self.cache is None:
+            return again(read)
+        if path not in self.versions:
+            fs, inner = storage.filesystem(path)
+            self.versions[path] = fs.ukey(inner)
+        return self.cache.get(json.dumps([path, self.versions[path], group, columns]), lambda: again(read))
+
+
+@contextmanager
+def open_parquet(path: str, verify: bool = False) -> Iterator[pq.ParquetFile]:
+    """The Parquet file at ``path``, local or any fsspec URL; of a remote one only what is asked for is fetched."""
+    if storage.is_local(path):
+        with pq.ParquetFile(path, page_checksum_verification=verify) as file:
+            yield file
+        return
+    fs, inner = storage.filesystem(path)
+    # Parquet knows which bytes it wants: `pre_buffer` asks for a row group's columns in few requests.
+    with (
+        fs.open(inner, "rb", cache_type="none") as remote,
+        pq.ParquetFile(remote, pre_buffer=True, page_checksum_verification=verify) as file,
+    ):
+        yield file
+
+
+def open_shard(pack: str, embed: str | None, columns: tuple[str, ...], split: str | None) -> Shard:
+    """Reads the footers and the split column of a pack shard and its embedding shard; raises what `Reader` does."""
+    try:
+        with open_parquet(pack) as file:
+            check_kind(file.schema_arrow, pack, "pack")
+            encodings = {name: column_encoding(pack, file.schema_arrow, name) for name in columns}
+            listed = "captions" in file.schema_arrow.names
+            rows, size = _groups(file.metadata, {"key", "caption", "captions.list.element", *columns})
+            splits = file.read(columns=["split"])["split"]
+        starts = np.concatenate([[0], np.cumsum(rows)])
+        if embed is not None:
+            with open_parquet(embed) as file:
+                check_kind(file.schema_arrow, embed, "embeddings")
+                embedded, more = _groups(file.metadata, set(EMBEDDING_COLUMNS))
+            size += more
+            times = int(embedded.sum()) // max(1, int(rows.sum()))
+            if not np.array_equal(embedded, rows * times):
+                raise UserError(f"{embed}: not the same rows in the same order as {pack}; run embed again")
+    except pa.ArrowInvalid as error:
+        raise UserError(
+            f"{pack}: it or its embeddings are no readable Parquet file ({error}); run its stage again"
+        ) from error
+    mask = np.ones(len(splits), bool) if split is None else pc.fill_null(pc.equal(splits, split), False).to_numpy()
+    kept_rows = np.add.reduceat(mask, starts[:-1], dtype=np.int64) if len(mask) else np.zeros(0, np.int64)
+    found = tuple(str(name) for name in pc.unique(splits).to_pylist())
+    return Shard(pack, embed, starts, np.packbits(mask), kept_rows, found, encodings, listed, size)
+
+
+def _groups(metadata: pq.FileMetaData, columns: set[str]) -> tuple[np.ndarray, int]:
+    """The rows of each row group, int64, and the uncompressed bytes of ``columns`` in all of them."""
+    groups = [metadata.row_group(index) for index in range(metadata.num_row_groups)]
+    groups = [group for group in groups if group.num_rows]
+    size = 0
+    for group in groups:
+        chunks = [group.column(at) for at in range(group.num_columns)]
+        size += sum(chunk.total_uncompressed_size for chunk in chunks if chunk.path_in_schema in columns)
+    return np.array([group.num_rows for group in groups], dtype=np.int64), size
+
+
+def column_encoding(path: str, schema: pa.Schema, name: str) -> tuple[str, int]:
+    """How a pixel column stores its images: (raw or a compressed format that OpenCV reads, side in pixels)."""
+    digits = name.rpartition("_")[2]
+    if not digits.isdigit():
+        raise UserError(f"pixel column {name!r}: the name must end in its resolution, such as pixels_64")
+    if name not in schema.names:
+        have = ", ".join(found for found in schema.names if found.startswith("pixels_")) or "none"
+        raise UserError(f"{path}: no column {name} (pixel columns: {have}); add its size to pack.resolutions")
+    return (schema.field(name).metadata or {}).get(b"encoding", RAW.encode()).decode(), int(digits)

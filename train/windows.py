@@ -1,0 +1,54 @@
+"""Which row groups are in memory: those of the window in use, and the next one's, read ahead in the background."""
+
+from __future__ import annotations
+
+import threading
+from concurrent.futures import Future, ThreadPoolExecutor
+
+import numpy as np
+
+from train.order import Order
+from train.parts import Part
+from train.reader import Reader
+
+AHEAD = 0.5  # share of a window after which the next one is read, and the one before it let go
+
+
+class Windows:
+    """The parts that batches need, by the number of their row group. Batches may come from several threads."""
+
+    def __init__(self, reader: Reader, order: Order) -> None:
+        self.reader, self.order = reader, order
+        self.pool = ThreadPoolExecutor(reader.threads, "row-groups")
+        self.lock = threading.Lock()
+        self.futures: dict[int, Future[Part]] = {}
+
+    def enter(self, groups: np.ndarray, positions: np.ndarray) -> dict[int, Future[Part]]:
+        """Sees to it that ``groups``, of a batch at ``positions``, are being read before anything else is.
+
+        Then come the rest of their window and, from its middle on, the next. Returns the futures of ``groups``.
+        """
+        first, _ = self.order.window(positions[0])
+        last, share = self.order.window(positions[-1])
+        before, after = self.order.neighbour(first, -1), self.order.neighbour(last, 1)
+        wanted = [*groups.tolist(), *self.order.groups(first).tolist(), *self.order.groups(last).tolist()]
+        spare = self.order.groups(after).tolist()  # not to be dropped if it is there: a thread ahead asked for it
+        if share >= AHEAD:
+            wanted += spare
+        else:
+            spare = [*spare, *self.order.groups(before).tolist()]
+        with self.lock:
+            for group in wanted:
+                if group not in self.futures:
+                    self.futures[group] = self.pool.submit(self.reader.read, group)
+            for group in self.futures.keys() - set(wanted) - set(spare):
+                del self.futures[group]
+            return {group: self.futures[group] for group in groups.tolist()}
+
+    def get(self, group: int) -> Part:
+        """The part of a row group of the window in use."""
+        with self.lock:
+            future = self.futures.get(group)
+            if future is None:
+                future = self.futures[group] = self.pool.submit(self.reader.read, group)
+        return future.result()
