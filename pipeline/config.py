@@ -23,7 +23,7 @@ from dataprep.schema import Config, UserError
 from dataprep.select import SelectConfig
 from dataprep.sources import ListingConfig
 from eval.cascade import SamplingConfig
-from train.engine import TrainConfig
+from train.config import TrainConfig
 from train.tasks.clip import ClipTaskConfig
 from train.tasks.diffusion import DiffusionStageConfig
 from train.tasks.t5 import T5TaskConfig

@@ -11,8 +11,8 @@ from dataprep import storage
 from pipeline.config import CascadeStageConfig
 from pipeline.context import Context
 from pipeline.ray_train import run_training
+from train.config import TrainConfig
 from train.data import Loader
-from train.engine import TrainConfig
 from train.loop import train as train_loop
 from train.tasks.diffusion import DiffusionTask, stage_columns
 

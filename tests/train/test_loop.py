@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 from pathlib import Path
@@ -14,7 +15,8 @@ from train_fakes import ToyData, ToyTask, config, rows, run
 from dataprep.schema import UserError
 from dataprep.storage import read_json_lines
 from train import checkpoint
-from train.loop import NonFiniteError, train
+from train.guards import NonFiniteError
+from train.loop import train
 
 
 @pytest.fixture(scope="module")
@@ -114,7 +116,12 @@ def test_unknown_checkpoint_format_is_refused(tmp_path: Path) -> None:
     run(tmp_path, 8)
     state = tmp_path / "checkpoints/step-00000006/state.json"
     state.write_text(json.dumps(json.loads(state.read_text()) | {"format": 99}))
-    (state.parent / "commit.json").write_text(json.dumps({"files": []}))
+    data = state.read_bytes()
+    marker = json.loads((state.parent / "commit.json").read_text())
+    for entry in marker["files"]:
+        if entry["path"] == "state.json":
+            entry |= {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+    (state.parent / "commit.json").write_text(json.dumps(marker))
     with pytest.raises(UserError, match="format 99"):
         run(tmp_path)
 
@@ -142,7 +149,7 @@ def test_events_come_in_order(tmp_path: Path) -> None:
             assert checkpoint.torn(event["path"]) is None
         seen.append((event["kind"], event.get("step") or event["row"]["step"]))
 
-    train(ToyTask(), config(steps=8), ToyData(), str(tmp_path), 0, on_event=on_event)
+    train(ToyTask(), config(steps=8, overlap_save=False), ToyData(), str(tmp_path), 0, on_event=on_event)
     assert seen == [("log", 4), ("checkpoint", 6), ("log", 8), ("checkpoint", 8), ("done", 8)]
 
 

@@ -6,8 +6,10 @@ import pytest
 import torch
 from torch import nn
 
-from train.engine import Engine, TrainConfig
-from train.optim import AdamWEma, ema_decay_at, learning_rate, parameter_groups
+from train.config import TrainConfig
+from train.engine import Engine
+from train.optim import AdamWEma, parameter_groups
+from train.schedule import ema_decay_at, learning_rate
 
 
 def test_weights_follow_torch_and_the_average_is_right_by_hand() -> None:

@@ -15,8 +15,8 @@ from dataprep.schema import UserError
 from dataprep.storage import read_json_lines
 from dataprep.torchvision_operators import declare_torchvision_operators
 from eval.clip import ClipScorer
+from train.config import TrainConfig
 from train.data import CaptionLoader, Loader, SampleRandom
-from train.engine import TrainConfig
 from train.loop import train
 from train.models.export import load_stage
 from train.tasks.clip import ClipTask, ClipTaskConfig

@@ -14,6 +14,7 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.utils.checkpoint import checkpoint
 
 from dataprep.schema import Config
 from train.models.attention import COORDINATE_FEATURES, AttentionKind, ImageAttention, coordinates, zeroed
@@ -128,6 +129,7 @@ class Stack(nn.Module):
     ) -> None:
         super().__init__()
         self.takes, self.gives = tuple(takes), gives
+        self.recompute = False
         self.blocks, self.attentions = nn.ModuleList(), nn.ModuleList()
         for position, (kind, skip) in enumerate(zip(kinds, takes, strict=True)):
             self.blocks.append(res_block(config, (channels if position else channels_in) + skip, channels))
@@ -138,14 +140,23 @@ class Stack(nn.Module):
         for block, layer, skip in zip(self.blocks, self.attentions, self.takes, strict=True):
             if skip:
                 h_BCHW = torch.cat([h_BCHW, skips.pop() * 2**-0.5], dim=1)
-            h_BCHW = block(h_BCHW, condition.vector)
-            if isinstance(layer, ImageAttention):
-                h_BCHW = layer(h_BCHW, condition.text, condition.mask)
+            if self.recompute and torch.is_grad_enabled():
+                h_BCHW = checkpoint(_apply, block, layer, h_BCHW, condition, use_reentrant=False)
+            else:
+                h_BCHW = _apply(block, layer, h_BCHW, condition)
             if self.gives == "each":
                 skips.append(h_BCHW)
         if self.gives == "last":
             skips.append(h_BCHW)
         return h_BCHW
+
+
+def _apply(block: nn.Module, layer: nn.Module, h_BCHW: Tensor, condition: Condition) -> Tensor:
+    """A residual block, then its attention where it has one."""
+    h_BCHW = block(h_BCHW, condition.vector)
+    if isinstance(layer, ImageAttention):
+        h_BCHW = layer(h_BCHW, condition.text, condition.mask)
+    return h_BCHW
 
 
 def res_block(config: UNetConfig, channels_in: int, channels: int, **options: Any) -> ResBlock:
@@ -257,6 +268,12 @@ class UNet(nn.Module):
         h_BCHW = self._levels(h_BCHW, condition)
         output_BCHW: Tensor = self.out(functional.silu(self.norm_out(h_BCHW)))
         return output_BCHW + lowres_BCHW if self.config.lowres_residual and lowres_BCHW is not None else output_BCHW
+
+    def enable_recompute(self) -> None:
+        """From now on keep only each block's input for the backward pass, and compute the rest again there."""
+        for module in self.modules():
+            if isinstance(module, Stack):
+                module.recompute = True
 
     def _check(self, x_BCHW: Tensor, lowres_BCHW: Tensor | None, lowres_log_snr_B: Tensor | None) -> None:
         multiple, size = self.config.size_multiple(), tuple(x_BCHW.shape[2:])
