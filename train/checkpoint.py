@@ -58,7 +58,7 @@ class Saver:
             if index % engine.world == engine.rank:
                 share |= {f"{name}{SEPARATOR}{slot}": value.contiguous() for slot, value in slots.items()}
         buffers = engine.buffers()
-        state = {"format": FORMAT, "step": step, "updates": engine.updates(), "world": engine.world}
+        state: dict[str, Any] = {"format": FORMAT, "step": step, "updates": engine.updates(), "world": engine.world}
         state |= {"identity": self.identity, "model": _shapes(engine), "loop": loop_state}
         self.writing = self.pool.submit(self._write, step, share, buffers, state)
         if not self.config.overlap_save:

@@ -33,33 +33,12 @@ PRESETS: dict[str, dict[str, Any]] = {
 }
 
 # What may differ between a checkpoint and the run that resumes it: where and how it computes, not what.
-RESUMABLE = frozenset(
-    [
-        "steps",
-        "accumulation",
-        "zero_stage",
-        "offload",
-        "deepspeed",
-        "compile",
-        "activation_checkpointing",
-        "checkpoint_every",
-        "keep_last",
-        "keep_every",
-        "overlap_save",
-        "log_every",
-        "validate_every",
-        "validation_batches",
-        "sample_every",
-        "max_skipped",
-        "workers",
-        "stall_seconds",
-        "hang_seconds",
-        "wandb",
-        "wandb_project",
-        "peak_tflops",
-        "preset",
-    ]
-)
+RESUMABLE = {
+    *("preset", "steps", "accumulation", "zero_stage", "offload", "deepspeed", "compile", "activation_checkpointing"),
+    *("checkpoint_every", "keep_last", "keep_every", "overlap_save", "log_every", "validate_every"),
+    *("validation_batches", "sample_every", "max_skipped", "workers", "stall_seconds", "hang_seconds"),
+    *("wandb", "wandb_project", "peak_tflops"),
+}
 
 
 class TrainConfig(Config):
@@ -87,12 +66,8 @@ class TrainConfig(Config):
     deepspeed: dict[str, Any] = Field(default_factory=dict, description="raw DeepSpeed keys, merged over ours")
     checkpoint_every: int = Field(500, ge=1, description="updates between checkpoints; one is written at the end too")
     keep_last: int = Field(2, ge=1, description="newest checkpoints kept")
-    keep_every: int = Field(
-        0, ge=0, description="checkpoints at multiples of this many updates are kept for good; 0: none"
-    )
-    overlap_save: bool = Field(
-        True, description="write a checkpoint while the next updates run; costs a copy in memory"
-    )
+    keep_every: int = Field(0, ge=0, description="checkpoints of every so many updates are kept for good; 0: none")
+    overlap_save: bool = Field(True, description="write checkpoints while the next updates run; costs a copy")
     log_every: int = Field(20, ge=1, description="updates a row of log.jsonl")
     validate_every: int = Field(0, ge=0, description="updates between validations; 0: at the end only")
     validation_batches: int = Field(8, ge=1, description="batches of a validation")
@@ -101,9 +76,7 @@ class TrainConfig(Config):
     workers: int = Field(1, ge=0, description="threads that prepare batches ahead; 0: none")
     stall_seconds: float = Field(600, gt=0, description="a batch that takes longer stops the run")
     hang_seconds: float = Field(1800, gt=0, description="an update or a save that takes longer ends the process")
-    peak_tflops: float | None = Field(
-        None, gt=0, description="of a GPU at the precision used, for MFU; None: by its name"
-    )
+    peak_tflops: float | None = Field(None, gt=0, description="a GPU's dense peak, for MFU; None: by its name")
     wandb: Literal["off", "offline", "online"] = Field("off", description="Weights & Biases beside TensorBoard")
     wandb_project: str = Field("imagen-ray", description="Weights & Biases project")
 

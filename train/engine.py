@@ -31,7 +31,7 @@ RECOMPUTE = ("enable_recompute", "gradient_checkpointing_enable", "set_grad_chec
 def init_process_group(timeout: float = 1800) -> tuple[int, int]:
     """Rank and world size; joins the group that the environment names, or makes one of this process alone.
 
-    ``timeout`` seconds in a collective mean that another rank is gone or hangs: gloo then raises, NCCL ends the process.
+    ``timeout`` seconds in a collective mean that another rank is gone or hangs: gloo raises, NCCL ends the process.
     """
     if not dist.is_initialized():
         backend = "nccl" if torch.cuda.is_available() else "gloo"

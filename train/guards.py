@@ -65,7 +65,7 @@ class StopNotice:
 
     @contextmanager
     def listening(self) -> Iterator[None]:
-        """Takes SIGTERM as a notice while inside, where this is the main thread (elsewhere Python allows no handler)."""
+        """Takes SIGTERM as a notice while inside, in the main thread; in another Python allows no handler."""
         if threading.current_thread() is not threading.main_thread():
             yield
             return

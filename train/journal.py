@@ -65,16 +65,14 @@ def wandb_run(folder: str, config: TrainConfig) -> Any:
     try:
         import wandb
     except ImportError as error:
-        raise UserError(
-            f"wandb={config.wandb}: the library is not there; `pip install wandb`, or set wandb=off"
-        ) from error
+        raise UserError(f"wandb={config.wandb}: no such library here; `pip install wandb`, or set wandb=off") from error
     local = folder if storage.is_local(folder) else tempfile.mkdtemp(prefix="imagen-ray-")
     return wandb.init(
         project=config.wandb_project,
         id=hashlib.sha256(folder.encode()).hexdigest()[:16],
         name="/".join(folder.rstrip("/").split("/")[-2:]),
         dir=local,
-        mode=config.wandb,
+        mode="online" if config.wandb == "online" else "offline",
         resume="allow",
         config=config.model_dump(mode="json"),
         settings=wandb.Settings(silent=True, console="off"),

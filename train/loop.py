@@ -233,7 +233,7 @@ class _Run:
 
     def _after(self, step: int, validation: Stream | None) -> None:
         """Log, validation, samples and checkpoint where ``step`` (updates done) calls for them."""
-        config, final = self.config, step == self.config.steps
+        final = step == self.config.steps
         due = {name: every and step % every == 0 for name, every in self._periods().items()}
         validate = validation is not None and (final or due["validate"])
         if final or validate or due["log"]:
