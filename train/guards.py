@@ -7,7 +7,7 @@ import math
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any
@@ -39,23 +39,24 @@ class Preempted(RuntimeError):  # noqa: N818, a notice and no error
         return Preempted, (self.step, self.path)
 
 
+STOP = threading.Event()  # set by whoever learns that this process is to leave: a signal, a cluster's notice
+
+
 class StopNotice:
-    """SIGTERM, or what ``asked`` says, on any rank: every rank learns of it at the same step.
+    """`STOP` on any rank: every rank learns of it at the same step.
 
     Each step the ranks exchange a flag over a group of their own, and read it a step later, so nobody waits for it.
     """
 
-    def __init__(self, world: int, timeout: float, asked: Callable[[], bool] | None = None) -> None:
-        self.asked, self.signalled = asked, False
+    def __init__(self, world: int, timeout: float) -> None:
         self.group = dist.new_group(backend="gloo", timeout=timedelta(seconds=timeout)) if world > 1 else None
         self.pending: tuple[Any, torch.Tensor] | None = None
 
     def agreed(self) -> bool:
         """Whether all ranks know of a notice. Called once a step by every rank."""
-        flag = self.signalled or (self.asked is not None and self.asked())
         if self.group is None:
-            return flag
-        before, mine = self.pending, torch.tensor(int(flag))
+            return STOP.is_set()
+        before, mine = self.pending, torch.tensor(int(STOP.is_set()))
         self.pending = (dist.all_reduce(mine, group=self.group, async_op=True), mine)
         if before is None:
             return False
@@ -65,19 +66,17 @@ class StopNotice:
 
     @contextmanager
     def listening(self) -> Iterator[None]:
-        """Takes SIGTERM as a notice while inside, in the main thread; in another Python allows no handler."""
+        """Takes SIGTERM for `STOP` while inside, in the main thread; in another Python allows no handler."""
         if threading.current_thread() is not threading.main_thread():
             yield
             return
 
-        def note(*_: object) -> None:
-            self.signalled = True
-
-        before = signal.signal(signal.SIGTERM, note)
+        before = signal.signal(signal.SIGTERM, lambda *_: STOP.set())
         try:
             yield
         finally:
             signal.signal(signal.SIGTERM, before)
+            STOP.clear()
 
 
 class Watchdog:

@@ -77,14 +77,13 @@ def train(
     seed: int,
     validation: Stream | None = None,
     on_event: Callable[[Event], None] | None = None,
-    should_stop: Callable[[], bool] | None = None,
 ) -> dict[str, Any]:
     """Trains to ``config.steps``, from the newest whole checkpoint below ``folder`` if there is one.
 
     Writes below ``folder`` (any fsspec URL): ``checkpoints/``, ``log.jsonl``, ``tensorboard/``, ``samples/``,
     ``export/``. ``on_event`` is called on every rank, with ``kind`` log (row), checkpoint (path, step; its marker is
-    written), resume (path, step) or done. On SIGTERM, or once ``should_stop`` says so on any rank, the run is saved and
-    `train.guards.Preempted` raised. Collective: every rank calls it alike.
+    written), resume (path, step) or done. On SIGTERM to any rank, or once `train.guards.STOP` is set in one, the run is
+    saved and `train.guards.Preempted` raised. Collective: every rank calls it alike.
     Returns step, loss, validation_loss, parameters, skipped, resumed_from, seconds.
     """
     if config.sample_every and not (isinstance(task, Draws) and validation is not None):
@@ -93,7 +92,7 @@ def train(
     engine = Engine(task.build(), config)
     run = _Run(task, config, engine, storage.join(folder), seed, on_event or (lambda event: None), len(loader))
     try:
-        return run.go(loader, validation, StopNotice(engine.world, config.hang_seconds, should_stop))
+        return run.go(loader, validation, StopNotice(engine.world, config.hang_seconds))
     finally:
         run.close()
 

@@ -24,7 +24,8 @@ def fit(ctx: Context, function: Callable[..., dict[str, Any]], arguments: dict[s
     arguments = arguments | {"config": config, "folder": ctx.folder, "seed": ctx.config["seed"]}
     ctx.connect()
     ranks = ctx.cluster.ranks
-    result = run_training(function, arguments, ctx.folder, ranks, config.steps, ctx.stage, ctx.cluster.retries)
+    retries, hang = ctx.cluster.retries, config.hang_seconds
+    result = run_training(function, arguments, ctx.folder, ranks, config.steps, ctx.stage, retries, hang)
     ctx.counters |= {name: int(result[name]) for name in ("parameters", "step", "skipped", "resumed_from")}
 
 
