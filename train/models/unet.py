@@ -135,8 +135,12 @@ class Stack(nn.Module):
             self.blocks.append(res_block(config, (channels if position else channels_in) + skip, channels))
             self.attentions.append(nn.Identity() if kind == "none" else attention(config, channels, kind))
 
-    def forward(self, h_BCHW: Tensor, condition: Condition, skips: list[Tensor]) -> Tensor:
-        """Applies the blocks; pops from and appends to ``skips``."""
+    def forward(self, h_BCHW: Tensor, condition: Condition, skips: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
+        """Applies the blocks; takes skips from the end of ``skips``, and gives those that it leaves behind.
+
+        The list itself is not changed: wrappers that hook into modules, ZeRO-3 for one, pass on a copy.
+        """
+        skips, left = list(skips), list[Tensor]()
         for block, layer, skip in zip(self.blocks, self.attentions, self.takes, strict=True):
             if skip:
                 h_BCHW = torch.cat([h_BCHW, skips.pop() * 2**-0.5], dim=1)
@@ -145,10 +149,10 @@ class Stack(nn.Module):
             else:
                 h_BCHW = _apply(block, layer, h_BCHW, condition)
             if self.gives == "each":
-                skips.append(h_BCHW)
+                left.append(h_BCHW)
         if self.gives == "last":
-            skips.append(h_BCHW)
-        return h_BCHW
+            left.append(h_BCHW)
+        return h_BCHW, left
 
 
 def _apply(block: nn.Module, layer: nn.Module, h_BCHW: Tensor, condition: Condition) -> Tensor:
@@ -292,11 +296,15 @@ class UNet(nn.Module):
             h_BCHW = resample(shrink, h_BCHW, condition)
             if not efficient:
                 skips.append(h_BCHW)
-            h_BCHW = stack(h_BCHW, condition, skips)
+            h_BCHW, left = stack(h_BCHW, condition, [])
+            skips += left
         if self.middle is not None:
-            h_BCHW = self.middle(h_BCHW, condition, skips)
+            h_BCHW, _ = self.middle(h_BCHW, condition, [])
         for stack, grow in zip(self.up, self.grow, strict=True):
-            h_BCHW = resample(grow, stack(h_BCHW, condition, skips), condition)
+            taken = len(skips) - sum(skip > 0 for skip in stack.takes)
+            h_BCHW, _ = stack(h_BCHW, condition, skips[taken:])
+            del skips[taken:]
+            h_BCHW = resample(grow, h_BCHW, condition)
         # The base layout's last blocks have seen the stem as a skip; here it is what keeps full-resolution detail.
         return (h_BCHW + stem_BCHW) * 2**-0.5 if efficient else h_BCHW
 
