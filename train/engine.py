@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 import math
 import os
+import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -83,6 +84,7 @@ class Engine:
         if config.activation_checkpointing:
             enable_recompute(module)
         if config.compile:
+            _check_compiler()
             module.compile()
         groups = parameter_groups(module.to(self.device), config.weight_decay)
         self.optimizer = _optimizer(groups, config)
@@ -222,6 +224,13 @@ def _optimizer(groups: list[dict[str, Any]], config: TrainConfig) -> AdamWEma | 
     if config.optimizer == "adafactor":
         return AdafactorEma(groups, config.learning_rate, config.ema_decay)
     return AdamWEma(groups, config.learning_rate, config.ema_decay, betas=(config.beta1, config.beta2))
+
+
+def _check_compiler() -> None:
+    """torch.compile builds C++ for a CPU, and a launcher in C for a GPU."""
+    named = [os.environ[name] for name in ("CXX", "CC") if name in os.environ]
+    if not any(shutil.which(name) for name in (*named, "g++", "clang++", "gcc", "clang")):
+        raise UserError("compile=true needs a C++ compiler, and PATH has none; install g++, or set compile=false")
 
 
 def enable_recompute(module: nn.Module) -> None:

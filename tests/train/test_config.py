@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
-from pydantic import ValidationError
+from pydantic import Field, ValidationError
 
 from dataprep.schema import UserError
 from train.config import PRESETS, RESUMABLE, TrainConfig, ds_config, identity
@@ -60,7 +62,7 @@ def test_mapping_and_overrides() -> None:
 
 def test_identity_is_what_shapes_the_result() -> None:
     class Stage(TrainConfig):
-        unet: dict = {"channels": {"first": 8}}
+        unet: dict[str, Any] = Field({"channels": {"first": 8}})
 
     assert set(TrainConfig.model_fields) >= RESUMABLE
     flat = identity(Stage())

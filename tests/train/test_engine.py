@@ -87,6 +87,14 @@ def test_recomputed_blocks_give_the_same_gradients(stage: int) -> None:
     assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
 
 
+def test_compile_asks_for_a_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "/nowhere")
+    for name in ("CXX", "CC"):
+        monkeypatch.delenv(name, raising=False)
+    with pytest.raises(UserError, match=r"install g\+\+"):
+        Engine(Net(), TrainConfig(batch_size=2, compile=True))
+
+
 def test_a_model_without_blocks_cannot_recompute() -> None:
     with pytest.raises(UserError, match="activation_checkpointing=true"):
         enable_recompute(nn.Linear(2, 2))
