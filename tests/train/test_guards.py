@@ -30,7 +30,7 @@ def test_sigterm_saves_at_the_next_step_and_leaves(tmp_path: Path, overlap: bool
             return super().loss(model, batch, random)
 
     handler = signal.getsignal(signal.SIGTERM)
-    with pytest.raises(Preempted, match="step 9, saved as .*step-00000009") as left:
+    with pytest.raises(Preempted, match=r"step 9, saved as .*step-00000009") as left:
         train(Told(), config(overlap_save=overlap), ToyData(), str(tmp_path / "told"), 0, ToyData(seed=5))
     assert signal.getsignal(signal.SIGTERM) == handler and not guards.STOP.is_set()
     assert checkpoint.torn(left.value.path) is None

@@ -301,6 +301,7 @@ class UNet(nn.Module):
         if self.middle is not None:
             h_BCHW, _ = self.middle(h_BCHW, condition, [])
         for stack, grow in zip(self.up, self.grow, strict=True):
+            assert isinstance(stack, Stack)
             taken = len(skips) - sum(skip > 0 for skip in stack.takes)
             h_BCHW, _ = stack(h_BCHW, condition, skips[taken:])
             del skips[taken:]
