@@ -122,24 +122,22 @@ def samples(folder: Path) -> dict[int, set[int]]:
 
 def cases() -> list[tuple[str, list[Job]]]:
     """Name and the jobs, in order, of every row of the table."""
-    table = []
-    plain = list(itertools.product((0, 1, 2, 3), (1, 2, 4), (1, 2)))
-    for stage, world, accumulation in plain:
+    table: list[tuple[str, list[Job]]] = []
+    names = {}
+    for stage, world, accumulation in itertools.product((0, 1, 2, 3), (1, 2, 4), (1, 2)):
+        name = names[stage, world, accumulation] = f"zero {stage}, {world} ranks, accumulation {accumulation}"
         settings = {"zero_stage": stage, "accumulation": accumulation}
-        name = f"zero {stage}, {world} ranks, accumulation {accumulation}"
         table.append((name, [{"world": world, "stop": None, "settings": settings}]))
-        # Each combination is interrupted at one of the five points; over the table each point is met.
-        stop = STOPS[len(table) % len(STOPS)]
-        jobs = [
-            {"world": world, "stop": stop, "settings": settings},
-            {"world": world, "stop": None, "settings": settings},
-        ]
-        table.append((f"{name}; stopped at {stop}", jobs))
-        other = {"zero_stage": (stage + 1) % 4, "accumulation": 3 - accumulation}
-        moved = {1: 2, 2: 4, 4: 1}[world]
-        jobs = [{"world": world, "stop": stop, "settings": settings}, {"world": moved, "stop": None, "settings": other}]
-        what = f"zero {other['zero_stage']}, {moved} ranks, accumulation {other['accumulation']}"
-        table.append((f"{name}; stopped at {stop}, then {what}", jobs))
+    # Two combinations a point, so that between them all stages, sizes and accumulations are interrupted.
+    for at, stop in enumerate((*STOPS, *STOPS)):
+        stage, world, accumulation = at % 4, (1, 2, 4)[at % 3], 1 + at // 5
+        settings, name = {"zero_stage": stage, "accumulation": accumulation}, names[stage, world, accumulation]
+        first: Job = {"world": world, "stop": stop, "settings": settings}
+        table.append((f"{name}; stopped at {stop}", [dict(first), {**first, "stop": None}]))
+        moved, other = {1: 2, 2: 4, 4: 1}[world], {"zero_stage": (stage + 1) % 4, "accumulation": 3 - accumulation}
+        then = names[other["zero_stage"], moved, other["accumulation"]]
+        jobs = [dict(first), {"world": moved, "stop": None, "settings": other}]
+        table.append((f"{name}; stopped at {stop}, then {then}", jobs))
     many = [{"world": 2, "stop": stop, "settings": {"zero_stage": 2}} for stop in (*STOPS, None)]
     table.append(("zero 2, 2 ranks, accumulation 1; stopped at all five", many))
     return table
