@@ -47,8 +47,17 @@ def run(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="print what is cached and what would run; run nothing")
     ] = False,
+    retries: Annotated[int, typer.Option(min=0, help="start the driver again so often when it is killed")] = 0,
 ) -> None:
     """Run the pipeline; stages that are finished are not run again."""
+    if retries and not dry_run:
+        from pipeline.supervise import supervise
+
+        options = [
+            *(["--until", until] if until else []),
+            *(word for stage in keep or [] for word in ("--keep", stage)),
+        ]
+        raise typer.Exit(supervise(["run", config, *(overrides or []), *options], retries))
     from pipeline.config import load_config
     from pipeline.executor import execute, plan, up_to
     from pipeline.store import Run

@@ -25,7 +25,7 @@ from dataprep.schema import Config, UserError
 from dataprep.sources import ListingConfig
 from eval.cascade import SamplingConfig
 from eval.heads import ScoreConfig
-from train.engine import TrainConfig
+from train.config import TrainConfig
 from train.reader import LoaderConfig
 from train.tasks.clip import ClipTaskConfig
 from train.tasks.diffusion import DiffusionStageConfig

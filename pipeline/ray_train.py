@@ -1,25 +1,60 @@
-"""Runs a training task in Ray Train workers: placement, process group and restarts are Ray's, the loop is ours."""
+"""Runs a training task in Ray Train workers: placement and process group are Ray's; loop and restarts are ours.
+
+Ray Train can restart a group by itself, but it asks for the new group's resources at once, waits without end for what a
+dead worker has not given back, and knows no checkpoint of ours to measure progress by. Here every attempt is a group of
+its own, begun once the one before it has given everything back.
+"""
 
 from __future__ import annotations
 
 import logging
 import os
+import signal
 import tempfile
 import threading
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import ray
-from ray.train import FailureConfig, RunConfig, ScalingConfig, WorkerGroupError
-from ray.train.torch import TorchTrainer
+from ray.train import FailureConfig, RunConfig, ScalingConfig, TrainingFailedError, WorkerGroupError
+from ray.train.torch import TorchConfig, TorchTrainer
+from ray.util import placement_group_table, remove_placement_group
+from ray.util.placement_group import PlacementGroup
 
 from dataprep import storage
 from dataprep.schema import UserError
 from pipeline.cluster import gpus
-from pipeline.progress import Update, progress
+from pipeline.progress import Update, console, progress
+from train import guards
 
 RESULT = "result.json"  # what the loop returned on rank 0; Ray keeps reported metrics only beside its own checkpoints
-POLL = 1.0  # seconds between looks at the training log
+POLL = 1.0  # seconds between looks at the training log, and at the notice
+RELEASE = 120.0  # seconds in which a group that ended must have given its resources back
+SETTINGS = {  # of Ray Train, taken from the driver's environment; a user's own values stand
+    "RAY_TRAIN_ENABLE_CONSOLE_LOGGING": "0",
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "1",
+    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": str(RELEASE),
+    "TORCH_PROCESS_GROUP_SHUTDOWN_TIMEOUT_S": "5",  # a group with a dead rank does not shut down by itself
+}
+
+
+class TrainingStopped(RuntimeError):  # noqa: N818, a notice and no error
+    """The driver was told to leave, and the workers saved before they did."""
+
+
+class _Notice:
+    """Tells the workers, wherever they are, that the driver was asked to leave."""
+
+    def __init__(self) -> None:
+        self.told = False
+
+    def tell(self) -> None:
+        self.told = True
+
+    def asked(self) -> bool:
+        return self.told
 
 
 def _worker(job: dict[str, Any]) -> None:
@@ -27,9 +62,21 @@ def _worker(job: dict[str, Any]) -> None:
 
     if not torch.cuda.is_available():
         torch.set_num_threads(job["threads"])
+    threading.Thread(target=_listen, args=(job["notice"],), daemon=True).start()
     result = job["function"](**job["arguments"])
     if ray.train.get_context().get_world_rank() == 0:
         storage.write_json(storage.join(job["folder"], RESULT), result)
+
+
+def _listen(notice: Any) -> None:
+    """Sets `train.guards.STOP` on the driver's notice, and on the cluster's that this node is to be taken away."""
+    # Ray's public get_preemption_info() is a barrier of all ranks; this is what it asks.
+    from ray.train.v2._internal.execution.context import get_train_context
+
+    reclaimed = get_train_context().preemption_context
+    while not guards.STOP.wait(POLL):
+        if ray.get(notice.asked.remote()) or reclaimed.preemption_info is not None:
+            guards.STOP.set()
 
 
 def run_training(
@@ -40,23 +87,70 @@ def run_training(
     steps: int,
     label: str,
     retries: int,
+    hang_seconds: float = 1800,
 ) -> dict[str, Any]:
     """Calls ``function(**arguments)`` on ``workers`` ranks of one process group and returns rank 0's figures.
 
-    A worker that dies makes Ray start the group again, at most ``retries`` times; ``function`` resumes from its newest
-    checkpoint. Progress is read from ``folder/log.jsonl``, which rank 0 writes.
+    A group that fails (a worker died, a rank hung for ``hang_seconds``, a node was lost) is started again and resumes
+    from its newest checkpoint, at most ``retries`` times without a new one in between. Progress is read from
+    ``folder/log.jsonl``, which rank 0 writes. On SIGTERM to the driver the ranks save and leave.
+
+    Raises:
+        UserError: as a rank raised it; it is not tried again.
+        TrainingStopped: the driver was asked to leave.
+        RuntimeError: the retries are used up, or the failure would only repeat itself; it lists the failures.
     """
+    for name, value in SETTINGS.items():
+        os.environ.setdefault(name, value)
+    os.environ.setdefault("RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S", str(hang_seconds))
+    failures: list[str] = []
+    left, saved = retries, _checkpoints(folder)
+    notice = ray.remote(num_cpus=0)(_Notice).remote()
+    with progress(label, steps, "steps") as update, _Watch(folder, update, notice) as watch, _on_sigterm(watch.stop):
+        while True:
+            try:
+                _attempt(function, arguments, folder, workers, label, hang_seconds, notice)
+                return dict(storage.read_json(storage.join(folder, RESULT)))
+            except TrainingFailedError as error:
+                cause, text = _first_failure(error)
+            if isinstance(cause, UserError):
+                raise UserError(str(cause)) from None
+            if watch.stop.is_set():
+                raise TrainingStopped(text)
+            failures.append(text)
+            before, saved = saved, _checkpoints(folder)
+            left = retries if saved != before else left - 1
+            if left < 0 or isinstance(cause, guards.NonFiniteError):  # the same steps would give the same numbers
+                more = f" after {len(failures)} failures: {' | '.join(failures)}" if len(failures) > 1 else f": {text}"
+                raise RuntimeError(f"training gave up{more}")
+            console.print(f"[yellow]{label}: {text}; starting the group again, {left} more without a new checkpoint[/]")
+            _await_release(workers)
+
+
+def _attempt(
+    function: Callable[..., dict[str, Any]],
+    arguments: dict[str, Any],
+    folder: str,
+    workers: int,
+    label: str,
+    hang_seconds: float,
+    notice: Any,
+) -> None:
+    """One group of workers, from its start to its end."""
     use_gpu = gpus() >= workers
     cpus = int(ray.cluster_resources().get("CPU", 1))
     threads = max(1, min(cpus // workers, 16))
     env = {"OMP_NUM_THREADS": str(threads), "NO_ALBUMENTATIONS_UPDATE": "1", "TOKENIZERS_PARALLELISM": "false"}
     if not use_gpu:
         env["DS_ACCELERATOR"] = "cpu"
-    with tempfile.TemporaryDirectory(prefix="imagen-ray-") as scratch, progress(label, steps, "steps") as update:
-        watch = _Watch(folder, update)
+    job = {"function": function, "arguments": arguments, "threads": threads, "folder": folder, "notice": notice}
+    _quiet()
+    before = _placement_groups()
+    with tempfile.TemporaryDirectory(prefix="imagen-ray-") as scratch:
         trainer = TorchTrainer(
             _worker,
-            train_loop_config={"function": function, "arguments": arguments, "threads": threads, "folder": folder},
+            train_loop_config=job,
+            torch_config=TorchConfig(timeout_s=int(hang_seconds)),
             scaling_config=ScalingConfig(
                 num_workers=workers,
                 use_gpu=use_gpu,
@@ -65,49 +159,96 @@ def run_training(
             run_config=RunConfig(
                 name=label,
                 storage_path=scratch,
-                failure_config=FailureConfig(max_failures=retries),
+                failure_config=FailureConfig(max_failures=0, max_preemption_failures=0, controller_failure_limit=0),
                 worker_runtime_env={"env_vars": env},
             ),
         )
-        _quiet()
         try:
-            with watch:
-                trainer.fit()
-        except WorkerGroupError as error:
-            raise _first_failure(error) from error
-    return dict(storage.read_json(storage.join(folder, RESULT)))
+            trainer.fit()
+        finally:
+            for left in _placement_groups() - before:  # of this attempt: a controller that died leaves it behind
+                remove_placement_group(PlacementGroup(ray.PlacementGroupID.from_hex(left)))
 
 
-def _first_failure(error: WorkerGroupError) -> Exception:
-    """The exception of the lowest rank that failed: the user's own mistake as it is, anything else with its rank."""
-    rank, failure = min(error.worker_failures.items())
-    cause = getattr(failure, "cause", None) or failure
-    if isinstance(cause, UserError):
-        return UserError(str(cause))
-    return RuntimeError(f"rank {rank}: {type(cause).__name__}: {' '.join(str(cause).split())[-600:]}")
+def _placement_groups() -> set[str]:
+    """Ids of the placement groups that hold or want resources."""
+    return {name for name, entry in placement_group_table().items() if entry["state"] != "REMOVED"}
+
+
+def _await_release(workers: int) -> None:
+    """Waits until the cluster has room for the group again; RuntimeError where it does not get any."""
+    deadline = time.monotonic() + RELEASE
+    while (free := ray.available_resources().get("CPU", 0)) < workers:
+        if time.monotonic() > deadline:
+            raise RuntimeError(
+                f"{free:.0f} CPUs are free {RELEASE:.0f} s after a training group ended, {workers} ranks need as many; "
+                "look at `ray status`, add a node, or lower cluster.ranks, then run again to resume"
+            )
+        time.sleep(POLL / 4)
+
+
+def _checkpoints(folder: str) -> list[str]:
+    """The committed checkpoints: what a failure must have added to for the retries to count from the start."""
+    path = storage.join(folder, "checkpoints")
+    names = storage.list_files(path) if storage.exists(path) else []
+    return [name for name in names if name.endswith("/commit.json")]
+
+
+def _first_failure(error: TrainingFailedError) -> tuple[BaseException, str]:
+    """What went wrong first, and a line that names the rank: a user's mistake, else a death, else the lowest rank."""
+    if not isinstance(error, WorkerGroupError):
+        cause = getattr(error, "controller_failure", None) or error
+        return cause, f"{type(cause).__name__}: {' '.join(str(cause).split())[-600:]}"
+    failures = {rank: getattr(failure, "cause", None) or failure for rank, failure in error.worker_failures.items()}
+
+    def weight(item: tuple[int, BaseException]) -> tuple[int, int]:
+        # When one rank dies, the others fail for the loss of it.
+        ranks = (UserError, guards.NonFiniteError, guards.StalledLoaderError, ray.exceptions.RayError, guards.Preempted)
+        return next((place for place, kind in enumerate(ranks) if isinstance(item[1], kind)), len(ranks)), item[0]
+
+    rank, cause = min(failures.items(), key=weight)
+    return cause, f"rank {rank}: {type(cause).__name__}: {' '.join(str(cause).split())[-600:]}"
+
+
+@contextmanager
+def _on_sigterm(event: threading.Event) -> Iterator[None]:
+    """Sets ``event`` on SIGTERM while inside, where this is the main thread."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, lambda *_: event.set())
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _quiet() -> None:
     for name in ("ray.train", "ray.data", "ray"):
         logging.getLogger(name).setLevel(logging.ERROR)
-    os.environ.setdefault("RAY_TRAIN_ENABLE_CONSOLE_LOGGING", "0")
 
 
 class _Watch(threading.Thread):
-    """Follows log.jsonl while the trainer blocks the driver."""
+    """Follows log.jsonl while the trainer blocks the driver, and passes a notice on to the workers."""
 
-    def __init__(self, folder: str, update: Update) -> None:
+    def __init__(self, folder: str, update: Update, notice: Any) -> None:
         super().__init__(daemon=True)
-        self.path, self.update, self.over = storage.join(folder, "log.jsonl"), update, threading.Event()
+        self.path, self.update, self.notice = storage.join(folder, "log.jsonl"), update, notice
+        self.over, self.stop = threading.Event(), threading.Event()
 
     def run(self) -> None:
         """Reads the log's last whole line every second."""
+        told = False
         while not self.over.wait(POLL):
-            if row := last_row(self.path):
+            if (row := last_row(self.path)) and row.get("loss") is not None:
                 self.update(int(row["step"]), f"loss {row['loss']:.4f}")
+            if self.stop.is_set() and not told:
+                self.notice.tell.remote()
+                told = True
 
-    def __enter__(self) -> None:
+    def __enter__(self) -> _Watch:
         self.start()
+        return self
 
     def __exit__(self, *_: object) -> None:
         self.over.set()

@@ -1,4 +1,4 @@
-"""How a model is trained on any number of ranks: our config, its mapping to DeepSpeed's, and the engine around it.
+"""The engine around a model: DeepSpeed, its optimizer with the average, and state by parameter under every ZeRO stage.
 
 The only module that imports deepspeed, and only inside functions: the device must be chosen before that import.
 """
@@ -8,114 +8,36 @@ from __future__ import annotations
 import logging
 import math
 import os
+import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import Any, Literal, Self
+from datetime import timedelta
+from typing import Any
 
 import torch
 import torch.distributed as dist
-from pydantic import Field, model_validator
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
-from dataprep.schema import Config, UserError
-from train.optim import STATE_SLOTS, AdamWEma, ScheduleKind, parameter_groups
+from dataprep.schema import UserError
+from train.config import TrainConfig, ds_config
+from train.optim import EMA, AdafactorEma, AdamWEma, parameter_groups
 
-MASTER = "weight"  # beside STATE_SLOTS, the name of the fp32 weight itself
-
-
-class TrainConfig(Config):
-    """The training loop of any task: how long, how fast, on how much memory, and what is kept."""
-
-    steps: int = Field(1000, ge=1, description="optimizer updates")
-    batch_size: int = Field(32, ge=1, description="samples an update, over all ranks and accumulation")
-    accumulation: int = Field(1, ge=1, description="micro-batches an update on each rank")
-    learning_rate: float = Field(1e-3, gt=0, description="peak learning rate")
-    warmup_steps: int = Field(100, ge=0, description="updates of linear warm-up")
-    schedule: ScheduleKind = Field("cosine", description="learning rate after the warm-up")
-    final_lr_share: float = Field(0.05, ge=0, le=1, description="where the cosine ends, as a share of the peak")
-    weight_decay: float = Field(0.01, ge=0, description="AdamW's decay of matrices and kernels")
-    beta1: float = Field(0.9, ge=0, lt=1, description="AdamW: decay of the first moment")
-    beta2: float = Field(0.99, ge=0, lt=1, description="AdamW: decay of the second moment")
-    grad_clip: float = Field(1.0, gt=0, description="global gradient norm above which gradients are scaled down")
-    ema_decay: float = Field(0.9999, ge=0, lt=1, description="decay of the weights' moving average, after its warm-up")
-    zero_stage: Literal[0, 1, 2, 3] = Field(2, description="what DeepSpeed ZeRO shards: 0 nothing ... 3 parameters too")
-    offload: Literal["none", "optimizer", "all"] = Field("none", description="what is kept in CPU memory")
-    precision: Literal["fp32", "bf16"] = Field("fp32", description="arithmetic; masters and averages stay fp32")
-    deepspeed: dict[str, Any] = Field(default_factory=dict, description="raw DeepSpeed keys, merged over ours")
-    checkpoint_every: int = Field(500, ge=1, description="updates between checkpoints; one is written at the end too")
-    keep_last: int = Field(2, ge=1, description="checkpoints kept")
-    log_every: int = Field(20, ge=1, description="updates a row of log.jsonl")
-    validate_every: int = Field(0, ge=0, description="updates between validations; 0: at the end only")
-    validation_batches: int = Field(8, ge=1, description="batches of a validation")
-    max_skipped: int = Field(10, ge=1, description="updates in a row with a non-finite gradient that stop the run")
-    workers: int = Field(1, ge=0, description="threads that prepare batches ahead; 0: none")
-
-    @model_validator(mode="after")
-    def _check(self) -> Self:
-        if self.batch_size % self.accumulation:
-            raise ValueError(
-                f"batch_size={self.batch_size} is not a multiple of accumulation={self.accumulation}; change one"
-            )
-        if self.precision == "bf16" and self.zero_stage == 0:
-            raise ValueError("precision=bf16 keeps its fp32 masters in ZeRO; set zero_stage to 1 or more")
-        if self.offload != "none" and self.zero_stage == 0:
-            raise ValueError(f"offload={self.offload} is a part of ZeRO; set zero_stage to 1 or more")
-        if self.offload == "all" and self.zero_stage != 3:
-            raise ValueError(f"offload=all moves parameters, which zero_stage={self.zero_stage} does not shard; set 3")
-        return self
+MASTER = "weight"  # beside the optimizer's slots, the name of the fp32 weight itself
+# How models of ours, of transformers and of open_clip are told to recompute their blocks in the backward pass.
+RECOMPUTE = ("enable_recompute", "gradient_checkpointing_enable", "set_grad_checkpointing")
 
 
-def ds_config(config: TrainConfig, world: int, parameters: int) -> dict[str, Any]:
-    """DeepSpeed's config for ours; ``parameters`` bounds the buffers. Raises UserError for an impossible batch."""
-    parts = world * config.accumulation
-    if config.batch_size % parts:
-        raise UserError(
-            f"batch_size={config.batch_size}: not divisible by {world} ranks x accumulation {config.accumulation}; "
-            f"take a multiple of {parts}"
-        )
-    bucket = min(-(-parameters // 4096) * 4096, 500_000_000)  # DeepSpeed wants it even
-    zero: dict[str, Any] = {"stage": config.zero_stage}
-    if config.zero_stage:
-        # DeepSpeed allocates its buckets at their full size, 2 GB by default, whatever the model's.
-        zero |= {"reduce_bucket_size": bucket, "allgather_bucket_size": bucket}
-        # One contiguous gradient buffer prevents fragmentation; for a small model it is only an extra copy.
-        zero |= {"contiguous_gradients": parameters > 50_000_000}
-    if config.offload != "none":
-        zero["offload_optimizer"] = {"device": "cpu"}
-    if config.offload == "all":
-        zero["offload_param"] = {"device": "cpu"}
-    mapped: dict[str, Any] = {
-        "train_batch_size": config.batch_size,
-        "train_micro_batch_size_per_gpu": config.batch_size // parts,
-        "gradient_accumulation_steps": config.accumulation,
-        # Without ZeRO the engine below clips, since DeepSpeed keeps that norm to itself.
-        "gradient_clipping": config.grad_clip if config.zero_stage else 0.0,
-        "zero_optimization": zero,
-        "zero_allow_untested_optimizer": True,
-        "zero_force_ds_cpu_optimizer": False,
-        "steps_per_print": 10**9,
-    }
-    if config.precision == "bf16":
-        mapped["bf16"] = {"enabled": True}
-    return _merge(mapped, config.deepspeed)
+def init_process_group(timeout: float = 1800) -> tuple[int, int]:
+    """Rank and world size; joins the group that the environment names, or makes one of this process alone.
 
-
-def _merge(base: dict[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
-    merged = dict(base)
-    for key, value in over.items():
-        inner = merged.get(key)
-        merged[key] = _merge(inner, value) if isinstance(inner, dict) and isinstance(value, Mapping) else value
-    return merged
-
-
-def init_process_group() -> tuple[int, int]:
-    """Rank and world size; joins the group that the environment names, or makes one of this process alone."""
+    ``timeout`` seconds in a collective mean that another rank is gone or hangs: gloo raises, NCCL ends the process.
+    """
     if not dist.is_initialized():
         backend = "nccl" if torch.cuda.is_available() else "gloo"
         if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-            dist.init_process_group(backend)
+            dist.init_process_group(backend, timeout=timedelta(seconds=timeout))
         else:
             dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
     return dist.get_rank(), dist.get_world_size()
@@ -150,17 +72,22 @@ class Engine:
     """
 
     def __init__(self, module: nn.Module, config: TrainConfig) -> None:
-        self.rank, self.world = init_process_group()
+        self.rank, self.world = init_process_group(config.hang_seconds)
         self.config, self.module = config, module
         self.device = torch.device("cpu")
         if torch.cuda.is_available():
             self.device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", self.rank)) % torch.cuda.device_count())
             torch.cuda.set_device(self.device)
         self.params = {name: param for name, param in module.named_parameters() if param.requires_grad}
+        self.shapes = {name: param.shape for name, param in self.params.items()}
         self.parameters = sum(param.numel() for param in self.params.values())
+        if config.activation_checkpointing:
+            enable_recompute(module)
+        if config.compile:
+            _check_compiler()
+            module.compile()
         groups = parameter_groups(module.to(self.device), config.weight_decay)
-        betas = (config.beta1, config.beta2)
-        self.optimizer = AdamWEma(groups, config.learning_rate, config.ema_decay, betas=betas)
+        self.optimizer = _optimizer(groups, config)
         deepspeed = _deepspeed()
         settings = ds_config(config, self.world, self.parameters)
         self.deepspeed, self.wrapper, *_ = deepspeed.initialize(
@@ -187,6 +114,9 @@ class Engine:
         """The model's forward. With bf16, float inputs of two or more axes go in as bf16; results come out as fp32."""
         if self.config.precision == "fp32":
             return self.deepspeed(*args, **kwargs)
+        if self.config.zero_stage == 0:  # no fp32 masters elsewhere: the parameters stay fp32
+            with torch.autocast(self.device.type, torch.bfloat16):
+                return tree_map(_to_fp32, self.deepspeed(*args, **kwargs))
         args, kwargs = tree_map(_to_bf16, (args, kwargs))
         return tree_map(_to_fp32, self.deepspeed(*args, **kwargs))
 
@@ -225,22 +155,25 @@ class Engine:
         """Updates applied since the first step, skipped ones left out."""
         return int(max(self.optimizer.state[master]["step"].item() for master in self.masters))
 
+    def slots(self, name: str) -> tuple[str, ...]:
+        """What `full_state` gives of a parameter: ``weight``, then the optimizer's state."""
+        return (MASTER, *self.optimizer.slots(self.shapes[name]))
+
     def full_state(self) -> Iterator[tuple[str, dict[str, Tensor]]]:
         """Parameter by parameter: its name, and on the CPU its fp32 weight and every optimizer slot, whole."""
         for name, param in self.params.items():
-            yield name, {slot: self._get(param, slot) for slot in (MASTER, *STATE_SLOTS)}
+            yield name, {slot: self._get(param, slot) for slot in self.slots(name)}
 
-    def load_full_state(self, state: Mapping[str, Mapping[str, Tensor]], updates: int) -> None:
-        """Sets what `full_state` gave, at any world size and ZeRO stage. UserError where the parameters differ."""
-        differ = sorted(set(state) ^ set(self.params))
-        differ += [n for n, p in self.params.items() if n in state and state[n][MASTER].shape != _shape(p)]
-        if differ:
-            raise UserError(f"checkpoint: of another model (parameter {differ[0]}); train into an empty folder")
-        for name, param in self.params.items():
-            for slot, value in state[name].items():
-                self._set(param, slot, value.to(self.device))
-            with self._writable(param):
-                param.data.copy_(state[name][MASTER])
+    def load_parameter(self, name: str, state: Mapping[str, Tensor]) -> None:
+        """Sets one parameter to what `full_state` gave of it, at any world size and ZeRO stage."""
+        param = self.params[name]
+        for slot in self.slots(name):
+            self._set(param, slot, state[slot].to(self.device))
+        with self._writable(param):
+            param.data.copy_(state[MASTER])
+
+    def set_updates(self, updates: int) -> None:
+        """Sets what `updates` gives."""
         for master in self.masters:
             self.optimizer.state[master]["step"].fill_(float(updates))
 
@@ -257,7 +190,7 @@ class Engine:
         for name, value in buffers.items():
             state[name].copy_(value)
 
-    def weights(self, slot: str = "ema") -> dict[str, Tensor]:
+    def weights(self, slot: str = EMA) -> dict[str, Tensor]:
         """A state dict on the CPU, with the averages (or another slot) in the place of the trained parameters."""
         return {name: self._get(param, slot) for name, param in self.params.items()} | self.buffers()
 
@@ -287,9 +220,26 @@ class Engine:
             safe_set_full_optimizer_state(param, value, slot)
 
 
-def _shape(param: nn.Parameter) -> torch.Size:
-    """The whole parameter's shape: under ZeRO-3 the parameter itself may be an empty stand-in."""
-    return getattr(param, "ds_shape", param.shape)
+def _optimizer(groups: list[dict[str, Any]], config: TrainConfig) -> AdamWEma | AdafactorEma:
+    if config.optimizer == "adafactor":
+        return AdafactorEma(groups, config.learning_rate, config.ema_decay)
+    return AdamWEma(groups, config.learning_rate, config.ema_decay, betas=(config.beta1, config.beta2))
+
+
+def _check_compiler() -> None:
+    """torch.compile builds C++ for a CPU, and a launcher in C for a GPU."""
+    named = [os.environ[name] for name in ("CXX", "CC") if name in os.environ]
+    if not any(shutil.which(name) for name in (*named, "g++", "clang++", "gcc", "clang")):
+        raise UserError("compile=true needs a C++ compiler, and PATH has none; install g++, or set compile=false")
+
+
+def enable_recompute(module: nn.Module) -> None:
+    """Makes a model keep only its blocks' inputs for the backward pass; UserError where it does not know how to."""
+    for name in RECOMPUTE:
+        if hasattr(module, name):
+            getattr(module, name)()
+            return
+    raise UserError("activation_checkpointing=true: this model has no blocks to recompute; set it to false")
 
 
 def _to_bf16(value: Any) -> Any:

@@ -6,30 +6,36 @@ one that was not. Runs in one process, under torchrun, or in Ray Train workers: 
 
 from __future__ import annotations
 
-import json
 import logging
 import math
 import tempfile
 import time
-from collections import deque
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from dataprep import storage
+from dataprep.schema import UserError
 from train import checkpoint
+from train.config import TrainConfig, identity
 from train.data import Batch, SampleRandom, Stream, sample_seed, to_device
-from train.engine import Engine, TrainConfig
-from train.optim import learning_rate
+from train.engine import Engine
+from train.guards import NonFiniteError, Preempted, Spikes, StopNotice, Watchdog
+from train.journal import Journal
+from train.prefetch import batches
+from train.schedule import learning_rate
+from train.timing import Stopwatch, peak_memory_mb, peak_tflops
 
 log = logging.getLogger(__name__)
 Event = dict[str, Any]
+VALIDATION_STEP = -1  # the "step" of validation's random numbers: the same noise every time
 
 
 class Task(Protocol):
@@ -45,8 +51,22 @@ class Task(Protocol):
         """Writes a state dict as what the next stage loads, into a local folder."""
 
 
-class NonFiniteError(RuntimeError):
-    """Too many updates in a row had a loss or gradient that is not finite."""
+@runtime_checkable
+class Validates(Protocol):
+    """A task that looks more closely on held-out data."""
+
+    def validate(
+        self, model: Callable[..., Any], batch: Batch, random: SampleRandom
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """As ``loss``; a metric may also be a pair (2,) of a sum and a count, of which the quotient is logged."""
+
+
+@runtime_checkable
+class Draws(Protocol):
+    """A task whose model makes pictures."""
+
+    def draw(self, weights: dict[str, Tensor], batch: Batch, seed: int) -> np.ndarray:
+        """A grid of samples for the conditions of a batch, uint8 RGB (H, W, 3), from a state dict."""
 
 
 def train(
@@ -60,47 +80,70 @@ def train(
 ) -> dict[str, Any]:
     """Trains to ``config.steps``, from the newest whole checkpoint below ``folder`` if there is one.
 
-    Writes below ``folder`` (any fsspec URL): ``checkpoints/``, ``log.jsonl``, ``tensorboard/``, ``export/``.
-    ``on_event`` is called on every rank, with ``kind`` log (row), checkpoint (path, step), resume (path, step) or
-    done; a checkpoint event comes after its marker is written. Collective: every rank calls it alike.
+    Writes below ``folder`` (any fsspec URL): ``checkpoints/``, ``log.jsonl``, ``tensorboard/``, ``samples/``,
+    ``export/``. ``on_event`` is called on every rank, with ``kind`` log (row), checkpoint (path, step; its marker is
+    written), resume (path, step) or done. On SIGTERM to any rank, or once `train.guards.STOP` is set in one, the run is
+    saved and `train.guards.Preempted` raised. Collective: every rank calls it alike.
     Returns step, loss, validation_loss, parameters, skipped, resumed_from, seconds.
     """
+    if config.sample_every and not (isinstance(task, Draws) and validation is not None):
+        raise UserError(f"sample_every={config.sample_every}: needs a task that draws and validation data; set it to 0")
     torch.manual_seed(sample_seed(seed, 0, 0, "weights"))
     engine = Engine(task.build(), config)
-    return _Run(task, config, engine, storage.join(folder), seed, on_event or (lambda event: None)).go(
-        loader, validation
-    )
+    run = _Run(task, config, engine, storage.join(folder), seed, on_event or (lambda event: None), len(loader))
+    try:
+        return run.go(loader, validation, StopNotice(engine.world, config.hang_seconds))
+    finally:
+        run.close()
 
 
 class _Run:
     """State of one call of `train`."""
 
     def __init__(
-        self, task: Task, config: TrainConfig, engine: Engine, folder: str, seed: int, on_event: Callable[[Event], None]
+        self,
+        task: Task,
+        config: TrainConfig,
+        engine: Engine,
+        folder: str,
+        seed: int,
+        on_event: Callable[[Event], None],
+        samples: int,
     ) -> None:
         self.task, self.config, self.engine, self.folder, self.seed = task, config, engine, folder, seed
         self.on_event = on_event
         self.checkpoints = storage.join(folder, "checkpoints")
+        self.identity = identity(config) | {"seed": seed, "training samples": samples}
+        self.saver = checkpoint.Saver(engine, self.checkpoints, config, self.identity)
+        self.watchdog, self.clock = Watchdog(config.hang_seconds), Stopwatch(engine.device)
+        self.journal: Journal | None = None
+        self.peak, self.flops = peak_tflops(engine.device, config.peak_tflops), 0
         # What a checkpoint carries, so that a log window that it cuts in two comes out the same.
-        self.sums: dict[str, float] = {}
+        self.sums: dict[str, Tensor] = {}
         self.counted = self.skipped = self.skipped_in_row = 0
         self.last: dict[str, float] = {}
+        self.spikes = Spikes()
 
-    def go(self, loader: Stream, validation: Stream | None) -> dict[str, Any]:
+    def go(self, loader: Stream, validation: Stream | None, notice: StopNotice) -> dict[str, Any]:
         """The whole run; see `train`."""
         began = time.monotonic()
+        self.watchdog.feed()
         path = checkpoint.newest_on_all_ranks(self.checkpoints)
         start = self._resume(path) if path else 0
-        self.journal = Journal(self.folder, start) if self.engine.rank == 0 else None
+        if self.engine.rank == 0:
+            self.journal = Journal(self.folder, start, self.config)
         self.engine.train()
         self.since, self.since_step = time.monotonic(), start
-        with self._batches(loader, start) as batches:
+        ready = batches(loader, self.config, start, self.engine.rank, self.engine.world)
+        with notice.listening(), ready as stream:
             for step in range(start, self.config.steps):
-                self._update(step, batches)
+                self.watchdog.feed()
+                self._update(step, stream)
                 self._after(step + 1, validation)
+                if notice.agreed() and step + 1 < self.config.steps:
+                    self._leave(step + 1)
+        self._collect()
         self._export()
-        if self.journal:
-            self.journal.close()
         self.on_event({"kind": "done", "rank": self.engine.rank, "step": self.config.steps})
         return {
             "step": max(start, self.config.steps),
@@ -112,59 +155,67 @@ class _Run:
             "seconds": time.monotonic() - began,
         }
 
+    def close(self) -> None:
+        """Ends what runs beside the loop, however it ended."""
+        self.saver.close()
+        if self.journal is not None:
+            self.journal.close()
+        self.watchdog.stop()
+
     def _resume(self, path: str) -> int:
-        step, state = checkpoint.load(self.engine, path)
-        self.sums, self.counted, self.last = state["sums"], state["counted"], state["last"]
+        step, state = checkpoint.load(self.engine, path, self.identity)
+        self.sums = {name: self._scalar(value) for name, value in state["sums"].items()}
+        self.counted, self.last, self.spikes = state["counted"], state["last"], Spikes(state["spikes"])
         self.skipped, self.skipped_in_row = state["skipped"], state["skipped_in_row"]
         log.info("resumed from %s", path)
         self.on_event({"kind": "resume", "rank": self.engine.rank, "path": path, "step": step})
         return step
 
-    @contextmanager
-    def _batches(self, loader: Stream, start: int) -> Iterator[Iterator[Batch]]:
-        """This rank's micro-batches from update ``start`` on, prepared ahead by ``workers`` threads."""
-        config, engine = self.config, self.engine
-        order = [(step, micro) for step in range(start, config.steps) for micro in range(config.accumulation)]
+    def _scalar(self, value: float) -> Tensor:
+        return torch.tensor(value, dtype=torch.float64, device=self.engine.device)
 
-        def one(at: tuple[int, int]) -> Batch:
-            return loader.batch(at[0], engine.rank, engine.world, at[1], config.accumulation)
-
-        if config.workers == 0:
-            yield map(one, order)
-            return
-        with ThreadPoolExecutor(config.workers) as pool:
-            try:
-                yield _ahead(pool, one, order, config.workers + 1)
-            finally:
-                pool.shutdown(cancel_futures=True)
-
-    def _update(self, step: int, batches: Iterator[Batch]) -> None:
-        config, engine = self.config, self.engine
-        rate = learning_rate(
+    def _update(self, step: int, stream: Iterator[Batch]) -> None:
+        config, engine, clock = self.config, self.engine, self.clock
+        self.rate = learning_rate(
             step, config.learning_rate, config.warmup_steps, config.steps, config.schedule, config.final_lr_share
         )
         sums: dict[str, Tensor] = {}
         suspects: list[str] = []
         for micro in range(config.accumulation):
-            batch = to_device(next(batches), engine.device)
+            with clock.part("data"):
+                batch = to_device(next(stream), engine.device)
             # Dropout and the like draw from the global generator; per-sample noise from SampleRandom.
             torch.manual_seed(sample_seed(self.seed, step, micro * engine.world + engine.rank, "dropout"))
             random = SampleRandom(self.seed, step, batch["index"].tolist())
-            loss, metrics = self.task.loss(engine, batch, random)
-            engine.backward(loss)
+            with clock.part("forward"), self._counted():
+                loss, metrics = self.task.loss(engine, batch, random)
+            with clock.part("backward"):
+                engine.backward(loss)
             for name, value in {"loss": loss, **metrics}.items():
                 sums[name] = sums.get(name, torch.zeros((), device=engine.device)) + value.detach().float()
             if not bool(torch.isfinite(loss)):
                 suspects += batch["key"]
-            update = engine.step(rate)
-        self.rate, self.grad_norm = rate, update.grad_norm
+            with clock.part("step"):
+                update = engine.step(self.rate)
+        self.grad_norm = update.grad_norm
         if update.applied:
             self.skipped_in_row = 0
             for name, value in sums.items():
-                self.sums[name] = self.sums.get(name, 0.0) + float(value) / config.accumulation
+                self.sums[name] = self.sums.get(name, self._scalar(0)) + value.double() / config.accumulation
             self.counted += 1
         else:
             self._count_skip(step, suspects)
+
+    @contextmanager
+    def _counted(self) -> Iterator[None]:
+        """Counts the operations of one forward pass, once, where a peak is known to compare with."""
+        if self.peak is None or self.flops:
+            yield
+            return
+        with torch.compiler.set_stance("force_eager"), FlopCounterMode(display=False) as counter:
+            yield
+        # Forward once, backward twice as much; what is recomputed is not counted.
+        self.flops = 3 * counter.get_total_flops() * self.config.accumulation
 
     def _count_skip(self, step: int, suspects: list[str]) -> None:
         self.skipped, self.skipped_in_row = self.skipped + 1, self.skipped_in_row + 1
@@ -180,108 +231,117 @@ class _Run:
         )
 
     def _after(self, step: int, validation: Stream | None) -> None:
-        """Log, validation and checkpoint where ``step`` (updates done) calls for them."""
-        config, final = self.config, step == self.config.steps
-        validate = validation is not None and (final or (config.validate_every and step % config.validate_every == 0))
-        if final or validate or step % config.log_every == 0:
+        """Log, validation, samples and checkpoint where ``step`` (updates done) calls for them."""
+        final = step == self.config.steps
+        due = {name: every and step % every == 0 for name, every in self._periods().items()}
+        validate = validation is not None and (final or due["validate"])
+        if final or validate or due["log"]:
             row = self._row(step)
             if validate and validation is not None:
-                row["validation_loss"] = self._validate(validation)
+                row |= self._validate(validation)
             self.last |= {key: row[key] for key in ("loss", "validation_loss") if row.get(key) is not None}
             if self.journal:
                 self.journal.write(row)
             self.on_event({"kind": "log", "rank": self.engine.rank, "row": row})
             self.since, self.since_step = time.monotonic(), step
-        if final or step % config.checkpoint_every == 0:
+        if due["sample"] and validation is not None:
+            self._draw(step, validation)
+        if self.saver.done():
+            self._collect()
+        if final or due["checkpoint"]:
             self._save(step)
 
+    def _periods(self) -> dict[str, int]:
+        config = self.config
+        return {
+            "log": config.log_every,
+            "validate": config.validate_every,
+            "sample": config.sample_every,
+            "checkpoint": config.checkpoint_every,
+        }
+
     def _row(self, step: int) -> dict[str, Any]:
-        names = sorted(self.sums)
-        local = torch.tensor([self.sums[name] for name in names], dtype=torch.float64, device=self.engine.device)
-        means = (self.engine.mean(local) / max(1, self.counted)).tolist()
-        seconds = time.monotonic() - self.since
-        rate = (step - self.since_step) * self.config.batch_size / max(seconds, 1e-9)
-        row: dict[str, Any] = {"step": step, "loss": None} | dict(zip(names, means, strict=True))
+        means = {name: value / max(1, self.counted) for name, value in self._mean_sums().items()}
+        seconds = max(time.monotonic() - self.since, 1e-9)
+        updates = step - self.since_step
+        row: dict[str, Any] = {"step": step, "loss": None} | means
         row |= {"lr": self.rate, "grad_norm": self.grad_norm if math.isfinite(self.grad_norm) else None}
-        row |= {"skipped": self.skipped, "seconds": round(seconds, 3), "samples_per_second": round(rate, 2)}
+        row["skipped"] = self.skipped
+        if row["loss"] is not None and (sigmas := self.spikes.check(row["loss"])):
+            log.warning("step %d: the loss %.4g is %.0f deviations above the usual", step, row["loss"], sigmas)
+            row["spike"] = round(sigmas, 1)
+        row |= {
+            "seconds": round(seconds, 3),
+            "samples_per_second": round(updates * self.config.batch_size / seconds, 2),
+        }
+        row |= self.clock.window(updates) | {"memory_mb": peak_memory_mb(self.engine.device)}
+        if self.peak is not None and self.flops:
+            row["mfu"] = round(self.flops * updates / seconds / self.peak / 1e12, 4)
         self.sums, self.counted = {}, 0
         return row
 
+    def _mean_sums(self) -> dict[str, float]:
+        """The sums of the window, a mean over the ranks."""
+        names = sorted(self.sums)
+        if not names:
+            return {}
+        means = self.engine.mean(torch.stack([self.sums[name] for name in names]))
+        return dict(zip(names, means.tolist(), strict=True))
+
     @torch.no_grad()
-    def _validate(self, validation: Stream) -> float:
-        """Mean loss over the same batches with the same noise each time, live weights, without dropout."""
+    def _validate(self, validation: Stream) -> dict[str, float]:
+        """Means over the same batches with the same noise each time, live weights, without dropout."""
         engine = self.engine
+        judge = self.task.validate if isinstance(self.task, Validates) else self.task.loss
         engine.train(False)
-        total = torch.zeros((), device=engine.device)
+        sums: dict[str, Tensor] = {}
         for index in range(self.config.validation_batches):
             batch = to_device(validation.batch(index, engine.rank, engine.world), engine.device)
-            loss, _ = self.task.loss(engine, batch, SampleRandom(self.seed, -1, batch["index"].tolist()))
-            total += loss.detach().float()
+            loss, metrics = judge(engine, batch, SampleRandom(self.seed, VALIDATION_STEP, batch["index"].tolist()))
+            for name, value in {"loss": loss, **metrics}.items():
+                pair = (
+                    value.detach().double() if value.ndim else torch.stack([value.detach().double(), self._scalar(1)])
+                )
+                sums[name] = sums[name] + pair if name in sums else pair
         engine.train()
-        return float(engine.mean(total)) / self.config.validation_batches
+        means = engine.mean(torch.stack(list(sums.values())))
+        return {f"validation_{name}": float(total / count) for name, (total, count) in zip(sums, means, strict=True)}
+
+    def _draw(self, step: int, validation: Stream) -> None:
+        weights = self.engine.weights()
+        if self.journal and isinstance(self.task, Draws):
+            self.journal.image("samples", self.task.draw(weights, validation.batch(0), self.seed), step)
 
     def _save(self, step: int) -> None:
+        self._collect()
         # The sums differ between ranks: what is stored is their mean, which is all that a log row shows.
-        names = sorted(self.sums)
-        local = torch.tensor([self.sums[name] for name in names], dtype=torch.float64, device=self.engine.device)
-        self.sums = dict(zip(names, self.engine.mean(local).tolist(), strict=True))
-        state = {"sums": self.sums, "counted": self.counted, "last": self.last}
+        sums = self._mean_sums()
+        self.sums = {name: self._scalar(value) for name, value in sums.items()}
+        state = {"sums": sums, "counted": self.counted, "last": self.last, "spikes": self.spikes.state}
         state |= {"skipped": self.skipped, "skipped_in_row": self.skipped_in_row}
         if self.journal:
             self.journal.flush()
-        path = checkpoint.save(self.engine, self.checkpoints, step, state, self.config.keep_last)
-        self.on_event({"kind": "checkpoint", "rank": self.engine.rank, "path": path, "step": step})
+        self.saver.save(step, state)
+        if not self.config.overlap_save:
+            self._collect()
+
+    def _collect(self) -> None:
+        """Waits for the checkpoint under way, if there is one, and tells of it."""
+        if saved := self.saver.wait():
+            self.on_event({"kind": "checkpoint", "rank": self.engine.rank, "path": saved[0], "step": saved[1]})
+
+    def _leave(self, step: int) -> None:
+        if step % self.config.checkpoint_every:
+            self._save(step)
+        self._collect()
+        raise Preempted(step, checkpoint.checkpoint_path(self.checkpoints, step))
 
     def _export(self) -> None:
-        weights, step = self.engine.weights("ema"), self.engine.updates()
+        self.watchdog.feed()
+        weights, step = self.engine.weights(), self.engine.updates()
         if self.engine.rank == 0:
             with tempfile.TemporaryDirectory(prefix="imagen-ray-") as scratch:
                 self.task.export(scratch, weights, step)
                 for name in storage.list_files(scratch):
                     storage.publish(Path(scratch) / name, storage.join(self.folder, "export", name))
         dist.barrier()
-
-
-def _ahead(
-    pool: ThreadPoolExecutor, function: Callable[[tuple[int, int]], Batch], order: list[tuple[int, int]], depth: int
-) -> Iterator[Batch]:
-    """``map(function, order)`` with ``depth`` calls under way at a time; results in order."""
-    waiting: deque[Future[Batch]] = deque()
-    for at in order:
-        waiting.append(pool.submit(function, at))
-        if len(waiting) > depth:
-            yield waiting.popleft().result()
-    while waiting:
-        yield waiting.popleft().result()
-
-
-class Journal:
-    """``log.jsonl`` and TensorBoard of a run, written by rank 0; rows after the step resumed from are dropped."""
-
-    def __init__(self, folder: str, start: int) -> None:
-        from torch.utils.tensorboard import SummaryWriter
-
-        self.path = storage.join(folder, "log.jsonl")
-        rows = storage.read_json_lines(self.path)
-        self.lines = [json.dumps(row) for row in rows if row["step"] <= start]
-        self.flush()
-        self.board = SummaryWriter(storage.join(folder, "tensorboard"), purge_step=start + 1)
-
-    def write(self, row: dict[str, Any]) -> None:
-        """Adds a row: at once on a local disk; on an object store, which cannot append, with the next `flush`."""
-        self.lines.append(json.dumps(row))
-        if storage.is_local(self.path):
-            with open(self.path, "a", encoding="utf-8") as file:
-                file.write(self.lines[-1] + "\n")
-        for name, value in row.items():
-            if name != "step" and value is not None:
-                self.board.add_scalar(name, value, row["step"])
-
-    def flush(self) -> None:
-        """Brings the stored log up to date."""
-        storage.write_bytes(self.path, "".join(line + "\n" for line in self.lines).encode())
-
-    def close(self) -> None:
-        """Ends the log."""
-        self.flush()
-        self.board.close()

@@ -11,8 +11,8 @@ from dataprep import storage
 from pipeline.config import CascadeStageConfig
 from pipeline.context import Context
 from pipeline.ray_train import run_training
+from train.config import TrainConfig
 from train.data import Loader
-from train.engine import TrainConfig
 from train.loop import train as train_loop
 from train.tasks.diffusion import DiffusionTask, stage_columns
 
@@ -24,7 +24,8 @@ def fit(ctx: Context, function: Callable[..., dict[str, Any]], arguments: dict[s
     arguments = arguments | {"config": config, "folder": ctx.folder, "seed": ctx.config["seed"]}
     ctx.connect()
     ranks = ctx.cluster.ranks
-    result = run_training(function, arguments, ctx.folder, ranks, config.steps, ctx.stage, ctx.cluster.retries)
+    retries, hang = ctx.cluster.retries, config.hang_seconds
+    result = run_training(function, arguments, ctx.folder, ranks, config.steps, ctx.stage, retries, hang)
     noted = ("parameters", "step", "skipped", "resumed_from", "passed_over")
     ctx.counters |= {name: int(result[name]) for name in noted if name in result}
 

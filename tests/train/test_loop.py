@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
-import logging
 from pathlib import Path
 
 import pytest
@@ -14,7 +14,8 @@ from train_fakes import ToyData, ToyTask, config, rows, run
 from dataprep.schema import UserError
 from dataprep.storage import read_json_lines
 from train import checkpoint
-from train.loop import NonFiniteError, train
+from train.guards import NonFiniteError
+from train.loop import train
 
 
 @pytest.fixture(scope="module")
@@ -59,26 +60,6 @@ def test_torn_log_line_is_dropped_on_resume(whole: Path, tmp_path: Path) -> None
     assert rows(tmp_path) == rows(whole)
 
 
-@pytest.mark.parametrize("tear", ["marker", "bytes", "file", "json"])
-def test_torn_checkpoint_is_named_and_passed_over(
-    whole: Path, tmp_path: Path, tear: str, caplog: pytest.LogCaptureFixture
-) -> None:
-    run(tmp_path, 16)
-    newest = tmp_path / "checkpoints/step-00000012"
-    victim = newest / ("rank-00000.safetensors" if tear in ("bytes", "file") else checkpoint.COMMIT_FILE)
-    if tear == "bytes":
-        victim.write_bytes(victim.read_bytes()[:-1] + b"?")
-    elif tear == "json":
-        victim.write_text('{"files": [')
-    else:
-        victim.unlink()
-    with caplog.at_level(logging.WARNING):
-        assert checkpoint.newest(str(tmp_path / "checkpoints")) == str(tmp_path / "checkpoints/step-00000006")
-    assert "step-00000012 is torn" in caplog.text
-    run(tmp_path)
-    assert rows(tmp_path) == rows(whole)
-
-
 def test_keeps_the_last_and_marks_hashes(whole: Path) -> None:
     folders = sorted(path.name for path in (whole / "checkpoints").iterdir())
     assert folders == ["step-00000018", "step-00000020"]
@@ -101,20 +82,16 @@ def test_accumulation_and_threads_change_nothing_but_rounding(whole: Path, tmp_p
         assert ours["grad_norm"] == pytest.approx(theirs["grad_norm"], rel=1e-4)
 
 
-def test_another_model_is_refused(whole: Path) -> None:
-    class Wider(ToyTask):
-        def build(self) -> torch.nn.Module:
-            return torch.nn.Sequential(torch.nn.Linear(8, 8))
-
-    with pytest.raises(UserError, match="of another model"):
-        train(Wider(), config(steps=30), ToyData(), str(whole), 0)
-
-
 def test_unknown_checkpoint_format_is_refused(tmp_path: Path) -> None:
     run(tmp_path, 8)
     state = tmp_path / "checkpoints/step-00000006/state.json"
     state.write_text(json.dumps(json.loads(state.read_text()) | {"format": 99}))
-    (state.parent / "commit.json").write_text(json.dumps({"files": []}))
+    data = state.read_bytes()
+    marker = json.loads((state.parent / "commit.json").read_text())
+    for entry in marker["files"]:
+        if entry["path"] == "state.json":
+            entry |= {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+    (state.parent / "commit.json").write_text(json.dumps(marker))
     with pytest.raises(UserError, match="format 99"):
         run(tmp_path)
 
@@ -142,7 +119,7 @@ def test_events_come_in_order(tmp_path: Path) -> None:
             assert checkpoint.torn(event["path"]) is None
         seen.append((event["kind"], event.get("step") or event["row"]["step"]))
 
-    train(ToyTask(), config(steps=8), ToyData(), str(tmp_path), 0, on_event=on_event)
+    train(ToyTask(), config(steps=8, overlap_save=False), ToyData(), str(tmp_path), 0, on_event=on_event)
     assert seen == [("log", 4), ("checkpoint", 6), ("log", 8), ("checkpoint", 8), ("done", 8)]
 
 

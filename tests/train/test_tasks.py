@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -15,8 +16,8 @@ from dataprep.schema import UserError
 from dataprep.storage import read_json_lines
 from dataprep.torchvision_operators import declare_torchvision_operators
 from eval.clip import ClipScorer
+from train.config import TrainConfig
 from train.data import CaptionLoader, Loader, SampleRandom
-from train.engine import TrainConfig
 from train.loop import train
 from train.models.export import load_stage
 from train.tasks.clip import ClipTask, ClipTaskConfig
@@ -160,8 +161,16 @@ def test_diffusion_stage_learns_and_exports(tmp_path: Path, pack: tuple[str, str
     loaders = [
         Loader([pack[0]], [pack[1]], task.columns, split, 0, batch, stage.crop) for split in ("train", "validation")
     ]
-    result = train(task, loop(30, batch, 3e-3), loaders[0], str(tmp_path), 0, loaders[1])
+    config = TrainConfig(
+        **(loop(30, batch, 3e-3).model_dump() | {"sample_every": 20, "activation_checkpointing": True})
+    )
+    result = train(task, config, loaders[0], str(tmp_path), 0, loaders[1])
     log = read_json_lines(f"{tmp_path}/log.jsonl")
+    by_noise = [log[-1][f"validation_loss_noise_{quarter}of4"] for quarter in (1, 2, 3, 4)]
+    assert min(by_noise) < log[-1]["validation_loss"] < max(by_noise)
+    size = stage.crop or stage.resolution
+    grid = cv2.imread(str(tmp_path / "samples/step-00000020.png"))
+    assert grid.shape == (2 * size, 8 * size, 3) and grid[size:].mean() != grid[:size].mean()
     assert log[-1]["loss"] < log[0]["loss"] and result["validation_loss"] is not None
     model, settings = load_stage(tmp_path / "export")
     assert settings["trained_steps"] == 30 and settings["unet"]["text_dim"] == 8

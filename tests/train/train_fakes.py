@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from dataprep.storage import read_json_lines
+from train.config import TrainConfig
 from train.data import Batch, SampleRandom, Stream
-from train.engine import TrainConfig
 from train.loop import train
 from train.tasks.clip import ClipTask, ClipTaskConfig
 
@@ -61,7 +61,7 @@ class PairTask(ClipTask):
         save_file(weights, Path(folder) / "weights.safetensors")
 
 
-TIMED = ("seconds", "samples_per_second")
+TIMED = ("seconds", "samples_per_second", "memory_mb", "data_ms", "forward_ms", "backward_ms", "step_ms")
 
 
 class ToyData(Stream):

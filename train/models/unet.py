@@ -14,6 +14,7 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.utils.checkpoint import checkpoint
 
 from dataprep.schema import Config
 from train.models.attention import COORDINATE_FEATURES, AttentionKind, ImageAttention, coordinates, zeroed
@@ -128,24 +129,38 @@ class Stack(nn.Module):
     ) -> None:
         super().__init__()
         self.takes, self.gives = tuple(takes), gives
+        self.recompute = False
         self.blocks, self.attentions = nn.ModuleList(), nn.ModuleList()
         for position, (kind, skip) in enumerate(zip(kinds, takes, strict=True)):
             self.blocks.append(res_block(config, (channels if position else channels_in) + skip, channels))
             self.attentions.append(nn.Identity() if kind == "none" else attention(config, channels, kind))
 
-    def forward(self, h_BCHW: Tensor, condition: Condition, skips: list[Tensor]) -> Tensor:
-        """Applies the blocks; pops from and appends to ``skips``."""
+    def forward(self, h_BCHW: Tensor, condition: Condition, skips: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
+        """Applies the blocks; takes skips from the end of ``skips``, and gives those that it leaves behind.
+
+        The list itself is not changed: wrappers that hook into modules, ZeRO-3 for one, pass on a copy.
+        """
+        skips, left = list(skips), list[Tensor]()
         for block, layer, skip in zip(self.blocks, self.attentions, self.takes, strict=True):
             if skip:
                 h_BCHW = torch.cat([h_BCHW, skips.pop() * 2**-0.5], dim=1)
-            h_BCHW = block(h_BCHW, condition.vector)
-            if isinstance(layer, ImageAttention):
-                h_BCHW = layer(h_BCHW, condition.text, condition.mask)
+            if self.recompute and torch.is_grad_enabled():
+                h_BCHW = checkpoint(_apply, block, layer, h_BCHW, condition, use_reentrant=False)
+            else:
+                h_BCHW = _apply(block, layer, h_BCHW, condition)
             if self.gives == "each":
-                skips.append(h_BCHW)
+                left.append(h_BCHW)
         if self.gives == "last":
-            skips.append(h_BCHW)
-        return h_BCHW
+            left.append(h_BCHW)
+        return h_BCHW, left
+
+
+def _apply(block: nn.Module, layer: nn.Module, h_BCHW: Tensor, condition: Condition) -> Tensor:
+    """A residual block, then its attention where it has one."""
+    h_BCHW = block(h_BCHW, condition.vector)
+    if isinstance(layer, ImageAttention):
+        h_BCHW = layer(h_BCHW, condition.text, condition.mask)
+    return h_BCHW
 
 
 def res_block(config: UNetConfig, channels_in: int, channels: int, **options: Any) -> ResBlock:
@@ -258,6 +273,12 @@ class UNet(nn.Module):
         output_BCHW: Tensor = self.out(functional.silu(self.norm_out(h_BCHW)))
         return output_BCHW + lowres_BCHW if self.config.lowres_residual and lowres_BCHW is not None else output_BCHW
 
+    def enable_recompute(self) -> None:
+        """From now on keep only each block's input for the backward pass, and compute the rest again there."""
+        for module in self.modules():
+            if isinstance(module, Stack):
+                module.recompute = True
+
     def _check(self, x_BCHW: Tensor, lowres_BCHW: Tensor | None, lowres_log_snr_B: Tensor | None) -> None:
         multiple, size = self.config.size_multiple(), tuple(x_BCHW.shape[2:])
         if size[0] % multiple or size[1] % multiple:
@@ -275,11 +296,16 @@ class UNet(nn.Module):
             h_BCHW = resample(shrink, h_BCHW, condition)
             if not efficient:
                 skips.append(h_BCHW)
-            h_BCHW = stack(h_BCHW, condition, skips)
+            h_BCHW, left = stack(h_BCHW, condition, [])
+            skips += left
         if self.middle is not None:
-            h_BCHW = self.middle(h_BCHW, condition, skips)
+            h_BCHW, _ = self.middle(h_BCHW, condition, [])
         for stack, grow in zip(self.up, self.grow, strict=True):
-            h_BCHW = resample(grow, stack(h_BCHW, condition, skips), condition)
+            assert isinstance(stack, Stack)
+            taken = len(skips) - sum(skip > 0 for skip in stack.takes)
+            h_BCHW, _ = stack(h_BCHW, condition, skips[taken:])
+            del skips[taken:]
+            h_BCHW = resample(grow, h_BCHW, condition)
         # The base layout's last blocks have seen the stem as a skip; here it is what keeps full-resolution detail.
         return (h_BCHW + stem_BCHW) * 2**-0.5 if efficient else h_BCHW
 

@@ -5,17 +5,21 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, Self
 
+import numpy as np
 import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
 from dataprep.schema import Config
 from train.data import Batch, SampleRandom, sample_seed
-from train.diffusion.objective import DiffusionConfig, augment_lowres, loss, to_model_range, upsample
+from train.diffusion.guidance import guided_denoiser
+from train.diffusion.objective import DiffusionConfig, augment_lowres, loss, to_model_range, to_pixels, upsample
+from train.diffusion.samplers import ddim, sampling_log_snrs
 from train.models.export import save_stage
 from train.models.presets import unet_config
 from train.models.unet import UNet, UNetConfig
 
+GRID, GRID_STEPS = 8, 16  # pictures of a grid of samples, and network evaluations for it
 GOLDEN = 0.6180339887498949  # steps of this size, modulo 1, cover [0, 1) evenly however many there are
 
 
@@ -71,6 +75,22 @@ class DiffusionTask:
 
     def loss(self, model: Callable[..., Any], batch: Batch, random: SampleRandom) -> tuple[Tensor, dict[str, Tensor]]:
         """Mean weighted loss of the batch (scalar), and ``x0_mse``, the plain error of the clean image."""
+        loss_B, _, error = self._losses(model, batch, random)
+        return loss_B.mean(), {"x0_mse": error}
+
+    def validate(
+        self, model: Callable[..., Any], batch: Batch, random: SampleRandom
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """As `loss`, and the loss in each quarter of the time axis, little noise first: pairs of a sum and a count."""
+        loss_B, t_B, error = self._losses(model, batch, random)
+        metrics = {"x0_mse": error}
+        for quarter in range(4):
+            inside_B = ((t_B * 4).long() == quarter).float()
+            metrics[f"loss_noise_{quarter + 1}of4"] = torch.stack([(loss_B * inside_B).sum(), inside_B.sum()])
+        return loss_B.mean(), metrics
+
+    def _losses(self, model: Callable[..., Any], batch: Batch, random: SampleRandom) -> tuple[Tensor, Tensor, Tensor]:
+        """Weighted loss of each sample (B,), its time (B,), and the mean error of the clean image."""
         config = self.config.diffusion
         x0_BCHW = to_model_range(batch[self.columns[0]])
         device = x0_BCHW.device
@@ -86,9 +106,9 @@ class DiffusionTask:
             output_BCHW: Tensor = model(x_BCHW, log_snr_B, **condition)
             return output_BCHW
 
-        noise_BCHW = random.normal("noise", *x0_BCHW.shape[1:]).to(device)
-        loss_B, x0_hat_BCHW = loss(denoise, x0_BCHW, even_times(random).to(device), noise_BCHW, config)
-        return loss_B.mean(), {"x0_mse": (x0_hat_BCHW.clamp(-1, 1) - x0_BCHW).square().mean()}
+        noise_BCHW, t_B = random.normal("noise", *x0_BCHW.shape[1:]).to(device), even_times(random).to(device)
+        loss_B, x0_hat_BCHW = loss(denoise, x0_BCHW, t_B, noise_BCHW, config)
+        return loss_B, t_B, (x0_hat_BCHW.clamp(-1, 1) - x0_BCHW).square().mean()
 
     def _lowres(self, batch: Batch, random: SampleRandom, size: int) -> dict[str, Tensor]:
         """The low-resolution input with noise of a random level (conditioning augmentation, section 2.4)."""
@@ -99,6 +119,32 @@ class DiffusionTask:
         noise_BCHW = random.normal("lowres_noise", *up_BCHW.shape[1:]).to(low_BCHW.device)
         noised_BCHW, log_snr_B = augment_lowres(up_BCHW, level_B, noise_BCHW, config)
         return {"lowres_BCHW": noised_BCHW, "lowres_log_snr_B": log_snr_B}
+
+    @torch.no_grad()
+    def draw(self, weights: dict[str, Tensor], batch: Batch, seed: int) -> np.ndarray:
+        """The stage's own images for the first captions of a batch above the true ones, uint8 RGB (2H, n W, 3).
+
+        Quick and rough: no guidance, few steps; a super-resolution stage starts from the batch's true small images.
+        """
+        model = self.build()
+        model.load_state_dict(weights)
+        model.eval()
+        config, count = self.config.diffusion, min(GRID, len(batch["key"]))
+        batch = {name: value[:count] for name, value in batch.items()}
+        true_BHWC = batch[self.columns[0]]
+        condition = {"text_BLD": batch["text_BLD"], "text_mask_BL": batch["text_mask_BL"]}
+        random = SampleRandom(seed, -1, batch["index"].tolist())
+        if self.config.low_resolution:
+            condition |= self._lowres(batch, random, true_BHWC.shape[1])
+        denoise = guided_denoiser(
+            lambda x_BCHW, log_snr_B, keep_B: model(x_BCHW, log_snr_B, text_keep_B=keep_B, **condition),
+            config.prediction,
+            1.0,
+        )
+        start_BCHW = random.normal("draw", 3, *true_BHWC.shape[1:3])
+        drawn_BCHW = ddim(denoise, start_BCHW, sampling_log_snrs(config.log_snr, GRID_STEPS), torch.zeros)
+        rows = [torch.cat(list(images), dim=1) for images in (to_pixels(drawn_BCHW), true_BHWC)]
+        return torch.cat(rows).numpy()
 
     def export(self, folder: str, weights: dict[str, Tensor], step: int) -> None:
         """Writes the stage as `train.models.export.load_stage` reads it."""

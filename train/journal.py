@@ -1,0 +1,79 @@
+"""What a run tells: ``log.jsonl`` and TensorBoard always, Weights & Biases when configured. Written by rank 0."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import tempfile
+from typing import Any
+
+import numpy as np
+
+from dataprep import storage
+from dataprep.schema import UserError
+from train.config import TrainConfig
+
+
+class Journal:
+    """The log of a run; rows after the step resumed from are dropped, since they are about to be written again."""
+
+    def __init__(self, folder: str, start: int, config: TrainConfig) -> None:
+        from torch.utils.tensorboard import SummaryWriter
+
+        self.folder, self.path = folder, storage.join(folder, "log.jsonl")
+        rows = storage.read_json_lines(self.path)
+        self.lines = [json.dumps(row) for row in rows if row["step"] <= start]
+        self.flush()
+        self.board = SummaryWriter(storage.join(folder, "tensorboard"), purge_step=start + 1)
+        self.wandb = wandb_run(folder, config) if config.wandb != "off" else None
+
+    def write(self, row: dict[str, Any]) -> None:
+        """Adds a row: at once on a local disk; on an object store, which cannot append, with the next `flush`."""
+        self.lines.append(json.dumps(row))
+        if storage.is_local(self.path):
+            with open(self.path, "a", encoding="utf-8") as file:
+                file.write(self.lines[-1] + "\n")
+        values = {name: value for name, value in row.items() if name != "step" and value is not None}
+        for name, value in values.items():
+            self.board.add_scalar(name, value, row["step"])
+        if self.wandb is not None:
+            self.wandb.log(values, step=row["step"])
+
+    def image(self, name: str, pixels_HWC: np.ndarray, step: int) -> None:
+        """Keeps a picture, uint8 RGB, as ``<name>/step-<step>.png`` and in TensorBoard."""
+        import cv2
+
+        done, png = cv2.imencode(".png", cv2.cvtColor(pixels_HWC, cv2.COLOR_RGB2BGR))
+        assert done
+        storage.write_bytes(storage.join(self.folder, name, f"step-{step:08d}.png"), png.tobytes())
+        self.board.add_image(name, pixels_HWC, step, dataformats="HWC")
+
+    def flush(self) -> None:
+        """Brings the stored log up to date."""
+        storage.write_bytes(self.path, "".join(line + "\n" for line in self.lines).encode())
+
+    def close(self) -> None:
+        """Ends the log."""
+        self.flush()
+        self.board.close()
+        if self.wandb is not None:
+            self.wandb.finish()
+
+
+def wandb_run(folder: str, config: TrainConfig) -> Any:
+    """A Weights & Biases run of this folder: the same one again on a resume. UserError where the library is missing."""
+    try:
+        import wandb
+    except ImportError as error:
+        raise UserError(f"wandb={config.wandb}: no such library here; `pip install wandb`, or set wandb=off") from error
+    local = folder if storage.is_local(folder) else tempfile.mkdtemp(prefix="imagen-ray-")
+    return wandb.init(
+        project=config.wandb_project,
+        id=hashlib.sha256(folder.encode()).hexdigest()[:16],
+        name="/".join(folder.rstrip("/").split("/")[-2:]),
+        dir=local,
+        mode="online" if config.wandb == "online" else "offline",
+        resume="allow",
+        config=config.model_dump(mode="json"),
+        settings=wandb.Settings(silent=True, console="off"),
+    )
