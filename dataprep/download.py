@@ -33,7 +33,7 @@ from dataprep.sources import ROOT_KEY
 SHARD_DIGITS, SAMPLE_DIGITS = 5, 4
 SPOOL = 64 << 20  # bytes of finished images that are kept in memory, the rest on disk
 MEMBERS = 3  # files of a sample in the tar
-MEASURED = ("width", "height", "original_width", "original_height", "sha256")
+MEASURED = ("width", "height", "original_width", "original_height", "original_bytes", "sha256")
 
 
 class DownloadConfig(StoreConfig):
@@ -200,7 +200,7 @@ def _processor(
         sha256 = hashlib.sha256(stored.data).hexdigest()
         if sha256 in forgotten:
             return _failed("forgotten", "forgotten"), None
-        sizes = (stored.width, stored.height, stored.original_width, stored.original_height)
+        sizes = (stored.width, stored.height, stored.original_width, stored.original_height, len(fetched.body))
         row = {"status": SUCCESS, "reason": None, "error_message": None}
         return row | dict(zip(MEASURED, (*sizes, sha256), strict=True)), stored.data
 
@@ -265,7 +265,8 @@ def _add(tar: tarfile.TarFile, name: str, data: bytes) -> None:
 
 _TEXT, _WHOLE = pa.string(), pa.int32()
 _TYPES = {"key": _TEXT, "url": _TEXT, "caption": _TEXT, "status": _TEXT, "reason": _TEXT, "error_message": _TEXT}
-_TYPES |= {"width": _WHOLE, "height": _WHOLE, "original_width": _WHOLE, "original_height": _WHOLE, "sha256": _TEXT}
+_TYPES |= {"width": _WHOLE, "height": _WHOLE, "original_width": _WHOLE, "original_height": _WHOLE}
+_TYPES |= {"original_bytes": pa.int64(), "sha256": _TEXT}
 
 
 def _download_table(rows: list[dict[str, Any]], listing: pa.Table) -> pa.Table:

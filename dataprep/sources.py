@@ -39,7 +39,10 @@ TAR = (".tar",)
 CAPTION_SUFFIXES = (".txt", ".caption")
 # The columns that the download adds: a source's column of the same name is kept as source_<name>.
 RESERVED = frozenset(
-    "key url caption status reason error_message sha256 width height original_width original_height".split()  # noqa: SIM905
+    (
+        *("key", "url", "caption", "status", "reason", "error_message", "sha256"),
+        *("width", "height", "original_width", "original_height", "original_bytes"),
+    )
 )
 
 
