@@ -10,8 +10,9 @@ Shape legend: N pictures, D features.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
@@ -82,13 +83,12 @@ class Subsample:
 
     def __init__(self, limit: int = SUBSAMPLE, seed: int = 0) -> None:
         self.limit, self.seed = limit, seed
-        self.rows: dict[bytes, np.ndarray] = {}
+        self.rows: dict[bytes, Any] = {}
 
-    def add(self, ids: Sequence[str], features_ND: np.ndarray) -> None:
-        """Adds rows with their ids, which are all different."""
-        for name, row_D in zip(ids, features_ND, strict=True):
-            place = hashlib.blake2b(f"{self.seed}|{name}".encode(), digest_size=16).digest()
-            self.rows[place] = row_D
+    def add(self, ids: Sequence[str], rows: Iterable[Any]) -> None:
+        """Adds rows of whatever kind with their ids, which are all different."""
+        for name, row in zip(ids, rows, strict=True):
+            self.rows[hashlib.blake2b(f"{self.seed}|{name}".encode(), digest_size=16).digest()] = row
         if len(self.rows) > 2 * self.limit:
             self._cut()
 
@@ -97,10 +97,10 @@ class Subsample:
         self.rows |= other.rows
         self._cut()
 
-    def features(self) -> np.ndarray:
-        """float64 (at most ``limit``, D), in the order of the hashes, which is a random one."""
+    def taken(self) -> list[Any]:
+        """At most ``limit`` rows, in the order of the hashes, which is a random one."""
         self._cut()
-        return np.stack([self.rows[place] for place in sorted(self.rows)]).astype(np.float64)
+        return list(self.rows.values())
 
     def _cut(self) -> None:
         self.rows = {place: self.rows[place] for place in sorted(self.rows)[: self.limit]}
@@ -245,7 +245,7 @@ def compare_sets(
     )
     if min(len(real), len(fake)) >= 2:
         found["fd"] = frechet_distance(real.moments, fake.moments)
-        real_ND, fake_MD = real.sample.features(), fake.sample.features()
+        real_ND, fake_MD = np.stack(real.sample.taken()), np.stack(fake.sample.taken())
         found["kid"], found["kid_std"] = kernel_distance(fake_MD, real_ND, kid_subsets, seed=seed)
         if min(len(real_ND), len(fake_MD)) > NEIGHBOURS:
             found |= neighbourhoods(real_ND, fake_MD)
