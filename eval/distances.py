@@ -1,4 +1,4 @@
-"""How far two sets of pictures lie apart in a feature space: Frechet distance, KID, precision, recall, density, coverage.
+"""How far two sets of pictures lie apart in a feature space: Frechet distance, KID, precision and recall and the like.
 
 One streaming pass over the features of a set fills a `FeatureSet`: exact sums for the Frechet distance, and a bounded
 subsample for what needs pairs of pictures. Sums are of integers and the subsample goes by hashes of ids, so that a set
@@ -196,8 +196,9 @@ def neighbourhoods(real_ND: np.ndarray, fake_MD: np.ndarray, nearest: int = NEIG
     """Precision and recall (Kynkaanniemi et al. 2019), density and coverage (Naeem et al. 2020).
 
     A picture's neighbourhood is the ball that reaches to its ``nearest``-th neighbour in its own set. precision: share
-    of fake pictures in some real one's ball; recall: the reverse; density: how many real balls hold a fake picture, over
-    ``nearest``; coverage: share of real balls that hold a fake picture. ValueError for a set not larger than ``nearest``.
+    of fake pictures in some real one's ball; recall: the reverse; density: how many real balls hold a fake picture,
+    over ``nearest``; coverage: share of real balls that hold a fake picture. ValueError for a set that is not larger
+    than ``nearest``.
     """
     if min(len(real_ND), len(fake_MD)) <= nearest:
         raise ValueError(f"sets of {len(real_ND)} and {len(fake_MD)} have no {nearest} neighbours each; give more")
@@ -237,8 +238,8 @@ def compare_sets(
 ) -> dict[str, float | int | None]:
     """All distances of ``fake`` from ``real``; None where a set is too small for one.
 
-    Keys: fd, kid, kid_std, precision, recall, density, coverage, images, reference_images, subsample (rows of each set at
-    most that KID and what follows it were measured on).
+    Keys: fd, kid, kid_std, precision, recall, density, coverage, images, reference_images, subsample (rows of each set,
+    at most, that KID and what follows it were measured on).
     """
     found: dict[str, float | int | None] = dict.fromkeys(
         ("fd", "kid", "kid_std", "precision", "recall", "density", "coverage")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from itertools import groupby
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -12,7 +13,7 @@ import torch
 from pydantic import Field
 
 from dataprep.schema import Config, UserError
-from dataprep.storage import sha256_file
+from dataprep.storage import join, list_files, sha256_file
 from eval.clip import ClipScorer, check_spec
 
 OWN, INCEPTION = "clip", "inception"
@@ -48,12 +49,17 @@ def check_features(configs: Sequence[FeaturesConfig]) -> list[str]:
         if config.model == INCEPTION:
             if config.pretrained is None or not Path(config.pretrained).is_file():
                 raise UserError(
-                    f"evaluate.features: inception needs its weights in a local file, pretrained={config.pretrained} is "
-                    "none; give that of weights-inception-2015-12-05-6726825d.pth"
+                    f"evaluate.features: inception's pretrained={config.pretrained} is no local file; give that of its "
+                    "weights, such as weights-inception-2015-12-05-6726825d.pth"
                 )
         elif config.model != OWN:
-            check_spec(config.model, config.pretrained)
-        files += [name for name in (config.model, config.pretrained) if name and Path(name).is_file()]
+            try:
+                check_spec(config.model, config.pretrained)
+            except UserError as error:
+                raise UserError(str(error).replace("clip.", "evaluate.features.", 1)) from error
+        for name in (config.model, config.pretrained):
+            if name and Path(name).exists():
+                files += [name] if Path(name).is_file() else [join(name, part) for part in list_files(name)]
     if len({config.key for config in configs}) < len(configs):
         raise UserError("evaluate.features: two models have the same name; leave one out")
     return files
@@ -112,9 +118,9 @@ class Inception:
     def image_features(self, images: Sequence[np.ndarray]) -> np.ndarray:
         """uint8 (H, W, 3) -> float32 (N, 2048); each picture is scaled to 299 x 299 as TensorFlow 1 did."""
         parts = []
-        for start in range(0, len(images), self.batch_size):
-            # One picture at a time through the resize: they may differ in size.
-            for image in images[start : start + self.batch_size]:
-                image_BCHW = torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1)[None].to(self.device)
-                parts.append(self.model(image_BCHW)[0].float().cpu().numpy())
+        for _, alike in groupby(images, key=lambda image: image.shape):
+            same = list(alike)
+            for start in range(0, len(same), self.batch_size):
+                pixels_BHWC = torch.from_numpy(np.stack(same[start : start + self.batch_size]))
+                parts.append(self.model(pixels_BHWC.permute(0, 3, 1, 2).to(self.device))[0].float().cpu().numpy())
         return np.concatenate(parts) if parts else np.zeros((0, 2048), np.float32)

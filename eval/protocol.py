@@ -53,5 +53,7 @@ def sweep_points(config: SweepConfig, base: SamplingConfig) -> list[Point]:
         "sampler": config.samplers,
     }
     return [
-        Point(key, SamplingConfig(**(base.model_dump() | {key: value}))) for key, values in lists.items() for value in values
+        Point(key, SamplingConfig(**(base.model_dump() | {key: value})))
+        for key, values in lists.items()
+        for value in values
     ]

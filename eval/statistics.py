@@ -81,7 +81,7 @@ def best_of(scores_NK: np.ndarray, values_NK: np.ndarray, picked: int) -> np.nda
 
 
 def best_of_table(scores_NK: np.ndarray, right_NK: np.ndarray | None, seed: int = 0) -> list[dict[str, Any]]:
-    """A row for N = 1, 2, 4 ... candidates: n, clip_score and, of bool ``right_NK``, accuracy, each with low and high."""
+    """A row for N = 1, 2, 4 ... candidates: n, clip_score and accuracy (of bool ``right_NK``), with low and high."""
     count = scores_NK.shape[1]
     rows = []
     for picked in sorted({*(2**power for power in range(10) if 2**power <= count), count}):
