@@ -25,7 +25,7 @@ from pipeline.config import RunConfig
 from pipeline.context import Context
 from pipeline.steps import measure
 from pipeline.steps.judge import EVALUATE, trained_cascade
-from pipeline.steps.models import clip_spec, encoder_spec
+from pipeline.steps.models import clip_identity, clip_spec, encoder_spec
 from pipeline.store import Artifact, Shard
 
 COLUMNS = ["role", "prompt", "split", "language", "claim", "checks", "seed", "index", "chosen", "stage", "size"]
@@ -49,9 +49,9 @@ def evaluate(ctx: Context) -> None:
     chosen, first = [row for row in drawn if row["chosen"]], [row for row in drawn if row["index"] == 0]
     metrics: dict[str, Any] = {"images": len(chosen), "candidates": len(drawn) // max(1, len(chosen))}
     clip = clip_spec(ctx.inputs["clip"])
-    # One trained here has no name; its content tells whether two runs share it.
-    metrics["clip"] = {"model": None if ctx.inputs["clip"].has("export/clip.json") else clip["model"]}
-    metrics["clip"] |= {"pretrained": clip["pretrained"], "content": ctx.inputs["clip"].content[:16]}
+    # One trained here has no name; its digest tells whether two runs share it.
+    metrics["clip"] = {"model": None if _trained(ctx) else clip["model"], "pretrained": clip["pretrained"]}
+    metrics["clip"]["digest"] = clip_identity(ctx.inputs["clip"])
     metrics |= clip_scores(chosen, first) | compositions(ctx.inputs["sample"], chosen, first)
     metrics["best_of"] = best_of_rows(drawn)
     metrics |= _measured(ctx, config, clip, first)

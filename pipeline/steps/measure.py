@@ -163,7 +163,7 @@ def _pictures(kind: str, files: Mapping[str, str], size: int) -> Iterator[Pictur
     if kind == SAMPLE:
         return _samples(files["sample.parquet"])
     if kind == VALIDATION:
-        return _validation(files["pack.parquet"], size)
+        return validation_pictures(files["pack.parquet"], size)
     return _reference(files, size)
 
 
@@ -175,7 +175,7 @@ def _samples(path: str) -> Iterator[Picture]:
             yield f"{row['prompt']}|{row['seed']}", image, row["prompt"]
 
 
-def _validation(path: str, size: int) -> Iterator[Picture]:
+def validation_pictures(path: str, size: int) -> Iterator[Picture]:
     """The pairs of a pack shard that are held out of training; row groups without one are not read."""
     column = f"pixels_{size}"
     with pq.ParquetFile(path) as file:
