@@ -62,12 +62,12 @@ class Pair:
 
 @dataclass
 class Row:
-    """One measure. ``difference`` is B minus A with its interval; None where it has none."""
+    """One measure. ``difference`` is B minus A: value, low, high."""
 
     name: str
     a: float
     b: float
-    difference: dict[str, float] | None
+    difference: dict[str, float]
     n: int
     percent: bool = False
     higher_is_better: bool = True
@@ -75,7 +75,7 @@ class Row:
 
     def __post_init__(self) -> None:
         self.verdict = "cannot tell"
-        if self.difference and (self.difference["low"] > 0 or self.difference["high"] < 0):
+        if self.difference["low"] > 0 or self.difference["high"] < 0:
             self.verdict = "B is better" if (self.difference["low"] > 0) == self.higher_is_better else "A is better"
 
 
@@ -106,7 +106,7 @@ def load_side(name: str) -> Side:
 
 
 def load_pairs(a: Side, b: Side) -> list[Pair]:
-    """The judged prompts that both have at the same seed and stage size, in A's order; UserError where there are none."""
+    """The judged prompts that both have at the same seed, in A's order; UserError where there are none."""
     one, other = _judged(a), _judged(b)
     pairs = [
         Pair(key[0], key[1], (one[key][0], other[key][0]), (one[key][1], other[key][1])) for key in one if key in other
@@ -256,7 +256,6 @@ def verdict(rows: Sequence[Row]) -> str:
 
 def said(row: Row) -> str:
     """A row in words."""
-    assert row.difference is not None
     shown = _percent if row.percent else _plain
     low, high = shown(row.difference["low"]), shown(row.difference["high"])
     gap = shown(row.difference["value"])
@@ -277,11 +276,10 @@ def page(a: Side, b: Side, pairs: Sequence[Pair], rows: Sequence[Row], shown: in
     for row in rows:
         form, apart = _percent if row.percent else _plain, row.difference
         entry = {"name": row.name, "a": form(row.a), "b": form(row.b), "n": row.n, "verdict": row.verdict}
-        if apart:
-            reach = max(abs(apart["low"]), abs(apart["high"]), 1e-12)
-            sign = 1 if row.higher_is_better else -1  # to the right is always better for B
-            entry |= {key: form(value) for key, value in apart.items()}
-            entry |= {f"x_{key}": round(50 + sign * 48 * value / reach, 2) for key, value in apart.items()}
+        reach = max(abs(apart["low"]), abs(apart["high"]), 1e-12)
+        sign = 1 if row.higher_is_better else -1  # to the right is always better for B
+        entry |= {key: form(value) for key, value in apart.items()}
+        entry |= {f"x_{key}": round(50 + sign * 48 * value / reach, 2) for key, value in apart.items()}
         table.append(entry)
     items = [
         {
