@@ -85,7 +85,8 @@ def test_runs_with_different_clips_are_judged_by_both(runs: tuple[Path, Path], t
     manifest = storage.read_json(str(weights / "manifest.json"))
     manifest["outputs"][0]["sha256"] = "0" * 64
     storage.write_json(str(weights / "manifest.json"), manifest)
-    names = [row.name for row in measure_pairs(a, b := load_side(str(tmp_path / "b")), load_pairs(a, b))]
+    b = load_side(str(tmp_path / "b"))
+    names = [row.name for row in measure_pairs(a, b, load_pairs(a, b))]
     assert [name for name in names if name.startswith("CLIP")] == [
         "CLIP score by the CLIP of A",
         "CLIP score by the CLIP of B",
@@ -93,7 +94,7 @@ def test_runs_with_different_clips_are_judged_by_both(runs: tuple[Path, Path], t
 
 
 def test_an_earlier_state_of_a_run(runs: tuple[Path, Path]) -> None:
-    found = load_side(f"{runs[0]}@{int(600):020x}")
+    found = load_side(f"{runs[0]}@{600:020x}")
     assert found.artifacts["sample"].folder == load_side(str(runs[0])).artifacts["sample"].folder
     with pytest.raises(UserError, match=r"0 finished sample stages begin with abc; there are: 0000"):
         load_side(f"{runs[0]}@abc")
