@@ -16,6 +16,7 @@ from torch.nn import functional
 from dataprep.schema import UserError, read_table, write_table
 from dataprep.storage import exists, join, local_folder
 from dataprep.torchvision_operators import declare_torchvision_operators
+from eval.scoring import Preprocess, encode_text
 from train.models.clip import CONFIG_FILE, load_clip, to_clip_range, token_ids
 
 SCORES = pa.schema({"key": pa.string(), "clip_similarity": pa.float32()})
@@ -34,8 +35,10 @@ class ClipScorer:
         tokenize: Callable[[Sequence[str]], Tensor],
         device: str = "cpu",
         batch_size: int = 64,
+        finish: Callable[[Tensor], Tensor] = lambda pixels: pixels,
     ) -> None:
-        self.model, self.preprocess, self.tokenize = model, preprocess, tokenize
+        """``preprocess`` makes a tensor of a picture, ``finish`` what the model takes of a stack of them."""
+        self.model, self.preprocess, self.tokenize, self.finish = model, preprocess, tokenize, finish
         self.device, self.batch_size = device, batch_size
 
     @classmethod
@@ -53,7 +56,8 @@ class ClipScorer:
         if (Path(name) / CONFIG_FILE).is_file():
             model, config, tokenizer = load_clip(name, device)
             size, length = config.image_size, config.context_length
-            return cls(model, lambda image: _square(image, size), lambda t: token_ids(tokenizer, t, length), device)
+            tokens = lambda captions: token_ids(tokenizer, captions, length)  # noqa: E731
+            return cls(model, lambda image: _square(image, size), tokens, device, batch_size, to_clip_range)
         declare_torchvision_operators()
         import open_clip
 
@@ -63,6 +67,8 @@ class ClipScorer:
         except (OSError, RuntimeError, ValueError, KeyError) as error:
             raise UserError(f"clip.model={name}: cannot be loaded ({_line(error)}); check name and weights") from error
         model.eval().requires_grad_(False)
+        if halves := Preprocess.of(model):
+            return cls(model, halves.square, tokenizer, device, batch_size, halves.floats)
         return cls(model, lambda image: transform(Image.fromarray(image)), tokenizer, device, batch_size)
 
     @torch.inference_mode()
@@ -70,14 +76,17 @@ class ClipScorer:
         """Unit vectors (N, D)."""
         return self._in_batches(
             list(images),
-            lambda part: self.model.encode_image(torch.stack([self.preprocess(i) for i in part]).to(self.device)),
+            lambda part: self.model.encode_image(
+                self.finish(torch.stack([self.preprocess(image) for image in part]).to(self.device))
+            ),
         )
 
     @torch.inference_mode()
     def text_features(self, captions: Sequence[str]) -> np.ndarray:
         """Unit vectors (N, D); captions that recur are encoded once."""
         distinct = list(dict.fromkeys(captions))
-        features = self._in_batches(distinct, lambda part: self.model.encode_text(self.tokenize(part).to(self.device)))
+        distinct.sort(key=len)  # batches of like length: their padding is not computed
+        features = self._in_batches(distinct, lambda part: encode_text(self.model, self.tokenize(part).to(self.device)))
         place = {caption: index for index, caption in enumerate(distinct)}
         return features[[place[caption] for caption in captions]]
 
@@ -152,13 +161,13 @@ def _parts(spec: Spec) -> tuple[str, str | None]:
 
 
 def _square(image_HWC: np.ndarray, size: int) -> Tensor:
-    """The centre square at ``size``, antialiased, as the small CLIP sees it: float32 (3, size, size)."""
+    """The centre square at ``size``, antialiased, as the small CLIP sees it: uint8 (size, size, 3)."""
     picture = Image.fromarray(image_HWC)
     if picture.size != (size, size):
         picture = ImageOps.fit(
             picture, (size, size), Image.Resampling.BOX if min(picture.size) >= size else Image.Resampling.BICUBIC
         )
-    return to_clip_range(torch.from_numpy(np.array(picture))[None])[0]
+    return torch.from_numpy(np.array(picture))
 
 
 def _batches(items: Iterable[tuple[str, np.ndarray]], size: int) -> Iterator[list[tuple[str, np.ndarray]]]:

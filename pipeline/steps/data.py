@@ -11,7 +11,7 @@ import pyarrow as pa
 
 from dataprep import storage
 from dataprep.annotate import AnnotateConfig, annotate_shard
-from dataprep.decode import read_shard_rgb
+from dataprep.decode import decode_rgb, read_shard_images
 from dataprep.download import DownloadConfig, download_shard
 from dataprep.embed import EmbedConfig, embed_shard, load_encoder
 from dataprep.pack import PackConfig, pack_shard
@@ -21,6 +21,7 @@ from dataprep.select import filter_quality
 from dataprep.select import select as select_rows
 from dataprep.sources import ListingConfig, check_source, source_files, write_listing
 from eval.clip import ClipScorer, score_shard
+from eval.scoring import ahead
 from pipeline.config import RunConfig
 from pipeline.context import Context
 from pipeline.steps.models import clip_spec, encoder_spec
@@ -85,7 +86,8 @@ class ScoreWorker:
 
     def __call__(self, shard: Shard, out: Path) -> dict[str, int]:
         """One Parquet file, row-aligned with the shard's."""
-        images = read_shard_rgb(shard.files["download.tar"], self.max_pixels)
+        files = read_shard_images(shard.files["download.tar"])
+        images = ahead(files, lambda file: (file[0], decode_rgb(file[1], self.max_pixels)))
         return score_shard(images, shard.files["download.parquet"], out / f"{shard.id:05d}.parquet", self.scorer)
 
 
