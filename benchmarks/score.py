@@ -26,7 +26,7 @@ from PIL import Image
 from torch.nn import functional
 
 from benchmarks.result import claim, write
-from dataprep.decode import decode_rgb, read_shard_images
+from dataprep.decode import read_shard_images, read_shard_rgb
 from dataprep.drawing import draw
 from dataprep.schema import read_table, write_table
 from dataprep.torchvision_operators import declare_torchvision_operators
@@ -127,8 +127,7 @@ def _batches(tar: Path, transform: Any, batch: int) -> Iterator[tuple[int, list[
 
 def _ours(scorer: ClipScorer, tar: Path, table: Path, out: Path) -> np.ndarray:
     """The worker of the stage `score`."""
-    images = ahead(read_shard_images(tar), lambda file: (file[0], decode_rgb(file[1])))
-    score_shard(images, table, out, scorer)
+    score_shard(ahead(read_shard_rgb(tar)), table, out, scorer)
     return np.asarray(read_table(out, "scores")["clip_similarity"].to_numpy())
 
 

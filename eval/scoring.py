@@ -10,7 +10,7 @@ Shape legend: B batch, L tokens, C channels, H W height and width, D features.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, TypeVar
 
@@ -19,7 +19,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-Item, Done = TypeVar("Item"), TypeVar("Done")
+Item = TypeVar("Item")
 POOLED_AT_END = ("argmax", "eos")  # the pooling of text towers whose feature is that of the end token
 FILTERS = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
 
@@ -101,17 +101,15 @@ class Preprocess:
         return pixels_BCHW.div_(255).sub_(mean_C11).div_(std_C11)
 
 
-def ahead(items: Iterable[Item], work: Callable[[Item], Done], depth: int = 64) -> Iterator[Done]:
-    """``map(work, items)``, worked on by one thread, at most ``depth`` items ahead of who takes them."""
+def ahead(items: Iterable[Item], depth: int = 64) -> Iterator[Item]:
+    """``items``, made by a thread of their own, at most ``depth`` of them ahead of who takes them."""
+    iterator, end = iter(items), object()
     with ThreadPoolExecutor(1) as pool:
-        waiting: deque[Future[Done]] = deque()
+        waiting: deque[Future[Any]] = deque(pool.submit(next, iterator, end) for _ in range(depth))
         try:
-            for item in items:
-                waiting.append(pool.submit(work, item))
-                if len(waiting) > depth:
-                    yield waiting.popleft().result()
-            while waiting:
-                yield waiting.popleft().result()
+            while (item := waiting.popleft().result()) is not end:
+                waiting.append(pool.submit(next, iterator, end))
+                yield item
         finally:
             for future in waiting:
                 future.cancel()

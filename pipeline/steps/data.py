@@ -11,7 +11,7 @@ import pyarrow as pa
 
 from dataprep import storage
 from dataprep.annotate import AnnotateConfig, annotate_shard
-from dataprep.decode import decode_rgb, read_shard_images
+from dataprep.decode import read_shard_rgb
 from dataprep.download import DownloadConfig, download_shard
 from dataprep.embed import EmbedConfig, embed_shard, load_encoder
 from dataprep.pack import PackConfig, pack_shard
@@ -86,8 +86,7 @@ class ScoreWorker:
 
     def __call__(self, shard: Shard, out: Path) -> dict[str, int]:
         """One Parquet file, row-aligned with the shard's."""
-        files = read_shard_images(shard.files["download.tar"])
-        images = ahead(files, lambda file: (file[0], decode_rgb(file[1], self.max_pixels)))
+        images = ahead(read_shard_rgb(shard.files["download.tar"], self.max_pixels))
         return score_shard(images, shard.files["download.parquet"], out / f"{shard.id:05d}.parquet", self.scorer)
 
 

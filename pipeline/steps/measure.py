@@ -19,6 +19,7 @@ from PIL import Image
 from dataprep import storage
 from dataprep.decode import IMAGE_EXTENSIONS, decode_rgb, read_shard_rgb, resize_square
 from dataprep.grammar import Claim
+from dataprep.pack import ENCODING_KEY, pixels_column
 from dataprep.schema import UserError, check_kind, read_table, write_table
 from eval.cascade import Cascade, CascadeConfig
 from eval.clip import ClipScorer
@@ -27,7 +28,7 @@ from eval.features import OWN, Extractor, FeaturesConfig, load_extractor
 from eval.protocol import Point
 from pipeline.sampling import open_cascade
 from pipeline.store import Shard
-from train.data import column_encoding, decode_pixels
+from train.data import decode_pixels
 
 FOLDER, SWEEP = "features", "sweep"  # of the artifact
 SAMPLE, VALIDATION, REFERENCE = "sample", "validation", "reference"  # the sets of pictures
@@ -177,10 +178,10 @@ def _samples(path: str) -> Iterator[Picture]:
 
 def validation_pictures(path: str, size: int) -> Iterator[Picture]:
     """The pairs of a pack shard that are held out of training; row groups without one are not read."""
-    column = f"pixels_{size}"
+    column = pixels_column(size)
     with pq.ParquetFile(path) as file:
         check_kind(file.schema_arrow, path, "pack")
-        encoding = column_encoding(file.schema_arrow.field(column))
+        encoding = (file.schema_arrow.field(column).metadata or {}).get(ENCODING_KEY, b"raw").decode()
         for group in range(file.num_row_groups):
             splits = file.read_row_group(group, ["split"])["split"].to_pylist()
             if rows := [row for row, split in enumerate(splits) if split == "validation"]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -76,18 +77,20 @@ def test_another_make_of_preprocessing_is_left_alone(change: dict[str, Any]) -> 
 
 
 def test_work_ahead_keeps_order_bounds_and_errors() -> None:
-    given: list[int] = []
+    given: list[str] = []
 
-    def numbers() -> Any:
+    def numbers() -> Iterator[int]:
         for number in range(100):
-            given.append(number)
+            given.append(threading.current_thread().name)
             yield number
 
-    found = ahead(numbers(), lambda number: (number, threading.current_thread().name), depth=4)
-    first = next(found)
-    assert first[0] == 0
-    assert first[1] != threading.current_thread().name
+    found = ahead(numbers(), depth=4)
+    assert next(found) == 0
     assert len(given) <= 6
-    assert [number for number, _ in found] == list(range(1, 100))
+    assert list(found) == list(range(1, 100))
+    assert threading.current_thread().name not in given
+    taken = ahead(1 / number for number in (1, 0))
+    assert next(taken) == 1
     with pytest.raises(ZeroDivisionError):
-        list(ahead([1, 0], lambda number: 1 / number))
+        next(taken)
+    assert list(ahead([])) == []
