@@ -26,6 +26,7 @@ from eval.clip import ClipScorer
 from eval.composition import check
 from eval.features import OWN, Extractor, FeaturesConfig, load_extractor
 from eval.protocol import Point
+from pipeline.fingerprint import digest
 from pipeline.sampling import open_cascade
 from pipeline.store import Shard
 from train.data import decode_pixels
@@ -129,12 +130,15 @@ def features_table(
     images: Sequence[np.ndarray],
     captions: Sequence[str] | None,
 ) -> pa.Table:
-    """id, set, size, caption, ``text`` (the CLIP's features of the caption) and ``image_<model>`` of each picture."""
+    """id, set, size, caption, ``text`` (the CLIP's features of the caption) and ``image_<model>`` of each picture.
+
+    Of a caption a digest is kept, which is all that retrieval needs: whether two are the same.
+    """
     columns: dict[str, Any] = {
         "id": list(ids),
         "set": [kind] * len(ids),
         "size": pa.array([size] * len(ids), pa.int32()),
-        "caption": pa.array(captions if captions is not None else [""] * len(ids), pa.string()),
+        "caption": [digest(caption)[:16] for caption in captions] if captions is not None else [""] * len(ids),
     }
     own = models[OWN]
     assert isinstance(own, ClipScorer)
