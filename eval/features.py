@@ -14,6 +14,7 @@ from pydantic import Field
 
 from dataprep.schema import Config, UserError
 from dataprep.storage import join, list_files, sha256_file
+from dataprep.torchvision_operators import declare_torchvision_operators
 from eval.clip import ClipScorer, check_spec
 
 OWN, INCEPTION = "clip", "inception"
@@ -103,6 +104,7 @@ class Inception:
     """The 2048 features of Inception's last pooling, as torch-fidelity computes them; needs that package."""
 
     def __init__(self, weights: str, device: str = "cpu", batch_size: int = 32) -> None:
+        declare_torchvision_operators()
         try:
             from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
         except ImportError as error:

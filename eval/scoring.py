@@ -19,6 +19,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from dataprep.torchvision_operators import declare_torchvision_operators
+
 Item = TypeVar("Item")
 POOLED_AT_END = ("argmax", "eos")  # the pooling of text towers whose feature is that of the end token
 FILTERS = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
@@ -49,6 +51,7 @@ def encode_text(model: Any, ids_BL: Tensor) -> Tensor:
 def _causal(model: Any) -> bool:
     if getattr(model, "attn_mask", None) is None or getattr(model, "text_pool_type", None) not in POOLED_AT_END:
         return False
+    declare_torchvision_operators()
     import open_clip
 
     return isinstance(model, open_clip.CLIP)

@@ -243,15 +243,13 @@ def _said(config: Mapping[str, Any], key: str) -> str:
 
 
 def verdict(rows: Sequence[Row]) -> str:
-    """The sentence that says which is better, by the first measure that can tell."""
-    better = {side: sum(row.verdict == f"{side} is better" for row in rows) for side in "AB"}
-    counted = f"of {len(rows)} measures A is better on {better['A']} and B on {better['B']}"
-    main = next((row for row in rows if row.verdict != "cannot tell"), None)
-    if main is None:
-        return f"The two cannot be told apart: {counted}, the others are within chance."
-    if better["A"] and better["B"]:
-        return f"Neither is better throughout: {counted}. First: {said(main)}."
-    return f"{main.verdict}: {said(main)}; {counted}."
+    """The sentence that says which is better, on how many measures, and by how much on the first of them."""
+    better = {side: [row for row in rows if row.verdict == f"{side} is better"] for side in "BA"}
+    parts = [f"{side} is better on {len(won)}: {said(won[0])}" for side, won in better.items() if won]
+    if not parts:
+        return f"The two cannot be told apart: on none of {len(rows)} measures is the difference beyond chance."
+    lead = "Neither is better throughout. " if len(parts) > 1 else ""
+    return f"{lead}Of {len(rows)} measures {'; '.join(parts)}."
 
 
 def said(row: Row) -> str:

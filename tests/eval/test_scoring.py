@@ -11,7 +11,14 @@ import pytest
 import torch
 from PIL import Image
 
+from dataprep.torchvision_operators import declare_torchvision_operators
 from eval.scoring import Preprocess, ahead, encode_text
+
+
+@pytest.fixture(autouse=True, scope="module")
+def operators() -> None:
+    """What open_clip's import needs."""
+    declare_torchvision_operators()
 
 
 def tiny(**text: Any) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from dataprep.schema import UserError
 from eval.clip import ClipScorer
 from eval.prompts import EvalPrompt
 from pipeline import blind, cli
-from pipeline.compare import Side, differences, load_pairs, load_side, measure_pairs, verdict
+from pipeline.compare import Row, Side, differences, load_pairs, load_side, measure_pairs, verdict
 
 HOSTILE = "</script><script>document.title='owned'</script><img src=x onerror=alert(1)>"
 
@@ -58,7 +59,11 @@ def test_the_better_run_is_named_and_a_run_is_no_better_than_itself(runs: tuple[
     assert rows["CLIP score by the CLIP of both"].verdict == "B is better"
     (fd,) = [row for name, row in rows.items() if name.startswith("FD to 60 validation images")]
     assert not fd.higher_is_better
-    assert verdict(list(rows.values())).startswith("B is better: all attributes at once as asked")
+    text = verdict(list(rows.values()))
+    assert re.match(r"Of \d+ measures B is better on \d+: all attributes at once as asked 5\d\.\d% \(A\)", text)
+    mixed = verdict([best, Row("FD", 1, 2, {"value": 1, "low": 0.5, "high": 1.5}, 9, higher_is_better=False)])
+    assert mixed.startswith("Neither is better throughout. Of 2 measures B is better on 1: all")
+    assert "A is better on 1: FD 1.0000 (A) against 2.0000 (B)" in mixed
     turned = {row.name: row for row in measure_pairs(b, a, load_pairs(b, a))}
     assert turned["all attributes at once as asked"].verdict == "A is better"
     assert turned["all attributes at once as asked"].difference["value"] == pytest.approx(-best.difference["value"])
@@ -198,7 +203,7 @@ def test_pages_in_a_browser(runs: tuple[Path, Path], tmp_path: Path, width: int,
         page.goto(f"file://{out}")
         assert page.title() == "a against b"
         assert page.evaluate("document.documentElement.scrollWidth") <= width
-        assert page.inner_text("#verdict").startswith("B is better")
+        assert "B is better on" in page.inner_text("#verdict")
         assert "sample.stages.base.guidance" in page.inner_text("#differences")
         assert HOSTILE in page.inner_text("#pairs")
         before = page.locator(".pair:visible").count()

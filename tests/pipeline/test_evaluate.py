@@ -20,7 +20,7 @@ from dataprep.grammar import parse
 from dataprep.schema import UserError, read_table
 from eval.cascade import SamplingConfig, Stage, StageEntry
 from eval.clip import ClipScorer
-from eval.features import FeaturesConfig, check_features, describe_features, distance_name
+from eval.features import FeaturesConfig, check_features, describe_features, distance_name, load_extractor
 from eval.protocol import EvaluateConfig, SweepConfig, sweep_points
 from pipeline.steps import measure
 from pipeline.steps.evaluate import collect, distances, evaluate
@@ -161,6 +161,30 @@ def test_only_the_weights_of_the_fid_make_an_fid(tmp_path: Path, monkeypatch: py
     assert distance_name(FeaturesConfig()) == "fd_clip"
     assert distance_name(FeaturesConfig(model="ViT-B-32", pretrained="openai")) == "fd_vit_b_32"
     assert check_features([config]) == [str(weights)]
+
+
+def test_inception_gives_its_last_pooling(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The network of the FID, with random weights from a file, on pictures of two sizes."""
+    import torch
+
+    from dataprep.torchvision_operators import declare_torchvision_operators
+
+    declare_torchvision_operators()
+    from torch_fidelity import feature_extractor_inceptionv3 as theirs
+
+    network = theirs.FeatureExtractorInceptionV3
+    with monkeypatch.context() as patch:
+        patch.setattr(theirs, "load_state_dict_from_url", lambda *_, **__: {})
+        patch.setattr(network, "load_state_dict", lambda *_: None)
+        torch.save(network("inception", ["2048"]).state_dict(), tmp_path / "weights.pth")
+    config = FeaturesConfig(model="inception", pretrained=str(tmp_path / "weights.pth"))
+    images = [np.full((side, side, 3), 40 * side, np.uint8) for side in (3, 3, 4)]
+    found = load_extractor(config, fake_clip()).image_features(images)
+    assert found.shape == (3, 2048)
+    assert np.array_equal(found[0], found[1]) and not np.array_equal(found[0], found[2])
+    (tmp_path / "weights.pth").write_bytes(b"nothing")
+    with pytest.raises(UserError, match="is not the weights of Inception"):
+        load_extractor(config, fake_clip())
 
 
 @pytest.mark.parametrize(
