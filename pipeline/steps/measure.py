@@ -61,16 +61,18 @@ class FeatureWorker:
         tables = []
         for size in self.sizes:
             for part in _parts(_pictures(kind, shard.files, size), READ_ROWS):
-                tables.append(self._measure(kind, size, part))
+                tables.append(self._measure(kind, part))
             if kind == SAMPLE:  # they have the size that they have
                 break
         if tables:
             write_table(pa.concat_tables(tables), out / f"{shard.id:05d}.parquet", "features")
         return {f"{kind}_pictures": sum(table.num_rows for table in tables)}
 
-    def _measure(self, kind: str, size: int, pictures: Sequence[Picture]) -> pa.Table:
+    def _measure(self, kind: str, pictures: Sequence[Picture]) -> pa.Table:
         ids, images, captions = zip(*pictures, strict=True)
-        return features_table(self.models, kind, size, ids, images, captions if kind != REFERENCE else None)
+        return features_table(
+            self.models, kind, images[0].shape[0], ids, images, captions if kind != REFERENCE else None
+        )
 
 
 class SweepWorker:

@@ -238,6 +238,17 @@ def test_sweep(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert {row["images"] for row in rows} == {12}
 
 
+def test_samples_keep_their_size_where_others_are_measured_at_several(tmp_path: Path) -> None:
+    run = make_run(tmp_path, 1.0, count=2)
+    (shard, _) = measure.numbered(run.artifacts()["sample"].shards, measure.SAMPLE)
+    shard.files["sample.parquet"] = shard.files["parquet"]
+    out = tmp_path / "out"
+    out.mkdir()
+    measure.FeatureWorker({}, [FeaturesConfig()], [16, SIZE], {})(shard, out)
+    table = read_table(out / f"{shard.id:05d}.parquet", "features")
+    assert table["size"].to_pylist() == [SIZE, SIZE]
+
+
 def test_sweep_points_replace_one_key_each() -> None:
     base = SamplingConfig(guidance=3.0, steps=7)
     points = sweep_points(SweepConfig(guidance=(1.0,), samplers=("ddim",)), base)

@@ -46,3 +46,13 @@ def test_thumbnails_are_small_and_keep_their_shape(size: tuple[int, int]) -> Non
 def test_losses_leave_out_rows_without_one() -> None:
     figure = charts.losses({"base": [{"step": 1, "loss": 2.0}, {"step": 2, "loss": None}]})
     assert list(figure.data[0].x) == [1]
+
+
+def test_the_sweep_names_the_distance_that_it_shows() -> None:
+    rows = [
+        {"swept": "guidance", "guidance": weight, "clip_score": {"value": weight / 10}, "fd_clip": 1 / weight}
+        for weight in (1.0, 4.0)
+    ]
+    figure = charts.sweep(rows)
+    assert list(figure.data[0].text) == ["1.0", "4.0"]
+    assert figure.layout.yaxis.title.text == "fd_clip"
