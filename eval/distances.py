@@ -84,11 +84,15 @@ class Subsample:
     def __init__(self, limit: int = SUBSAMPLE, seed: int = 0) -> None:
         self.limit, self.seed = limit, seed
         self.rows: dict[bytes, Any] = {}
+        self.bound = bytes([255]) * 17  # hashes from here on are too large to be among the smallest
 
     def add(self, ids: Sequence[str], rows: Iterable[Any]) -> None:
         """Adds rows of whatever kind with their ids, which are all different."""
         for name, row in zip(ids, rows, strict=True):
-            self.rows[hashlib.blake2b(f"{self.seed}|{name}".encode(), digest_size=16).digest()] = row
+            place = hashlib.blake2b(f"{self.seed}|{name}".encode(), digest_size=16).digest()
+            if place < self.bound:
+                # A copy: a view of one row keeps the whole array in memory.
+                self.rows[place] = row.copy() if isinstance(row, np.ndarray) else row
         if len(self.rows) > 2 * self.limit:
             self._cut()
 
@@ -104,6 +108,8 @@ class Subsample:
 
     def _cut(self) -> None:
         self.rows = {place: self.rows[place] for place in sorted(self.rows)[: self.limit]}
+        if len(self.rows) == self.limit:
+            self.bound = max(self.rows)
 
 
 @dataclass

@@ -239,7 +239,8 @@ def collect(paths: Sequence[str], subsample: int, size: int) -> tuple[dict[Key, 
                     if side == size and "text" in rows.schema.names:
                         images, texts = measure.as_array(rows["image_clip"]), measure.as_array(rows["text"])
                         values = zip(images, texts, rows["caption"].to_pylist(), strict=True)
-                        pairs[kind].add(rows["id"].to_pylist(), values)
+                        copies = ((image.copy(), text.copy(), caption) for image, text, caption in values)
+                        pairs[kind].add(rows["id"].to_pylist(), copies)
     return sets, dict(pairs)
 
 
