@@ -1,4 +1,4 @@
-"""The streaming pass over features: right to 1e-6, the same for any number of files, memory flat in the number of images.
+"""The streaming pass over features: right to 1e-6, the same for any number of files, memory flat in images.
 
     python -m benchmarks.distances
 
