@@ -16,7 +16,7 @@ from torch.nn import functional
 from dataprep.schema import UserError, read_table, write_table
 from dataprep.storage import exists, join, local_folder
 from dataprep.torchvision_operators import declare_torchvision_operators
-from eval.scoring import Preprocess, encode_text
+from eval.scoring import Preprocess, encode_text, trim
 from train.models.clip import CONFIG_FILE, load_clip, to_clip_range, token_ids
 
 SCORES = pa.schema({"key": pa.string(), "clip_similarity": pa.float32()})
@@ -66,7 +66,7 @@ class ClipScorer:
             tokenizer = open_clip.get_tokenizer(name)
         except (OSError, RuntimeError, ValueError, KeyError) as error:
             raise UserError(f"clip.model={name}: cannot be loaded ({_line(error)}); check name and weights") from error
-        model.eval().requires_grad_(False)
+        trim(model.eval().requires_grad_(False))
         if halves := Preprocess.of(model):
             return cls(model, halves.square, tokenizer, device, batch_size, halves.floats)
         return cls(model, lambda image: transform(Image.fromarray(image)), tokenizer, device, batch_size)

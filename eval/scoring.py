@@ -1,7 +1,7 @@
 """Scoring pairs by CLIP with no work that the score does not need: the same figures as open_clip's own calls, sooner.
 
-Three things. A causal text tower reads captions as far as the longest of a batch goes, not to the end of its context:
-what stands after the end token cannot reach it. A picture stays uint8 until its batch is whole, and becomes normalised
+A causal text tower reads captions as far as they go, not to the end of its context: what stands after the end token
+cannot reach it. The last block of an image tower works on the one token that is read of it. A picture stays uint8 until its batch is whole, and becomes normalised
 floats there. Files are decoded in a thread while the model is at work.
 
 Shape legend: B batch, L tokens, C channels, H W height and width, D features.
@@ -17,11 +17,12 @@ from typing import Any, TypeVar
 import numpy as np
 import torch
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 
 from dataprep.torchvision_operators import declare_torchvision_operators
 
 Item = TypeVar("Item")
+ALIKE = 16  # captions of like length that are read together
 POOLED_AT_END = ("argmax", "eos")  # the pooling of text towers whose feature is that of the end token
 FILTERS = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
 
@@ -36,6 +37,13 @@ def encode_text(model: Any, ids_BL: Tensor) -> Tensor:
         features_BD: Tensor = model.encode_text(ids_BL)
         return features_BD
     end_B = _ends(model, ids_BL)
+    order_B = end_B.argsort(stable=True)
+    parts = [_to_the_end(model, ids_BL[rows], end_B[rows]) for rows in order_B.split(ALIKE)]
+    return torch.cat(parts)[order_B.argsort()]
+
+
+def _to_the_end(model: Any, ids_BL: Tensor, end_B: Tensor) -> Tensor:
+    """Features of captions whose end tokens are at ``end_B``, read as far as the last of these."""
     length = int(end_B.max()) + 1
     ids_BL = ids_BL[:, :length]
     kind = model.transformer.get_cast_dtype()
@@ -62,6 +70,42 @@ def _ends(model: Any, ids_BL: Tensor) -> Tensor:
     if model.text_pool_type == "argmax":
         return ids_BL.argmax(dim=-1)
     return (ids_BL == model.text_eos_id).int().argmax(dim=-1)
+
+
+class _ClassToken(nn.Module):
+    """The last block of an image tower, for the class token alone: nothing reads the others after it."""
+
+    def __init__(self, block: Any) -> None:
+        super().__init__()
+        self.block = block
+
+    def forward(self, x_BLD: Tensor, attn_mask: None = None) -> Tensor:
+        """(B, L, D) -> (B, 1, D)."""
+        block, own_B1D = self.block, x_BLD[:, :1]
+        seen_BLD = block.ln_1(x_BLD)
+        own_B1D = own_B1D + block.ls_1(block.attn(seen_BLD[:, :1], seen_BLD, seen_BLD, need_weights=False)[0])
+        result_B1D: Tensor = own_B1D + block.ls_2(block.mlp(block.ln_2(own_B1D)))
+        return result_B1D
+
+
+def trim(model: Any) -> Any:
+    """``model`` with what its image features do not need taken out, in place: they stay equal up to rounding.
+
+    Of a vision transformer that pools its class token, as CLIP's do; any other model is given back as it is.
+    """
+    declare_torchvision_operators()
+    from open_clip.transformer import ResidualAttentionBlock, Transformer, VisionTransformer
+
+    visual = model.visual
+    if (
+        type(visual) is VisionTransformer
+        and type(visual.transformer) is Transformer
+        and visual.transformer.batch_first
+        and type(visual.transformer.resblocks[-1]) is ResidualAttentionBlock
+        and (visual.pool_type, visual.attn_pool, visual.output_tokens) == ("tok", None, False)
+    ):
+        visual.transformer.resblocks[-1] = _ClassToken(visual.transformer.resblocks[-1])
+    return model
 
 
 class Preprocess:

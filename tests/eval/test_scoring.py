@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 
 from dataprep.torchvision_operators import declare_torchvision_operators
-from eval.scoring import Preprocess, ahead, encode_text
+from eval.scoring import Preprocess, ahead, encode_text, trim
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -42,15 +42,16 @@ def ids() -> torch.Tensor:
 @pytest.mark.parametrize(
     "text", [{}, {"pool_type": "eos", "eos_id": 49}, {"proj_bias": True}], ids=["argmax", "eos", "bias"]
 )
-def test_captions_are_read_to_their_end_only(text: dict[str, Any]) -> None:
+def test_captions_are_read_to_their_end_only(text: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     model = tiny(**text)
     lengths = []
     model.transformer.register_forward_pre_hook(lambda _, inputs: lengths.append(inputs[0].shape[1]))
     with torch.inference_mode():
         expected = model.encode_text(ids())
+        monkeypatch.setattr("eval.scoring.ALIKE", 2)
         found = encode_text(model, ids())
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
-    assert lengths == [20, 9]
+    assert lengths == [20, 4, 9]
 
 
 @pytest.mark.parametrize("text", [{"no_causal_mask": True}, {"pool_type": "last"}])
@@ -58,6 +59,26 @@ def test_towers_that_read_the_padding_are_asked_as_they_are(text: dict[str, Any]
     model = tiny(**text)
     with torch.inference_mode():
         torch.testing.assert_close(encode_text(model, ids()), model.encode_text(ids()), rtol=0, atol=0)
+
+
+def test_a_trimmed_image_tower_gives_the_same_features() -> None:
+    model, images = tiny(), torch.rand(3, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        expected = model.encode_image(images)
+        assert trim(model) is model
+        shapes: list[Any] = []
+        model.visual.transformer.register_forward_hook(lambda *found: shapes.append(found[-1].shape))
+        torch.testing.assert_close(model.encode_image(images), expected, rtol=1e-5, atol=1e-6)
+        assert shapes == [(3, 1, 64)]
+        block = model.visual.transformer.resblocks[-1]
+        assert trim(model).visual.transformer.resblocks[-1] is block  # once is enough
+
+
+def test_a_tower_that_pools_all_tokens_is_left_whole() -> None:
+    model = tiny()
+    model.visual.pool_type = "avg"
+    block = model.visual.transformer.resblocks[-1]
+    assert trim(model).visual.transformer.resblocks[-1] is block
 
 
 @pytest.mark.parametrize("size", [(64, 64), (300, 200), (97, 256), (32, 50), (20, 20)])
