@@ -60,7 +60,7 @@ def test_the_better_run_is_named_and_a_run_is_no_better_than_itself(runs: tuple[
     (fd,) = [row for name, row in rows.items() if name.startswith("FD to 60 validation images")]
     assert not fd.higher_is_better
     text = verdict(list(rows.values()))
-    assert re.match(r"Of \d+ measures B is better on \d+: all attributes at once as asked 5\d\.\d% \(A\)", text)
+    assert re.match(r"Of \d+ measures B is better on \d+: all attributes at once as asked \d\d\.\d% \(A\)", text)
     mixed = verdict([best, Row("FD", 1, 2, {"value": 1, "low": 0.5, "high": 1.5}, 9, higher_is_better=False)])
     assert mixed.startswith("Neither is better throughout. Of 2 measures B is better on 1: all")
     assert "A is better on 1: FD 1.0000 (A) against 2.0000 (B)" in mixed
