@@ -20,6 +20,7 @@ from eval.scoring import Preprocess, encode_text, trim
 from train.models.clip import CONFIG_FILE, load_clip, to_clip_range, token_ids
 
 SCORES = pa.schema({"key": pa.string(), "clip_similarity": pa.float32()})
+CPU_PICTURES = 16
 Spec = str | Mapping[str, str | None]
 # open_clip fetches these by themselves, weights included.
 SELF_CONTAINED = ("hf-hub:", "local-dir:")
@@ -79,6 +80,8 @@ class ClipScorer:
             lambda part: self.model.encode_image(
                 self.finish(torch.stack([self.preprocess(image) for image in part]).to(self.device))
             ),
+            # On a CPU the activations of few pictures stay in its caches.
+            min(self.batch_size, CPU_PICTURES) if self.device == "cpu" else self.batch_size,
         )
 
     @torch.inference_mode()
@@ -98,10 +101,11 @@ class ClipScorer:
             return np.zeros(0, np.float32)
         return np.einsum("nd,nd->n", self.image_features(images), self.text_features(captions))
 
-    def _in_batches(self, items: list[Any], encode: Callable[[list[Any]], Tensor]) -> np.ndarray:
+    def _in_batches(self, items: list[Any], encode: Callable[[list[Any]], Tensor], size: int = 0) -> np.ndarray:
+        size = size or self.batch_size
         parts = [
-            functional.normalize(encode(items[start : start + self.batch_size]).float(), dim=-1).cpu().numpy()
-            for start in range(0, len(items), self.batch_size)
+            functional.normalize(encode(items[start : start + size]).float(), dim=-1).cpu().numpy()
+            for start in range(0, len(items), size)
         ]
         return np.concatenate(parts) if parts else np.zeros((0, 0), np.float32)
 
