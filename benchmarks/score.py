@@ -34,7 +34,7 @@ from eval.clip import ClipScorer, score_shard
 from eval.prompts import scene_prompts
 from eval.scoring import ahead
 
-MODEL, BATCH, ROUNDS, PAIRS = "ViT-S-32-alt", 64, 4, 64
+MODEL, BATCH, ROUNDS, PAIRS = "ViT-S-32-alt", 64, 8, 64
 TARGET, EQUAL = 1.5, 1e-4
 
 
