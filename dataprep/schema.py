@@ -25,6 +25,7 @@ KINDS = {
     "selection": 1,  # row-aligned with download: keep, reason, split
     "pack": 1,  # kept rows only: key, caption, split, one binary column `pixels_<size>` a resolution
     "embeddings": 1,  # row-aligned with pack: key, caption, length, dim, codec, embedding, scale
+    "features": 1,  # of judged pictures: id, set, size, digest of the caption, text, one column `image_<model>` a model
     "samples": 1,  # generated images: prompt, seed, size, png, clip_score
 }
 KIND_KEY, VERSION_KEY = b"imagen_ray.kind", b"imagen_ray.version"

@@ -18,8 +18,10 @@ from dataprep.schema import UserError, read_table, write_table
 from dataprep.storage import exists, join, local_folder
 from dataprep.torchvision_operators import declare_torchvision_operators
 from eval.heads import Head
+from eval.scoring import Preprocess, encode_text, trim
 from train.models.clip import CONFIG_FILE, load_clip, to_clip_range, token_ids
 
+CPU_PICTURES = 16
 Spec = str | Mapping[str, str | None]
 # open_clip fetches these by themselves, weights included.
 SELF_CONTAINED = ("hf-hub:", "local-dir:")
@@ -35,8 +37,10 @@ class ClipScorer:
         tokenize: Callable[[Sequence[str]], Tensor],
         device: str = "cpu",
         batch_size: int = 64,
+        finish: Callable[[Tensor], Tensor] = lambda pixels: pixels,
     ) -> None:
-        self.model, self.preprocess, self.tokenize = model, preprocess, tokenize
+        """``preprocess`` makes a tensor of a picture, ``finish`` what the model takes of a stack of them."""
+        self.model, self.preprocess, self.tokenize, self.finish = model, preprocess, tokenize, finish
         self.device, self.batch_size = device, batch_size
 
     @classmethod
@@ -54,7 +58,8 @@ class ClipScorer:
         if (Path(name) / CONFIG_FILE).is_file():
             model, config, tokenizer = load_clip(name, device)
             size, length = config.image_size, config.context_length
-            return cls(model, lambda image: _square(image, size), lambda t: token_ids(tokenizer, t, length), device)
+            tokens = lambda captions: token_ids(tokenizer, captions, length)  # noqa: E731
+            return cls(model, lambda image: _square(image, size), tokens, device, batch_size, to_clip_range)
         declare_torchvision_operators()
         import open_clip
 
@@ -63,7 +68,9 @@ class ClipScorer:
             tokenizer = open_clip.get_tokenizer(name)
         except (OSError, RuntimeError, ValueError, KeyError) as error:
             raise UserError(f"clip.model={name}: cannot be loaded ({_line(error)}); check name and weights") from error
-        model.eval().requires_grad_(False)
+        trim(model.eval().requires_grad_(False))
+        if halves := Preprocess.of(model):
+            return cls(model, halves.square, tokenizer, device, batch_size, halves.floats)
         return cls(model, lambda image: transform(Image.fromarray(image)), tokenizer, device, batch_size)
 
     @torch.inference_mode()
@@ -71,14 +78,19 @@ class ClipScorer:
         """Unit vectors (N, D)."""
         return self._in_batches(
             list(images),
-            lambda part: self.model.encode_image(torch.stack([self.preprocess(i) for i in part]).to(self.device)),
+            lambda part: self.model.encode_image(
+                self.finish(torch.stack([self.preprocess(image) for image in part]).to(self.device))
+            ),
+            # On a CPU the activations of few pictures stay in its caches.
+            min(self.batch_size, CPU_PICTURES) if self.device == "cpu" else self.batch_size,
         )
 
     @torch.inference_mode()
     def text_features(self, captions: Sequence[str]) -> np.ndarray:
         """Unit vectors (N, D); captions that recur are encoded once."""
         distinct = list(dict.fromkeys(captions))
-        features = self._in_batches(distinct, lambda part: self.model.encode_text(self.tokenize(part).to(self.device)))
+        distinct.sort(key=len)  # batches of like length: their padding is not computed
+        features = self._in_batches(distinct, lambda part: encode_text(self.model, self.tokenize(part).to(self.device)))
         place = {caption: index for index, caption in enumerate(distinct)}
         return features[[place[caption] for caption in captions]]
 
@@ -95,10 +107,11 @@ class ClipScorer:
             return np.zeros(0, np.float32)
         return np.einsum("nd,nd->n", self.image_features(images), self.text_features(captions))
 
-    def _in_batches(self, items: list[Any], encode: Callable[[list[Any]], Tensor]) -> np.ndarray:
+    def _in_batches(self, items: list[Any], encode: Callable[[list[Any]], Tensor], size: int = 0) -> np.ndarray:
+        size = size or self.batch_size
         parts = [
-            functional.normalize(encode(items[start : start + self.batch_size]).float(), dim=-1).cpu().numpy()
-            for start in range(0, len(items), self.batch_size)
+            functional.normalize(encode(items[start : start + size]).float(), dim=-1).cpu().numpy()
+            for start in range(0, len(items), size)
         ]
         return np.concatenate(parts) if parts else np.zeros((0, 0), np.float32)
 
@@ -172,13 +185,13 @@ def _parts(spec: Spec) -> tuple[str, str | None]:
 
 
 def _square(image_HWC: np.ndarray, size: int) -> Tensor:
-    """The centre square at ``size``, antialiased, as the small CLIP sees it: float32 (3, size, size)."""
+    """The centre square at ``size``, antialiased, as the small CLIP sees it: uint8 (size, size, 3)."""
     picture = Image.fromarray(image_HWC)
     if picture.size != (size, size):
         picture = ImageOps.fit(
             picture, (size, size), Image.Resampling.BOX if min(picture.size) >= size else Image.Resampling.BICUBIC
         )
-    return to_clip_range(torch.from_numpy(np.array(picture))[None])[0]
+    return torch.from_numpy(np.array(picture))
 
 
 def _batches(items: Iterable[tuple[str, np.ndarray]], size: int) -> Iterator[list[tuple[str, np.ndarray]]]:

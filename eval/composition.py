@@ -6,7 +6,7 @@ squares, and the best of three templates for the shape. `find` reads, `judge` co
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
 
@@ -132,7 +132,7 @@ def _relation(first: Sequence[Found], second: Sequence[Found]) -> str:
 
 def accuracies(examples: Sequence[tuple[np.ndarray, Claim]]) -> dict[str, dict[str, float]]:
     """{attribute: {"accuracy": share right, "n": pictures whose claim states it}}, "all" too; only where n > 0."""
-    return _tally([check(image_HWC, claim) for image_HWC, claim in examples])
+    return tally([check(image_HWC, claim) for image_HWC, claim in examples])
 
 
 def chance(examples: Sequence[tuple[np.ndarray, Claim]], rotations: int = 20) -> dict[str, float]:
@@ -144,17 +144,18 @@ def chance(examples: Sequence[tuple[np.ndarray, Claim]], rotations: int = 20) ->
     claims = [claim for _, claim in examples]
     count = len(claims)
     steps = sorted({1 + step * (count - 1) // rotations for step in range(rotations)}) if count > 1 else []
-    tally = _tally([judge(read[i], claims[(i + step) % count]) for step in steps for i in range(count)])
-    return {name: float(entry["accuracy"]) for name, entry in tally.items()}
+    found = tally([judge(read[i], claims[(i + step) % count]) for step in steps for i in range(count)])
+    return {name: float(entry["accuracy"]) for name, entry in found.items()}
 
 
-def _tally(results: Sequence[dict[str, bool]]) -> dict[str, dict[str, float]]:
-    tally: dict[str, dict[str, float]] = {}
+def tally(results: Sequence[Mapping[str, bool]]) -> dict[str, dict[str, float]]:
+    """Results of `check` added up: {attribute: {"accuracy", "n"}}."""
+    found: dict[str, dict[str, float]] = {}
     for name in (*ATTRIBUTES, "all"):
         values = [result[name] for result in results if name in result]
         if values:
-            tally[name] = {"accuracy": sum(values) / len(values), "n": len(values)}
-    return tally
+            found[name] = {"accuracy": sum(values) / len(values), "n": len(values)}
+    return found
 
 
 # ---------------------------------------------------------------------------------------------- reading

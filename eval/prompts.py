@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import csv
+import io
+import json
+import re
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,6 +16,7 @@ from dataprep.storage import exists, read_bytes
 
 SPLITS = ("seen", "heldout")
 LONGEST = 1000  # characters of a prompt
+PROMPT_NAMES, CATEGORY_NAMES = ("prompt", "prompts", "caption", "text"), ("category", "split", "challenge")
 
 
 @dataclass(frozen=True)
@@ -68,6 +73,59 @@ def read_prompts(path: str) -> list[EvalPrompt]:
     if not prompts:
         raise UserError(f"prompts {path}: no prompt in it; write one a line")
     return prompts
+
+
+def read_protocol(path: str, count: int, seed: int) -> list[EvalPrompt]:
+    """The prompts of an evaluation protocol from a file at any fsspec URL, ``count`` of them at most, each once.
+
+    By the file's extension: ``.txt`` as `read_prompts`; ``.csv``, ``.tsv`` or ``.jsonl`` with a column of
+    `PROMPT_NAMES` and maybe one of `CATEGORY_NAMES` (DrawBench), which becomes the split; ``.json`` as COCO's captions
+    are ({"annotations": [{"caption": ...}]}). Where there are more than ``count`` they are drawn by ``seed`` and keep
+    their order, as COCO-30K draws its 30,000. UserError where it is none of these or holds no prompt.
+    """
+    extension = path.rpartition(".")[2].lower()
+    if extension not in ("csv", "tsv", "jsonl", "json"):
+        found = read_prompts(path)
+    else:
+        pairs = _read_rows(path, extension)
+        found = [
+            EvalPrompt(prompt, _split(category), "zh" if _has_chinese(prompt) else "en", parse(prompt))
+            for prompt, category in pairs
+            if 0 < len(prompt) <= LONGEST
+        ]
+    distinct = list({prompt.prompt: prompt for prompt in found}.values())
+    if not distinct:
+        raise UserError(f"prompts {path}: no prompt in it of 1 to {LONGEST} characters")
+    if len(distinct) <= count:
+        return distinct
+    chosen = np.random.default_rng([seed, len(distinct)]).choice(len(distinct), count, replace=False)
+    return [distinct[index] for index in sorted(chosen)]
+
+
+def _read_rows(path: str, extension: str) -> list[tuple[str, str]]:
+    """(prompt, category or "") of a table."""
+    if not exists(path):
+        raise UserError(f"prompts {path}: no such file; give a file of prompts")
+    try:
+        text = read_bytes(path).decode("utf-8-sig")
+        if extension == "json":
+            rows = json.loads(text)["annotations"]
+        elif extension == "jsonl":
+            rows = [json.loads(line) for line in text.splitlines() if line.strip()]
+        else:
+            rows = list(csv.DictReader(io.StringIO(text, newline=""), delimiter="\t" if extension == "tsv" else ","))
+        names = {str(name).lower(): name for name in rows[0]} if rows else {}
+        prompt = next((names[name] for name in PROMPT_NAMES if name in names), None)
+        category = next((names[name] for name in CATEGORY_NAMES if name in names), None)
+        if prompt is None:
+            raise UserError(f"prompts {path}: no column named {', '.join(PROMPT_NAMES)}; it has {', '.join(names)}")
+        return [(str(row[prompt] or "").strip(), str(row.get(category) or "") if category else "") for row in rows]
+    except (UnicodeDecodeError, json.JSONDecodeError, KeyError, TypeError, AttributeError, csv.Error) as error:
+        raise UserError(f"prompts {path}: not a .{extension} of prompts ({type(error).__name__}: {error})") from error
+
+
+def _split(category: str) -> str:
+    return re.sub(r"[^\w]+", "_", category.lower()).strip("_") or "user"
 
 
 def _has_chinese(text: str) -> bool:

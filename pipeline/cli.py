@@ -112,6 +112,39 @@ def report(folder: RunFolder) -> None:
 
 
 @app.command()
+def compare(
+    runs: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="RUN_A RUN_B", help="run folders, or RUN@FINGERPRINT of a sample stage"),
+    ] = None,
+    out: Annotated[Path, typer.Option(help="HTML page to write")] = Path("compare.html"),
+    blind: Annotated[Path | None, typer.Option(help="also write this page: a blind test to send to raters")] = None,
+    count: Annotated[list[str] | None, typer.Option(metavar="FILE", help="count choices that raters saved")] = None,
+    pairs: Annotated[int, typer.Option(min=1, help="pairs of pictures to show")] = 100,
+    seed: Annotated[int, typer.Option(min=0, help="of the blind test's order and sides")] = 0,
+) -> None:
+    """Put two runs side by side on the same prompts and seeds, and say which is better."""
+    from pipeline import blind as blind_test
+    from pipeline import compare as comparison
+
+    if count:
+        print("\n".join(blind_test.summary(blind_test.count(count))))
+        return
+    if len(runs or []) != 2:
+        raise UserError(f"compare: {len(runs or [])} runs given; give RUN_A and RUN_B, or --count FILE")
+    a, b = (comparison.load_side(name) for name in runs or [])
+    found = comparison.load_pairs(a, b)
+    if blind:
+        blind.parent.mkdir(parents=True, exist_ok=True)
+        blind.write_text(blind_test.blind_page(a, b, found, pairs, seed), encoding="utf-8")
+    rows = comparison.measure_pairs(a, b, found)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.write_text(comparison.page(a, b, found, rows, pairs), encoding="utf-8")
+    print(comparison.verdict(rows))
+    print("\n".join(str(path) for path in (out, blind) if path))
+
+
+@app.command()
 def verify(folder: RunFolder) -> None:
     """Hash every output again and name what differs; exit 1 where something does."""
     from pipeline.store import Run

@@ -25,6 +25,7 @@ from dataprep.schema import Config, UserError
 from dataprep.sources import ListingConfig
 from eval.cascade import SamplingConfig
 from eval.heads import ScoreConfig
+from eval.protocol import EvaluateConfig
 from train.config import TrainConfig
 from train.reader import LoaderConfig
 from train.tasks.clip import ClipTaskConfig
@@ -82,6 +83,9 @@ class SampleConfig(Config):
     prompts_file: str | None = Field(None, description="more of them: a text file with one prompt a line")
     show: int = Field(8, ge=0, description="prompts of the embedded corpus to show through the whole cascade")
     evaluate: int = Field(160, ge=0, description="prompts of the embedded corpus to generate for evaluation")
+    evaluate_prompts: str | None = Field(
+        None, description="judge by these: a file of prompts, `evaluate` of them at most; see docs/metrics.md"
+    )
     evaluate_at: str | None = Field(None, description="cascade stage whose output is judged; default: the last")
     candidates: int = Field(1, ge=1, description="images a prompt, of which CLIP picks the best")
     batch_size: int = Field(16, ge=1, description="images generated at a time")
@@ -116,6 +120,7 @@ class RunConfig(Config):
     card: CardConfig = CardConfig()
     train: dict[str, CascadeStageConfig] = Field(description="the cascade, lowest resolution first")
     sample: SampleConfig = SampleConfig()
+    evaluate: EvaluateConfig = EvaluateConfig()
     cluster: ClusterConfig = ClusterConfig()
 
     @model_validator(mode="after")
@@ -146,7 +151,8 @@ class RunConfig(Config):
                     f"{key}.batch_size={loop.batch_size}: not a multiple of cluster.ranks={self.cluster.ranks} x "
                     f"accumulation={loop.accumulation}; change one of them"
                 )
-        for key in [*self.sample.stages, *([self.sample.evaluate_at] if self.sample.evaluate_at else [])]:
+        swept = self.evaluate.sweep.stage if self.evaluate.sweep else None
+        for key in [*self.sample.stages, *(name for name in (self.sample.evaluate_at, swept) if name)]:
             if key not in names:
                 raise ValueError(f"sample: there is no cascade stage {key!r}; the stages are {', '.join(names)}")
         return self

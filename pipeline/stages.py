@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from pipeline.config import RunConfig
 from pipeline.context import StageFunction
-from pipeline.steps import data, judge, learn, models, page
+from pipeline.steps import data, evaluate, judge, learn, models, page
 
 
 @dataclass(frozen=True)
@@ -29,6 +29,8 @@ def stages(config: RunConfig) -> list[Stage]:
     """Every stage of the run, in an order in which each stands after its inputs."""
     cascade = tuple(f"train.{name}" for name in config.train)
     pairs = ("download",) if config.clip.train is None else ("download", "encoder")
+    swept = (*cascade, "encoder") if config.evaluate.sweep else ()
+    judged = ("sample", "clip", "pack", *swept)
     return [
         Stage("listing", data.listing, ("listing", "seed"), sources=data.listing_sources),
         Stage("download", data.download, ("listing", "download", "seed"), ("listing",)),
@@ -48,6 +50,6 @@ def stages(config: RunConfig) -> list[Stage]:
             (*cascade, "encoder", "clip"),
             judge.prompt_files,
         ),
-        Stage("evaluate", judge.evaluate, (), ("sample",)),
+        Stage("evaluate", evaluate.evaluate, ("evaluate",), judged, evaluate.evaluate_sources),
         Stage("report", page.report, (), (*page.REPORTED, *cascade, "sample", "evaluate")),
     ]

@@ -65,6 +65,7 @@ def build(artifacts: Mapping[str, Artifact], record: Mapping[str, Any]) -> str:
         "composition": metrics["composition_table"],
         "first": metrics["composition_first"],
         "candidates": metrics["candidates"],
+        "measured": metrics,
         **_funnel(artifacts),
         **_training(artifacts),
         **_lineage(artifacts),
@@ -228,7 +229,9 @@ def _charts(artifacts: Mapping[str, Artifact], metrics: Mapping[str, Any], value
     }
     if metrics.get("composition"):
         drawn["composition"] = charts.composition(metrics["composition"])
-    return {"composition": ""} | {name: charts.to_json(figure) for name, figure in drawn.items()}
+    if metrics.get("sweep"):
+        drawn["sweep"] = charts.sweep(metrics["sweep"])
+    return {"composition": "", "sweep": ""} | {name: charts.to_json(figure) for name, figure in drawn.items()}
 
 
 def _smoothed(rows: list[dict[str, Any]], points: int = 200) -> list[dict[str, Any]]:

@@ -70,6 +70,26 @@ def composition(figures: Mapping[str, Mapping[str, float]]) -> go.Figure:
     return figure
 
 
+def sweep(rows: Sequence[Mapping[str, Any]]) -> go.Figure:
+    """CLIP score against Frechet distance along a sampler's settings; ``rows`` as metrics.json has them."""
+    figure = go.Figure()
+    for swept in dict.fromkeys(row["swept"] for row in rows):
+        along = [row for row in rows if row["swept"] == swept]
+        distance = next(key for key in along[0] if key == "fid" or key.startswith("fd_"))
+        figure.add_scatter(
+            x=[row["clip_score"]["value"] for row in along],
+            y=[row[distance] for row in along],
+            text=[f"{row[swept]}" for row in along],
+            mode="lines+markers+text",
+            textposition="top center",
+            name=swept,
+            hovertemplate=swept + " %{text}: CLIP %{x:.3f}, " + distance + " %{y:.4f}<extra></extra>",
+        )
+        figure.update_yaxes(title=distance)
+    figure.update_xaxes(title="CLIP score")
+    return figure
+
+
 def histogram(values: Sequence[float], title: str) -> go.Figure:
     """How ``values`` are spread."""
     figure = go.Figure(go.Histogram(x=list(values), nbinsx=40))

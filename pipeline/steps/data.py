@@ -28,6 +28,7 @@ from dataprep.select import select as select_rows
 from dataprep.sources import ListingConfig, check_source, source_files, write_listing
 from eval.clip import ClipScorer, score_shard
 from eval.heads import Head, HeadConfig, ScoreConfig, head_files
+from eval.scoring import ahead
 from pipeline.config import RunConfig
 from pipeline.context import Context
 from pipeline.steps.models import clip_spec, encoder_spec
@@ -135,7 +136,7 @@ class ScoreWorker:
 
     def __call__(self, shard: Shard, out: Path) -> dict[str, int]:
         """One Parquet file, row-aligned with the shard's."""
-        images = read_shard_rgb(shard.files["download.tar"], self.max_pixels)
+        images = ahead(read_shard_rgb(shard.files["download.tar"], self.max_pixels))
         path = out / f"{shard.id:05d}.parquet"
         downloads = shard.files["download.parquet"]
         return score_shard(images, downloads, path, self.scorer, self.heads, self.embeddings)

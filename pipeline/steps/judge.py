@@ -1,30 +1,28 @@
-"""Stages that draw and judge: sample and evaluate."""
+"""The stage that draws: prompts through the trained cascade, N a prompt, of which CLIP picks the best."""
 
 from __future__ import annotations
 
 import io
 import json
-from collections import defaultdict
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 from PIL import Image
-from scipy.stats import binomtest
 
-from dataprep import storage
 from dataprep.grammar import Claim
-from dataprep.schema import read_table, write_table
-from eval.cascade import CascadeConfig, Samples
+from dataprep.schema import write_table
+from eval.cascade import CascadeConfig, Samples, SamplingConfig
 from eval.clip import ClipScorer
-from eval.composition import accuracies, chance, check
-from eval.prompts import EvalPrompt, read_prompts, scene_prompts
+from eval.composition import check
+from eval.prompts import EvalPrompt, read_prompts, read_protocol, scene_prompts
 from pipeline.config import RunConfig, SampleConfig
 from pipeline.context import Context
 from pipeline.sampling import cascade_config, open_cascade
 from pipeline.steps.models import clip_spec, encoder_spec
-from pipeline.store import Shard
+from pipeline.store import Artifact, Shard
 
 SHOW, EVALUATE = "show", "evaluate"
 SCHEMA = pa.schema(
@@ -47,11 +45,13 @@ SCHEMA = pa.schema(
 
 
 def prompt_files(config: RunConfig) -> list[str]:
-    """The user's prompt file, checked."""
-    if config.sample.prompts_file is None:
-        return []
-    read_prompts(config.sample.prompts_file)
-    return [config.sample.prompts_file]
+    """The user's prompt files, checked."""
+    sample = config.sample
+    if sample.prompts_file is not None:
+        read_prompts(sample.prompts_file)
+    if sample.evaluate_prompts is not None:
+        read_protocol(sample.evaluate_prompts, sample.evaluate, config.seed)
+    return [path for path in (sample.prompts_file, sample.evaluate_prompts) if path is not None]
 
 
 def prompts(config: SampleConfig, source: str, seed: int) -> list[tuple[str, EvalPrompt]]:
@@ -65,6 +65,8 @@ def prompts(config: SampleConfig, source: str, seed: int) -> list[tuple[str, Eva
         shown += scene_prompts(max(1, config.show // 2), seed + 1)[: config.show] if config.show else []
     else:
         judged = shown
+    if config.evaluate_prompts:
+        judged = read_protocol(config.evaluate_prompts, config.evaluate, seed)
     return [(SHOW, prompt) for prompt in shown] + [(EVALUATE, prompt) for prompt in judged]
 
 
@@ -140,8 +142,19 @@ def _picture(stage: str, image: Image.Image, claim: Claim | None) -> dict[str, A
 def sample(ctx: Context) -> None:
     """Prompts through the cascade; N a prompt, of which CLIP picks the best."""
     config: SampleConfig = ctx.config["sample"]
+    cascade = trained_cascade(ctx.inputs, config.stages, encoder_spec(ctx.inputs["encoder"]))
+    work = prompts(config, ctx.config["listing.source"], ctx.config["seed"])
+    arguments = {"cascade": cascade, "clip": clip_spec(ctx.inputs["clip"]), "config": config, "work": work}
+    shards = [Shard(index, {}) for index in range(-(-len(work) // config.prompts_per_shard))]
+    ctx.map_shards(SampleWorker, arguments | {"seed": ctx.config["seed"]}, shards)
+
+
+def trained_cascade(
+    inputs: Mapping[str, Artifact], sampling: Mapping[str, SamplingConfig], encoder: str
+) -> CascadeConfig:
+    """The cascade of the training stages among ``inputs``."""
     trained = {}
-    for name, artifact in ctx.inputs.items():
+    for name, artifact in inputs.items():
         if name.startswith("train."):
             described = artifact.manifest.config[name]
             trained[name.removeprefix("train.")] = (
@@ -149,55 +162,4 @@ def sample(ctx: Context) -> None:
                 described["resolution"],
                 described["low_resolution"],
             )
-    cascade = cascade_config(trained, config.stages, encoder_spec(ctx.inputs["encoder"]))
-    work = prompts(config, ctx.config["listing.source"], ctx.config["seed"])
-    arguments = {"cascade": cascade, "clip": clip_spec(ctx.inputs["clip"]), "config": config, "work": work}
-    shards = [Shard(index, {}) for index in range(-(-len(work) // config.prompts_per_shard))]
-    ctx.map_shards(SampleWorker, arguments | {"seed": ctx.config["seed"]}, shards)
-
-
-def evaluate(ctx: Context) -> None:
-    """CLIP score and composition accuracy of the chosen samples; metrics.json, whose keys docs/metrics.md lists."""
-    drawn: list[dict[str, Any]] = []
-    for path in ctx.inputs["sample"].files():
-        drawn += [row for row in read_table(path, "samples").to_pylist() if row["role"] == EVALUATE]
-    rows = [row for row in drawn if row["chosen"]]
-    scores = [row["clip_score"] for row in rows]
-    metrics: dict[str, Any] = {"images": len(rows), "candidates": len(drawn) // max(1, len(rows))}
-    metrics["clip_score"] = float(np.mean(scores)) if rows else None
-    metrics["composition_table"] = _table(rows, "split")
-    metrics["composition"] = _accuracy(metrics["composition_table"], "split")
-    metrics["composition_first"] = _accuracy(_table([row for row in drawn if row["index"] == 0], "split"), "split")
-    metrics["composition_language"] = _accuracy(_table(rows, "language"), "language")
-    storage.write_json(ctx.path("metrics.json"), metrics)
-    ctx.counters["images"] = len(rows)
-
-
-def _table(rows: list[dict[str, Any]], by: str) -> list[dict[str, Any]]:
-    """A row a value of ``by`` and attribute: accuracy with its 95% Wilson interval, chance, and n."""
-    groups: dict[str, list[tuple[np.ndarray, Claim]]] = defaultdict(list)
-    for row in rows:
-        if row["claim"] is not None:
-            picture = np.asarray(Image.open(io.BytesIO(row["png"])).convert("RGB"))
-            groups[row[by]].append((picture, Claim.model_validate_json(row["claim"])))
-    table = []
-    for name, examples in sorted(groups.items(), reverse=True):  # "seen" before "heldout"
-        by_chance = chance(examples)
-        for attribute, entry in accuracies(examples).items():
-            count = int(entry["n"])
-            interval = binomtest(round(entry["accuracy"] * count), count).proportion_ci(method="wilson")
-            found = {
-                "accuracy": entry["accuracy"],
-                "low": float(interval.low),
-                "high": float(interval.high),
-                "n": count,
-            }
-            table.append({by: name, "attribute": attribute, "chance": by_chance.get(attribute), **found})
-    return table
-
-
-def _accuracy(table: list[dict[str, Any]], by: str) -> dict[str, dict[str, float]]:
-    figures: dict[str, dict[str, float]] = defaultdict(dict)
-    for entry in table:
-        figures[entry[by]][entry["attribute"]] = entry["accuracy"]
-    return dict(figures)
+    return cascade_config(trained, sampling, encoder)

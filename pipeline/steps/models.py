@@ -13,6 +13,7 @@ from dataprep.text import TextEncoder, check_encoder
 from eval.clip import ClipScorer, check_spec
 from pipeline.config import ContrastiveConfig, PretrainConfig, RunConfig
 from pipeline.context import Context
+from pipeline.fingerprint import digest
 from pipeline.steps.learn import fit
 from pipeline.store import Artifact, Shard
 from train.data import CaptionLoader, Loader
@@ -115,6 +116,13 @@ def clip_spec(artifact: Artifact) -> dict[str, str | None]:
     """What `ClipScorer.load` takes: an open_clip model with its weights, or the folder of the one trained here."""
     spec = storage.read_json(artifact.path(SPEC))
     return spec if spec["model"] is not None else {"model": artifact.path(EXPORT), "pretrained": None}
+
+
+def clip_identity(artifact: Artifact) -> str:
+    """A digest of the CLIP itself: two stages have the same one where the weights are the same, whatever their logs."""
+    weights = {output.path: output.sha256 for output in artifact.manifest.outputs if output.path.startswith(EXPORT)}
+    spec = storage.read_json(artifact.path(SPEC))
+    return digest({"weights": weights, "spec": spec, "sources": sorted(artifact.manifest.sources.values())})[:16]
 
 
 def _known(name: str | None) -> str | None:

@@ -1,12 +1,14 @@
 """Prompts are distinct, of the split they say, and a user's file is read or refused with the remedy."""
 
+import json
+import re
 from pathlib import Path
 
 import pytest
 
 from dataprep.grammar import is_held_out, parse
 from dataprep.schema import UserError
-from eval.prompts import LONGEST, read_prompts, scene_prompts
+from eval.prompts import LONGEST, read_prompts, read_protocol, scene_prompts
 
 
 def test_scene_prompts() -> None:
@@ -54,3 +56,61 @@ def test_bad_files(tmp_path: Path, content: bytes | None, message: str) -> None:
 def test_a_folder_is_no_file(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="a folder"):
         read_prompts(str(tmp_path))
+
+
+# ---------------------------------------------------------------------------------------------- protocols
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("p.csv", 'Prompts,Category\nA red car,Colors\n"A dog, and a cat",Counting\nA red car,Colors\n'),
+        ("p.tsv", "caption\tcategory\nA red car\tColors\nA dog, and a cat\tCounting\n"),
+        ("p.jsonl", '{"text": "A red car", "split": "Colors"}\n\n{"text": "A dog, and a cat", "split": "Counting"}\n'),
+    ],
+)
+def test_tables_of_prompts(tmp_path: Path, name: str, text: str) -> None:
+    (tmp_path / name).write_text(text)
+    found = read_protocol(str(tmp_path / name), 10, 0)
+    assert [(item.prompt, item.split) for item in found] == [("A red car", "colors"), ("A dog, and a cat", "counting")]
+
+
+def test_coco_captions_are_drawn_by_the_seed(tmp_path: Path) -> None:
+    rows = [{"image_id": index, "caption": f"caption {index} "} for index in range(100)]
+    (tmp_path / "captions.json").write_text(json.dumps({"annotations": rows}))
+    path = str(tmp_path / "captions.json")
+    whole = [item.prompt for item in read_protocol(path, 1000, 0)]
+    assert whole == [f"caption {index}" for index in range(100)]
+    some = [item.prompt for item in read_protocol(path, 30, 1)]
+    assert some == [prompt for prompt in whole if prompt in some]  # in the file's order
+    assert len(set(some)) == 30
+    assert some == [item.prompt for item in read_protocol(path, 30, 1)]
+    assert some != [item.prompt for item in read_protocol(path, 30, 2)]
+
+
+def test_a_text_file_is_read_as_always(tmp_path: Path) -> None:
+    (tmp_path / "p.txt").write_text("# x\na red circle\na red circle\n一个红色圆形\n")
+    found = read_protocol(str(tmp_path / "p.txt"), 10, 0)
+    assert [(item.prompt, item.split, item.language) for item in found] == [
+        ("a red circle", "user", "en"),
+        ("一个红色圆形", "user", "zh"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("p.csv", "a,b\n1,2\n", "no column named prompt, prompts, caption, text; it has a, b"),
+        ("p.csv", "prompt\n", "no column named"),
+        ("p.jsonl", "{", "not a .jsonl of prompts"),
+        ("p.jsonl", "[1]", "no column named"),
+        ("p.json", "[]", "not a .json of prompts"),
+        ("p.csv", "prompt\n" + "x" * 2000 + "\n", "no prompt in it of 1 to 1000"),
+    ],
+)
+def test_files_that_hold_no_protocol(tmp_path: Path, name: str, text: str, message: str) -> None:
+    (tmp_path / name).write_text(text)
+    with pytest.raises(UserError, match=re.escape(message)):
+        read_protocol(str(tmp_path / name), 10, 0)
+    with pytest.raises(UserError, match="no such file"):
+        read_protocol(str(tmp_path / f"none-{name}"), 10, 0)

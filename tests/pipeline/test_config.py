@@ -49,6 +49,8 @@ def test_a_float_without_a_point_is_a_float() -> None:
         ("train.sr32.low_resolution=8", ["train.sr32.low_resolution=8", "set it to 16"]),
         ("sample.stages.sr1024.steps=3", ["sr1024", "base, sr32, sr64"]),
         ("sample.evaluate_at=top", ["top", "base, sr32, sr64"]),
+        ("evaluate.sweep.stage=top", ["top", "base, sr32, sr64"]),
+        ("evaluate.subsample=3", ["evaluate.subsample=3"]),
         ("train.base.model=big", ["train.base", "big", "micro-base"]),
         ("listing.source=table", ["listing", "path"]),
         ("train={}", ["train", "at least one stage"]),

@@ -55,6 +55,16 @@ def test_losses_leave_out_rows_without_one() -> None:
     assert list(figure.data[0].x) == [1]
 
 
+def test_the_sweep_names_the_distance_that_it_shows() -> None:
+    rows = [
+        {"swept": "guidance", "guidance": weight, "clip_score": {"value": weight / 10}, "fd_clip": 1 / weight}
+        for weight in (1.0, 4.0)
+    ]
+    figure = charts.sweep(rows)
+    assert list(figure.data[0].text) == ["1.0", "4.0"]
+    assert figure.layout.yaxis.title.text == "fd_clip"
+
+
 # ---------------------------------------------------------------------------------------------- a whole run
 
 

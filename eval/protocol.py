@@ -1,0 +1,59 @@
+"""How a run is judged: against which pictures, in which feature spaces, and along which settings of its sampler."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from pydantic import Field
+
+from dataprep.schema import Config
+from eval.cascade import SamplingConfig
+from eval.distances import SUBSAMPLE
+from eval.features import FeaturesConfig
+from train.diffusion.samplers import SamplerName
+
+
+class SweepConfig(Config):
+    """Settings of a stage's sampler to try, each list for itself with everything else as it is sampled."""
+
+    stage: str | None = Field(None, description="cascade stage whose sampler is swept and judged; default: the base")
+    prompts: int = Field(64, ge=2, description="judged prompts to draw at each setting")
+    guidance: tuple[float, ...] = Field((), strict=False, description="guidance weights")
+    steps: tuple[int, ...] = Field((), strict=False, description="network evaluations")
+    samplers: tuple[SamplerName, ...] = Field((), strict=False, description="samplers")
+
+
+class EvaluateConfig(Config):
+    """What the samples are measured by, besides CLIP score and composition."""
+
+    reference: str | None = Field(
+        None, description="real pictures: a folder of images or of tars; default: the run's validation images"
+    )
+    features: tuple[FeaturesConfig, ...] = Field(
+        (FeaturesConfig(),), strict=False, description="feature spaces of FD, KID, precision, recall, density, coverage"
+    )
+    subsample: int = Field(SUBSAMPLE, ge=10, description="pictures of a set at most for what compares pairs of them")
+    sweep: SweepConfig | None = Field(None, description="also judge other settings of a stage's sampler")
+
+
+@dataclass(frozen=True)
+class Point:
+    """One setting of a sweep: which of its keys is swept, and the settings of the sampler there."""
+
+    swept: str
+    settings: SamplingConfig
+
+
+def sweep_points(config: SweepConfig, base: SamplingConfig) -> list[Point]:
+    """Every setting to try, ``base`` with one key replaced."""
+    lists: dict[str, Sequence[object]] = {
+        "guidance": config.guidance,
+        "steps": config.steps,
+        "sampler": config.samplers,
+    }
+    return [
+        Point(key, SamplingConfig(**(base.model_dump() | {key: value})))
+        for key, values in lists.items()
+        for value in values
+    ]

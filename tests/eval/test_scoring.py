@@ -1,0 +1,124 @@
+"""Scoring without waste gives what open_clip's own calls give."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from dataprep.torchvision_operators import declare_torchvision_operators
+from eval.scoring import Preprocess, ahead, encode_text, trim
+
+
+@pytest.fixture(autouse=True, scope="module")
+def operators() -> None:
+    """What open_clip's import needs."""
+    declare_torchvision_operators()
+
+
+def tiny(**text: Any) -> Any:
+    import open_clip
+
+    torch.manual_seed(0)
+    vision = {"layers": 1, "width": 64, "head_width": 32, "patch_size": 16, "image_size": 32}
+    settings = {"context_length": 20, "vocab_size": 50, "width": 32, "heads": 2, "layers": 2} | text
+    return open_clip.CLIP(16, vision, settings).eval()
+
+
+def ids() -> torch.Tensor:
+    """Three captions of 4, 9 and 2 tokens; 49 ends each, what stands behind is padding."""
+    rows = torch.zeros(3, 20, dtype=torch.long)
+    for row, length in enumerate((4, 9, 2)):
+        rows[row, :length] = torch.randint(1, 48, (length,), generator=torch.Generator().manual_seed(row))
+        rows[row, length - 1] = 49
+    return rows
+
+
+@pytest.mark.parametrize(
+    "text", [{}, {"pool_type": "eos", "eos_id": 49}, {"proj_bias": True}], ids=["argmax", "eos", "bias"]
+)
+def test_captions_are_read_to_their_end_only(text: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    model = tiny(**text)
+    lengths = []
+    model.transformer.register_forward_pre_hook(lambda _, inputs: lengths.append(inputs[0].shape[1]))
+    with torch.inference_mode():
+        expected = model.encode_text(ids())
+        monkeypatch.setattr("eval.scoring.ALIKE", 2)
+        found = encode_text(model, ids())
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+    assert lengths == [20, 4, 9]
+
+
+@pytest.mark.parametrize("text", [{"no_causal_mask": True}, {"pool_type": "last"}])
+def test_towers_that_read_the_padding_are_asked_as_they_are(text: dict[str, Any]) -> None:
+    model = tiny(**text)
+    with torch.inference_mode():
+        torch.testing.assert_close(encode_text(model, ids()), model.encode_text(ids()), rtol=0, atol=0)
+
+
+def test_a_trimmed_image_tower_gives_the_same_features() -> None:
+    model, images = tiny(), torch.rand(3, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        expected = model.encode_image(images)
+        assert trim(model) is model
+        shapes: list[Any] = []
+        model.visual.transformer.register_forward_hook(lambda *found: shapes.append(found[-1].shape))
+        torch.testing.assert_close(model.encode_image(images), expected, rtol=1e-5, atol=1e-6)
+        assert shapes == [(3, 1, 64)]
+        block = model.visual.transformer.resblocks[-1]
+        assert trim(model).visual.transformer.resblocks[-1] is block  # once is enough
+
+
+def test_a_tower_that_pools_all_tokens_is_left_whole() -> None:
+    model = tiny()
+    model.visual.pool_type = "avg"
+    block = model.visual.transformer.resblocks[-1]
+    assert trim(model).visual.transformer.resblocks[-1] is block
+
+
+@pytest.mark.parametrize("size", [(64, 64), (300, 200), (97, 256), (32, 50), (20, 20)])
+def test_preprocessing_gives_the_floats_of_open_clip(size: tuple[int, int]) -> None:
+    from open_clip.transform import PreprocessCfg, image_transform_v2
+
+    model = tiny()
+    model.visual.preprocess_cfg = vars(PreprocessCfg(size=32))
+    halves = Preprocess.of(model)
+    assert halves is not None
+    image = np.random.default_rng(0).integers(0, 256, (*size, 3)).astype(np.uint8)
+    expected = image_transform_v2(PreprocessCfg(size=32), is_train=False)(Image.fromarray(image))
+    torch.testing.assert_close(halves.floats(halves.square(image)[None])[0], expected, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("change", [{"resize_mode": "squash"}, {"interpolation": "random"}, {"size": (32, 48)}])
+def test_another_make_of_preprocessing_is_left_alone(change: dict[str, Any]) -> None:
+    from open_clip.transform import PreprocessCfg
+
+    model = tiny()
+    assert Preprocess.of(model) is None
+    model.visual.preprocess_cfg = vars(PreprocessCfg(size=32)) | change
+    assert Preprocess.of(model) is None
+
+
+def test_work_ahead_keeps_order_bounds_and_errors() -> None:
+    given: list[str] = []
+
+    def numbers() -> Iterator[int]:
+        for number in range(100):
+            given.append(threading.current_thread().name)
+            yield number
+
+    found = ahead(numbers(), depth=4)
+    assert next(found) == 0
+    assert len(given) <= 6
+    assert list(found) == list(range(1, 100))
+    assert threading.current_thread().name not in given
+    taken = ahead(1 / number for number in (1, 0))
+    assert next(taken) == 1
+    with pytest.raises(ZeroDivisionError):
+        next(taken)
+    assert list(ahead([])) == []
