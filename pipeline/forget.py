@@ -34,6 +34,7 @@ from pipeline.trace import find, read_columns
 LISTED = ("listing", "download")  # the stages whose rows carry the URL
 LEARNING = re.compile(r"encoder|clip|train\..+")
 PNG = b"\x89PNG\r\n\x1a\n"
+SHOWING = re.compile(r"tfevents|^features/.+\.parquet$")
 URL = re.compile(rb"https?://[^\s\"'<>\\]+")
 
 
@@ -270,29 +271,34 @@ def _redact(run: Run, place: Found, keys: set[str], dry_run: bool) -> tuple[int,
 
 
 def _drop_pictures(run: Run, places: Sequence[Found], told: Forgotten, dry_run: bool) -> Iterator[tuple[str, int, int]]:
-    """Deletes TensorBoard files with pictures from stages that had a sample: they show true images beside drawn ones.
+    """Deletes files that show samples without being aligned with the shards; what they were for is told elsewhere too.
 
-    The figures in them are in log.jsonl too. Yields the artifact, no rows, and how many files.
+    Yields the artifact, no rows, and how many files.
     """
-    learned = {(item["stage"], item["fingerprint"]) for item in told.trained}
     for place in places:
-        if (place.stage, place.fingerprint) not in learned:
-            continue
-        folder = run.stage_folder(place.stage, place.fingerprint)
-        events = {name for name in place.files if "tfevents" in name}
-        pictured = sorted(name for name in events if PNG in storage.read_bytes(storage.join(folder, name)))
-        if pictured:
-            yield place.name, 0, len(pictured)
+        showing = _showing(run, place, _keys(place, places, told), told)
+        if showing:
+            yield place.name, 0, len(showing)
         if dry_run:
             continue
-        for name in pictured:
-            storage.remove(storage.join(folder, name))
+        for name in showing:
+            storage.remove(storage.join(run.stage_folder(place.stage, place.fingerprint), name))
         # Those too that a call deleted which was killed before it came to the manifest.
-        kept = {*place.files} - {*pictured}
+        kept = {*place.files} - {*showing}
         outputs = place.artifact.manifest.outputs if place.artifact else []
-        gone = [output.path for output in outputs if "tfevents" in output.path and output.path not in kept]
+        gone = [output.path for output in outputs if SHOWING.search(output.path) and output.path not in kept]
         if gone and place.artifact:
             update_manifest(run, place.artifact, {}, gone)
+
+
+def _showing(run: Run, place: Found, keys: set[str], told: Forgotten) -> list[str]:
+    """TensorBoard files in which true images stand beside drawn ones, and features of validation images."""
+    folder = run.stage_folder(place.stage, place.fingerprint)
+    names = sorted(name for name in place.files if SHOWING.search(name))
+    if place.stage == "evaluate":
+        return [name for name in names if keys & {*read_columns(storage.join(folder, name), ["id"])["id"].to_pylist()}]
+    learned = any((item["stage"], item["fingerprint"]) == (place.stage, place.fingerprint) for item in told.trained)
+    return [name for name in names if learned and PNG in storage.read_bytes(storage.join(folder, name))]
 
 
 def _rewrite(path: str, shard: int, keys: set[str], dry_run: bool) -> int:

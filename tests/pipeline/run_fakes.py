@@ -171,7 +171,7 @@ def make_run(root: Path, table: Path, hosts: Mapping[str, tuple[str, int]], name
     made.stage("card", lambda out: _card(made, out), DATA, card=CardConfig().model_dump())
     made.stage("train.base", _model, ("pack", "embed"), **{"train.base": {"steps": 9, "batch_size": 4}})
     made.stage("sample", _samples, ("train.base", "encoder", "clip"))
-    made.stage("evaluate", _metrics, ("sample",))
+    made.stage("evaluate", lambda out: _metrics(made, out), ("sample", "pack"))
     inputs = tuple(made.artifacts)
     made.stage("report", lambda out: _report(made, out), inputs)
     storage.write_json(made.run.path("run.json"), made.record())
@@ -267,7 +267,12 @@ def _samples(out: Path) -> dict[str, int]:
     return {"images": 2}
 
 
-def _metrics(out: Path) -> dict[str, int]:
+def _metrics(made: Made, out: Path) -> dict[str, int]:
+    (out / "features").mkdir()
+    for shard in made.artifacts["download"].shards:
+        rows = read_table(shard.files["parquet"], "download", ["key", "sha256"]).to_pylist()
+        features = {"id": [row["key"] for row in rows], "image": [bytes.fromhex(row["sha256"] or "") for row in rows]}
+        write_table(pa.table(features), out / "features" / f"{shard.id:05d}.parquet", "features")
     metrics = {"images": 1, "candidates": 1, "clip_score": 0.5, "composition": {}}
     storage.write_json(str(out / "metrics.json"), metrics | {"composition_table": [], "composition_first": {}})
     return {"images": 1}

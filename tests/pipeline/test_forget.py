@@ -137,6 +137,8 @@ def test_nothing_of_the_sample_and_its_copies_is_left_anywhere(finished_run: Mad
     assert ("train.base/trainbaseone", 0, 1) in outcome.changes
     left = [path.name for path in run.glob("stages/train.base/trainbaseone/tensorboard/*")]
     assert left == ["events.out.tfevents.1"]
+    assert ("evaluate/evaluateone", 0, 2) in outcome.changes
+    assert [path.name for path in run.glob("stages/evaluate/evaluateone/features/*")] == ["00000.parquet"]
 
 
 def test_every_other_row_stands_as_it_was(finished_run: Made, run: Path) -> None:
