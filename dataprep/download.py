@@ -169,8 +169,7 @@ def read_files(root: str, names: Iterable[str], config: FetchConfig) -> Iterator
             continue
         path = storage.join(root, name)
         try:
-            fs, inner = storage.filesystem(path)
-            too_long = fs.size(inner) > config.max_bytes
+            too_long = (storage.size(path) or 0) > config.max_bytes
             body = b"" if too_long else storage.read_bytes(path)
         except OSError as error:
             yield Fetched(None, "file", f"file not readable: {type(error).__name__}")

@@ -167,7 +167,9 @@ def list_folders(folder: str) -> list[str]:
 
 
 def size(path: str) -> int | None:
-    """The size in bytes of the file at ``path``, None where there is none."""
+    """The size in bytes of the file at ``path``, or of the bytes of a tar that it names; None where there is none."""
+    if match := MEMBER.fullmatch(path):
+        return int(match[3]) - int(match[2])
     fs, inner = filesystem(path)
     try:
         return int(fs.info(inner)["size"])

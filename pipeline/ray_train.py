@@ -164,7 +164,8 @@ def _attempt(
             ),
         )
         try:
-            trainer.fit()
+            with _own_interrupt():
+                trainer.fit()
         finally:
             for left in _placement_groups() - before:  # of this attempt: a controller that died leaves it behind
                 remove_placement_group(PlacementGroup(ray.PlacementGroupID.from_hex(left)))
@@ -221,6 +222,17 @@ def _on_sigterm(event: threading.Event) -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+@contextmanager
+def _own_interrupt() -> Iterator[None]:
+    """Puts the handler of Ctrl-C back afterwards: Ray Train's would look for a controller that is gone."""
+    before = signal.getsignal(signal.SIGINT)
+    try:
+        yield
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGINT, before)
 
 
 def _quiet() -> None:

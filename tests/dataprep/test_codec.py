@@ -53,7 +53,7 @@ def test_errors():
 @pytest.mark.parametrize("codec", CODECS)
 def test_the_documented_example_reads_what_is_written(codec, tmp_path):
     text = (Path(__file__).resolve().parents[2] / "docs" / "data_format.md").read_text()
-    example = text.partition("```python\n")[2].partition("```")[0]
+    example = text.partition("## Embeddings without our code")[2].partition("```python\n")[2].partition("```")[0]
     values = np.random.default_rng(0).normal(size=(7, 16)).astype(np.float32)
     data, scale = encode(values, codec)
     row = {"key": "a", "caption": "b", "length": 7, "dim": 16, "codec": codec, "embedding": data, "scale": scale}

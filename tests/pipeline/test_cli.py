@@ -72,7 +72,7 @@ def table(folder: Path, text: str, name: str = "list.csv") -> list[str]:
 def model_folder(folder: Path, *names: str) -> list[str]:
     (folder / "model").mkdir()
     for name in names:
-        (folder / "model" / name).write_text("{}")
+        (folder / "model" / name).write_text('{"model_type": "t5"}' if name == "config.json" else "{}")
     return ["encoder.pretrain=null", f"encoder.model={folder / 'model'}"]
 
 

@@ -85,7 +85,7 @@ def annotate(run: Path, path: Path, per_shard: int) -> dict[str, list[list[objec
 
 @pytest.mark.parametrize(
     ("rows", "per_shard"),
-    [(1_000, 10), pytest.param(100_000, 1_000, marks=[pytest.mark.slow, pytest.mark.timeout(3600)])],
+    [(500, 10), pytest.param(100_000, 1_000, marks=[pytest.mark.slow, pytest.mark.timeout(3600)])],
 )
 def test_one_percent_more_rows_cost_two_percent_of_the_shards_at_most(
     site: Site, tmp_path: Path, rows: int, per_shard: int

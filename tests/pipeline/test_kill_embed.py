@@ -102,7 +102,8 @@ def write_packs(folder: Path, shards: int) -> None:
         write_table(pa.table({"key": keys, "caption": captions}), folder / f"p{number:05d}.parquet", "pack")
 
 
-@pytest.mark.parametrize("kills", [2, pytest.param(20, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("kills", [2, 20])
 @pytest.mark.timeout(3600)
 def test_embeddings_survive_kills(folder: Path, tmp_path: Path, kills: int) -> None:
     shards = 4 * kills + 2

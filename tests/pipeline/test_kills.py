@@ -201,6 +201,7 @@ def summary(killed: list[str]) -> dict[str, int]:
     return {stage: sum(where.startswith(stage) for where in killed) for stage in STAGES}
 
 
+@pytest.mark.slow
 def test_three_kills(driver: Driver, unbroken: Path, tmp_path: Path) -> None:
     killed = chain(driver, unbroken, tmp_path / "run", ("download", "annotate", "score"), seed=1)
     assert len(killed) == 3, killed
