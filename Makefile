@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 export HF_HUB_DISABLE_TELEMETRY := 1
 export NO_ALBUMENTATIONS_UPDATE := 1
 
-.PHONY: demo test test-slow lint clean
+.PHONY: demo test test-slow lint bench clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.installed
@@ -16,6 +16,13 @@ test: lint
 
 test-slow: $(VENV)/.installed-dev
 	$(BIN)/pytest -m slow
+
+# Those that need no finished run; `python -m benchmarks.demo runs/demo` reads one.
+BENCHMARKS := download embed loader score data_scaling distances codec_training equality zero_memory trainer_overhead
+bench: $(VENV)/.installed-dev
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[bench]'
+	$(BIN)/pip install --quiet --no-deps --upgrade --target .peers mosaicml-streaming brotli python-snappy cramjam zstd catalogue
+	for name in $(BENCHMARKS); do PYTHONPATH=.peers $(BIN)/python -m benchmarks.$$name || exit 1; done
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
