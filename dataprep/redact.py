@@ -39,7 +39,8 @@ BLANK: dict[str, dict[str, Any]] = {
     "selection": {"keep": False, "reason": f"{FORGOTTEN}: taken out on request"},
 }
 REMOVED = ("pack", "embeddings")
-UNTOUCHED = ("samples",)  # drawn by the models, from prompts: no row of the list is in them
+# samples: drawn by the models, from prompts, no row of the list is in them. features: a cache, deleted file by file.
+UNTOUCHED = ("samples", "features")
 
 
 @dataclass(frozen=True)

@@ -47,7 +47,8 @@ def wilson(right: int, count: int) -> dict[str, float]:
 def retrieval(image_ND: np.ndarray, text_ND: np.ndarray, captions: Sequence[str]) -> dict[str, float | int]:
     """How well a CLIP finds the other half of a pair among ``n``: recall@1 and @5, both ways, and by chance.
 
-    Rows are unit features of pairs. A caption that several pictures share is right for each of them.
+    Rows are unit features of pairs. A caption that several pictures share is right for each of them. What is as alike
+    as the right one counts as found before it: features that tell nothing apart find nothing.
     """
     count = len(captions)
     number = {caption: index for index, caption in enumerate(dict.fromkeys(captions))}
@@ -55,9 +56,10 @@ def retrieval(image_ND: np.ndarray, text_ND: np.ndarray, captions: Sequence[str]
     first_T = np.unique(own_N, return_index=True)[1]
     similar_NT = image_ND @ text_ND[first_T].T
     found: dict[str, float | int] = {"n": count, "captions": len(number)}
-    text_rank_N = (similar_NT > similar_NT[np.arange(count), own_N][:, None]).sum(axis=1)
-    best_T = np.where(own_N[:, None] == np.arange(len(number)), similar_NT, -np.inf).max(axis=0)
-    image_rank_T = (similar_NT > best_T).sum(axis=0)
+    right_NT = own_N[:, None] == np.arange(len(number))
+    text_rank_N = ((similar_NT >= similar_NT[np.arange(count), own_N][:, None]) & ~right_NT).sum(axis=1)
+    best_T = np.where(right_NT, similar_NT, -np.inf).max(axis=0)
+    image_rank_T = ((similar_NT >= best_T) & ~right_NT).sum(axis=0)
     for k in (1, 5):
         found[f"image_to_text_recall_at_{k}"] = float((text_rank_N < k).mean())
         found[f"text_to_image_recall_at_{k}"] = float((image_rank_T < k).mean())

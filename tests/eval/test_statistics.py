@@ -55,6 +55,8 @@ def test_retrieval_of_perfect_and_of_shuffled_captions() -> None:
     order = np.random.default_rng(0).permutation(40)
     shuffled = retrieval(images, images[order], [captions[index] for index in order])
     assert all(shuffled[key] < 0.6 for key in shuffled if "recall" in key)
+    blind = retrieval(np.ones((40, 20)), np.ones((40, 20)), captions)
+    assert all(blind[key] == 0 for key in blind if "recall" in key)
 
 
 def test_best_of_n_is_the_mean_over_all_choices() -> None:
