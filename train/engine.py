@@ -212,6 +212,15 @@ class Engine:
         if self.config.zero_stage == 0:
             (param.data if slot == MASTER else self.optimizer.state[param][slot]).copy_(value)
             return
+        if self.config.zero_stage == 3:
+            # DeepSpeed's own setter fails where a parameter does not divide evenly among the ranks.
+            sharded = param._z3_optimizer  # type: ignore[attr-defined]
+            key = None if slot == MASTER else slot
+            share, _ = sharded._get_fp32_opt_state_partition(param, release_swap_buffers=False, optim_state_key=key)
+            start, size = sharded._get_param_partition_rank(param) * share.numel(), share.numel()
+            own = value.flatten()[start : start + size]
+            share.data[: own.numel()].copy_(own)
+            return
         from deepspeed.utils import safe_set_full_fp32_param, safe_set_full_optimizer_state
 
         if slot == MASTER:
