@@ -146,7 +146,8 @@ class Stack(nn.Module):
 
         The list itself is not changed: wrappers that hook into modules, ZeRO-3 for one, pass on a copy.
         """
-        skips, left = list(skips), list[Tensor]()
+        skips = list(skips)
+        left: list[Tensor] = []
         for block, layer, skip in zip(self.blocks, self.attentions, self.takes, strict=True):
             if skip:
                 h_BCHW = torch.cat([h_BCHW, skips.pop() * 2**-0.5], dim=1)
@@ -305,7 +306,8 @@ class UNet(nn.Module):
     def _levels(self, stem_BCHW: Tensor, condition: Condition) -> Tensor:
         """Stem features -> features of the same size and width, down and up the U."""
         efficient = self.config.order == "efficient"
-        h_BCHW, skips = stem_BCHW, list[Tensor]()
+        h_BCHW = stem_BCHW
+        skips: list[Tensor] = []
         for shrink, stack in zip(self.shrink, self.down, strict=True):
             h_BCHW = resample(shrink, h_BCHW, condition)
             if not efficient:
