@@ -36,11 +36,11 @@ def test_every_parameter_gets_a_gradient(name: str, change: dict[str, str]) -> N
 
 # What docs/models.md says, in millions, and the paper's own figure.
 COUNTS = {
-    "imagen-base-2b": (2136.5, 2000),
-    "imagen-base-300m": (311.4, 300),
+    "imagen-base-2b": (2063.0, 2000),
+    "imagen-base-300m": (301.0, 300),
     "imagen-sr256-600m": (573.5, 600),
     "imagen-sr1024-400m": (436.9, 400),
-    "small-base": (18.7, None),
+    "small-base": (17.5, None),
     "small-sr256": (16.9, None),
     "small-sr1024": (16.6, None),
 }
@@ -50,7 +50,7 @@ COUNTS = {
 def test_parameter_counts(name: str) -> None:
     stated, paper = COUNTS[name]
     millions = parameter_count(PRESETS[name]) / 1e6
-    assert millions == pytest.approx(stated, abs=0.051)
+    assert millions == pytest.approx(stated, abs=0.06)
     assert paper is None or abs(millions / paper - 1) <= 0.1
 
 

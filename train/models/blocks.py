@@ -59,7 +59,11 @@ class ResBlock(nn.Module):
         if self.condition is not None:
             scale, shift = self.condition(condition_BE)[:, :, None, None].chunk(2, dim=1)
             h_BCHW = h_BCHW * (1 + scale) + shift
-        return self.shortcut(self._resize(x_BCHW)) + self.conv_out(self.dropout(functional.silu(h_BCHW)))
+        h_BCHW = self.conv_out(self.dropout(functional.silu(h_BCHW)))
+        # A 1x1 convolution and a resize may change places: the one that shrinks goes first.
+        if self.resample == "up":
+            return self._resize(self.shortcut(x_BCHW)) + h_BCHW
+        return self.shortcut(self._resize(x_BCHW)) + h_BCHW
 
     def _resize(self, x_BCHW: Tensor) -> Tensor:
         if self.resample == "down":

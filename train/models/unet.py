@@ -227,7 +227,8 @@ class UNet(nn.Module):
             takes = [skips.pop()] + [0] * (count - 1) if efficient else [skips.pop() for _ in range(count)]
             kinds = config.level_attention(level, count)
             self.up.append(Stack(config, width_in, widths[level], kinds, takes, "none"))
-            width_in = widths[level - 1] if efficient and level else config.channels if not level else widths[level]
+            # As BigGAN's generator does, what enters a larger level has that level's width already (F.1).
+            width_in = widths[level - 1] if level else config.channels
             self.grow.append(self._grow(widths[level], width_in, config.strides[level]))
 
     def _middle(self) -> Stack:
