@@ -1,7 +1,7 @@
 """What one training step of the U-Net costs: ours beside imagen-pytorch's and diffusers'.
 
-    pip install --no-deps --target .peers/unets imagen-pytorch==2.1.0 diffusers==0.42.1 accelerate beartype ema-pytorch \
-        kornia kornia-rs pytorch-warmup sentencepiece
+    pip install --no-deps --target .peers/unets imagen-pytorch==2.1.0 diffusers==0.42.1 accelerate beartype \
+        ema-pytorch kornia kornia-rs pytorch-warmup sentencepiece
     PYTHONPATH=.peers/unets python -m benchmarks.train_step
 
 64x64 pictures, width 64, multipliers 1-2-3-4, one residual block a level, attention at 32, 16 and 8 with heads of 64,
