@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from pydantic import ValidationError
@@ -11,6 +13,7 @@ from dataprep.schema import UserError
 from train.models.attention import ImageAttention
 from train.models.presets import IMAGEN, MICRO, PRESETS, SMALL, TINY, parameter_count, unet_config
 from train.models.unet import UNet, UNetConfig
+from train.tasks.diffusion import DiffusionStageConfig, DiffusionTask
 
 
 @pytest.mark.parametrize("name", sorted(TINY | MICRO))
@@ -72,6 +75,26 @@ def test_paper_presets_to_the_letter() -> None:
     for model in (sr256, sr1024):
         assert [len(stack.blocks) for stack in model.down] == [2, 4, 8, 8]
         assert [layer.conv.stride for layer in model.shrink] == [(2, 2)] * 4
+
+
+@pytest.mark.parametrize(
+    ("name", "stage"),
+    [
+        ("imagen-base-2b", {"resolution": 64}),
+        ("imagen-base-300m", {"resolution": 64}),
+        ("imagen-sr256-600m", {"resolution": 256, "low_resolution": 64}),
+        ("imagen-sr1024-400m", {"resolution": 1024, "low_resolution": 256, "crop": 256}),
+        ("small-base", {"resolution": 64}),
+        ("small-sr256", {"resolution": 256, "low_resolution": 64, "diffusion": {"prediction": "x0"}}),
+        ("small-sr1024", {"resolution": 1024, "low_resolution": 256, "crop": 256, "diffusion": {"prediction": "x0"}}),
+    ],
+)
+def test_presets_fit_their_stages(name: str, stage: dict[str, Any]) -> None:
+    task = DiffusionTask(DiffusionStageConfig(model=name, **stage), text_dim=768)
+    with torch.device("meta"):
+        model = task.build()
+    given = inputs(task.unet_config(), size=stage.get("crop", stage["resolution"]), device="meta")
+    assert model(**given).shape == given["x_BCHW"].shape
 
 
 def attentions(model: UNet) -> list[ImageAttention]:

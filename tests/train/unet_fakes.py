@@ -7,7 +7,9 @@ import torch
 from train.models.unet import UNet, UNetConfig
 
 
-def inputs(config: UNetConfig, size: int = 16, batch: int = 2, length: int = 5) -> dict[str, torch.Tensor]:
+def inputs(
+    config: UNetConfig, size: int = 16, batch: int = 2, length: int = 5, device: str = "cpu"
+) -> dict[str, torch.Tensor]:
     """Arguments of a forward pass."""
     generator = torch.Generator().manual_seed(0)
     found = {
@@ -19,7 +21,7 @@ def inputs(config: UNetConfig, size: int = 16, batch: int = 2, length: int = 5) 
     if config.lowres:
         found |= {"lowres_BCHW": torch.randn(batch, 3, size, size, generator=generator)}
         found |= {"lowres_log_snr_B": torch.full((batch,), 2.0)}
-    return found
+    return {name: value.to(device) for name, value in found.items()}
 
 
 def awake(config: UNetConfig) -> UNet:
