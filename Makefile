@@ -22,6 +22,8 @@ BENCHMARKS := download embed loader score data_scaling distances codec_training 
 bench: $(VENV)/.installed-dev
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[bench]'
 	$(BIN)/pip install --quiet --no-deps --upgrade --target .peers mosaicml-streaming brotli python-snappy cramjam zstd catalogue
+	$(BIN)/pip install --quiet --no-deps --upgrade --target .peers/unets imagen-pytorch==2.1.0 diffusers==0.42.1 accelerate beartype ema-pytorch kornia kornia-rs pytorch-warmup sentencepiece
+	PYTHONPATH=.peers/unets $(BIN)/python -m benchmarks.train_step
 	for name in $(BENCHMARKS); do PYTHONPATH=.peers $(BIN)/python -m benchmarks.$$name || exit 1; done
 
 lint: $(VENV)/.installed-dev

@@ -22,6 +22,7 @@ from torch.utils._pytree import tree_map
 
 from dataprep.schema import UserError
 from train.config import TrainConfig, ds_config
+from train.memory import keep_freed_memory
 from train.optim import EMA, AdafactorEma, AdamWEma, parameter_groups
 
 MASTER = "weight"  # beside the optimizer's slots, the name of the fp32 weight itself
@@ -78,6 +79,8 @@ class Engine:
         if torch.cuda.is_available():
             self.device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", self.rank)) % torch.cuda.device_count())
             torch.cuda.set_device(self.device)
+        else:
+            keep_freed_memory()
         self.params = {name: param for name, param in module.named_parameters() if param.requires_grad}
         self.shapes = {name: param.shape for name, param in self.params.items()}
         self.parameters = sum(param.numel() for param in self.params.values())

@@ -2,40 +2,21 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from pydantic import ValidationError
+from unet_fakes import awake, inputs
 
 from dataprep.schema import UserError
-from train.models.presets import PRESETS, unet_config
+from train.models.attention import ImageAttention
+from train.models.presets import IMAGEN, MICRO, PRESETS, SMALL, TINY, parameter_count, unet_config
 from train.models.unet import UNet, UNetConfig
+from train.tasks.diffusion import DiffusionStageConfig, DiffusionTask
 
 
-def inputs(config: UNetConfig, size: int = 16, batch: int = 2, length: int = 5) -> dict[str, torch.Tensor]:
-    generator = torch.Generator().manual_seed(0)
-    found = {
-        "x_BCHW": torch.randn(batch, 3, size, size, generator=generator),
-        "log_snr_B": torch.linspace(-3, 3, batch),
-        "text_BLD": torch.randn(batch, length, config.text_dim, generator=generator),
-        "text_mask_BL": torch.ones(batch, length, dtype=torch.bool),
-    }
-    if config.lowres:
-        found |= {"lowres_BCHW": torch.randn(batch, 3, size, size, generator=generator)}
-        found |= {"lowres_log_snr_B": torch.full((batch,), 2.0)}
-    return found
-
-
-def awake(config: UNetConfig) -> UNet:
-    """A U-Net whose zero-initialised layers are not zero, so that every input matters."""
-    torch.manual_seed(0)
-    model = UNet(config)
-    for parameter in model.parameters():
-        if not parameter.any():
-            torch.nn.init.normal_(parameter, std=0.05)
-    return model.eval().requires_grad_(False)
-
-
-@pytest.mark.parametrize("name", sorted(PRESETS))
+@pytest.mark.parametrize("name", sorted(TINY | MICRO))
 def test_preset_runs_and_starts_at_zero(name: str) -> None:
     config = PRESETS[name]
     model = UNet(config)
@@ -46,19 +27,78 @@ def test_preset_runs_and_starts_at_zero(name: str) -> None:
     awake(config)(**inputs(config))
 
 
-@pytest.mark.parametrize("name", sorted(PRESETS))
-def test_every_parameter_gets_a_gradient(name: str) -> None:
-    config = PRESETS[name]
+@pytest.mark.parametrize("change", [{}, {"combine": "level"}])
+@pytest.mark.parametrize("name", sorted(TINY | MICRO))
+def test_every_parameter_gets_a_gradient(name: str, change: dict[str, str]) -> None:
+    config = unet_config(name, **change)
     model = awake(config).requires_grad_(True)
     mixed = inputs(config) | {"text_keep_B": torch.tensor([True, False])}
     model(**mixed).square().sum().backward()
     assert [n for n, p in model.named_parameters() if p.grad is None or not p.grad.any()] == []
 
 
-def test_parameter_counts() -> None:
-    counts = {name: sum(p.numel() for p in UNet(config).parameters()) for name, config in PRESETS.items()}
-    assert all(counts[name] < 150_000 for name in counts if name.startswith("micro")), counts
-    assert all(counts[name] < 3_200_000 for name in counts), counts
+# What docs/models.md says, in millions, and the paper's own figure.
+COUNTS = {
+    "imagen-base-2b": (2063.0, 2000),
+    "imagen-base-300m": (301.0, 300),
+    "imagen-sr256-600m": (573.5, 600),
+    "imagen-sr1024-400m": (436.9, 400),
+    "small-base": (17.5, None),
+    "small-sr256": (16.9, None),
+    "small-sr1024": (16.6, None),
+}
+
+
+@pytest.mark.parametrize("name", sorted(IMAGEN | SMALL))
+def test_parameter_counts(name: str) -> None:
+    stated, paper = COUNTS[name]
+    millions = parameter_count(PRESETS[name]) / 1e6
+    assert millions == pytest.approx(stated, abs=0.06)
+    assert paper is None or abs(millions / paper - 1) <= 0.1
+
+
+def test_tiny_parameter_counts() -> None:
+    assert all(parameter_count(config) < 3_200_000 for config in TINY.values())
+    assert all(parameter_count(config) < 150_000 for config in MICRO.values())
+
+
+def test_paper_presets_to_the_letter() -> None:
+    with torch.device("meta"):
+        names = ("imagen-base-2b", "imagen-sr256-600m", "imagen-sr1024-400m")
+        base, sr256, sr1024 = (UNet(IMAGEN[name]) for name in names)
+    heads = {layer.query.in_features: layer.heads for layer in attentions(base)}
+    assert heads == {1024: 16, 1536: 24, 2048: 32}  # 64 channels a head
+    assert len(base.down[0].blocks) == 3 and len(base.up[0].blocks) == 4
+    assert {(layer.heads, layer.kind) for layer in attentions(sr256)} == {(8, "joint")}
+    assert {(layer.heads, layer.kind) for layer in attentions(sr1024)} == {(8, "cross")}
+    assert all(layer.image_keys_values is None for layer in attentions(sr1024))
+    for model in (sr256, sr1024):
+        assert [len(stack.blocks) for stack in model.down] == [2, 4, 8, 8]
+        assert [layer.conv.stride for layer in model.shrink] == [(2, 2)] * 4
+
+
+@pytest.mark.parametrize(
+    ("name", "stage"),
+    [
+        ("imagen-base-2b", {"resolution": 64}),
+        ("imagen-base-300m", {"resolution": 64}),
+        ("imagen-sr256-600m", {"resolution": 256, "low_resolution": 64}),
+        ("imagen-sr1024-400m", {"resolution": 1024, "low_resolution": 256, "crop": 256}),
+        ("small-base", {"resolution": 64}),
+        ("small-sr256", {"resolution": 256, "low_resolution": 64, "diffusion": {"prediction": "x0"}}),
+        ("small-sr1024", {"resolution": 1024, "low_resolution": 256, "crop": 256, "diffusion": {"prediction": "x0"}}),
+    ],
+)
+def test_presets_fit_their_stages(name: str, stage: dict[str, Any]) -> None:
+    task = DiffusionTask(DiffusionStageConfig(model=name, **stage), text_dim=768)
+    with torch.device("meta"):
+        model = task.build()
+    given = inputs(task.unet_config(), size=stage.get("crop", stage["resolution"]), device="meta")
+    assert model(**given).shape == given["x_BCHW"].shape
+
+
+def attentions(model: UNet) -> list[ImageAttention]:
+    return [module for module in model.modules() if isinstance(module, ImageAttention)]
 
 
 @pytest.mark.parametrize("order", ["base", "efficient"])

@@ -15,9 +15,22 @@ from train.models.attention import zeroed
 Resample = Literal["none", "down", "up"]
 
 
-class ResBlock(nn.Module):
-    """GroupNorm-swish-conv3 twice plus a shortcut (A.27); the second norm is scaled and shifted by the condition.
+class CombineEmbeddings(nn.Module):
+    """GroupNorm, scaled and shifted by the condition: CombineEmbs of A.28 and A.29 with F.2's scale-shift norm."""
 
+    def __init__(self, channels: int, condition_width: int, groups: int) -> None:
+        super().__init__()
+        self.norm, self.condition = nn.GroupNorm(groups, channels), nn.Linear(condition_width, 2 * channels)
+
+    def forward(self, x_BCHW: Tensor, condition_BE: Tensor) -> Tensor:
+        scale, shift = self.condition(condition_BE)[:, :, None, None].chunk(2, dim=1)
+        return self.norm(x_BCHW) * (1 + scale) + shift
+
+
+class ResBlock(nn.Module):
+    """GroupNorm-swish-conv3 twice plus a shortcut (A.27); the second norm is scaled and shifted by the condition (F.1).
+
+    With ``condition_width`` 0 the block is A.27's to the letter: the condition has entered before, in CombineEmbs.
     ``resample`` changes the size by ``factor`` inside the block, on both branches, as BigGAN's blocks do: mean pooling
     down, nearest neighbour up.
     """
@@ -35,16 +48,22 @@ class ResBlock(nn.Module):
         super().__init__()
         self.resample, self.factor = resample, factor
         self.norm_in, self.conv_in = nn.GroupNorm(groups, channels_in), nn.Conv2d(channels_in, channels, 3, padding=1)
-        self.condition = nn.Linear(condition_width, 2 * channels)
+        self.condition = nn.Linear(condition_width, 2 * channels) if condition_width else None
         self.norm_out, self.dropout = nn.GroupNorm(groups, channels), nn.Dropout(dropout)
         self.conv_out = zeroed(nn.Conv2d(channels, channels, 3, padding=1))
         self.shortcut = nn.Conv2d(channels_in, channels, 1) if channels_in != channels else nn.Identity()
 
     def forward(self, x_BCHW: Tensor, condition_BE: Tensor) -> Tensor:
         h_BCHW = self.conv_in(self._resize(functional.silu(self.norm_in(x_BCHW))))
-        scale, shift = self.condition(condition_BE)[:, :, None, None].chunk(2, dim=1)
-        h_BCHW = functional.silu(self.norm_out(h_BCHW) * (1 + scale) + shift)
-        return self.shortcut(self._resize(x_BCHW)) + self.conv_out(self.dropout(h_BCHW))
+        h_BCHW = self.norm_out(h_BCHW)
+        if self.condition is not None:
+            scale, shift = self.condition(condition_BE)[:, :, None, None].chunk(2, dim=1)
+            h_BCHW = h_BCHW * (1 + scale) + shift
+        h_BCHW = self.conv_out(self.dropout(functional.silu(h_BCHW)))
+        # A 1x1 convolution and a resize may change places: the one that shrinks goes first.
+        if self.resample == "up":
+            return self._resize(self.shortcut(x_BCHW)) + h_BCHW
+        return self.shortcut(self._resize(x_BCHW)) + h_BCHW
 
     def _resize(self, x_BCHW: Tensor) -> Tensor:
         if self.resample == "down":

@@ -1,13 +1,78 @@
-"""Named U-Net layouts. Any field can be overridden; ``unet_config("tiny-base", text_dim=768)``."""
+"""Named U-Net layouts, by family. Any field can be overridden; ``unet_config("tiny-base", text_dim=768)``.
+
+``imagen-*`` are the paper's, with T5-XXL's width; docs/models.md has their sizes, and where the paper leaves a choice.
+"""
 
 from __future__ import annotations
 
 from typing import Any
 
-from dataprep.schema import UserError
-from train.models.unet import UNetConfig
+import torch
 
-PRESETS: dict[str, UNetConfig] = {
+from dataprep.schema import UserError
+from train.models.unet import UNet, UNetConfig
+
+# F.1: 64x64, three blocks a level, attention at 32, 16 and 8 with heads of 64 channels, the text joined to it (D.3.1).
+_BASE: dict[str, Any] = {
+    "channel_mult": (1, 2, 3, 4),
+    "blocks": (3, 3, 3, 3),
+    "strides": (1, 2, 2, 2),
+    "attention": ("none", "joint", "joint", "joint"),
+    "head_width": 64,
+    "groups": 32,
+    "text_dim": 4096,
+    "context_width": 512,
+}
+# F.2 and F.3: the same four levels, each entered with stride 2; 8 heads of 1024 / 8 channels on the last one.
+_EFFICIENT: dict[str, Any] = {
+    "order": "efficient",
+    "lowres": True,
+    "channels": 128,
+    "channel_mult": (1, 2, 4, 8),
+    "blocks": (2, 4, 8, 8),
+    "strides": (2, 2, 2, 2),
+    "middle": False,
+    "combine": "level",
+    "head_width": 128,
+    "feed_forward": 2,
+    "groups": 32,
+    "text_dim": 4096,
+    "context_width": 512,
+    "condition_width": 512,
+}
+IMAGEN: dict[str, UNetConfig] = {
+    "imagen-base-2b": UNetConfig(**_BASE, channels=512, condition_width=2048),
+    # The size that the paper's ablations train; the layout is that of the ADM model for 64x64 which F.1 starts from.
+    "imagen-base-300m": UNetConfig(**_BASE, channels=192, condition_width=768),
+    # Attention after each block of the last level: after the last one alone, as A.28 draws it, it would be 441M.
+    "imagen-sr256-600m": UNetConfig(**_EFFICIENT, attention=("none", "none", "none", "joint")),
+    # 256x256 -> 1024x1024, trained on 256x256 crops: the caption is seen, other places are not.
+    "imagen-sr1024-400m": UNetConfig(
+        **_EFFICIENT, attention=("none", "none", "none", "cross"), attention_every_block=False
+    ),
+}
+# Super-resolution in F.2's order, narrower. It starts as the resized image and learns what it lacks: for prediction x0.
+_SMALL_SR: dict[str, Any] = {
+    "order": "efficient",
+    "lowres": True,
+    "lowres_residual": True,
+    "channels": 32,
+    "channel_mult": (1, 2, 4, 8),
+    "blocks": (1, 2, 4, 4),
+    "strides": (2, 2, 2, 2),
+    "attention_every_block": False,
+    "middle": False,
+    "feed_forward": 2,
+    "text_dim": 512,
+}
+# The same resolutions for a laptop or one small GPU, with the width of T5-small.
+SMALL: dict[str, UNetConfig] = {
+    "small-base": UNetConfig(**_BASE | {"blocks": (1, 1, 1, 1), "text_dim": 512, "context_width": 128}),
+    "small-sr256": UNetConfig(**_SMALL_SR, attention=("none", "none", "none", "joint")),
+    "small-sr1024": UNetConfig(**_SMALL_SR, attention=("none", "none", "none", "cross")),
+}
+# What the demo trains on two CPU cores.
+TINY: dict[str, UNetConfig] = {
     # 16x16: all blocks work at 8x8 and 4x4, where a step is cheap enough to take many; the stem keeps the detail.
     "tiny-base": UNetConfig(
         order="efficient",
@@ -56,7 +121,9 @@ PRESETS: dict[str, UNetConfig] = {
         context_width=48,
         condition_width=96,
     ),
-    # For tests and smoke runs: right in every part, too small to learn much.
+}
+# For tests and smoke runs: right in every part, too small to learn much.
+MICRO: dict[str, UNetConfig] = {
     "micro-base": UNetConfig(
         channels=16,
         channel_mult=(1, 1.5),
@@ -86,6 +153,13 @@ PRESETS: dict[str, UNetConfig] = {
         condition_width=32,
     ),
 }
+PRESETS: dict[str, UNetConfig] = IMAGEN | SMALL | TINY | MICRO
+
+
+def parameter_count(config: UNetConfig) -> int:
+    """Parameters of a U-Net, counted without any memory for them."""
+    with torch.device("meta"):
+        return sum(parameter.numel() for parameter in UNet(config).parameters())
 
 
 def unet_config(preset: str, **overrides: Any) -> UNetConfig:

@@ -18,7 +18,7 @@ from torch.utils.checkpoint import checkpoint
 
 from dataprep.schema import Config
 from train.models.attention import COORDINATE_FEATURES, AttentionKind, ImageAttention, coordinates, zeroed
-from train.models.blocks import ResBlock, StridedConv, UpsamplingConv
+from train.models.blocks import CombineEmbeddings, ResBlock, StridedConv, UpsamplingConv
 from train.models.conditioning import NoiseEmbedding, TextConditioner
 
 
@@ -57,6 +57,10 @@ class UNetConfig(Config):
     head_width: int = Field(default=64, ge=4, description="channels of an attention head")
     feed_forward: int = Field(
         default=0, ge=0, description="hidden width / channels of the network after attention; 0: none"
+    )
+    combine: Literal["block", "level"] = Field(
+        default="block",
+        description="what the condition scales and shifts: each block's second norm, or what enters a level (A.28)",
     )
     groups: int = Field(default=16, ge=1, description="groups of every GroupNorm, at most")
     dropout: float = Field(default=0.0, ge=0, lt=1, description="dropout before each block's last convolution")
@@ -115,7 +119,8 @@ class Stack(nn.Module):
     """One level's residual blocks on one side of the U, each with attention after it where there is one.
 
     ``takes[i]`` > 0 says that block i first receives a skip of so many channels, concatenated and scaled by 1/sqrt(2)
-    (B.1). ``gives`` says after which blocks a skip is left behind.
+    (B.1). ``gives`` says after which blocks a skip is left behind. With ``combine: level`` the condition enters once,
+    before the first block and after its skip (A.28, A.29).
     """
 
     def __init__(
@@ -130,6 +135,7 @@ class Stack(nn.Module):
         super().__init__()
         self.takes, self.gives = tuple(takes), gives
         self.recompute = False
+        self.combine = combine_embeddings(config, channels_in + takes[0]) if config.combine == "level" else None
         self.blocks, self.attentions = nn.ModuleList(), nn.ModuleList()
         for position, (kind, skip) in enumerate(zip(kinds, takes, strict=True)):
             self.blocks.append(res_block(config, (channels if position else channels_in) + skip, channels))
@@ -140,10 +146,13 @@ class Stack(nn.Module):
 
         The list itself is not changed: wrappers that hook into modules, ZeRO-3 for one, pass on a copy.
         """
-        skips, left = list(skips), list[Tensor]()
+        skips = list(skips)
+        left: list[Tensor] = []
         for block, layer, skip in zip(self.blocks, self.attentions, self.takes, strict=True):
             if skip:
                 h_BCHW = torch.cat([h_BCHW, skips.pop() * 2**-0.5], dim=1)
+            if self.combine is not None and block is self.blocks[0]:
+                h_BCHW = self.combine(h_BCHW, condition.vector)
             if self.recompute and torch.is_grad_enabled():
                 h_BCHW = checkpoint(_apply, block, layer, h_BCHW, condition, use_reentrant=False)
             else:
@@ -166,7 +175,13 @@ def _apply(block: nn.Module, layer: nn.Module, h_BCHW: Tensor, condition: Condit
 def res_block(config: UNetConfig, channels_in: int, channels: int, **options: Any) -> ResBlock:
     """A ResBlock with the config's norms; both widths must share the number of groups."""
     groups = math.gcd(config.norm_groups(channels_in), config.norm_groups(channels))
-    return ResBlock(channels_in, channels, config.condition_width, groups, config.dropout, **options)
+    condition = config.condition_width if config.combine == "block" else 0
+    return ResBlock(channels_in, channels, condition, groups, config.dropout, **options)
+
+
+def combine_embeddings(config: UNetConfig, channels: int) -> CombineEmbeddings:
+    """CombineEmbs with the config's sizes."""
+    return CombineEmbeddings(channels, config.condition_width, config.norm_groups(channels))
 
 
 def attention(config: UNetConfig, channels: int, kind: AttentionKind) -> ImageAttention:
@@ -212,7 +227,8 @@ class UNet(nn.Module):
             takes = [skips.pop()] + [0] * (count - 1) if efficient else [skips.pop() for _ in range(count)]
             kinds = config.level_attention(level, count)
             self.up.append(Stack(config, width_in, widths[level], kinds, takes, "none"))
-            width_in = widths[level - 1] if efficient and level else config.channels if not level else widths[level]
+            # As BigGAN's generator does, what enters a larger level has that level's width already (F.1).
+            width_in = widths[level - 1] if level else config.channels
             self.grow.append(self._grow(widths[level], width_in, config.strides[level]))
 
     def _middle(self) -> Stack:
@@ -291,7 +307,8 @@ class UNet(nn.Module):
     def _levels(self, stem_BCHW: Tensor, condition: Condition) -> Tensor:
         """Stem features -> features of the same size and width, down and up the U."""
         efficient = self.config.order == "efficient"
-        h_BCHW, skips = stem_BCHW, list[Tensor]()
+        h_BCHW = stem_BCHW
+        skips: list[Tensor] = []
         for shrink, stack in zip(self.shrink, self.down, strict=True):
             h_BCHW = resample(shrink, h_BCHW, condition)
             if not efficient:
