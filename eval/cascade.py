@@ -25,8 +25,9 @@ from dataprep.schema import Config, UserError
 from dataprep.storage import exists, read_json, write_json
 from dataprep.text import TextEncoder
 from train.diffusion.guidance import Threshold, guided_denoiser
+from train.diffusion.noise import sample_noise
 from train.diffusion.objective import DiffusionConfig, augment_lowres, to_pixels, upsample
-from train.diffusion.samplers import SamplerName, sample_noise, sampler_named, sampling_log_snrs
+from train.diffusion.samplers import SamplerName, sampler_named, sampling_log_snrs
 from train.models.export import load_stage
 from train.models.unet import UNet
 
