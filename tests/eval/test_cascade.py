@@ -12,7 +12,9 @@ import torch
 
 import eval.cascade as cascade_module
 from dataprep.schema import UserError
-from eval.cascade import Cascade, CascadeConfig, SamplingConfig, StageEntry, pad_text, resolve, write_cascade
+from eval.cascade import Cascade
+from eval.generate import pad_text
+from eval.settings import CascadeConfig, SamplingConfig, StageEntry, resolve, write_cascade
 from train.diffusion.objective import DiffusionConfig
 from train.models.export import CONFIG_FILE, WEIGHTS_FILE, load_stage, save_stage
 from train.models.presets import unet_config
@@ -32,6 +34,9 @@ class WordEncoder:
             [np.random.default_rng(list(word.encode())).normal(size=8) for word in text.split()] for text in captions
         ]
         return [np.asarray(row, np.float32).reshape(-1, 8) for row in rows]
+
+    def beyond(self, caption: str) -> str:
+        return " ".join(caption.split()[10:])
 
 
 def trained(config: UNetConfig) -> UNet:

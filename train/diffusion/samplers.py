@@ -18,7 +18,7 @@ from train.diffusion.guidance import Denoiser
 from train.diffusion.schedules import alpha_sigma, eps_from_x0
 
 Noise = Callable[[int], Tensor]
-SamplerName = Literal["ddpm", "ddim", "dpmpp_2m", "unipc"]
+SamplerName = Literal["ddpm", "ddim", "dpmpp_2m", "dpmpp_2m_sde", "unipc"]
 Spacing = Literal["time", "log_snr", "karras"]
 Sampler = Callable[[Denoiser, Tensor, Tensor, Noise], Tensor]
 
@@ -94,22 +94,43 @@ def ddim(denoise: Denoiser, x_BCHW: Tensor, log_snrs: Tensor, noise: Noise) -> T
 def dpmpp_2m(denoise: Denoiser, x_BCHW: Tensor, log_snrs: Tensor, noise: Noise) -> Tensor:
     """DPM-Solver++(2M), second-order multistep (Lu et al. 2022, algorithm 2), first-order at first and last."""
     before: Tensor | None = None
-    last = len(log_snrs) - 2
-    for step in range(last + 1):
+    for step in range(len(log_snrs) - 1):
         now, then = level(log_snrs, step, x_BCHW), level(log_snrs, step + 1, x_BCHW)
         x0_BCHW = denoise(x_BCHW, now)
-        if step == last:
+        if step == len(log_snrs) - 2:
             return x0_BCHW
         alpha_then, sigma_then = alpha_sigma(then)
         _, sigma = alpha_sigma(now)
-        h = (log_snrs[step + 1] - log_snrs[step]) / 2  # the paper's lambda is half of log-SNR
-        direction = x0_BCHW
-        if before is not None:
-            r = (log_snrs[step] - log_snrs[step - 1]) / 2 / h
-            direction = x0_BCHW + (x0_BCHW - before) / (2 * r)
-        x_BCHW = sigma_then / sigma * x_BCHW - alpha_then * torch.expm1(-h) * direction
+        half = (now - then).view(-1, 1, 1, 1) / 2  # the paper's lambda is half of log-SNR
+        direction = _ahead(log_snrs, step, x0_BCHW, before)
+        x_BCHW = sigma_then / sigma * x_BCHW - alpha_then * torch.expm1(half) * direction
         before = x0_BCHW
     return x_BCHW
+
+
+def dpmpp_2m_sde(denoise: Denoiser, x_BCHW: Tensor, log_snrs: Tensor, noise: Noise) -> Tensor:
+    """SDE-DPM-Solver++(2M) (Lu et al. 2022, appendix C): ancestral steps towards where the clean image is heading.
+
+    Fresh noise lets later evaluations mend the errors of earlier ones, as in `ddpm`, at second order.
+    """
+    before: Tensor | None = None
+    for step in range(len(log_snrs) - 1):
+        now, then = level(log_snrs, step, x_BCHW), level(log_snrs, step + 1, x_BCHW)
+        x0_BCHW = denoise(x_BCHW, now)
+        if step == len(log_snrs) - 2:
+            return x0_BCHW
+        mean, deviation = posterior(x_BCHW, _ahead(log_snrs, step, x0_BCHW, before), now, then)
+        x_BCHW = mean + deviation * noise(step)
+        before = x0_BCHW
+    return x_BCHW
+
+
+def _ahead(log_snrs: Tensor, step: int, x0_BCHW: Tensor, before: Tensor | None) -> Tensor:
+    """The clean image in the middle of a step, by a line through this evaluation and the one before."""
+    if before is None:
+        return x0_BCHW
+    ratio = (log_snrs[step] - log_snrs[step - 1]) / (log_snrs[step + 1] - log_snrs[step])
+    return x0_BCHW + (x0_BCHW - before) / (2 * float(ratio))
 
 
 def unipc(denoise: Denoiser, x_BCHW: Tensor, log_snrs: Tensor, noise: Noise) -> Tensor:
@@ -156,7 +177,13 @@ def _unified(x_BCHW: Tensor, known: Sequence[tuple[float, Tensor]], to: float, t
     return float(sigma / sigma_here) * x_BCHW - float(alpha) * scale * moved
 
 
-SAMPLERS: dict[SamplerName, Sampler] = {"ddpm": ddpm, "ddim": ddim, "dpmpp_2m": dpmpp_2m, "unipc": unipc}
+SAMPLERS: dict[SamplerName, Sampler] = {
+    "ddpm": ddpm,
+    "ddim": ddim,
+    "dpmpp_2m": dpmpp_2m,
+    "dpmpp_2m_sde": dpmpp_2m_sde,
+    "unipc": unipc,
+}
 
 
 def sampler_named(name: SamplerName) -> Sampler:
