@@ -19,9 +19,9 @@ from pipeline.sampling import run_cascade
 from pipeline.store import Run
 from train.models.export import CONFIG_FILE, load_stage, save_stage
 from train.models.unet import UNetConfig
-from train.weights import SLOTS, read_weights
 
 CARD, ENCODER, CLIP = "README.md", "encoder", "clip"
+WEIGHTS = ("ema", "raw")
 BESIDE = ("metrics.json", "datacard.md")
 
 
@@ -32,8 +32,8 @@ def export_run(
 
     ``weights`` is ema or raw. Raises UserError where the run is not trained to its end or ``out`` is there already.
     """
-    if weights not in SLOTS:
-        raise UserError(f"--weights {weights} is unknown; take one of {', '.join(SLOTS)}")
+    if weights not in WEIGHTS:
+        raise UserError(f"--weights {weights} is unknown; take one of {', '.join(WEIGHTS)}")
     if out.exists():
         raise UserError(f"{out}: is there already; name a folder that is not")
     run = Run(folder)
@@ -56,6 +56,8 @@ def _write(run: Run, config: CascadeConfig, out: Path, weights: str, watermark: 
         if weights == "ema":
             shutil.copytree(stage.path, out / stage.name)
         else:
+            from train.weights import read_weights  # brings DeepSpeed with it
+
             settings = storage.read_json(str(Path(stage.path) / CONFIG_FILE))
             tensors, step = read_weights(artifacts[f"train.{stage.name}"].path("checkpoints"), weights)
             save_stage(out / stage.name, tensors, UNetConfig(**settings["unet"]), settings["diffusion"], step)

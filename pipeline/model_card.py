@@ -100,7 +100,9 @@ def _figures(metrics: Mapping[str, Any]) -> list[str]:
     for split, shares in (metrics.get("composition") or {}).items():
         told = ", ".join(f"{name} {shares[name]:.0%}" for name in (*ATTRIBUTES, "all") if name in shares)
         rows.append([f"as asked, {split} prompts", told])
-    chosen = f"{metrics['images']} prompts, best of {metrics['candidates']} by CLIP for all but the distances, which are of first ones. "
+    chosen = (
+        f"{metrics['images']} prompts, best of {metrics['candidates']} by CLIP; distances are of first candidates. "
+    )
     return [*lines, *_table(["what", "value"], rows), chosen + "metrics.json has all, with intervals.", ""]
 
 
