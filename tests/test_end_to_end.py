@@ -234,9 +234,10 @@ def test_an_export_draws_the_same_without_the_run(killed_run: dict[str, Any], tm
 
     run, out = str(killed_run["run"]), tmp_path / "export"
     export_run(run, out, licence="cc0-1.0")
-    code, printed, err = finish([sys.executable, "-c", ALONE, str(out), str(tmp_path / "alone.png")])
-    assert code == 0, err
-    assert printed.strip() == "[]"  # neither Ray nor DeepSpeed nor this pipeline was there
+    words = [sys.executable, "-c", ALONE, str(out), str(tmp_path / "alone.png")]
+    done = subprocess.run(words, cwd=ROOT, text=True, capture_output=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == "[]"  # neither Ray nor DeepSpeed nor this pipeline was there
     finish(command("sample", run, "two small red circles left of a blue square", "--num", "3", "--seed", "1",
                    "--out", str(tmp_path / "run.png")))  # fmt: skip
     assert Image.open(tmp_path / "alone.png").tobytes() == Image.open(tmp_path / "run-001.png").tobytes()
