@@ -33,7 +33,7 @@ from eval.prompts import EvalPrompt, scene_prompts
 from pipeline.sampling import load
 from train.diffusion.samplers import SAMPLERS
 
-PROMPTS, DRAWINGS, SEED = 240, 1000, 5
+PROMPTS, DRAWINGS, SEED = 200, 600, 5
 ANCESTRAL, BUDGET = 250, 20
 EVALUATIONS = (4, 6, 8, 10, 16, 20)
 DETAIL = 256  # pixels of a drawing, before it is reduced as training images are
@@ -73,7 +73,7 @@ def measure(
     """A row; the features of what was drawn (N, D); and whether each picture shows what was asked (N,)."""
     texts, base = [prompt.prompt for prompt in prompts], cascade.stages[0].entry.name
     before = time.process_time()
-    drawn = cascade(texts, seed=SEED, stop_at=base, batch_size=60, sampler=sampler, steps=steps).images
+    drawn = cascade(texts, seed=SEED, stop_at=base, batch_size=50, sampler=sampler, steps=steps).images
     seconds = time.process_time() - before
     images = [np.asarray(image) for image in drawn]
     features_ND = cascade.scorer.image_features(images)
