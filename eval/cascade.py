@@ -110,8 +110,13 @@ class Cascade:
         self.clip, self.watermark = clip, watermark
 
     @classmethod
-    def from_pretrained(cls, folder: str | Path, device: str | torch.device = "cpu") -> Cascade:
-        """Loads an exported cascade; UserError where a part is missing, broken or was never trained."""
+    def from_pretrained(
+        cls, folder: str | Path, device: str | torch.device = "cpu", watermark: str | None = None
+    ) -> Cascade:
+        """Loads an exported cascade; ``watermark`` replaces the folder's own.
+
+        UserError where a part is missing, broken or was never trained.
+        """
         folder = Path(folder)
         config = read_cascade(folder)
         stages = [_load(folder, entry, device) for entry in config.stages]
@@ -125,7 +130,7 @@ class Cascade:
                     f"{stage.model.config.text_dim}; name the encoder that it was trained with"
                 )
         clip = {"model": resolve(folder, config.clip), "pretrained": config.clip_pretrained} if config.clip else None
-        return cls(stages, encoder, device, clip, config.watermark)
+        return cls(stages, encoder, device, clip, watermark or config.watermark)
 
     @torch.no_grad()
     def __call__(
@@ -145,9 +150,7 @@ class Cascade:
         batch_size: int = 16,
         **settings: Any,
     ) -> Samples:
-        """Generates ``num`` images a prompt.
-
-        The image of (prompt, seed, index) is the same in any batch, up to the rounding of floating-point sums.
+        """Generates ``num`` images a prompt; that of (prompt, seed, index) is the same in any batch, up to rounding.
 
         Args:
             prompts: one or several.

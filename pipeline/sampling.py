@@ -108,9 +108,7 @@ def sample_run(folder: str, request: Request) -> list[Path]:
         raise UserError(
             f"{what}: the images of --prompts-file go into a folder; give --out FOLDER and no prompt beside"
         )
-    cascade = load(folder, request.device)
-    if request.watermark:
-        cascade.watermark = request.watermark
+    cascade = load(folder, request.device, request.watermark)
     call = dict(request.call) | _settings(request.settings, request.assignments)
     call |= {name: _open(name, path) for name in ("image", "mask") if (path := getattr(request, name))}
     if request.size or request.aspect:
@@ -124,14 +122,14 @@ def sample_run(folder: str, request: Request) -> list[Path]:
     return written
 
 
-def load(folder: str, device: str = "cpu") -> Cascade:
-    """The cascade of a run, or one that was exported."""
+def load(folder: str, device: str = "cpu", watermark: str | None = None) -> Cascade:
+    """The cascade of a run, or one that was exported; ``watermark`` replaces the one that it has."""
     if storage.exists(storage.join(folder, CASCADE_FILE)):
-        return Cascade.from_pretrained(storage.local_folder(folder), device)
+        return Cascade.from_pretrained(storage.local_folder(folder), device, watermark)
     config = run_cascade(Run(folder))
     with tempfile.TemporaryDirectory(prefix="imagen-ray-") as described:
         write_cascade(described, config)
-        return Cascade.from_pretrained(described, device)
+        return Cascade.from_pretrained(described, device, watermark)
 
 
 def _into_files(cascade: Cascade, request: Request, call: Mapping[str, Any], folder: str) -> list[Path]:

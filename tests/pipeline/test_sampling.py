@@ -19,7 +19,8 @@ from pipeline.cli import main
 class Recorder:
     """A cascade that keeps what it was asked and draws grey."""
 
-    digest, watermark = "0123456789abcdef", None
+    digest = "0123456789abcdef"
+    watermark: str | None = None
 
     def __init__(self) -> None:
         self.calls: list[dict[str, Any]] = []
@@ -35,7 +36,12 @@ class Recorder:
 @pytest.fixture
 def cascade(monkeypatch: pytest.MonkeyPatch) -> Recorder:
     recorder = Recorder()
-    monkeypatch.setattr(sampling, "load", lambda folder, device: recorder)
+
+    def load(folder: str, device: str, watermark: str | None) -> Recorder:
+        recorder.watermark = watermark
+        return recorder
+
+    monkeypatch.setattr(sampling, "load", load)
     return recorder
 
 
