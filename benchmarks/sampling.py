@@ -7,10 +7,10 @@ evaluations; `ddpm` at 250 is what the others are held against. Two figures of e
 drawings of other prompts, which no model was trained on, at the stage's size, in the image features of the run's CLIP;
 and the share of pictures that show all that their prompt says, by the composition checker.
 
-imagen-pytorch has one sampler: ancestral steps at evenly spaced times. That is our `ddpm`, equation for equation
-(tests/train/test_diffusion.py holds the posterior to the closed form), so its rows say what that budget buys there. Its
-own code samples its own U-Net only, which is not the network that was trained here; two networks would be compared, not
-two samplers.
+imagen-pytorch has one sampler: ancestral steps at evenly spaced times, as our `ddpm` takes them (the posterior is the
+same; tests/train/test_samplers.py holds ours to the closed form). So the rows of `ddpm` say what its sampling buys at
+each budget. Its code itself does not run beside ours: its loop calls U-Nets of its own class, and a network of that class
+trained apart would compare two networks, not two samplers.
 """
 
 from __future__ import annotations
