@@ -9,7 +9,7 @@ and the share of pictures that show all that their prompt says, by the compositi
 
 imagen-pytorch has one sampler: ancestral steps at evenly spaced times, as our `ddpm` takes them (the posterior is the
 same; tests/train/test_samplers.py holds ours to the closed form). So the rows of `ddpm` say what its sampling buys at
-each budget. Its code itself does not run beside ours: its loop calls U-Nets of its own class, and such a network, trained
+each budget. Its code itself does not run beside ours: its loop calls U-Nets of its own class, and one of those, trained
 apart, would compare two networks, not two samplers.
 """
 
