@@ -33,28 +33,25 @@ from eval.prompts import EvalPrompt, scene_prompts
 from pipeline.sampling import load
 from train.diffusion.samplers import SAMPLERS
 
-PROMPTS, DRAWINGS, SEED = 200, 600, 5
-ANCESTRAL, BUDGET = 250, 20
+PROMPTS, DRAWINGS, SEED = 240, 1000, 5
+REFERENCE, ANCESTRAL, BUDGET = "ddpm", 250, 20
 EVALUATIONS = (4, 6, 8, 10, 16, 20)
 DETAIL = 256  # pixels of a drawing, before it is reduced as training images are
-DRAWS = 1000  # of the bootstrap
 
 
 def main() -> None:
-    """Measures, prints each row and writes the result."""
+    """Measures, prints each row, and after each sampler writes what there is."""
     torch.set_num_threads(1)
     cascade = load(sys.argv[1])
     prompts = scene_prompts(PROMPTS // 2, SEED)
     size = cascade.stages[0].entry.resolution
     real = cascade.scorer.image_features(drawings(scene_prompts(DRAWINGS // 2, SEED + 1), size))
-    found = [measure(cascade, prompts, real, "ddpm", ANCESTRAL), measure(cascade, prompts, real, "ddpm", 50)]
-    found += [measure(cascade, prompts, real, name, steps) for name in SAMPLERS for steps in EVALUATIONS]
-    drawn = drawings(prompts, size)
-    ceiling = float(np.mean([right(image, prompt) for image, prompt in zip(drawn, prompts, strict=True)]))
-    rows = [row for row, _, _ in found]
     settings = cascade.stages[0].entry.sampling.model_dump(mode="json")
-    more = {"prompts": PROMPTS, "drawings": DRAWINGS, "size": size, "ceiling": ceiling, "settings": settings}
-    write("sampling", rows, claims(found), ("torch",), **more)
+    more = {"prompts": PROMPTS, "drawings": DRAWINGS, "size": size, "settings": settings}
+    rows = [measure(cascade, prompts, real, REFERENCE, steps) for steps in (ANCESTRAL, 50)]
+    for name in SAMPLERS:
+        rows += [measure(cascade, prompts, real, name, steps) for steps in EVALUATIONS]
+        write("sampling", rows, claims(rows), ("torch",), **more)
 
 
 def drawings(prompts: Sequence[EvalPrompt], size: int) -> list[np.ndarray]:
@@ -69,31 +66,25 @@ def drawings(prompts: Sequence[EvalPrompt], size: int) -> list[np.ndarray]:
 
 def measure(
     cascade: Cascade, prompts: Sequence[EvalPrompt], real_ND: np.ndarray, sampler: str, steps: int
-) -> tuple[dict[str, Any], np.ndarray, np.ndarray]:
-    """A row; the features of what was drawn (N, D); and whether each picture shows what was asked (N,)."""
+) -> dict[str, Any]:
+    """A row: what the prompts come out as; ``real_ND`` are features to measure the distance to."""
     texts, base = [prompt.prompt for prompt in prompts], cascade.stages[0].entry.name
     before = time.process_time()
-    drawn = cascade(texts, seed=SEED, stop_at=base, batch_size=50, sampler=sampler, steps=steps).images
+    drawn = cascade(texts, seed=SEED, stop_at=base, batch_size=60, sampler=sampler, steps=steps).images
     seconds = time.process_time() - before
     images = [np.asarray(image) for image in drawn]
     features_ND = cascade.scorer.image_features(images)
-    right_N = np.asarray([right(image, prompt) for image, prompt in zip(images, prompts, strict=True)])
+    right = [check(image, prompt.claim)["all"] for image, prompt in zip(images, prompts, strict=True) if prompt.claim]
     row = {
         "sampler": sampler,
         "evaluations": steps,
         "distance": round(distance(features_ND, real_ND), 5),
-        "accuracy": round(float(right_N.mean()), 4),
+        "accuracy": round(sum(right) / len(right), 4),
         "clip_score": round(float((features_ND * cascade.scorer.text_features(texts)).sum(1).mean()), 4),
         "cpu_seconds": round(seconds, 1),
     }
     print(row, flush=True)
-    return row, features_ND, right_N
-
-
-def right(image_HWC: np.ndarray, prompt: EvalPrompt) -> bool:
-    """Whether the picture shows all that the prompt says."""
-    assert prompt.claim is not None
-    return check(image_HWC, prompt.claim)["all"]
+    return row
 
 
 def distance(one_ND: np.ndarray, other_ND: np.ndarray) -> float:
@@ -106,20 +97,17 @@ def distance(one_ND: np.ndarray, other_ND: np.ndarray) -> float:
     return frechet_distance(*sets)
 
 
-def claims(found: Sequence[tuple[dict[str, Any], np.ndarray, np.ndarray]]) -> list[dict[str, Any]]:
-    """That some sampler is as good in `BUDGET` evaluations as `ddpm` in `ANCESTRAL`: which, and by how much."""
-    ancestral = found[0]
-    best = min((each for each in found if each[0]["evaluations"] == BUDGET), key=lambda each: each[0]["distance"])
-    name = f"{best[0]['sampler']}, {BUDGET} evaluations, against {ANCESTRAL} ancestral ones"
-    rng, count = np.random.default_rng(0), len(best[2])
-    gains = []
-    for _ in range(DRAWS):
-        rows = rng.integers(0, count, count)
-        gains.append(float(best[2][rows].mean() - ancestral[2][rows].mean()))
+def claims(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """That `BUDGET` evaluations of the sampler that comes nearest are as good as `ANCESTRAL` of `REFERENCE`.
+
+    The share's target leaves one standard error of a difference of two shares of so many pictures, about 4 points.
+    """
+    ancestral = next(row for row in rows if (row["sampler"], row["evaluations"]) == (REFERENCE, ANCESTRAL))
+    best = min((row for row in rows if row["evaluations"] == BUDGET), key=lambda row: float(row["distance"]))
+    name = f"{best['sampler']}, {BUDGET} evaluations, against {ANCESTRAL} ancestral ones"
     return [
-        claim(f"{name}: distance", best[0]["distance"] / ancestral[0]["distance"], "x", 1.05, at_most=True),
-        claim(f"{name}: accuracy gained, upper end of 95%", float(np.percentile(gains, 97.5)), "share", 0.0),
-        claim(f"{name}: accuracy gained", float(best[2].mean() - ancestral[2].mean()), "share", -0.02),
+        claim(f"{name}: distance", best["distance"] / ancestral["distance"], "x", 1.05, at_most=True),
+        claim(f"{name}: accuracy gained", best["accuracy"] - ancestral["accuracy"], "share", -0.04),
     ]
 
 
