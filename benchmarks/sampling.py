@@ -98,17 +98,19 @@ def distance(one_ND: np.ndarray, other_ND: np.ndarray) -> float:
 
 
 def claims(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """That `BUDGET` evaluations of the sampler that comes nearest are as good as `ANCESTRAL` of `REFERENCE`.
+    """That `BUDGET` evaluations are as good as `ANCESTRAL` of `REFERENCE`: two claims a sampler, none picked out.
 
     The share's target leaves one standard error of a difference of two shares of so many pictures, about 4 points.
     """
     ancestral = next(row for row in rows if (row["sampler"], row["evaluations"]) == (REFERENCE, ANCESTRAL))
-    best = min((row for row in rows if row["evaluations"] == BUDGET), key=lambda row: float(row["distance"]))
-    name = f"{best['sampler']}, {BUDGET} evaluations, against {ANCESTRAL} ancestral ones"
-    return [
-        claim(f"{name}: distance", best["distance"] / ancestral["distance"], "x", 1.05, at_most=True),
-        claim(f"{name}: accuracy gained", best["accuracy"] - ancestral["accuracy"], "share", -0.04),
-    ]
+    found = []
+    for row in rows:
+        if row["evaluations"] == BUDGET:
+            name = f"{row['sampler']}, {BUDGET} evaluations, against {ANCESTRAL} ancestral ones"
+            ratio, gain = row["distance"] / ancestral["distance"], row["accuracy"] - ancestral["accuracy"]
+            found.append(claim(f"{name}: distance", ratio, "x", 1.05, at_most=True))
+            found.append(claim(f"{name}: accuracy gained", gain, "share", -0.04))
+    return found
 
 
 if __name__ == "__main__":
