@@ -17,7 +17,7 @@ test: lint
 test-slow: $(VENV)/.installed-dev
 	$(BIN)/pytest -m slow
 
-# Those that need no finished run; `python -m benchmarks.demo runs/demo` reads one.
+# Those that need no finished run; `python -m benchmarks.demo runs/demo` and `benchmarks.sampling runs/demo` take one.
 BENCHMARKS := download embed loader score data_scaling distances codec_training equality zero_memory trainer_overhead
 bench: $(VENV)/.installed-dev
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[bench]'

@@ -109,6 +109,19 @@ class TextEncoder:
                 ids[index] = tokens
         return ids, len(long)
 
+    def beyond(self, caption: str) -> str:
+        """The end of ``caption``, whole words, that does not fit into max_length; empty where all of it does."""
+        ids = self.tokenizer(caption, truncation=False, verbose=False)["input_ids"]
+        if len(ids) <= self.max_length:
+            return ""
+        if not self.tokenizer.is_fast:  # knows no offsets
+            return str(self.tokenizer.decode(ids[self.max_length - 1 :], skip_special_tokens=True))
+        cut = self.tokenizer(caption, truncation=True, max_length=self.max_length, return_offsets_mapping=True)
+        end = max((stop for _, stop in cut["offset_mapping"]), default=0)
+        if (half := re.search(r"\w+$", caption[:end], re.ASCII)) and re.match(r"\w", caption[end:], re.ASCII):
+            end = half.start()
+        return caption[end:].strip()
+
     def encode(self, captions: Sequence[str]) -> list[np.ndarray]:
         """Embeddings of ``captions`` in their order: float32 (L_i, D) each, without padding.
 

@@ -1,38 +1,41 @@
 """Generates images from text with a trained cascade; needs neither Ray nor DeepSpeed.
 
-    images = Cascade.from_pretrained("export")("two small red circles left of a blue square", num=4, seed=1).images
+    cascade = Cascade.from_pretrained("export")
+    images = cascade("two small red circles left of a blue square", num=4, seed=1).images
 
 A cascade is a folder with ``cascade.json`` (`CascadeConfig`), one folder a stage as `train.models.export` writes it,
-and the text encoder's folder. Shape legend: B batch, C channels, H W height and width, L caption tokens, D text width.
+and the text encoder's folder. docs/sampling.md shows what else can be asked of it.
 """
 
 from __future__ import annotations
 
 import hashlib
-import itertools
+import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from itertools import islice
 from pathlib import Path
-from typing import Any, Protocol, Self, TypeVar
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import torch
 from PIL import Image
-from pydantic import Field, ValidationError, model_validator
+from pydantic import ValidationError
 from torch import Tensor
 
-from dataprep.schema import Config, UserError
-from dataprep.storage import exists, read_json, write_json
+from dataprep.schema import UserError
 from dataprep.text import TextEncoder
-from train.diffusion.guidance import Threshold, guided_denoiser
-from train.diffusion.objective import DiffusionConfig, augment_lowres, to_pixels, upsample
-from train.diffusion.samplers import SamplerName, sample_noise, sampler_named, sampling_log_snrs
+from eval import editing
+from eval.clip import ClipScorer, Spec
+from eval.generate import Inputs, Stage, pad_text, prompt_number, sample_stage
+from eval.settings import SamplingConfig, StageEntry, read_cascade, resolve, stage_settings
+from eval.watermark import can_carry, mark
+from train.diffusion.objective import DiffusionConfig, to_pixels
 from train.models.export import load_stage
-from train.models.unet import UNet
 
-CASCADE_FILE = "cascade.json"
-START, AUGMENT, FIRST_STEP = 0, 1, 2  # what a sample's noise is drawn for, within one stage
-Value = TypeVar("Value", int, float)
+STRENGTH = 0.7  # of image-to-image where the call does not say
+Overlong = Literal["cut", "refuse"]
 
 
 class Encoder(Protocol):
@@ -42,76 +45,78 @@ class Encoder(Protocol):
         """One float32 array (L_i, D) a caption."""
         ...
 
-
-class SamplingConfig(Config):
-    """How a stage samples unless a call says otherwise."""
-
-    sampler: SamplerName = Field(default="dpmpp_2m", description="ddpm, ddim or dpmpp_2m")
-    steps: int = Field(default=20, ge=1, le=10000, description="network evaluations (each of two halves when guided)")
-    guidance: float = Field(default=3.0, ge=0, description="classifier-free guidance weight; 1: none")
-    threshold: Threshold = Field(default="dynamic", description="none, static or dynamic")
-    percentile: float = Field(default=0.995, gt=0, le=1, description="percentile of dynamic thresholding")
-    lowres_level: float = Field(default=0.1, ge=0, le=1, description="noise put on the low-resolution input")
-
-
-class StageEntry(Config):
-    """One stage of the cascade."""
-
-    name: str = Field(description="such as base or sr64")
-    resolution: int = Field(ge=1, description="height and width of its images")
-    low_resolution: int | None = Field(default=None, ge=1, description="of its input image; None: the base stage")
-    path: str = Field(description="its folder, relative to the cascade's")
-    sampling: SamplingConfig = Field(default=SamplingConfig(), description="defaults of sampling")
-
-
-class CascadeConfig(Config):
-    """The content of ``cascade.json``."""
-
-    stages: list[StageEntry] = Field(description="from the base upwards")
-    encoder: str = Field(description="text encoder: folder relative to the cascade's, or a hub name")
-    max_length: int = Field(default=256, ge=1, description="tokens of a caption at most, as in training")
-    clip: str | None = Field(default=None, description="CLIP that ranks samples: folder or open_clip name; None: none")
-
-    @model_validator(mode="after")
-    def _chain(self) -> Self:
-        if not self.stages:
-            raise ValueError("stages is empty; a cascade needs a base stage")
-        before = None
-        for stage in self.stages:
-            if stage.low_resolution != before:
-                raise ValueError(f"stage {stage.name}: low_resolution is {stage.low_resolution}; it must be {before}")
-            before = stage.resolution
-        return self
-
-
-@dataclass(frozen=True)
-class Stage:
-    """A loaded stage."""
-
-    entry: StageEntry
-    model: UNet
-    diffusion: DiffusionConfig
+    def beyond(self, caption: str) -> str:
+        """The end of the caption that the encoder does not read, for want of room; mostly empty."""
+        ...
 
 
 @dataclass(frozen=True)
 class Samples:
-    """Generated images with the prompt and the index (0 to num - 1) of each, prompt by prompt."""
+    """Generated images with the prompt and the index of each, prompt by prompt.
+
+    An image's index is its number among those of its prompt and seed; with ``best_of`` only the best ones' are there.
+    """
 
     images: list[Image.Image]
     prompts: list[str]
     indices: list[int]
     by_stage: dict[str, list[Image.Image]]  # the same of every stage that ran; the last one's are `images`
+    scores: list[float] | None = None  # CLIP's, where it chose
+    making: Mapping[str, Any] = field(default_factory=dict)  # what all of them share: seed, model, settings
+
+    def info(self, number: int) -> dict[str, Any]:
+        """How image ``number`` was made, as `eval.metadata.save_png` writes it."""
+        score = None if self.scores is None else round(self.scores[number], 4)
+        return {"prompt": self.prompts[number], "index": self.indices[number], "score": score, **self.making}
+
+    def take(self, numbers: Sequence[int], scores: Sequence[float]) -> Samples:
+        """Those images alone."""
+        return replace(
+            self,
+            images=[self.images[i] for i in numbers],
+            prompts=[self.prompts[i] for i in numbers],
+            indices=[self.indices[i] for i in numbers],
+            by_stage={name: [images[i] for i in numbers] for name, images in self.by_stage.items()},
+            scores=[scores[i] for i in numbers],
+        )
+
+
+@dataclass(frozen=True)
+class Plan:
+    """One call, checked: the stages that run with their settings, and what they draw from."""
+
+    stages: Sequence[Stage]
+    settings: Mapping[str, SamplingConfig]
+    size: editing.Size
+    seed: int
+    texts: Mapping[str, np.ndarray]
+    negative: np.ndarray | None
+    picture_HWC: np.ndarray | None
+    mask_HW: np.ndarray | None
 
 
 class Cascade:
     """A text encoder and the stages from the base upwards. Immutable; calls keep no state."""
 
-    def __init__(self, stages: Sequence[Stage], encoder: Encoder, device: str | torch.device = "cpu") -> None:
+    def __init__(
+        self,
+        stages: Sequence[Stage],
+        encoder: Encoder,
+        device: str | torch.device = "cpu",
+        clip: Spec | None = None,
+        watermark: str | None = None,
+    ) -> None:
         self.stages, self.encoder, self.device = tuple(stages), encoder, torch.device(device)
+        self.clip, self.watermark = clip, watermark
 
     @classmethod
-    def from_pretrained(cls, folder: str | Path, device: str | torch.device = "cpu") -> Cascade:
-        """Loads an exported cascade; UserError where a part is missing, broken or was never trained."""
+    def from_pretrained(
+        cls, folder: str | Path, device: str | torch.device = "cpu", watermark: str | None = None
+    ) -> Cascade:
+        """Loads an exported cascade; ``watermark`` replaces the folder's own.
+
+        UserError where a part is missing, broken or was never trained.
+        """
         folder = Path(folder)
         config = read_cascade(folder)
         stages = [_load(folder, entry, device) for entry in config.stages]
@@ -124,7 +129,8 @@ class Cascade:
                     f"encoder {config.encoder}: width {encoder.dim}, stage {stage.entry.name} was trained on width "
                     f"{stage.model.config.text_dim}; name the encoder that it was trained with"
                 )
-        return cls(stages, encoder, device)
+        clip = {"model": resolve(folder, config.clip), "pretrained": config.clip_pretrained} if config.clip else None
+        return cls(stages, encoder, device, clip, watermark or config.watermark)
 
     @torch.no_grad()
     def __call__(
@@ -132,137 +138,176 @@ class Cascade:
         prompts: str | Sequence[str],
         num: int = 1,
         seed: int = 0,
-        guidance: float | Mapping[str, float] | None = None,
-        steps: int | Mapping[str, int] | None = None,
+        *,
+        negative: str = "",
+        image: Image.Image | None = None,
+        mask: Image.Image | None = None,
+        size: editing.Size | None = None,
+        start_at: str | None = None,
         stop_at: str | None = None,
+        best_of: int = 1,
+        overlong: Overlong = "cut",
         batch_size: int = 16,
+        **settings: Any,
     ) -> Samples:
-        """Generates ``num`` images a prompt.
-
-        The image of (prompt, seed, index) is the same in any batch, up to the rounding of floating-point sums.
+        """Generates ``num`` images a prompt; that of (prompt, seed, index) is the same in any batch, up to rounding.
 
         Args:
             prompts: one or several.
             num: images a prompt.
             seed: another seed, other images.
-            guidance, steps: for all stages, or by the stage's name; None: the cascade's defaults.
-            stop_at: the name of the last stage to run; None: all.
+            negative: what to stay away from; guidance then leads away from it instead of from no caption.
+            image: a picture to start from. Image-to-image with ``strength`` (0.7 unless given); inpainting with
+                ``mask``; with ``start_at`` a super-resolution stage, what that stage and those above enlarge.
+            mask: of the image's size, white where to draw anew.
+            size: (width, height) of the last stage that runs; default: its square, or the image's aspect.
+            start_at, stop_at: names of the first and the last stage to run; None: all.
+            best_of: candidates for each image, of which the cascade's CLIP takes the best.
+            overlong: whether a prompt beyond the encoder's limit is cut, with a warning, or refused.
             batch_size: images at a time.
+            settings: fields of `SamplingConfig`, each for all stages or by the stage's name; None: the stage's own.
 
         Raises:
-            UserError: an unknown stage name, no prompt, or a number out of range.
+            UserError: an unknown name or setting, no prompt, a number out of range, a part that does not fit.
         """
         prompts = [prompts] if isinstance(prompts, str) else list(prompts)
-        stages = self._until(stop_at)
-        self._check(prompts, num, batch_size, guidance, steps)
-        texts = dict(zip(dict.fromkeys(prompts), self.encoder.encode(list(dict.fromkeys(prompts))), strict=True))
-        jobs = [(prompt, index) for prompt in prompts for index in range(num)]
-        by_stage: dict[str, list[Image.Image]] = {stage.entry.name: [] for stage in stages}
+        stages = self.span(start_at, stop_at)
+        self._check(prompts, {"num": num, "best_of": best_of, "batch_size": batch_size}, settings)
+        self._check_image(stages, image, mask)
+        if image is not None and mask is None and settings.get("strength") is None:
+            settings = {**settings, "strength": STRENGTH}
+        picture_HWC = None if image is None else editing.rgb(image)
+        aspect = 1.0 if picture_HWC is None else picture_HWC.shape[1] / picture_HWC.shape[0]
+        encoded = self._encode([*prompts, negative], overlong)
+        plan = Plan(
+            stages=stages,
+            settings={stage.entry.name: stage_settings(stage.entry, settings) for stage in stages},
+            size=editing.check_size(stages, size) if size else editing.nearest_size(stages, aspect),
+            seed=seed,
+            texts=encoded,
+            negative=encoded[negative] if negative else None,
+            picture_HWC=picture_HWC,
+            mask_HW=None if mask is None or picture_HWC is None else editing.mask_of(mask, picture_HWC),
+        )
+        samples = self._draw(plan, [(p, i) for p in prompts for i in range(num * best_of)], batch_size)
+        samples = replace(samples, making=self._making(plan, negative))
+        return samples if best_of == 1 else self._best(samples, best_of)
+
+    def _draw(self, plan: Plan, jobs: Sequence[tuple[str, int]], batch_size: int) -> Samples:
+        by_stage: dict[str, list[Image.Image]] = {stage.entry.name: [] for stage in plan.stages}
         for batch in _chunks(jobs, batch_size):
-            text_BLD, mask_BL = pad_text([texts[prompt] for prompt, _ in batch], self.device)
-            seeds = [(seed, prompt_number(prompt), index) for prompt, index in batch]
-            x_BCHW: Tensor | None = None
-            for depth, stage in enumerate(stages):
-                settings = _settings(stage.entry, guidance, steps)
-                numbers = [(*numbers, depth) for numbers in seeds]
-                x_BCHW = sample_stage(stage, settings, text_BLD, mask_BL, x_BCHW, numbers)
-                by_stage[stage.entry.name] += [Image.fromarray(pixels) for pixels in to_pixels(x_BCHW).cpu().numpy()]
-        images = by_stage[stages[-1].entry.name]
+            for name, x_BCHW in self._draw_batch(plan, batch).items():
+                pixels = list(to_pixels(x_BCHW).cpu().numpy())
+                if self.watermark and name == plan.stages[-1].entry.name:
+                    pixels = [mark(each, self.watermark) if can_carry(plan.size) else each for each in pixels]
+                by_stage[name] += [Image.fromarray(each) for each in pixels]
+        images = by_stage[plan.stages[-1].entry.name]
         return Samples(images, [prompt for prompt, _ in jobs], [index for _, index in jobs], by_stage)
 
-    def _until(self, stop_at: str | None) -> tuple[Stage, ...]:
-        names = [stage.entry.name for stage in self.stages]
-        if stop_at is None:
-            return self.stages
-        if stop_at not in names:
-            raise UserError(f"stop_at {stop_at!r} is not a stage; take one of {', '.join(names)}")
-        return self.stages[: names.index(stop_at) + 1]
+    def _draw_batch(self, plan: Plan, batch: Sequence[tuple[str, int]]) -> dict[str, Tensor]:
+        """Images in [-1, 1] of every stage that runs."""
+        text = pad_text([plan.texts[prompt] for prompt, _ in batch], self.device)
+        negative = None if plan.negative is None else pad_text([plan.negative] * len(batch), self.device)
+        drawn: dict[str, Tensor] = {}
+        x_BCHW, edits = self._given(plan, len(batch)), plan.stages[0].entry.low_resolution is None
+        for stage in plan.stages:
+            width, height = editing.stage_size(plan.stages, plan.size, stage.entry.resolution)
+            edit = None
+            if plan.picture_HWC is not None and edits:
+                edit = editing.edit_at(plan.picture_HWC, plan.mask_HW, (width, height), self.device)
+            seeds = [(plan.seed, prompt_number(prompt), index, self.stages.index(stage)) for prompt, index in batch]
+            inputs = Inputs(text, negative, x_BCHW, edit)
+            x_BCHW = sample_stage(stage, plan.settings[stage.entry.name], inputs, seeds, (height, width))
+            drawn[stage.entry.name] = x_BCHW
+        return drawn
 
-    def _check(self, prompts: Sequence[str], num: int, batch_size: int, *by_stage: object) -> None:
+    def _given(self, plan: Plan, count: int) -> Tensor | None:
+        """The user's own picture as the input of a super-resolution stage; None where the base runs."""
+        low = plan.stages[0].entry.low_resolution
+        if low is None or plan.picture_HWC is None:
+            return None
+        small_HWC = editing.fit(plan.picture_HWC, editing.stage_size(plan.stages, plan.size, low))
+        return editing.tensor(small_HWC, self.device).expand(count, -1, -1, -1)
+
+    def _best(self, samples: Samples, best_of: int) -> Samples:
+        scores = self.scorer.similarity([np.asarray(image) for image in samples.images], samples.prompts)
+        groups = scores.reshape(-1, best_of)
+        return samples.take((groups.argmax(1) + np.arange(len(groups)) * best_of).tolist(), scores.tolist())
+
+    @cached_property
+    def scorer(self) -> ClipScorer:
+        """The CLIP that chooses; UserError where the cascade has none."""
+        if self.clip is None:
+            raise UserError("best_of: this cascade has no CLIP to choose by; leave it out, or name one in cascade.json")
+        return ClipScorer.load(self.clip, str(self.device))
+
+    @cached_property
+    def digest(self) -> str:
+        """Of all stages' weights: 16 hex digits that say which model made an image."""
+        total = hashlib.sha256()
+        for stage in self.stages:
+            for name, value in sorted(stage.model.state_dict().items()):
+                total.update(name.encode() + value.cpu().contiguous().numpy().tobytes())
+        return total.hexdigest()[:16]
+
+    def _making(self, plan: Plan, negative: str) -> dict[str, Any]:
+        settings = {name: value.model_dump(mode="json") for name, value in plan.settings.items()}
+        marked = self.watermark if can_carry(plan.size) else None
+        return {
+            "negative": negative or None,
+            "seed": plan.seed,
+            "size": list(plan.size),
+            "model": self.digest,
+            "settings": settings,
+            "watermark": marked,
+        }
+
+    def _encode(self, captions: Sequence[str], overlong: Overlong) -> dict[str, np.ndarray]:
+        distinct = list(dict.fromkeys(captions))
+        for caption in distinct:
+            if lost := self.encoder.beyond(caption):
+                told = f"prompt {caption[:40]!r}... is too long: the text encoder does not read its end, {lost!r}"
+                if overlong == "refuse":
+                    raise UserError(f"{told}; shorten it")
+                warnings.warn(told, stacklevel=3)
+        return dict(zip(distinct, self.encoder.encode(distinct), strict=True))
+
+    def span(self, start_at: str | None = None, stop_at: str | None = None) -> tuple[Stage, ...]:
+        """The stages that run; None: from the first, to the last. UserError for an unknown one."""
+        names = [stage.entry.name for stage in self.stages]
+        ends = {"start_at": start_at or names[0], "stop_at": stop_at or names[-1]}
+        for key, name in ends.items():
+            if name not in names:
+                raise UserError(f"{key} {name!r} is not a stage; take one of {', '.join(names)}")
+        first, last = names.index(ends["start_at"]), names.index(ends["stop_at"])
+        if first > last:
+            raise UserError(f"start_at {start_at!r} comes after stop_at {ends['stop_at']!r}; swap them")
+        return self.stages[first : last + 1]
+
+    def _check(self, prompts: Sequence[str], counts: Mapping[str, int], settings: Mapping[str, Any]) -> None:
         if not prompts:
             raise UserError("prompts is empty; give one or more")
-        for name, value in (("num", num), ("batch_size", batch_size)):
+        for name, value in counts.items():
             if value < 1:
                 raise UserError(f"{name} {value} is too small; take 1 or more")
         names = {stage.entry.name for stage in self.stages}
-        for values in by_stage:
+        for values in settings.values():
             if isinstance(values, Mapping) and (unknown := sorted(set(values) - names)):
                 raise UserError(f"stage {unknown[0]!r} is unknown; take one of {', '.join(sorted(names))}")
 
-
-def sample_stage(
-    stage: Stage,
-    settings: SamplingConfig,
-    text_BLD: Tensor,
-    mask_BL: Tensor,
-    lowres_BCHW: Tensor | None,
-    seeds: Sequence[Sequence[int]],
-) -> Tensor:
-    """Runs one stage on a batch: images (B, C, H, W) float32 in [-1, 1].
-
-    ``lowres_BCHW`` is the stage below's image at its own size, float in [-1, 1]; None for the base. Row i's noise is a
-    function of ``seeds[i]`` alone.
-    """
-    device, size, channels = text_BLD.device, stage.entry.resolution, stage.model.config.image_channels
-    shape = (channels, size, size)
-
-    def noise(number: int) -> Tensor:
-        return sample_noise([(*numbers, number) for numbers in seeds], shape, device)
-
-    extra: list[Tensor] = []
-    if lowres_BCHW is not None:
-        level_B = torch.full((len(seeds),), settings.lowres_level, device=device)
-        extra = list(augment_lowres(upsample(lowres_BCHW, size), level_B, noise(AUGMENT), stage.diffusion))
-
-    def model(x_BCHW: Tensor, log_snr_B: Tensor, keep_B: Tensor) -> Tensor:
-        copies = x_BCHW.shape[0] // text_BLD.shape[0]
-        text, mask, *rest = (torch.cat([part] * copies) for part in (text_BLD, mask_BL, *extra))
-        output: Tensor = stage.model(x_BCHW, log_snr_B, text, mask, keep_B, *rest)
-        return output
-
-    denoise = guided_denoiser(
-        model, stage.diffusion.prediction, settings.guidance, settings.threshold, settings.percentile
-    )
-    log_snrs = sampling_log_snrs(stage.diffusion.log_snr, settings.steps)
-    x_BCHW = sampler_named(settings.sampler)(denoise, noise(START), log_snrs, lambda step: noise(FIRST_STEP + step))
-    return x_BCHW.clamp(-1, 1)
+    def _check_image(self, stages: Sequence[Stage], image: Image.Image | None, mask: Image.Image | None) -> None:
+        first = stages[0].entry
+        if first.low_resolution is not None and image is None:
+            raise UserError(f"start_at {first.name!r} enlarges a picture; give it as image")
+        if mask is not None and image is None:
+            raise UserError("mask is given without an image; give the image that it covers")
+        if mask is not None and first.low_resolution is not None:
+            raise UserError(f"mask with start_at {first.name!r}: inpainting begins with the base; leave out start_at")
 
 
-def read_cascade(folder: str | Path) -> CascadeConfig:
-    """Reads ``cascade.json``; UserError where it is missing or says something that cannot be."""
-    path = str(Path(folder) / CASCADE_FILE)
-    if not exists(path):
-        raise UserError(f"cascade {folder}: has no {CASCADE_FILE}; name a folder that `imagen-ray export` wrote")
-    try:
-        return CascadeConfig(**read_json(path))
-    except (ValidationError, TypeError, ValueError) as error:
-        raise UserError(f"{path}: {' '.join(str(error).split())}; export again") from error
-
-
-def write_cascade(folder: str | Path, config: CascadeConfig) -> None:
-    """Writes ``cascade.json``."""
-    write_json(str(Path(folder) / CASCADE_FILE), config.model_dump(mode="json"))
-
-
-def resolve(folder: Path, name: str) -> str:
-    """A part of the cascade: the path below ``folder`` where there is one, else the name as it is (a hub name)."""
-    return str(folder / name) if (folder / name).exists() else name
-
-
-def pad_text(texts: Sequence[np.ndarray], device: torch.device | str = "cpu") -> tuple[Tensor, Tensor]:
-    """Arrays (L_i, D) -> float32 (B, L, D) padded with zeros to the longest, and the bool mask (B, L)."""
-    longest = max(1, *(len(text) for text in texts)) if texts else 1
-    text_BLD = torch.zeros(len(texts), longest, texts[0].shape[1])
-    mask_BL = torch.zeros(len(texts), longest, dtype=torch.bool)
-    for row, text in enumerate(texts):
-        text_BLD[row, : len(text)] = torch.from_numpy(np.ascontiguousarray(text, dtype=np.float32))
-        mask_BL[row, : len(text)] = True
-    return text_BLD.to(device), mask_BL.to(device)
-
-
-def prompt_number(prompt: str) -> int:
-    """A prompt as a 64-bit number, so that two prompts of one call do not share their noise."""
-    return int.from_bytes(hashlib.sha256(prompt.encode()).digest()[:8], "big")
+def _chunks(jobs: Sequence[tuple[str, int]], size: int) -> list[list[tuple[str, int]]]:
+    iterator = iter(jobs)
+    return list(iter(lambda: list(islice(iterator, size)), []))
 
 
 def _load(folder: Path, entry: StageEntry, device: str | torch.device) -> Stage:
@@ -282,26 +327,3 @@ def _load(folder: Path, entry: StageEntry, device: str | torch.device) -> Stage:
             f"stage {entry.name}: resolution {entry.resolution} is not a multiple of {model.config.size_multiple()}"
         )
     return Stage(entry, model, diffusion)
-
-
-def _settings(entry: StageEntry, guidance: Any, steps: Any) -> SamplingConfig:
-    """The stage's sampling defaults with what the call asks for."""
-    changes: dict[str, Any] = {}
-    if (weight := _of_stage(guidance, entry.name)) is not None:
-        changes["guidance"] = float(weight)
-    if (count := _of_stage(steps, entry.name)) is not None:
-        changes["steps"] = count
-    try:
-        return SamplingConfig(**(entry.sampling.model_dump() | changes))
-    except ValidationError as error:
-        reason = error.errors()[0]
-        raise UserError(f"{reason['loc'][0]} {reason['input']}: {reason['msg']}") from error
-
-
-def _of_stage(value: Value | Mapping[str, Value] | None, name: str) -> Value | None:
-    return value.get(name) if isinstance(value, Mapping) else value
-
-
-def _chunks(items: Sequence[tuple[str, int]], size: int) -> list[list[tuple[str, int]]]:
-    iterator = iter(items)
-    return list(iter(lambda: list(itertools.islice(iterator, size)), []))

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from pydantic import Field
 
 from dataprep.schema import Config
-from eval.cascade import SamplingConfig
 from eval.distances import SUBSAMPLE
 from eval.features import FeaturesConfig
+from eval.settings import SamplingConfig
 from train.diffusion.samplers import SamplerName
 
 

@@ -86,20 +86,76 @@ def status(folder: RunFolder) -> None:
 
 @app.command()
 def sample(
-    folder: RunFolder,
-    prompt: Annotated[list[str], typer.Argument(metavar="PROMPT...", help="what to draw")],
+    folder: Annotated[str, typer.Argument(metavar="RUN", help="a run folder, or what `export` wrote")],
+    prompt: Annotated[list[str] | None, typer.Argument(metavar="[PROMPT]...", help="what to draw")] = None,
+    prompts_file: Annotated[
+        str | None, typer.Option(metavar="FILE", help="a prompt a line (or .csv, .tsv, .jsonl); --out is a folder")
+    ] = None,
     num: Annotated[int, typer.Option(min=1, help="images a prompt")] = 1,
+    best_of: Annotated[int, typer.Option(min=1, help="candidates an image, of which CLIP picks the best")] = 1,
     seed: Annotated[int, typer.Option(min=0, help="the same seed gives the same images")] = 0,
     out: Annotated[Path, typer.Option(help="PNG to write; several images also make a grid")] = Path("sample.png"),
+    negative: Annotated[str, typer.Option(help="what to stay away from")] = "",
+    image: Annotated[Path | None, typer.Option(help="picture to start from; with --start-at to enlarge")] = None,
+    mask: Annotated[Path | None, typer.Option(help="white where to draw the picture anew")] = None,
+    strength: Annotated[float | None, typer.Option(help="of image-to-image: 0 keeps the picture, 1 ignores it")] = None,
+    start_at: Annotated[str | None, typer.Option(metavar="STAGE", help="start at this cascade stage")] = None,
     stage: Annotated[str | None, typer.Option(help="stop at this cascade stage")] = None,
+    size: Annotated[str | None, typer.Option(metavar="WxH", help="pixels of the last stage's images")] = None,
+    aspect: Annotated[str | None, typer.Option(metavar="W:H", help="the nearest size of this aspect")] = None,
     guidance: Annotated[float | None, typer.Option(min=0, help="guidance weight of every stage")] = None,
     steps: Annotated[int | None, typer.Option(min=1, help="network evaluations a stage")] = None,
+    sampler: Annotated[str | None, typer.Option(help="ddpm, ddim, dpmpp_2m, dpmpp_2m_sde or unipc")] = None,
+    assign: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="[STAGE.]KEY=VALUE", help="any setting of the samplers, see docs/sampling.md"),
+    ] = None,
+    refuse_overlong: Annotated[
+        bool, typer.Option("--refuse-overlong", help="refuse a prompt that the encoder cannot read whole")
+    ] = False,
+    watermark: Annotated[str | None, typer.Option(metavar="TEXT", help="mark the images invisibly with this")] = None,
+    batch_size: Annotated[int, typer.Option(min=1, help="images at a time")] = 16,
+    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1")] = "cpu",
 ) -> None:
-    """Draw prompts with the trained cascade of a run."""
-    from pipeline.sampling import sample_run
+    """Draw prompts with a trained cascade; change, fill in or enlarge a picture."""
+    from pipeline.sampling import Request, sample_run
 
-    for path in sample_run(folder, prompt, num, seed, out, stage, guidance, steps):
+    if not prompt and prompts_file is None:
+        raise UserError("PROMPT is missing; say what to draw, or name a --prompts-file")
+    settings = {"strength": strength, "guidance": guidance, "steps": steps, "sampler": sampler}
+    call = {"negative": negative, "start_at": start_at, "stop_at": stage, "best_of": best_of}
+    call |= {"overlong": "refuse" if refuse_overlong else "cut", "batch_size": batch_size}
+    request = Request(
+        prompt or [], out, prompts_file, num, seed, image, mask, size, aspect, settings, assign or [], call, watermark,
+        device,
+    )  # fmt: skip
+    for path in sample_run(folder, request):
         print(path)
+
+
+@app.command()
+def inspect(
+    files: Annotated[list[Path], typer.Argument(metavar="PNG...", help="pictures that `sample` wrote")],
+) -> None:
+    """Print how pictures were made, a JSON object each: prompt, seed, model, settings."""
+    from eval.metadata import read_png
+
+    for path in files:
+        print(json.dumps({"file": str(path), **read_png(path)}, ensure_ascii=False))
+
+
+@app.command()
+def export(
+    folder: RunFolder,
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="folder to write, which must not be there yet")],
+    weights: Annotated[str, typer.Option(help="ema: the averages, which sample better; raw: the last step's")] = "ema",
+    licence: Annotated[str | None, typer.Option(help="licence of the weights, for the model card")] = None,
+    watermark: Annotated[str | None, typer.Option(metavar="TEXT", help="mark all its images invisibly")] = None,
+) -> None:
+    """Write the trained cascade as a folder that samples without this run: weights, encoder, CLIP, model card."""
+    from pipeline.export import export_run
+
+    print(export_run(folder, out, weights, licence, watermark))
 
 
 @app.command()

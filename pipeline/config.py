@@ -23,9 +23,9 @@ from dataprep.pack import PackConfig
 from dataprep.rules import SelectConfig
 from dataprep.schema import Config, UserError
 from dataprep.sources import ListingConfig
-from eval.cascade import SamplingConfig
 from eval.heads import ScoreConfig
 from eval.protocol import EvaluateConfig
+from eval.settings import SamplingConfig
 from train.config import TrainConfig
 from train.reader import LoaderConfig
 from train.tasks.clip import ClipTaskConfig
@@ -89,6 +89,7 @@ class SampleConfig(Config):
     evaluate_at: str | None = Field(None, description="cascade stage whose output is judged; default: the last")
     candidates: int = Field(1, ge=1, description="images a prompt, of which CLIP picks the best")
     batch_size: int = Field(16, ge=1, description="images generated at a time")
+    watermark: str | None = Field(None, description="text whose invisible mark images of 32 pixels or more get")
     prompts_per_shard: int = Field(32, ge=1, description="prompts that are one unit of work")
 
 

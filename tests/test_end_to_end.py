@@ -217,6 +217,40 @@ def test_sample_draws_from_the_run(killed_run: dict[str, Any], tmp_path: Path) -
     assert Image.open(again).tobytes() == Image.open(out).tobytes()
 
 
+ALONE = """
+import sys
+from eval.cascade import Cascade
+samples = Cascade.from_pretrained(sys.argv[1])("two small red circles left of a blue square", num=3, seed=1)
+samples.images[1].save(sys.argv[2])
+print(sorted({"ray", "deepspeed", "pipeline"} & set(sys.modules)))
+"""
+
+
+def test_an_export_draws_the_same_without_the_run(killed_run: dict[str, Any], tmp_path: Path) -> None:
+    from PIL import Image
+
+    from eval.cascade import Cascade
+    from pipeline.export import export_run
+
+    run, out = str(killed_run["run"]), tmp_path / "export"
+    export_run(run, out, licence="cc0-1.0")
+    words = [sys.executable, "-c", ALONE, str(out), str(tmp_path / "alone.png")]
+    done = subprocess.run(words, cwd=ROOT, text=True, capture_output=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == "[]"  # neither Ray nor DeepSpeed nor this pipeline was there
+    finish(command("sample", run, "two small red circles left of a blue square", "--num", "3", "--seed", "1",
+                   "--out", str(tmp_path / "run.png")))  # fmt: skip
+    assert Image.open(tmp_path / "alone.png").tobytes() == Image.open(tmp_path / "run-001.png").tobytes()
+    card = (out / "README.md").read_text()
+    metrics = json.loads((out / "metrics.json").read_text())
+    assert "license: cc0-1.0" in card and f"all {metrics['composition']['seen']['all']:.0%}" in card
+    assert f"{metrics['clip_score']:.3f}" in card and "drawn scenes of plain shapes" in card
+    export_run(run, tmp_path / "raw", weights="raw")
+    raw, averaged = Cascade.from_pretrained(tmp_path / "raw"), Cascade.from_pretrained(out)
+    assert raw.digest != averaged.digest
+    assert averaged("a red circle", num=1, best_of=2).scores is not None
+
+
 # ------------------------------------------------------------------------------------------------ as a Ray job
 
 

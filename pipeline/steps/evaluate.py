@@ -15,11 +15,12 @@ from dataprep import storage
 from dataprep.drawing import draw
 from dataprep.grammar import Claim
 from dataprep.schema import check_kind, read_table
-from eval.cascade import SamplingConfig, prompt_number
 from eval.composition import chance, check, tally
 from eval.distances import FeatureSet, Subsample, compare_sets
 from eval.features import OWN, FeaturesConfig, check_features, describe_features, distance_name
+from eval.generate import prompt_number
 from eval.protocol import EvaluateConfig, sweep_points
+from eval.settings import SamplingConfig
 from eval.statistics import best_of_table, bootstrap_mean, retrieval, wilson
 from pipeline.config import RunConfig
 from pipeline.context import Context

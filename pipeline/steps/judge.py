@@ -14,10 +14,11 @@ from PIL import Image
 
 from dataprep.grammar import Claim
 from dataprep.schema import write_table
-from eval.cascade import CascadeConfig, Samples, SamplingConfig
+from eval.cascade import Samples
 from eval.clip import ClipScorer
 from eval.composition import check
 from eval.prompts import EvalPrompt, read_prompts, read_protocol, scene_prompts
+from eval.settings import CascadeConfig, SamplingConfig
 from pipeline.config import RunConfig, SampleConfig
 from pipeline.context import Context
 from pipeline.sampling import cascade_config, open_cascade
@@ -143,6 +144,7 @@ def sample(ctx: Context) -> None:
     """Prompts through the cascade; N a prompt, of which CLIP picks the best."""
     config: SampleConfig = ctx.config["sample"]
     cascade = trained_cascade(ctx.inputs, config.stages, encoder_spec(ctx.inputs["encoder"]))
+    cascade = cascade.model_copy(update={"watermark": config.watermark})
     work = prompts(config, ctx.config["listing.source"], ctx.config["seed"])
     arguments = {"cascade": cascade, "clip": clip_spec(ctx.inputs["clip"]), "config": config, "work": work}
     shards = [Shard(index, {}) for index in range(-(-len(work) // config.prompts_per_shard))]

@@ -21,11 +21,12 @@ from dataprep.decode import IMAGE_EXTENSIONS, decode_rgb, read_shard_rgb, resize
 from dataprep.grammar import Claim
 from dataprep.pack import ENCODING_KEY, pixels_column
 from dataprep.schema import UserError, check_kind, read_table, write_table
-from eval.cascade import Cascade, CascadeConfig
+from eval.cascade import Cascade
 from eval.clip import ClipScorer
 from eval.composition import check
 from eval.features import OWN, Extractor, FeaturesConfig, load_extractor
 from eval.protocol import Point
+from eval.settings import CascadeConfig
 from pipeline.fingerprint import digest
 from pipeline.sampling import open_cascade
 from pipeline.store import Shard

@@ -53,6 +53,27 @@ def test_long_captions_are_cut_and_keep_their_end_token(t5):
     assert cut == 1 and len(ids[1]) == 5 and ids[1][-1] == 1
 
 
+def test_what_a_long_caption_loses_is_told_in_whole_words(t5):
+    encoder = TextEncoder.from_folder(t5, max_length=5)
+    assert [encoder.beyond(caption) for caption in CAPTIONS] == ["", "of a red circle", "", ""]
+    assert encoder.beyond("a red circle a") == "" and encoder.beyond("a red circle a  square") == "square"
+    letters = TextEncoder.from_folder(t5, max_length=3)
+    # As if words were cut into pieces of one character, with the end token behind the second of them.
+    letters.tokenizer = Letters()
+    assert letters.beyond("ab cd") == "cd" and letters.beyond("a bcd") == "bcd" and letters.beyond("两个圆") == "圆"
+
+
+class Letters:
+    """A tokenizer of letters, which keeps two and its end token."""
+
+    is_fast = True
+
+    def __call__(self, caption, truncation, max_length=None, **_):
+        places = [(at, at + 1) for at, letter in enumerate(caption) if letter != " "]
+        kept = places[: max_length - 1] if truncation else places
+        return {"input_ids": [9] * (len(kept) + 1), "offset_mapping": [*kept, (0, 0)]}
+
+
 @pytest.mark.parametrize("kind", ["t5", "mt5", "umt5"])
 def test_of_a_t5_the_encoder_alone_is_loaded_with_fused_attention(kind, tmp_path):
     model = TextEncoder.from_folder(save_encoder(tmp_path, kind)).model

@@ -3,57 +3,25 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+import warnings
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from cascade_fakes import BASE, SR, WordEncoder, difference, export, trained
+from PIL import Image
 
 import eval.cascade as cascade_module
 from dataprep.schema import UserError
-from eval.cascade import Cascade, CascadeConfig, SamplingConfig, StageEntry, pad_text, resolve, write_cascade
-from train.diffusion.objective import DiffusionConfig
+from eval.cascade import Cascade
+from eval.generate import pad_text
+from eval.settings import resolve
+from eval.watermark import has_mark
 from train.models.export import CONFIG_FILE, WEIGHTS_FILE, load_stage, save_stage
-from train.models.presets import unet_config
-from train.models.unet import UNet, UNetConfig
+from train.models.unet import UNet
 
-FAST = SamplingConfig(steps=3, guidance=2.0)
-BASE, SR = unet_config("micro-base", text_dim=8), unet_config("micro-sr", text_dim=8)
-
-
-class WordEncoder:
-    """A fixed random vector a word."""
-
-    dim = 8
-
-    def encode(self, captions: Sequence[str]) -> list[np.ndarray]:
-        rows = [
-            [np.random.default_rng(list(word.encode())).normal(size=8) for word in text.split()] for text in captions
-        ]
-        return [np.asarray(row, np.float32).reshape(-1, 8) for row in rows]
-
-
-def trained(config: UNetConfig) -> UNet:
-    torch.manual_seed(0)
-    model = UNet(config)
-    for parameter in model.parameters():
-        if not parameter.any():
-            torch.nn.init.normal_(parameter, std=0.05)
-    return model
-
-
-def export(folder: Path) -> Path:
-    for name, config in (("base", BASE), ("sr", SR)):
-        diffusion = DiffusionConfig().model_dump(mode="json")
-        save_stage(folder / name, trained(config), config, diffusion, trained_steps=5)
-    stages = [
-        StageEntry(name="base", resolution=8, path="base", sampling=FAST),
-        StageEntry(name="sr", resolution=16, low_resolution=8, path="sr", sampling=FAST),
-    ]
-    write_cascade(folder, CascadeConfig(stages=stages, encoder="encoder"))
-    (folder / "encoder").mkdir()
-    return folder
+PICTURE = Image.fromarray(np.random.default_rng(3).integers(0, 255, (20, 20, 3), np.uint8))
 
 
 @pytest.fixture(scope="module")
@@ -74,10 +42,6 @@ def encoder(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
     monkeypatch.setattr(cascade_module, "TextEncoder", Loader)
     return asked
-
-
-def difference(one: object, other: object) -> int:
-    return int(np.abs(np.asarray(one, np.int16) - np.asarray(other, np.int16)).max())
 
 
 def test_images_sizes_and_order(folder: Path, encoder: list[str]) -> None:
@@ -121,11 +85,153 @@ def test_the_call_overrides_defaults(folder: Path) -> None:
         ({"guidance": {"sr9": 2.0}}, "stage 'sr9' is unknown; take one of base, sr"),
         ({"steps": 0}, "steps 0: .*greater than or equal to 1"),
         ({"guidance": -1.0}, "guidance -1.0"),
+        ({"best_of": 0}, "best_of 0 is too small"),
+        ({"best_of": 2}, "this cascade has no CLIP to choose by"),
+        ({"guidence": 2.0}, r"setting 'guidence' is unknown; did you mean guidance\?"),
+        ({"colour": 2.0}, "setting 'colour' is unknown; take one of sampler, steps"),
+        ({"sampler": "euler"}, "sampler euler: "),
+        ({"guidance_interval": (0.5, 0.2)}, r"guidance_interval \[0.5, 0.2\] is no interval"),
+        ({"start_at": "sr"}, "start_at 'sr' enlarges a picture; give it as image"),
+        ({"start_at": "sr", "stop_at": "base"}, "start_at 'sr' comes after stop_at 'base'"),
+        ({"mask": PICTURE}, "mask is given without an image"),
+        ({"mask": PICTURE, "image": PICTURE, "start_at": "sr"}, "inpainting begins with the base; leave out start_at"),
+        ({"size": (18, 16)}, "size 18x16: sides must be multiples of 4 at stage sr; take 16x16"),
+        ({"image": PICTURE, "strength": 0.0}, "strength 0.0"),
+        ({"prompts": "1 2 3 4 5 6 7 8 9 10 11 12", "overlong": "refuse"}, "does not read its end, '11 12'; shorten it"),
     ],
 )
 def test_wrong_calls(folder: Path, options: dict[str, object], message: str) -> None:
     with pytest.raises(UserError, match=message):
         Cascade.from_pretrained(folder)(**({"prompts": "a cat"} | options))  # type: ignore[arg-type]
+
+
+def test_each_setting_of_a_stage_counts(folder: Path) -> None:
+    cascade = Cascade.from_pretrained(folder)
+    plain = cascade("a cat").images[0]
+    for settings in (
+        {"sampler": "unipc"},
+        {"sampler": {"base": "ddpm"}},
+        {"guidance_rescale": 0.7},
+        {"guidance_interval": (0.4, 0.6)},
+        {"spacing": "karras"},
+        {"threshold": "none", "guidance": 9.0},
+    ):
+        assert difference(plain, cascade("a cat", **settings).images[0]) > 0, settings
+    assert difference(plain, cascade("a cat", sampler=None, guidance={"sr": None}).images[0]) == 0
+
+
+def test_a_negative_prompt_takes_the_place_of_no_prompt(folder: Path) -> None:
+    cascade = Cascade.from_pretrained(folder)
+    plain = cascade("a cat", num=2).images
+    against = cascade("a cat", num=2, negative="two big dogs in the rain").images
+    assert difference(plain[0], against[0]) > 0
+    # Away from the very prompt there is no direction left: guidance of any weight is none.
+    same, none = cascade("a cat", negative="a cat", guidance=7.0).images, cascade("a cat", guidance=1.0).images
+    assert difference(same[0], none[0]) <= 1
+    assert (
+        difference(against[1], cascade("a cat", num=2, batch_size=1, negative="two big dogs in the rain").images[1])
+        <= 1
+    )
+
+
+def test_sizes_of_every_stage(folder: Path) -> None:
+    cascade = Cascade.from_pretrained(folder)
+    samples = cascade("a cat", size=(24, 16))
+    assert samples.images[0].size == (24, 16) and samples.by_stage["base"][0].size == (12, 8)
+    wide = PICTURE.resize((60, 20))
+    assert cascade("a cat", image=wide).images[0].size == (28, 8)
+
+
+def test_image_to_image_keeps_more_at_less_strength(folder: Path) -> None:
+    cascade = Cascade.from_pretrained(folder)
+    apart = []
+    for strength in (0.05, 0.6, 1.0):
+        drawn = cascade("a cat", image=PICTURE, strength=strength, steps=20, stop_at="base").images[0]
+        small = np.asarray(PICTURE.resize((8, 8), Image.Resampling.BOX), float)
+        apart.append(float(np.abs(np.asarray(drawn, float) - small).mean()))
+    assert apart[0] < apart[1] < apart[2] and apart[0] < 20
+    plain = cascade("a cat", image=PICTURE, stop_at="base").images[0]  # its strength is not 1: the image counts
+    assert difference(plain, cascade("a cat", stop_at="base").images[0]) > 0
+
+
+def test_inpainting_keeps_what_the_mask_leaves(folder: Path) -> None:
+    cascade = Cascade.from_pretrained(folder)
+    picture, mask = PICTURE.resize((16, 16)), Image.new("L", (16, 16))
+    mask.paste(255, (4, 4, 12, 12))
+    samples = cascade("a cat", image=picture, mask=mask, num=2, seed=5)
+    inside = np.asarray(mask) > 0
+    for image in samples.images:
+        changed = (np.asarray(image) != np.asarray(picture)).any(axis=2)
+        assert not changed[~inside].any() and changed[inside].mean() > 0.9
+    small = np.asarray(picture.resize((8, 8), Image.Resampling.BOX), int)
+    base = np.asarray(samples.by_stage["base"][0], int)
+    assert np.abs(base - small)[~inside[::2, ::2]].max() <= 1
+    assert difference(samples.images[0], samples.images[1]) > 8
+    again = cascade("a cat", image=picture, mask=mask, num=2, seed=5, batch_size=1)
+    assert difference(samples.images[1], again.images[1]) <= 1
+
+
+def test_a_picture_of_ones_own_is_enlarged(folder: Path) -> None:
+    cascade = Cascade.from_pretrained(folder)
+    samples = cascade("a cat", image=PICTURE, start_at="sr")
+    assert list(samples.by_stage) == ["sr"] and samples.images[0].size == (16, 16)
+    other = cascade("a cat", image=Image.new("RGB", (20, 20), "red"), start_at="sr").images[0]
+    assert difference(samples.images[0], other) > 8
+
+
+def test_overlong_prompts_are_cut_with_a_warning_that_says_what(folder: Path) -> None:
+    cascade = Cascade.from_pretrained(folder)
+    with pytest.warns(UserWarning, match="too long: the text encoder does not read its end, 'eleven twelve'"):
+        cut = cascade("1 2 3 4 5 6 7 8 9 10 eleven twelve").images[0]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        cascade("1 2 3 4 5 6 7 8 9 10")
+    assert cut.size == (16, 16)
+
+
+def test_clip_picks_the_best(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Brightest:
+        def similarity(self, images: list[np.ndarray], prompts: list[str]) -> np.ndarray:
+            return np.asarray([image.mean() / 255 for image in images], np.float32)
+
+    monkeypatch.setattr(cascade_module.ClipScorer, "load", lambda spec, device: Brightest())
+    loaded = Cascade.from_pretrained(folder)
+    cascade = Cascade(loaded.stages, loaded.encoder, clip="clip")
+    every = cascade(["a cat", "a dog"], num=6, seed=2)
+    best = cascade(["a cat", "a dog"], num=2, seed=2, best_of=3)
+    light = [np.asarray(image).mean() for image in every.images]
+    wanted = [max(range(start, start + 3), key=lambda i: light[i]) for start in (0, 3, 6, 9)]
+    assert [difference(best.images[i], every.images[number]) for i, number in enumerate(wanted)] == [0] * 4
+    assert best.indices == [every.indices[number] for number in wanted]
+    assert best.prompts == ["a cat", "a cat", "a dog", "a dog"] and len(best.by_stage["base"]) == 4
+    assert best.scores == pytest.approx([light[number] / 255 for number in wanted], abs=1e-5)
+    assert best.info(1)["score"] == round(best.scores[1], 4)
+
+
+def test_what_an_image_says_of_its_making(folder: Path) -> None:
+    cascade = Cascade.from_pretrained(folder)
+    samples = cascade("a cat", num=2, seed=4, negative="a dog", steps={"sr": 2})
+    info = samples.info(1)
+    assert {key: info[key] for key in ("prompt", "negative", "seed", "index", "size", "score")} == {
+        "prompt": "a cat", "negative": "a dog", "seed": 4, "index": 1, "size": [16, 16], "score": None,
+    }  # fmt: skip
+    assert info["settings"]["sr"]["steps"] == 2 and info["settings"]["base"]["steps"] == 3
+    assert len(info["model"]) == 16 and info["watermark"] is None
+    assert info["model"] == Cascade.from_pretrained(folder).digest
+    other = Cascade(cascade.stages[:1], cascade.encoder)
+    assert other.digest != cascade.digest
+
+
+def test_images_are_marked_where_the_cascade_says_so(folder: Path) -> None:
+    loaded = Cascade.from_pretrained(folder)
+    cascade = Cascade(loaded.stages, loaded.encoder, watermark="imagen-ray")
+    samples = cascade("a cat", size=(64, 32))
+    assert has_mark(np.asarray(samples.images[0]), "imagen-ray") and samples.info(0)["watermark"] == "imagen-ray"
+    plain = loaded("a cat", size=(64, 32))
+    assert not has_mark(np.asarray(plain.images[0]), "imagen-ray")
+    assert difference(plain.by_stage["base"][0], samples.by_stage["base"][0]) == 0
+    small = cascade("a cat")  # 16 pixels cannot carry it, and say so
+    assert small.info(0)["watermark"] is None and difference(small.images[0], loaded("a cat").images[0]) == 0
 
 
 def test_stage_round_trip(tmp_path: Path) -> None:

@@ -138,6 +138,13 @@ def test_wrong_inputs(capsys: pytest.CaptureFixture[str], tmp_path: Path, case: 
         (["sample", "{tmp}", "a cat"], "run.json is missing"),
         (["sample", "{tmp}", "a cat", "--out", "cat.jpg"], "cat.jpg"),
         (["sample", "{tmp}", "a cat", "--num", "0"], "--num"),
+        (["sample", "{tmp}"], "PROMPT is missing"),
+        (["sample", "{tmp}", "a cat", "--prompts-file", "p.txt", "--out", "out"], "no prompt beside"),
+        (["sample", "{tmp}", "--prompts-file", "p.txt"], "--out sample.png"),
+        (["export", "{tmp}", "{tmp}/out"], "run.json is missing"),
+        (["export", "{tmp}", "{tmp}"], "is there already"),
+        (["export", "{tmp}", "{tmp}/out", "--weights", "best"], "take one of ema, raw"),
+        (["inspect", "{tmp}/none.png"], "not a picture"),
         (["submit", SMOKE, "--address", "http://127.0.0.1:1"], "--address http://127.0.0.1:1"),
     ],
 )

@@ -18,10 +18,11 @@ from dataprep import storage
 from dataprep.drawing import draw
 from dataprep.grammar import parse
 from dataprep.schema import UserError, read_table
-from eval.cascade import SamplingConfig, Stage, StageEntry
 from eval.clip import ClipScorer
 from eval.features import FeaturesConfig, check_features, describe_features, distance_name, load_extractor
+from eval.generate import Stage
 from eval.protocol import EvaluateConfig, SweepConfig, sweep_points
+from eval.settings import SamplingConfig, StageEntry
 from pipeline.steps import measure
 from pipeline.steps.evaluate import collect, distances, evaluate
 

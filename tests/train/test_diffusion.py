@@ -17,6 +17,7 @@ from train.diffusion.guidance import (
     guided_denoiser,
     static_threshold,
 )
+from train.diffusion.noise import noise_seed, sample_noise
 from train.diffusion.objective import (
     DiffusionConfig,
     augment_lowres,
@@ -26,13 +27,7 @@ from train.diffusion.objective import (
     to_pixels,
     upsample,
 )
-from train.diffusion.samplers import (
-    SAMPLERS,
-    noise_seed,
-    sample_noise,
-    sampler_named,
-    sampling_log_snrs,
-)
+from train.diffusion.samplers import SAMPLERS, sampler_named, sampling_log_snrs
 from train.diffusion.schedules import (
     SCHEDULES,
     add_noise,

@@ -6,7 +6,7 @@ Images are (B, C, H, W), float; clean images lie in [-1, 1].
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -18,9 +18,30 @@ Threshold = Literal["none", "static", "dynamic"]
 Denoiser = Callable[[Tensor, Tensor], Tensor]
 
 
+class Interval(NamedTuple):
+    """Log-SNRs between which guidance is on, ends included."""
+
+    low: float = -float("inf")
+    high: float = float("inf")
+
+
+ALWAYS = Interval()
+
+
 def guide(conditional: Tensor, unconditional: Tensor, scale: float) -> Tensor:
     """w * conditional + (1 - w) * unconditional (equation 2); the same in eps, x_0 and v, since all are linear."""
     return unconditional + scale * (conditional - unconditional)
+
+
+def rescale(guided_BCHW: Tensor, conditional_BCHW: Tensor, share: float) -> Tensor:
+    """Brings a guided output's standard deviation back to the conditional one's (Lin et al. 2024, equations 15, 16).
+
+    Guidance widens it, which shows as over-exposed colours. ``share`` in [0, 1] is how much of that is taken back.
+    """
+    if share == 0:
+        return guided_BCHW
+    wanted, found = (x.std(dim=(1, 2, 3), keepdim=True) for x in (conditional_BCHW, guided_BCHW))
+    return guided_BCHW * (1 + share * (wanted / found.clamp(min=1e-8) - 1))
 
 
 def static_threshold(x0_BCHW: Tensor) -> Tensor:
@@ -52,22 +73,26 @@ def guided_denoiser(
     scale: float,
     threshold: Threshold = "dynamic",
     percentile: float = 0.995,
+    interval: Interval = ALWAYS,
+    rescaled: float = 0.0,
 ) -> Denoiser:
     """A denoiser for the samplers out of a network.
 
-    ``model(x, log_snr, keep_B)`` predicts with the caption where ``keep_B`` is True and without it where False. It is
-    called once a step: on 2B rows, the first half with the caption, or on B rows where ``scale`` is 1.
+    ``model(x, log_snr, keep_B)`` predicts with the caption where ``keep_B`` is True, and where it is False without it,
+    or with a negative prompt, which is the caller's to put there. It is called once a step: on 2B rows, the first half
+    with the caption; or on B rows where ``scale`` is 1 or the noise level, which all rows of a call share, is outside
+    of ``interval`` (Kynkaanniemi et al. 2024). ``rescaled`` is the share of `rescale`.
     """
 
     def denoise(x_BCHW: Tensor, log_snr_B: Tensor) -> Tensor:
         batch = x_BCHW.shape[0]
-        if scale == 1:
-            output = model(x_BCHW, log_snr_B, torch.ones(batch, dtype=torch.bool, device=x_BCHW.device))
+        if scale == 1 or not interval.low <= float(log_snr_B[0]) <= interval.high:
+            output = model(x_BCHW, log_snr_B, torch.ones(batch, dtype=torch.bool, device=x_BCHW.device)).float()
         else:
             keep = torch.arange(2 * batch, device=x_BCHW.device) < batch
-            both = model(torch.cat([x_BCHW, x_BCHW]), torch.cat([log_snr_B, log_snr_B]), keep)
-            output = guide(both[:batch], both[batch:], scale)
-        x0_BCHW = x0_from(prediction, output.float(), x_BCHW, log_snr_B)
+            both = model(torch.cat([x_BCHW, x_BCHW]), torch.cat([log_snr_B, log_snr_B]), keep).float()
+            output = rescale(guide(both[:batch], both[batch:], scale), both[:batch], rescaled)
+        x0_BCHW = x0_from(prediction, output, x_BCHW, log_snr_B)
         return apply_threshold(x0_BCHW, threshold, percentile)
 
     return denoise

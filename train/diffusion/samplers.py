@@ -1,12 +1,13 @@
-"""Samplers as pure functions ``sampler(denoise, x_init, log_snrs, noise) -> x_0``, and the per-sample noise they use.
+"""Samplers as pure functions ``sampler(denoise, x_init, log_snrs, noise) -> x_0``, and the noise levels they visit.
 
-``denoise(x, log_snr_B) -> x_0`` is a denoiser (see guidance.py); ``log_snrs`` (steps + 1,) ascends from noise to clean;
+``denoise(x, log_snr_B) -> x_0`` is a denoiser (see guidance.py); ``log_snrs`` (steps + 1,) rises from noise to clean;
 ``noise(step) -> (B, C, H, W)`` gives the standard normal noise of a step and is not called by deterministic samplers.
-Each sampler evaluates the denoiser ``steps`` times.
+Each sampler evaluates the denoiser ``steps`` times, at all but the last of ``log_snrs``; its last answer is the result.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Literal
 
@@ -17,39 +18,71 @@ from train.diffusion.guidance import Denoiser
 from train.diffusion.schedules import alpha_sigma, eps_from_x0
 
 Noise = Callable[[int], Tensor]
-SamplerName = Literal["ddpm", "ddim", "dpmpp_2m"]
+SamplerName = Literal["ddpm", "ddim", "dpmpp_2m", "dpmpp_2m_sde", "unipc"]
+Spacing = Literal["time", "log_snr", "karras"]
 Sampler = Callable[[Denoiser, Tensor, Tensor, Noise], Tensor]
 
-MASK64 = (1 << 64) - 1
+# Noise over signal of 80 and 0.002: beyond, all is noise, or none is left that 8 bits could show (Karras et al. 2022).
+WIDEST, NARROWEST = -2 * math.log(80), -2 * math.log(0.002)
+UNIPC_ORDER = 3
+RHO = 7.0  # how much closer steps lie at little noise (Karras et al. 2022, equation 5)
 
 
-def sampling_log_snrs(log_snr: Callable[[Tensor], Tensor], steps: int) -> Tensor:
-    """Log-SNRs (steps + 1,) at times evenly spaced from 1 down to 0; ValueError where ``steps`` < 1."""
+def sampling_log_snrs(
+    log_snr: Callable[[Tensor], Tensor], steps: int, spacing: Spacing = "time", start: float = 1.0
+) -> Tensor:
+    """Log-SNRs (steps + 1,), float32, from time ``start`` (1: pure noise) down to 0 (clean).
+
+    spacing: evenly in ``time``; evenly in ``log_snr``; or ``karras``, evenly in the 7th root of noise over signal. The
+    last two leave out log-SNRs where nothing is left to do. Where the schedule stands still, being clamped, there is
+    one value, so that no step is of length 0. ValueError where ``steps`` < 1, for a time outside of (0, 1] or an
+    unknown spacing.
+    """
     if steps < 1:
         raise ValueError(f"steps {steps} is too few; take 1 or more")
-    return log_snr(torch.linspace(1, 0, steps + 1, dtype=torch.float64))
+    if not 0 < start <= 1:
+        raise ValueError(f"start {start} is not in (0, 1]; take a time above 0")
+    if spacing == "time":
+        values = log_snr(torch.linspace(start, 0, steps + 1, dtype=torch.float64)).float()
+        return torch.cat([values[:1], values[1:][values.diff() > 0]])
+    first, last = log_snr(torch.tensor([start, 0.0], dtype=torch.float64)).double().clamp(WIDEST, NARROWEST)
+    share = torch.linspace(0, 1, steps + 1, dtype=torch.float64)
+    if spacing == "log_snr":
+        return torch.lerp(first, last, share).float()
+    if spacing == "karras":
+        high, low = (-first / 2 / RHO).exp(), (-last / 2 / RHO).exp()
+        return (-2 * RHO * torch.lerp(high, low, share).log()).float()
+    raise ValueError(f"spacing {spacing!r} is unknown; take one of time, log_snr, karras")
+
+
+def posterior(x_BCHW: Tensor, x0_BCHW: Tensor, now: Tensor, then: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation of q(x_then | x_now, x_0), at log-SNRs (B,), ``then`` the less noisy.
+
+    Ho et al. 2020, equation 7, in continuous time.
+    """
+    alpha, _ = alpha_sigma(now)
+    alpha_then, sigma_then = alpha_sigma(then)
+    ratio = -torch.expm1(now - then).view(-1, 1, 1, 1)  # 1 - SNR(now) / SNR(then), the share that is resampled
+    return (1 - ratio) * alpha_then / alpha * x_BCHW + ratio * alpha_then * x0_BCHW, sigma_then * ratio.sqrt()
 
 
 def ddpm(denoise: Denoiser, x_BCHW: Tensor, log_snrs: Tensor, noise: Noise) -> Tensor:
-    """Ancestral sampling with the posterior's variance (Ho et al. 2020, equation 7, in continuous time)."""
+    """Ancestral sampling with the posterior's variance (Ho et al. 2020, algorithm 2)."""
     steps = len(log_snrs) - 1
     for step in range(steps):
-        now, then = _at(log_snrs, step, x_BCHW), _at(log_snrs, step + 1, x_BCHW)
+        now, then = level(log_snrs, step, x_BCHW), level(log_snrs, step + 1, x_BCHW)
         x0_BCHW = denoise(x_BCHW, now)
         if step == steps - 1:
             return x0_BCHW
-        alpha, _ = alpha_sigma(now)
-        alpha_then, sigma_then = alpha_sigma(then)
-        ratio = -torch.expm1(now - then).view(-1, 1, 1, 1)  # 1 - SNR(now) / SNR(then), the share that is resampled
-        mean = (1 - ratio) * alpha_then / alpha * x_BCHW + ratio * alpha_then * x0_BCHW
-        x_BCHW = mean + sigma_then * ratio.sqrt() * noise(step)
+        mean, deviation = posterior(x_BCHW, x0_BCHW, now, then)
+        x_BCHW = mean + deviation * noise(step)
     return x_BCHW
 
 
 def ddim(denoise: Denoiser, x_BCHW: Tensor, log_snrs: Tensor, noise: Noise) -> Tensor:
     """The deterministic first-order sampler (Song et al. 2021, equation 12 at eta = 0)."""
     for step in range(len(log_snrs) - 1):
-        now, then = _at(log_snrs, step, x_BCHW), _at(log_snrs, step + 1, x_BCHW)
+        now, then = level(log_snrs, step, x_BCHW), level(log_snrs, step + 1, x_BCHW)
         x0_BCHW = denoise(x_BCHW, now)
         if step == len(log_snrs) - 2:
             return x0_BCHW
@@ -61,25 +94,96 @@ def ddim(denoise: Denoiser, x_BCHW: Tensor, log_snrs: Tensor, noise: Noise) -> T
 def dpmpp_2m(denoise: Denoiser, x_BCHW: Tensor, log_snrs: Tensor, noise: Noise) -> Tensor:
     """DPM-Solver++(2M), second-order multistep (Lu et al. 2022, algorithm 2), first-order at first and last."""
     before: Tensor | None = None
-    last = len(log_snrs) - 2
-    for step in range(last + 1):
-        now, then = _at(log_snrs, step, x_BCHW), _at(log_snrs, step + 1, x_BCHW)
+    for step in range(len(log_snrs) - 1):
+        now, then = level(log_snrs, step, x_BCHW), level(log_snrs, step + 1, x_BCHW)
         x0_BCHW = denoise(x_BCHW, now)
-        if step == last:
+        if step == len(log_snrs) - 2:
             return x0_BCHW
         alpha_then, sigma_then = alpha_sigma(then)
         _, sigma = alpha_sigma(now)
-        h = (log_snrs[step + 1] - log_snrs[step]) / 2  # the paper's lambda is half of log-SNR
-        direction = x0_BCHW
-        if before is not None:
-            r = (log_snrs[step] - log_snrs[step - 1]) / 2 / h
-            direction = x0_BCHW + (x0_BCHW - before) / (2 * r)
-        x_BCHW = sigma_then / sigma * x_BCHW - alpha_then * torch.expm1(-h) * direction
+        half = (now - then).view(-1, 1, 1, 1) / 2  # the paper's lambda is half of log-SNR
+        direction = _ahead(log_snrs, step, x0_BCHW, before)
+        x_BCHW = sigma_then / sigma * x_BCHW - alpha_then * torch.expm1(half) * direction
         before = x0_BCHW
     return x_BCHW
 
 
-SAMPLERS: dict[SamplerName, Sampler] = {"ddpm": ddpm, "ddim": ddim, "dpmpp_2m": dpmpp_2m}
+def dpmpp_2m_sde(denoise: Denoiser, x_BCHW: Tensor, log_snrs: Tensor, noise: Noise) -> Tensor:
+    """SDE-DPM-Solver++(2M) (Lu et al. 2022, appendix C): ancestral steps towards where the clean image is heading.
+
+    Fresh noise lets later evaluations mend the errors of earlier ones, as in `ddpm`, at second order.
+    """
+    before: Tensor | None = None
+    for step in range(len(log_snrs) - 1):
+        now, then = level(log_snrs, step, x_BCHW), level(log_snrs, step + 1, x_BCHW)
+        x0_BCHW = denoise(x_BCHW, now)
+        if step == len(log_snrs) - 2:
+            return x0_BCHW
+        mean, deviation = posterior(x_BCHW, _ahead(log_snrs, step, x0_BCHW, before), now, then)
+        x_BCHW = mean + deviation * noise(step)
+        before = x0_BCHW
+    return x_BCHW
+
+
+def _ahead(log_snrs: Tensor, step: int, x0_BCHW: Tensor, before: Tensor | None) -> Tensor:
+    """The clean image in the middle of a step, by a line through this evaluation and the one before."""
+    if before is None:
+        return x0_BCHW
+    ratio = (log_snrs[step] - log_snrs[step - 1]) / (log_snrs[step + 1] - log_snrs[step])
+    return x0_BCHW + (x0_BCHW - before) / (2 * float(ratio))
+
+
+def unipc(denoise: Denoiser, x_BCHW: Tensor, log_snrs: Tensor, noise: Noise) -> Tensor:
+    """UniPC of order 3 with B_2(h), data prediction, multistep (Zhao et al. 2023, algorithms 1 and 2).
+
+    Each evaluation serves twice: it corrects the point where it was taken, then predicts the next one. The order is
+    lower at the first steps, for want of history, and at the last ones, where the step in log-SNR is widest.
+    """
+    last, half = len(log_snrs) - 2, [float(value) / 2 for value in log_snrs]  # the paper's lambda is half of log-SNR
+    known: list[tuple[float, Tensor]] = []  # (lambda, clean image) of up to three evaluations, newest last
+    before_BCHW, order = x_BCHW, 1
+    for step in range(last + 1):
+        x0_BCHW = denoise(x_BCHW, level(log_snrs, step, x_BCHW))
+        if step == last:
+            return x0_BCHW
+        if known:
+            x_BCHW = _unified(before_BCHW, known[-order:], half[step], x0_BCHW)
+        known = [*known, (half[step], x0_BCHW)][-UNIPC_ORDER:]
+        order = min(len(known), last + 1 - step)
+        before_BCHW, x_BCHW = x_BCHW, _unified(x_BCHW, known[-order:], half[step + 1], None)
+    return x_BCHW
+
+
+def _unified(x_BCHW: Tensor, known: Sequence[tuple[float, Tensor]], to: float, there: Tensor | None) -> Tensor:
+    """From ``known[-1]``'s lambda to ``to``: UniP, or with the clean image ``there`` UniC (equations 8 and 3).
+
+    Coefficients solve R rho = b, of which the degenerate second-order predictor and first-order corrector are 1/2.
+    """
+    (here, x0_BCHW), older, h = known[-1], known[:-1], to - known[-1][0]
+    ratios = [(at - here) / h for at, _ in reversed(older)]
+    slopes = [(image - x0_BCHW) / ratio for (_, image), ratio in zip(reversed(older), ratios, strict=True)]
+    if there is not None:
+        ratios, slopes = [*ratios, 1.0], [*slopes, there - x0_BCHW]
+    scale = math.expm1(-h)  # B_2(h)
+    phi, b = scale / -h - 1, list[float]()
+    for power in range(1, len(slopes) + 1):
+        b.append(phi * math.factorial(power) / scale)
+        phi = phi / -h - 1 / math.factorial(power + 1)
+    matrix = torch.tensor([[ratio**power for ratio in ratios] for power in range(len(b))], dtype=torch.float64)
+    rho = [0.5] * len(b) if len(b) < 2 else torch.linalg.solve(matrix, torch.tensor(b, dtype=torch.float64)).tolist()
+    alpha, sigma = alpha_sigma(torch.tensor([2 * to], dtype=torch.float64))
+    _, sigma_here = alpha_sigma(torch.tensor([2 * here], dtype=torch.float64))
+    moved = x0_BCHW + sum(weight * slope for weight, slope in zip(rho, slopes, strict=True))
+    return float(sigma / sigma_here) * x_BCHW - float(alpha) * scale * moved
+
+
+SAMPLERS: dict[SamplerName, Sampler] = {
+    "ddpm": ddpm,
+    "ddim": ddim,
+    "dpmpp_2m": dpmpp_2m,
+    "dpmpp_2m_sde": dpmpp_2m_sde,
+    "unipc": unipc,
+}
 
 
 def sampler_named(name: SamplerName) -> Sampler:
@@ -89,24 +193,6 @@ def sampler_named(name: SamplerName) -> Sampler:
     return SAMPLERS[name]
 
 
-def noise_seed(*parts: int) -> int:
-    """One 63-bit seed out of several whole numbers, order counted (the finaliser of SplitMix64, chained)."""
-    state = 0x9E3779B97F4A7C15
-    for part in parts:
-        state = (state ^ (part & MASK64)) * 0xBF58476D1CE4E5B9 & MASK64
-        state = (state ^ (state >> 27)) * 0x94D049BB133111EB & MASK64
-        state = state ^ (state >> 31)
-    return state >> 1
-
-
-def sample_noise(seeds: Sequence[Sequence[int]], shape: Sequence[int], device: torch.device | str = "cpu") -> Tensor:
-    """Standard normal noise (B, *shape), row i a function of the numbers ``seeds[i]`` alone, whatever the batch.
-
-    Drawn on the CPU, so that a GPU gets the same noise.
-    """
-    rows = [torch.randn(*shape, generator=torch.Generator().manual_seed(noise_seed(*seed))) for seed in seeds]
-    return torch.stack(rows).to(device)
-
-
-def _at(log_snrs: Tensor, step: int, x_BCHW: Tensor) -> Tensor:
-    return log_snrs[step].to(x_BCHW.device).expand(x_BCHW.shape[0])
+def level(log_snrs: Tensor, step: int, x_BCHW: Tensor) -> Tensor:
+    """``log_snrs[step]`` of every row (B,), where and as what ``x_BCHW`` is."""
+    return log_snrs[step].to(x_BCHW).expand(x_BCHW.shape[0])

@@ -47,8 +47,8 @@ def log_snr_at(t: Tensor, schedule: ScheduleName, shift: float = 0.0) -> Tensor:
 
 
 def alpha_sigma(log_snr_B: Tensor) -> tuple[Tensor, Tensor]:
-    """Signal and noise scales, shaped (B, 1, 1, 1) to multiply images."""
-    log_snr = log_snr_B.float().view(-1, 1, 1, 1)
+    """Signal and noise scales, shaped (B, 1, 1, 1) to multiply images; float64 of float64, else float32."""
+    log_snr = (log_snr_B if log_snr_B.dtype == torch.float64 else log_snr_B.float()).view(-1, 1, 1, 1)
     return torch.sigmoid(log_snr).sqrt(), torch.sigmoid(-log_snr).sqrt()
 
 
