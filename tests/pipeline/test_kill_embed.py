@@ -25,7 +25,7 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "dataprep")]
 from encoder_fakes import WORDS, save_encoder  # noqa: E402
 
-ROWS, TIMEOUT = 60, 600
+ROWS, TIMEOUT = 60, 900
 
 
 def embed(folder: Path, out: Path) -> None:
