@@ -108,17 +108,25 @@ class Loader(Stream):
         self.columns, self.crop, self.with_text = tuple(columns), crop, embed_paths is not None
         self.sizes = {name: stored.size for name, stored in self.reader.shards[0].pixels.items()}
         self._check_crop()
-        order = self._order(seed, global_batch)
+        order = self._order(seed, global_batch, split)
         super().__init__(order.rows, seed, global_batch, order)
         self.parts, self.skip = Windows(self.reader, order), config.on_corrupt == "skip"
         self.corrupt: dict[str, str] = {}  # what was passed over so far: row group, or key of a row -> why
 
-    def _order(self, seed: int, global_batch: int) -> Order | BucketOrder:
+    def _order(self, seed: int, global_batch: int, split: str | None) -> Order | BucketOrder:
         rows, window, bucket_of = self.reader.rows, self.reader.window_groups(), self.reader.bucket_of
         # Crops are of one shape, whatever the pictures': they need no batches of their own.
-        if self.crop is None and len(self.reader.buckets) > 1 and global_batch > 0:
-            return BucketOrder(rows, bucket_of, window, seed, global_batch)
-        return Order(rows, window, seed)
+        if self.crop is not None or len(self.reader.buckets) == 1 or global_batch < 1:
+            return Order(rows, window, seed)
+        order = BucketOrder(rows, bucket_of, window, seed, global_batch)
+        for name, size in zip(self.reader.buckets, order.sizes.tolist(), strict=True):
+            if size < global_batch:
+                log.warning(
+                    "bucket %s has %d rows of split %s, fewer than batch_size=%d, so its batches show them more than "
+                    "once; leave it out of pack.aspects, and its pictures go to the next one",
+                    *(name, size, split, global_batch),
+                )
+        return order
 
     def _check_crop(self) -> None:
         if self.crop is None:

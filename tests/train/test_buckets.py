@@ -177,6 +177,13 @@ def test_batches_have_the_pictures_of_a_bucket_and_their_texts(shard: tuple[str,
     assert all(seen.count(row) in (1, 2) for row in range(40) if row % 8) or split != "train"
 
 
+def test_a_bucket_smaller_than_a_batch_is_warned_of(shard: tuple[str, str], caplog: pytest.LogCaptureFixture) -> None:
+    Loader([shard[0]], None, COLUMNS, "train", 0, 8)
+    assert not caplog.records
+    Loader([shard[0]], None, COLUMNS, "train", 0, 12)
+    assert [record.getMessage().split(",")[0] for record in caplog.records] == ["bucket 3:4 has 11 rows of split train"]
+
+
 def test_a_stage_learns_from_pictures_that_are_not_square(shard: tuple[str, str]) -> None:
     base = DiffusionStageConfig(resolution=16, model="micro-base")
     upper = DiffusionStageConfig(resolution=32, low_resolution=16, model="micro-sr", diffusion={"prediction": "x0"})
