@@ -20,6 +20,7 @@ from dataprep.codec import encode
 from dataprep.embed import SCHEMA, EmbedConfig
 from dataprep.embed import write_embeddings as write_embedding_shard
 from dataprep.pack import PackConfig, pack_shard
+from dataprep.redact import redact_parquet
 from dataprep.schema import UserError, read_table, write_table
 from train.buckets import BucketOrder
 from train.data import Batch, Loader, Stream
@@ -206,6 +207,17 @@ def test_crops_of_any_bucket_share_a_batch(shard: tuple[str, str]) -> None:
     assert sorted(int(key[5:]) for key in batch["key"]) == list(range(40))
     with pytest.raises(UserError, match="crop=28: give a multiple of 2 up to 24, the shortest side"):
         Loader([shard[0]], None, COLUMNS, None, 0, 40, crop=28)
+
+
+def test_what_is_forgotten_leaves_its_bucket(shard: tuple[str, str], tmp_path: Path) -> None:
+    gone = {"000000001", "000000002"}  # of two buckets
+    left = [str(tmp_path / name) for name in ("p.parquet", "e.parquet")]
+    for source, target in zip(shard, left, strict=True):
+        assert redact_parquet(source, target, 0, gone) == 2
+    before, after = (Loader([pack], [embed], COLUMNS, "train", 0, 4) for pack, embed in (shard, left))
+    assert len(after) == len(before) - 2 and (before.order.sizes - after.order.sizes).tolist() == [0, 1, 1]
+    keys = {key for step in range(30) for key in after.batch(step)["key"]}
+    assert len(keys) == 33 and not keys & gone
 
 
 def test_a_row_group_of_several_buckets_is_refused(shard: tuple[str, str], tmp_path: Path) -> None:
