@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import tempfile
 import time
+from itertools import islice
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -28,8 +29,11 @@ from benchmarks.apart import apart, cpu_seconds, peak_mb
 from benchmarks.captions import captions, lengths, photo
 from benchmarks.loader_sides import BATCH, PEERS, SIDES, SIZE, Sample, import_peers
 from benchmarks.result import claim, write
+from train.config import TrainConfig
+from train.prefetch import batches
 
-SAMPLES, WIDTH, LONGEST, ROUNDS = 1536, 512, 64, 1
+SAMPLES, WIDTH, LONGEST, ROUNDS = 4096, 512, 64, 3
+THREADED = ("ours, JPEG", "ours, raw int8")  # also with one and two threads that prepare batches, as training has them
 TOKENS_A_WORD = 1.4
 PACKAGES = ("pyarrow", "numpy", "torch", "webdataset", "datasets", "opencv-python-headless", "pillow")
 
@@ -75,6 +79,19 @@ def resume(side: str, folder: Path) -> float:
     return time.monotonic() - began
 
 
+def threaded(side: str, folder: Path, workers: int) -> float:
+    """Batches a second of wall time of a second epoch, prepared by so many threads, in this process."""
+    loader = SIDES[side](folder).loader
+    steps = len(loader) // BATCH
+    with batches(loader, TrainConfig(steps=2 * steps, batch_size=BATCH, workers=workers), 0, 0, 1) as ready:
+        for _ in islice(ready, steps):
+            pass
+        began = time.monotonic()
+        for batch in ready:
+            assert len(batch["key"]) == BATCH
+    return steps / (time.monotonic() - began)
+
+
 def row(side: str, folder: Path, passes: list[dict[str, float]], middles: list[float]) -> dict[str, Any]:
     """The medians of a side."""
     seen = passes[0]["seen"]
@@ -96,7 +113,11 @@ def row(side: str, folder: Path, passes: list[dict[str, float]], middles: list[f
 
 def claims(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """What is said of the table."""
-    found = {entry["side"]: entry for entry in rows}
+    found = {entry["side"]: entry for entry in rows if "threads" not in entry}
+    one, two = (
+        {entry["side"]: entry["samples_a_second"] for entry in rows if entry.get("threads") == count}
+        for count in (1, 2)
+    )
     rate = {side: entry["samples_a_cpu_second"] for side, entry in found.items()}
     fastest = max((side for side in PEERS if "cv2" not in side), key=lambda side: rate[side])
     helped = max((side for side in PEERS if "cv2" in side), key=lambda side: rate[side])
@@ -112,6 +133,8 @@ def claims(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
         claim(f"the same over a peer that was given our decoder ({helped})", ours / rate[helped], "times", 1.0),
         claim(f"{best} over the fastest peer ({fastest})", rate[best] / rate[fastest], "times", 3.0),
         claim(f"{best} over tensors in memory", rate[best] / rate["memory"], "times", 0.7),
+        claim("two threads over one, JPEG, samples a second", two["ours, JPEG"] / one["ours, JPEG"], "times", 1.5),
+        claim("two threads over one, raw int8", two["ours, raw int8"] / one["ours, raw int8"], "times", 1.0),
         claim("seek to the middle of an epoch, JPEG", found["ours, JPEG"]["resume_s"], "s", 1.0, at_most=True),
         claim(f"bytes that {best} costs beside JPEG", found[best]["bytes_a_sample"] / size, "times", 2.0, at_most=True),
     ]
@@ -131,11 +154,18 @@ def main() -> None:
         del samples
         passes: dict[str, list[Any]] = {side: [] for side in SIDES}
         middles: dict[str, list[float]] = {side: [] for side in SIDES}
+        rates: dict[tuple[str, int], list[float]] = {(side, count): [] for side in THREADED for count in (1, 2)}
         for _ in range(ROUNDS):
+            for (side, count), measured in rates.items():
+                measured.append(apart(threaded, side, folders[side], count))
             for side, folder in folders.items():
                 passes[side].append(apart(measure, side, folder))
                 middles[side].append(apart(resume, side, folder))
         rows = [row(side, folders[side], passes[side], middles[side]) for side in SIDES]
+        rows += [
+            {"side": side, "threads": count, "samples_a_second": round(BATCH * median(measured))}
+            for (side, count), measured in rates.items()
+        ]
     for entry in rows:
         print(entry)
     write("loader", rows, claims(rows), PACKAGES)

@@ -101,7 +101,7 @@ class OursJpeg:
             images = [opencv(sample.jpeg).tobytes() if raw else sample.jpeg for sample in part]
             columns = {"key": [sample.key for sample in part], "caption": [sample.caption for sample in part]}
             table = pa.table(columns | {"split": ["train"] * len(part), name: images}, schema=schema)
-            write_pack(table, folder / f"p{number:05d}.parquet", pack_config, 0)
+            write_pack(table, folder / f"p{number:05d}.parquet", pack_config)
             rows = []
             for sample in part:
                 data, scale = encode(sample.text_LD, cls.codec)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections.abc import Iterable, Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -90,8 +91,12 @@ class AnnotateConfig(Config):
         return languages
 
 
+@cache
 def language_identifier(languages: tuple[str, ...]) -> LanguageIdentifier:
-    """py3langid's model, bundled with the package, restricted to ``languages``; ValueError for one it does not know."""
+    """py3langid's model, bundled with the package, restricted to ``languages``; ValueError for one it does not know.
+
+    Unpacking it takes longer than measuring a thousand captions, so a worker does it once, not for every shard.
+    """
     identifier = LanguageIdentifier.from_model_file(MODEL_FILE, norm_probs=True)
     identifier.set_languages(list(languages))
     return identifier

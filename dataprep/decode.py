@@ -258,21 +258,29 @@ def _grey16_to_rgb(grey_HW: np.ndarray) -> np.ndarray:
 
 
 def resize_square(image: np.ndarray, size: int, crop: str = "centre") -> np.ndarray:
-    """Resizes uint8 HWC to uint8 (size, size, C): area averaging when it shrinks (antialiased), cubic when it grows.
+    """`resize_to` a square of ``size``."""
+    return resize_to(image, (size, size), crop)
 
-    ``crop`` is "centre" (the largest centred square) or "squash" (the whole image, aspect lost).
+
+def resize_to(image: np.ndarray, shape: tuple[int, int], crop: str = "centre") -> np.ndarray:
+    """Resizes uint8 HWC to ``shape`` (height, width): area averaging where it shrinks (antialiased), else cubic.
+
+    ``crop`` is "centre" (the largest centred window of that aspect) or "squash" (the whole image, aspect lost).
     """
     if crop not in CROPS:
         raise ValueError(f"crop {crop!r} is not one of {', '.join(CROPS)}")
     height, width = image.shape[:2]
-    if crop == "centre" and height != width:
-        side = min(height, width)
-        top, left = (height - side) // 2, (width - side) // 2
-        image = image[top : top + side, left : left + side]
-    if image.shape[:2] == (size, size):
+    if crop == "centre" and height * shape[1] != width * shape[0]:
+        inner = (
+            min(height, max(1, round(width * shape[0] / shape[1]))),
+            min(width, max(1, round(height * shape[1] / shape[0]))),
+        )
+        top, left = (height - inner[0]) // 2, (width - inner[1]) // 2
+        image = image[top : top + inner[0], left : left + inner[1]]
+    if image.shape[:2] == shape:
         return np.ascontiguousarray(image)
-    shrinks = min(image.shape[:2]) >= size
-    return cv2.resize(image, (size, size), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_CUBIC)
+    shrinks = image.shape[0] >= shape[0] and image.shape[1] >= shape[1]
+    return cv2.resize(image, shape[::-1], interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_CUBIC)
 
 
 def read_shard_images(tar_path: str | Path) -> Iterator[tuple[str, bytes]]:

@@ -27,6 +27,7 @@ from dataprep.fetch import FetchConfig, Fetched, fetch_each
 from dataprep.guard import Hosts
 from dataprep.reasons import REASONS, STATUSES, SUCCESS, TRANSIENT, FailedError
 from dataprep.resize import StoreConfig, store_image
+from dataprep.robots import PolicyMemory
 from dataprep.schema import read_table, write_table
 from dataprep.sources import ROOT_KEY
 
@@ -72,6 +73,7 @@ def download_shard(
     *,
     forgotten: frozenset[str] = frozenset(),
     previous: Previous | None = None,
+    memory: PolicyMemory | None = None,
 ) -> dict[str, int]:
     """Downloads one listing shard into ``out_dir``; counters rows, bytes, one a status and one a reason that occurs.
 
@@ -80,6 +82,7 @@ def download_shard(
         forgotten: sha256 in hex of stored images that are not to be taken up again.
         previous: rows that it holds as a success, or as failed for good, are taken over byte for byte; the others are
             asked again, and the counters are what changed.
+        memory: what sites allow, as known from the shards before.
 
     Raises:
         OSError: ``out_dir`` cannot be written. What a URL does never raises.
@@ -90,7 +93,7 @@ def download_shard(
     taken = _taken_over(previous, listing)
     tar_path = Path(out_dir) / f"{shard_index:05d}.tar"
     with SpooledTemporaryFile(SPOOL, dir=str(out_dir)) as spool:
-        found = _gather(listing, config, hosts or {}, forgotten, spool, skip=taken)
+        found = _gather(listing, config, hosts or {}, forgotten, spool, taken, memory)
         found |= {index: Outcome(row, None) for index, row in taken.items()}
         rows = _write_tar(tar_path, listing, shard_index, found, spool, config, previous)
     write_table(_download_table(rows, listing), tar_path.with_suffix(".parquet"), "download")
@@ -138,6 +141,7 @@ def _gather(
     forgotten: frozenset[str],
     spool: IO[bytes],
     skip: dict[int, Any],
+    memory: PolicyMemory | None,
 ) -> dict[int, Outcome]:
     """Fetches and processes every row that is not in ``skip``; images go to ``spool`` in the order they get done."""
     urls = {index: url or "" for index, url in enumerate(listing["url"].to_pylist()) if index not in skip}
@@ -154,7 +158,8 @@ def _gather(
     work = _processor(config, forgotten)
     root = (listing.schema.metadata or {}).get(ROOT_KEY)
     if root is None:
-        fetch_each((urls[index] for index in wanted), store, work, config.fetch, hosts, accept=is_image)
+        each = (urls[index] for index in wanted)
+        fetch_each(each, store, work, config.fetch, hosts, accept=is_image, memory=memory)
     else:
         for place, fetched in enumerate(read_files(root.decode(), (urls[index] for index in wanted), config.fetch)):
             store(place, work(fetched))

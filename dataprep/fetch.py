@@ -18,7 +18,7 @@ from yarl import URL
 from dataprep.guard import GuardedResolver, Hosts, check_url, guarded_socket, parse_url
 from dataprep.pace import Pace, Paces
 from dataprep.reasons import FailedError, http_reason
-from dataprep.robots import Policies, opted_out
+from dataprep.robots import Policies, PolicyMemory, opted_out
 from dataprep.schema import Config
 
 REDIRECTS = (301, 302, 303, 307, 308)
@@ -128,12 +128,19 @@ class _Session:
     """One pooled client and the policy around each request. Made and used inside of one event loop."""
 
     def __init__(
-        self, config: FetchConfig, hosts: Hosts, accept: Callable[[bytes], bool] | None, lookups: Executor
+        self,
+        config: FetchConfig,
+        hosts: Hosts,
+        accept: Callable[[bytes], bool] | None,
+        lookups: Executor,
+        memory: PolicyMemory | None,
     ) -> None:
         self.config, self.hosts, self.accept = config, hosts, accept
         self._slots, self._large = asyncio.Semaphore(config.concurrency), asyncio.Semaphore(LARGE_BODIES)
         self._paces = Paces(config.host_concurrency, config.host_delay, config.max_retry_after, hosts)
-        self._policies = Policies(self._ask, obey_robots=config.obey_robots_txt, obey_tdm=config.obey_tdm)
+        self._policies = Policies(
+            self._ask, obey_robots=config.obey_robots_txt, obey_tdm=config.obey_tdm, memory=memory
+        )
         private = config.allow_private_addresses
         self._client = aiohttp.ClientSession(
             connector=aiohttp.TCPConnector(
@@ -299,6 +306,7 @@ def fetch_each(
     *,
     accept: Callable[[bytes], bool] | None = None,
     threads: int = 1,
+    memory: PolicyMemory | None = None,
 ) -> None:
     """Fetches ``urls`` and calls ``store(index, work(fetched))`` for each, in the order in which they get done.
 
@@ -306,6 +314,7 @@ def fetch_each(
         work: called with each `Fetched`; in one of ``threads`` threads, beside the fetching, where there is a body.
         hosts: sends a host name to (address, port) and exempts it from the address guard.
         accept: looks at a body's first bytes; where it says no, the rest is not read (reason ``not_image``).
+        memory: what sites allow, as known from calls before; takes in what is asked for now.
 
     However long ``urls`` is, ``config.concurrency`` requests are in flight, as many bodies are held, and a bounded
     number of rows is at work.
@@ -313,7 +322,7 @@ def fetch_each(
 
     async def main() -> None:
         loop = asyncio.get_running_loop()
-        session = _Session(config, hosts or {}, accept, lookups)
+        session = _Session(config, hosts or {}, accept, lookups, memory)
         ahead = asyncio.Semaphore(AHEAD * config.concurrency)
 
         async def one(index: int, url: str) -> None:

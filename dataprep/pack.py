@@ -1,24 +1,29 @@
 """Kept pairs as Parquet, one binary column of pixels a training resolution, so that a stage reads its own alone.
 
-Column ``pixels_<size>`` holds square RGB pictures. How, its field metadata say: ``encoding`` ("raw": uint8
-HWC bytes; "png" or "jpeg": a file) and ``size``. Row groups are small so that a shuffle can seek, and each is of one
-split: a shard's validation rows come after its others.
+Column ``pixels_<size>`` holds RGB pictures: squares, or with aspect buckets the shape of the row's bucket. How, its
+field metadata say: ``encoding`` ("raw": uint8 HWC bytes; "png" or "jpeg": a file), ``size``, and ``shapes`` of buckets.
+Row groups are small so that a shuffle can seek, and each is of one split and one bucket: a shard's validation rows come
+after its others.
 """
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Iterator
+from itertools import groupby
 from pathlib import Path
 from typing import Any, Literal
 
 import cv2
 import numpy as np
 import pyarrow as pa
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
-from dataprep.decode import decode_rgb, read_shard_images, resize_square
+from dataprep.aspects import bucket_shapes, nearest_bucket
+from dataprep.decode import decode_rgb, read_shard_images, resize_to
 from dataprep.download import SUCCESS
-from dataprep.schema import Config, UserError, read_table, write_table
+from dataprep.schema import BUCKET_COLUMN, SHAPES_KEY, Config, Shape, UserError, read_table, write_table
 
 ENCODING_KEY, SIZE_KEY = b"encoding", b"size"
 VALIDATION = "validation"  # the split whose rows come last
@@ -35,7 +40,13 @@ class PackConfig(Config):
     )
     encoding: Literal["png", "jpeg"] = Field(default="png", description="how larger resolutions are stored")
     jpeg_quality: int = Field(default=95, ge=1, le=100, description="quality where encoding is jpeg")
-    crop: Literal["centre", "squash"] = Field(default="centre", description="how a picture becomes a square")
+    crop: Literal["centre", "squash"] = Field(default="centre", description="how a picture becomes its stored shape")
+    aspects: tuple[str, ...] = Field(
+        default=(), strict=False, description="aspect buckets, width:height, such as 4:3; none: squares"
+    )
+    aspect_multiple: int = Field(
+        default=8, ge=1, description="sides of a bucket at the smallest resolution are multiples of this"
+    )
     row_group_rows: int = Field(default=128, ge=1, description="rows a row group, in pack and embeddings")
     compression: Literal["none", "lz4", "zstd"] = Field(
         default="none", description="of raw pixels; a decoder of png and jpeg has its own"
@@ -48,6 +59,23 @@ class PackConfig(Config):
         """How pictures of ``size`` are stored: raw, or the encoding."""
         return "raw" if size <= self.raw_up_to else self.encoding
 
+    def shapes(self, size: int) -> dict[str, Shape]:
+        """Bucket -> its shape at resolution ``size``; the one bucket of squares is `SQUARE`."""
+        return bucket_shapes(self.aspects, size, min(self.resolutions), self.aspect_multiple)
+
+    @model_validator(mode="after")
+    def _aspects_fit(self) -> PackConfig:
+        for name in self.aspects:
+            if not re.fullmatch(r"[1-9][0-9]{0,2}:[1-9][0-9]{0,2}", name) or self.aspects.count(name) > 1:
+                raise ValueError(
+                    f"aspects: {name!r} is no ratio or stands twice; give distinct ones, width:height, as 4:3"
+                )
+        smallest = min(self.resolutions)
+        if self.aspects and (uneven := [size for size in self.resolutions if size % smallest]):
+            raise ValueError(f"aspects: resolution {uneven[0]} is no multiple of {smallest}, the smallest; change one")
+        self.shapes(smallest)
+        return self
+
     @field_validator("resolutions")
     @classmethod
     def _distinct(cls, resolutions: tuple[int, ...]) -> tuple[int, ...]:
@@ -57,7 +85,7 @@ class PackConfig(Config):
 
 
 def pixels_column(size: int) -> str:
-    """The name of the column that holds pictures of ``size`` x ``size``."""
+    """The name of the column that holds pictures of resolution ``size``."""
     return f"pixels_{size}"
 
 
@@ -70,9 +98,10 @@ def pack_shard(
 ) -> dict[str, int]:
     """Packs one download shard: key, caption, split and the pixel columns of the selected rows, in their order.
 
-    Rows of split "validation" come last. ``selection_path`` None takes every row that has an image, as split "train".
-    With ``config.captions``, list column ``captions`` has as many for each row: its caption, then those of these
-    columns; a missing one is stood in for by the first. Counters rows and validation.
+    Rows of split "validation" come last, and within a split those of a bucket together. ``selection_path`` None takes
+    every row that has an image, as split "train". With ``config.captions``, list column ``captions`` has as many for
+    each row: its caption, then those of these columns; a missing one is stood in for by the first. Counters rows and
+    validation.
     Raises UserError for a caption column that is not there, ValueError where tar, table and selection do not belong
     together.
     """
@@ -80,24 +109,26 @@ def pack_shard(
     splits = _splits(downloads, selection_path)
     rows: list[dict[str, Any]] = []
     captions = {row["key"]: [row[name] for name in ("caption", *config.captions)] for row in downloads.to_pylist()}
+    shapes = {size: config.shapes(size) for size in config.resolutions}
+    buckets = list(shapes[config.resolutions[0]])
     for key, image in _selected_images(tar_path, splits):
         texts = captions[key]
         row = {"key": key, "caption": texts[0], "split": splits[key], "captions": [text or texts[0] for text in texts]}
+        row[BUCKET_COLUMN] = bucket = nearest_bucket(shapes[config.resolutions[0]], *image.shape[:2])
         for size in config.resolutions:
-            row[pixels_column(size)] = _encode(resize_square(image, size, config.crop), config)
+            row[pixels_column(size)] = _encode(resize_to(image, shapes[size][bucket], config.crop), size, config)
         rows.append(row)
     if len(rows) != len(splits):
         raise ValueError(f"{tar_path}: {len(rows)} of {len(splits)} selected images; download the shard again")
-    rows.sort(key=lambda row: row["split"] == VALIDATION)
+    rows.sort(key=lambda row: (row["split"] == VALIDATION, buckets.index(row[BUCKET_COLUMN])))
     schema = _schema(config)
     table = pa.table({name: [row[name] for row in rows] for name in schema.names}, schema=schema)
-    validation = sum(row["split"] == VALIDATION for row in rows)
-    write_pack(table, out_path, config, validation)
-    return {"rows": table.num_rows, "validation": validation}
+    write_pack(table, out_path, config)
+    return {"rows": table.num_rows, "validation": sum(row["split"] == VALIDATION for row in rows)}
 
 
-def write_pack(table: pa.Table, path: str | Path, config: PackConfig, validation: int) -> None:
-    """Writes a pack shard whose last ``validation`` rows are of that split: they get row groups of their own.
+def write_pack(table: pa.Table, path: str | Path, config: PackConfig) -> None:
+    """Writes a pack shard; where its rows change their split or their bucket, a row group ends.
 
     Page checksums tell damage from data. Pixels are neither put in dictionaries nor given statistics.
     """
@@ -110,16 +141,19 @@ def write_pack(table: pa.Table, path: str | Path, config: PackConfig, validation
         table,
         path,
         "pack",
-        row_groups=[*_cut(table.num_rows - validation, config), *_cut(validation, config)],
+        row_groups=_row_groups(table, config),
         compression=compression | dict.fromkeys(raw, config.compression),
-        use_dictionary=["split"],
+        use_dictionary=[name for name in ("split", BUCKET_COLUMN) if name in others],
         write_statistics=others,
         write_page_checksum=True,
     )
 
 
-def _cut(rows: int, config: PackConfig) -> list[int]:
-    return [min(config.row_group_rows, rows - start) for start in range(0, rows, config.row_group_rows)]
+def _row_groups(table: pa.Table, config: PackConfig) -> list[int]:
+    kinds = table.select([name for name in ("split", BUCKET_COLUMN) if name in table.column_names]).to_pylist()
+    runs = [sum(1 for _ in run) for _, run in groupby(kinds)]
+    most = config.row_group_rows
+    return [min(most, rows - start) for rows in runs for start in range(0, rows, most)]
 
 
 def _downloads(path: str | Path, config: PackConfig) -> pa.Table:
@@ -147,9 +181,9 @@ def _selected_images(tar_path: str | Path, splits: dict[str, str]) -> Iterator[t
             yield key, decode_rgb(data)
 
 
-def _encode(image: np.ndarray, config: PackConfig) -> bytes:
-    """uint8 HWC RGB to the bytes of its column."""
-    encoding = config.stored_in(image.shape[0])
+def _encode(image: np.ndarray, size: int, config: PackConfig) -> bytes:
+    """uint8 HWC RGB to the bytes of the column of resolution ``size``."""
+    encoding = config.stored_in(size)
     if encoding == "raw":
         return image.tobytes()
     options = [cv2.IMWRITE_PNG_COMPRESSION, 3] if encoding == "png" else [cv2.IMWRITE_JPEG_QUALITY, config.jpeg_quality]
@@ -160,9 +194,13 @@ def _encode(image: np.ndarray, config: PackConfig) -> bytes:
 
 def _schema(config: PackConfig) -> pa.Schema:
     fields = [pa.field(name, pa.string()) for name in ("key", "caption", "split")]
+    if config.aspects:
+        fields.append(pa.field(BUCKET_COLUMN, pa.string()))
     if config.captions:
         fields.append(pa.field("captions", pa.list_(pa.string())))
     for size in config.resolutions:
         described = {ENCODING_KEY: config.stored_in(size).encode(), SIZE_KEY: str(size).encode()}
+        if config.aspects:
+            described[SHAPES_KEY] = json.dumps(config.shapes(size)).encode()
         fields.append(pa.field(pixels_column(size), pa.binary(), metadata=described))
     return pa.schema(fields)

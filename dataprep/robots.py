@@ -1,12 +1,13 @@
 """What a site allows: robots.txt (RFC 9309), X-Robots-Tag, and the TDM Reservation Protocol (W3C, May 2024).
 
-Pure functions over what was fetched, and `Policies`, which fetches a site's files once and remembers them.
+Pure functions over what was fetched, and `Policies`, which fetches a site's files once; `PolicyMemory` keeps them.
 """
 
 from __future__ import annotations
 
 import asyncio
 import json
+import time
 from collections.abc import Awaitable, Callable, Iterable
 from typing import NamedTuple
 
@@ -18,6 +19,7 @@ from dataprep.reasons import TRANSIENT, FailedError
 ROBOTS_TXT, TDM_FILE = "/robots.txt", "/.well-known/tdmrep.json"
 MAX_FILE = 512 << 10  # bytes of either that are read (RFC 9309, section 2.5, asks for 500 KiB at least)
 MAX_SITES, MAX_HELD = 20_000, 8 << 20  # policies remembered at a time, and bytes of the files they were parsed from
+FRESH = 24 * 3600.0  # seconds that a policy is believed
 MAX_TDM_RULES = 1000
 TAG_VALUES = ("unavailable_after", "max-snippet", "max-image-preview", "max-video-preview")  # directives with a colon
 
@@ -107,41 +109,79 @@ class Policy(NamedTuple):
         return float(self.robots.crawl_delay(product) or 0) if self.robots is not None else 0.0
 
 
+class PolicyMemory:
+    """Policies of sites that were asked for already, so that the next shard need not ask again.
+
+    Bounded in sites and bytes, the least recently used go first; nothing is believed for more than a day (RFC 9309,
+    section 2.4).
+    """
+
+    def __init__(self) -> None:
+        self._known: dict[URL, tuple[float, Policy]] = {}  # when it was read; the most recently used stands last
+        self._held = 0
+
+    def get(self, site: URL) -> Policy | None:
+        """The policy of a site; None where it is not known."""
+        read, policy = self._known.pop(site, (0.0, None))
+        if policy is None or time.monotonic() - read > FRESH:
+            self._held -= policy.size if policy is not None else 0
+            return None
+        self._known[site] = read, policy
+        return policy
+
+    def put(self, site: URL, policy: Policy) -> None:
+        """Remembers the policy of a site that was not known."""
+        self._known[site] = time.monotonic(), policy
+        self._held += policy.size
+        while len(self._known) > 1 and (len(self._known) > MAX_SITES or self._held > MAX_HELD):
+            self._held -= self._known.pop(next(iter(self._known)))[1].size
+
+    def reopen(self) -> None:
+        """Forgets the sites that were closed: by the next shard they may be reached again."""
+        self._known = {site: known for site, known in self._known.items() if known[1].closed is None}
+
+
 class Policies:
     """The policy of each site (scheme, host and port), asked for once.
 
-    ``ask(url, limit)`` gives (HTTP status, at most ``limit`` bytes of body) and raises FailedError.
+    ``ask(url, limit)`` gives (HTTP status, at most ``limit`` bytes of body) and raises FailedError. ``memory`` may hold
+    what was asked for before, and takes in what is asked for now.
     """
 
     def __init__(
-        self, ask: Callable[[URL, int], Awaitable[tuple[int, bytes]]], *, obey_robots: bool, obey_tdm: bool
+        self,
+        ask: Callable[[URL, int], Awaitable[tuple[int, bytes]]],
+        *,
+        obey_robots: bool,
+        obey_tdm: bool,
+        memory: PolicyMemory | None = None,
     ) -> None:
         self._ask, self._obey_robots, self._obey_tdm = ask, obey_robots, obey_tdm
-        self._known: dict[URL, asyncio.Task[Policy]] = {}
-        self._held = 0
+        self.memory = memory or PolicyMemory()
+        self.memory.reopen()
+        self._asking: dict[URL, asyncio.Task[Policy]] = {}
 
     async def of(self, url: URL) -> Policy:
         """The policy of the site of ``url``."""
         if not (self._obey_robots or self._obey_tdm):
             return Policy()
         site = url.origin()
-        task = self._known.pop(site, None)
+        policy = self.memory.get(site)
+        if policy is not None:
+            return policy
+        task = self._asking.get(site)
         if task is None:
-            task = asyncio.ensure_future(self._load(site))
-        self._known[site] = task  # the most recently used stands last
-        while len(self._known) > 1 and (len(self._known) > MAX_SITES or self._held > MAX_HELD):
-            oldest = self._known.pop(next(iter(self._known)))
-            self._held -= oldest.result().size if oldest.done() else 0
-        if task.done():
-            return task.result()
+            task = self._asking[site] = asyncio.ensure_future(self._load(site))
         # One that waits may run out of time; the others still want the answer.
         return await asyncio.shield(task)
 
     async def _load(self, site: URL) -> Policy:
-        policy = await self._read(site)
-        if site in self._known:
-            self._held += policy.size
-        return policy
+        try:
+            policy = await self._read(site)
+            self.memory.put(site, policy)
+            return policy
+        finally:
+            del self._asking[site]
 
     async def _read(self, site: URL) -> Policy:
         size, robots = 0, None

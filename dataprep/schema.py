@@ -6,6 +6,7 @@ Every Parquet file that imagen-ray writes carries ``imagen_ray.kind`` (which of 
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,10 @@ KINDS = {
     "samples": 1,  # generated images: prompt, seed, size, png, clip_score
 }
 KIND_KEY, VERSION_KEY = b"imagen_ray.kind", b"imagen_ray.version"
+# Pack: the column with the aspect bucket of a row, and where a pixel field says the {bucket: [height, width]}.
+BUCKET_COLUMN, SHAPES_KEY = "bucket", b"shapes"
+SQUARE = ""  # the one bucket of a pack whose pictures are squares
+Shape = tuple[int, int]  # height and width in pixels
 
 
 class UserError(ValueError):
@@ -106,3 +111,11 @@ def check_kind(schema: pa.Schema, path: str, kind: str) -> None:
         raise UserError(f"{path}: expected a file of kind {kind!r}, found {found!r}")
     if version != str(KINDS[kind]):
         raise UserError(f"{path}: {kind} schema version {version}, this imagen-ray reads {KINDS[kind]}")
+
+
+def stored_shapes(field: pa.Field, size: int) -> dict[str, Shape]:
+    """The shape of each bucket in a stored pixel column of resolution ``size``."""
+    known = (field.metadata or {}).get(SHAPES_KEY)
+    if known is None:
+        return {SQUARE: (size, size)}
+    return {name: (height, width) for name, (height, width) in json.loads(known).items()}

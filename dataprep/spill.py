@@ -7,7 +7,8 @@ not a memory map: mapped pages count as memory in use.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+import tempfile
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -64,6 +65,45 @@ class Spill:
             if len(inside):
                 yield inside + start, self.read(name, start, start + rows)[inside]
 
+    def deal(
+        self,
+        name: str,
+        left_M: np.ndarray,
+        bucket_of: Callable[[np.ndarray], np.ndarray],
+        count: int,
+        rows: int,
+    ) -> Iterator[Iterator[tuple[np.ndarray, np.ndarray]]]:
+        """Yields the rows where ``left_M`` is set as ``count`` buckets, those with which ``bucket_of`` numbers them.
+
+        Each bucket is an iterator like `blocks`. They go through files of their own, read and written ``rows`` rows at
+        a time, which are gone when the last bucket was; one bucket alone needs none.
+        """
+        if count == 1:
+            yield self.blocks(name, left_M, rows)
+            return
+        dtype, shape, _ = self._columns[name]
+        record = np.dtype([("position", np.int64), ("value", dtype, shape)])
+        with tempfile.TemporaryDirectory(prefix="imagen-ray-", dir=self.folder) as folder:
+            for position_B, value_B in self.blocks(name, left_M, rows):
+                record_B = np.empty(len(position_B), record)
+                record_B["position"], record_B["value"] = position_B, value_B
+                bucket_B = bucket_of(value_B).astype(np.int64)
+                order_B = np.argsort(bucket_B, kind="stable")
+                ends = np.searchsorted(bucket_B[order_B], np.arange(count + 1))
+                for bucket in np.flatnonzero(np.diff(ends)).tolist():
+                    with open(Path(folder) / str(bucket), "ab") as file:
+                        file.write(record_B[order_B[ends[bucket] : ends[bucket + 1]]].tobytes())
+            for bucket in range(count):
+                yield _read_records(Path(folder) / str(bucket), record, rows)
+
     def _row_bytes(self, name: str) -> int:
         dtype, shape, _ = self._columns[name]
         return int(dtype.itemsize * np.prod(shape, dtype=np.int64))
+
+
+def _read_records(path: Path, record: np.dtype, rows: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    if path.exists():
+        with open(path, "rb") as file:
+            while data := file.read(rows * record.itemsize):
+                record_B = np.frombuffer(data, record)
+                yield record_B["position"], np.ascontiguousarray(record_B["value"])

@@ -9,6 +9,7 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Iterator, Sequence
+from math import gcd
 from typing import Any, get_args
 
 import yaml
@@ -27,6 +28,7 @@ from eval.heads import ScoreConfig
 from eval.protocol import EvaluateConfig
 from eval.settings import SamplingConfig
 from train.config import TrainConfig
+from train.models.presets import unet_config
 from train.reader import LoaderConfig
 from train.tasks.clip import ClipTaskConfig
 from train.tasks.diffusion import DiffusionStageConfig
@@ -144,6 +146,7 @@ class RunConfig(Config):
                 raise ValueError(
                     f"pack.resolutions={list(self.pack.resolutions)}: train.{name} needs {stage.resolution}; add it"
                 )
+            self._check_buckets(name, stage)
         loops: dict[str, TrainConfig | None] = {f"train.{name}": stage for name, stage in self.train.items()}
         loops |= {"encoder.pretrain": self.encoder.pretrain, "clip.train": self.clip.train}
         for key, loop in loops.items():
@@ -158,9 +161,23 @@ class RunConfig(Config):
                 raise ValueError(f"sample: there is no cascade stage {key!r}; the stages are {', '.join(names)}")
         return self
 
+    def _check_buckets(self, name: str, stage: CascadeStageConfig) -> None:
+        """Raises ValueError for an aspect bucket that a stage cannot be trained on."""
+        multiple = unet_config(stage.model, **stage.unet).size_multiple()
+        for bucket, shape in self.pack.shapes(stage.resolution).items():
+            is_so = f"pack.aspects: {bucket} is {shape[1]}x{shape[0]} at resolution {stage.resolution}"
+            if stage.crop is not None and stage.crop > min(shape):
+                raise ValueError(f"{is_so}, and train.{name}.crop={stage.crop}; take a smaller crop")
+            if stage.crop is None and any(side % multiple for side in shape):
+                want = multiple // gcd(multiple, stage.resolution // min(self.pack.resolutions))
+                raise ValueError(
+                    f"{is_so}, and {stage.model} of train.{name} needs multiples of {multiple}; "
+                    f"set pack.aspect_multiple to a multiple of {want}"
+                )
+
 
 class _Loader(yaml.SafeLoader):
-    """YAML 1.2's idea of a float (1e-3 is one), and no key twice."""
+    """YAML 1.2's idea of a float (1e-3 is one) and of an integer (4:3 is none), and no key twice."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         keys = [self.construct_object(key, deep=True) for key, _ in node.value]
@@ -170,6 +187,13 @@ class _Loader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
+_Loader.yaml_implicit_resolvers = {
+    first: [(tag, what) for tag, what in resolvers if tag != "tag:yaml.org,2002:int"]
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:int", re.compile(r"^(0|[-+]?[1-9][0-9_]*|0x[0-9a-fA-F_]+)$"), list("-+0123456789")
+)
 _Loader.add_implicit_resolver(
     "tag:yaml.org,2002:float", re.compile(r"^[-+]?[0-9][0-9_]*(\.[0-9]*)?[eE][-+]?[0-9]+$"), list("-+0123456789")
 )

@@ -15,7 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dataprep.schema import UserError
+from dataprep.schema import Shape, UserError
+from train.buckets import BucketOrder
 from train.order import Order, SampleRandom, sample_seed
 from train.parts import Part, decode_pixels
 from train.reader import CorruptDataError, LoaderConfig, Reader
@@ -33,13 +34,13 @@ class Stream(ABC):
     ``order`` says which row stands where; without one an epoch is a uniform permutation.
     """
 
-    def __init__(self, rows: int, seed: int, global_batch: int, order: Order | None = None) -> None:
+    def __init__(self, rows: int, seed: int, global_batch: int, order: Order | BucketOrder | None = None) -> None:
         if rows < 1:
             raise UserError("training data: 0 rows are left to train on; loosen the filters or give more data")
         if global_batch < 1:
             raise UserError(f"batch_size={global_batch}: give 1 or more")
         self.rows, self.seed, self.global_batch = rows, seed, global_batch
-        self.order = order or Order([rows], 1, seed)
+        self.order: Order | BucketOrder = order or Order([rows], 1, seed)
 
     def __len__(self) -> int:
         return self.rows
@@ -80,7 +81,8 @@ class CaptionLoader(Stream):
 class Loader(Stream):
     """Batches from pack shards, and from the embedding shards that are row-aligned with them.
 
-    A batch holds ``key`` and ``caption`` (lists of str), ``index`` int64 (B,), each pixel column as uint8 (B, H, W, C),
+    A batch holds ``key`` and ``caption`` (lists of str), ``index`` int64 (B,), each pixel column as uint8 (B, H, W, C)
+    of one shape (where pictures are in aspect buckets, a batch is of one bucket: `train.buckets`),
     and with embeddings ``text_BLD`` float32, zero-padded to the longest of the batch, and ``text_mask_BL`` bool.
     Where images have several captions, one is drawn for each image and epoch.
 
@@ -104,25 +106,45 @@ class Loader(Stream):
     ) -> None:
         self.reader = Reader(pack_paths, embed_paths, columns, split, config)
         self.columns, self.crop, self.with_text = tuple(columns), crop, embed_paths is not None
-        self.sizes = {name: size for name, (_, size) in self.reader.shards[0].encodings.items()}
+        self.sizes = {name: stored.size for name, stored in self.reader.shards[0].pixels.items()}
         self._check_crop()
-        order = Order(self.reader.rows, self.reader.window_groups(), seed)
+        order = self._order(seed, global_batch, split)
         super().__init__(order.rows, seed, global_batch, order)
         self.parts, self.skip = Windows(self.reader, order), config.on_corrupt == "skip"
         self.corrupt: dict[str, str] = {}  # what was passed over so far: row group, or key of a row -> why
+
+    def _order(self, seed: int, global_batch: int, split: str | None) -> Order | BucketOrder:
+        rows, window, bucket_of = self.reader.rows, self.reader.window_groups(), self.reader.bucket_of
+        # Crops are of one shape, whatever the pictures': they need no batches of their own.
+        if self.crop is not None or len(self.reader.buckets) == 1 or global_batch < 1:
+            return Order(rows, window, seed)
+        order = BucketOrder(rows, bucket_of, window, seed, global_batch)
+        for name, size in zip(self.reader.buckets, order.sizes.tolist(), strict=True):
+            if size < global_batch:
+                log.warning(
+                    "bucket %s has %d rows of split %s, fewer than batch_size=%d, so its batches show them more than "
+                    "once; leave it out of pack.aspects, and its pictures go to the next one",
+                    *(name, size, split, global_batch),
+                )
+        return order
 
     def _check_crop(self) -> None:
         if self.crop is None:
             return
         largest, smallest = max(self.sizes.values()), min(self.sizes.values())
-        if not 0 < self.crop <= largest or largest % smallest or self.crop % (largest // smallest):
+        name = max(self.sizes, key=lambda column: self.sizes[column])
+        shapes = [self.reader.shapes(group)[name] for group in self.reader.first_of_buckets()]
+        shortest = min(min(shape) for shape in shapes)
+        if not 0 < self.crop <= shortest or largest % smallest or self.crop % (largest // smallest):
             raise UserError(
-                f"crop={self.crop}: give a multiple of {largest // smallest} up to {largest}, the largest pixel column"
+                f"crop={self.crop}: give a multiple of {largest // smallest} up to {shortest}, the shortest side in "
+                "the largest pixel column"
             )
 
     def gather(self, rows: np.ndarray, positions: np.ndarray) -> Batch:
-        batch: Batch = {name: np.empty((len(rows), *self._shape(name)), dtype=np.uint8) for name in self.columns}
         groups = self.order.group_of(rows)
+        shapes = self._shapes(int(groups[0]))
+        batch: Batch = {name: np.empty((len(rows), *shapes[name], 3), dtype=np.uint8) for name in self.columns}
         futures = self.parts.enter(np.unique(groups), positions)
         found: list[tuple[Part, int]] = []
         for at, (row, group) in enumerate(zip(rows.tolist(), groups.tolist(), strict=True)):
@@ -143,32 +165,37 @@ class Loader(Stream):
             batch["text_BLD"], batch["text_mask_BL"] = padded_text(texts)
         return batch
 
-    def _shape(self, name: str) -> tuple[int, int, int]:
-        side = self.sizes[name] if self.crop is None else self.crop * self.sizes[name] // max(self.sizes.values())
-        return side, side, 3
+    def _shapes(self, group: int) -> dict[str, Shape]:
+        """The shape of each pixel column in a batch that has rows of a row group."""
+        if self.crop is None:
+            return self.reader.shapes(group)
+        largest = max(self.sizes.values())
+        return {name: (self.crop * size // largest,) * 2 for name, size in self.sizes.items()}
 
     def _put_pixels(self, batch: Batch, at: int, part: Part, index: int, position: int) -> None:
         """Row ``index`` of ``part`` into place ``at`` of every pixel column."""
-        top, left = self._corner(position)
+        top, left = self._corner(part, position)
+        smallest = min(self.sizes.values(), default=1)
         for name in self.columns:
-            target, size = batch[name][at], self.sizes[name]
+            target, times = batch[name][at], self.sizes[name] // smallest
             try:
                 image = part.pixels[name].image(index)
             except ValueError as error:
                 raise CorruptDataError(f"{part.name}, key {part.keys[index]}, {name}", error) from error
             if self.crop is not None:
-                y, x = round(top * size), round(left * size)
-                image = image[y : y + len(target), x : x + len(target)]
+                y, x = top * times, left * times
+                image = image[y : y + target.shape[0], x : x + target.shape[1]]
             target[...] = image
 
-    def _corner(self, position: int) -> tuple[float, float]:
-        """Top and left of the crop as a share of the image, on the grid of the smallest pixel column."""
+    def _corner(self, part: Part, position: int) -> tuple[int, int]:
+        """Top and left of the crop, in pixels of the smallest pixel column."""
         if self.crop is None:
-            return 0.0, 0.0
-        largest, smallest = max(self.sizes.values()), min(self.sizes.values())
+            return 0, 0
+        name, smallest = min(self.sizes.items(), key=lambda item: item[1])
+        side = self.crop * smallest // max(self.sizes.values())
         rng = np.random.default_rng(sample_seed(self.seed, 0, position, "crop"))
-        top, left = rng.integers(0, (largest - self.crop) * smallest // largest + 1, size=2)
-        return float(top / smallest), float(left / smallest)
+        top, left = (rng.integers(0, whole - side + 1) for whole in part.pixels[name].shape)
+        return int(top), int(left)
 
     def _another(self, error: CorruptDataError, batch: Batch, at: int, position: int) -> tuple[Part, int]:
         """The next row of the window that can be read, in place ``at``; raises ``error`` where the config says so."""

@@ -50,6 +50,9 @@ class SampleRandom:
         return out
 
 
+AHEAD = 0.5  # share of a window after which the next one is read, and the one before it let go
+
+
 @dataclass(frozen=True)
 class Window:
     """The ``index``-th window of an epoch."""
@@ -126,6 +129,18 @@ class Order:
             return np.empty(0, dtype=np.int64)
         start = window.index * self.window_groups
         return np.sort(self.plan(window.epoch).groups[start : start + self.window_groups])
+
+    def around(self, positions: np.ndarray) -> tuple[list[int], list[int]]:
+        """Row groups that a batch at ``positions`` wants in memory, first those that it waits for, and those to leave
+        there if they are: its own, its window's, and from the middle of that on the next one's."""
+        first, _ = self.window(positions[0])
+        last, share = self.window(positions[-1])
+        before, after = self.neighbour(first, -1), self.neighbour(last, 1)
+        wanted = [*self.groups(first).tolist(), *self.groups(last).tolist()]
+        spare = self.groups(after).tolist()  # not to be dropped if it is there: a thread ahead asked for it
+        if share >= AHEAD:
+            return wanted + spare, []
+        return wanted, [*spare, *self.groups(before).tolist()]
 
     def plan(self, epoch: int) -> Plan:
         """The order of the row groups in ``epoch``."""

@@ -10,28 +10,29 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 import pyarrow as pa
+import torch
 
 from dataprep.codec import dequantise, stored_views
-from dataprep.schema import UserError
+from dataprep.schema import Shape, UserError
 
 RAW = "raw"
 
 
 @dataclass(frozen=True)
 class Pixels:
-    """One pixel column: raw ones as uint8 RGB (n, size, size, 3), or a compressed image a row."""
+    """One pixel column: raw ones as uint8 RGB (n, height, width, 3), or a compressed image a row."""
 
-    size: int
+    shape: Shape
     encoding: str  # raw, or a format that OpenCV reads
     raw: np.ndarray | None
     data: np.ndarray  # uint8: all images, one after another
     starts: np.ndarray  # int (n + 1,)
 
     def image(self, row: int) -> np.ndarray:
-        """uint8 RGB (size, size, 3) of ``row``. Raises ValueError where the bytes are not such an image."""
+        """uint8 RGB (height, width, 3) of ``row``. Raises ValueError where the bytes are not such an image."""
         if self.raw is not None:
             return self.raw[row]
-        return decode_pixels(self.data[self.starts[row] : self.starts[row + 1]], self.encoding, self.size)
+        return decode_pixels(self.data[self.starts[row] : self.starts[row + 1]], self.encoding, self.shape)
 
 
 @dataclass(frozen=True)
@@ -45,7 +46,11 @@ class Text:
     def copy(self, row: int, out_LD: np.ndarray) -> None:
         """Decodes ``row`` into the float32 ``out_LD`` of its shape."""
         start, stop = self.starts[row], self.starts[row + 1]
-        dequantise(self.values_TD[start:stop], None if self.scale_T is None else self.scale_T[start:stop], out_LD)
+        values_LD = self.values_TD[start:stop]
+        if self.scale_T is None:  # float16, which torch widens many times faster than NumPy
+            torch.from_numpy(out_LD).copy_(torch.from_dlpack(values_LD))
+        else:
+            dequantise(values_LD, self.scale_T[start:stop], out_LD)
 
 
 @dataclass(frozen=True)
@@ -62,9 +67,9 @@ class Part:
 
 
 def make_part(
-    name: str, kept: np.ndarray, pack: pa.Table, embed: pa.Table | None, encodings: dict[str, tuple[str, int]]
+    name: str, kept: np.ndarray, pack: pa.Table, embed: pa.Table | None, stored: dict[str, tuple[str, Shape]]
 ) -> Part:
-    """A part of one row group's tables, each column a single chunk; ``encodings`` are (encoding, size) a pixel column.
+    """A part of one row group's tables, each column a single chunk; ``stored`` is (encoding, shape) a pixel column.
 
     Raises ValueError where bytes do not fit together, UserError where ``embed`` is of other rows than ``pack``.
     """
@@ -75,7 +80,7 @@ def make_part(
     times = len(captions[0])
     if any(len(several) != times for several in captions):
         raise ValueError("its rows do not have equally many captions")
-    pixels = {column: _pixels(pack.column(column).chunk(0), *what) for column, what in encodings.items()}
+    pixels = {column: _pixels(pack.column(column).chunk(0), *what) for column, what in stored.items()}
     text = None
     if embed is not None:
         if embed.column("key").to_pylist() != [key for key in keys for _ in range(times)]:
@@ -84,17 +89,18 @@ def make_part(
     return Part(name, kept, keys, captions, pixels, times, text)
 
 
-def _pixels(array: pa.Array, encoding: str, size: int) -> Pixels:
+def _pixels(array: pa.Array, encoding: str, shape: Shape) -> Pixels:
     starts, data = binary_views(array)
     raw = None
     if encoding == RAW:
-        one = size * size * 3
-        wrong = np.flatnonzero(np.diff(starts) != one)
+        height, width = shape
+        wrong = np.flatnonzero(np.diff(starts) != height * width * 3)
         if len(wrong):
             row = int(wrong[0])
-            raise ValueError(f"row {row}: {starts[row + 1] - starts[row]} bytes do not hold a raw {size}x{size} image")
-        raw = data[starts[0] : starts[-1]].reshape(len(array), size, size, 3)
-    return Pixels(size, encoding, raw, data, starts)
+            held = starts[row + 1] - starts[row]
+            raise ValueError(f"row {row}: {held} bytes do not hold a raw {width}x{height} image")
+        raw = data[starts[0] : starts[-1]].reshape(len(array), height, width, 3)
+    return Pixels(shape, encoding, raw, data, starts)
 
 
 def _text(table: pa.Table) -> Text:
@@ -125,14 +131,14 @@ def binary_views(array: pa.Array) -> tuple[np.ndarray, np.ndarray]:
     return starts, np.frombuffer(data, np.uint8) if data is not None else np.empty(0, np.uint8)
 
 
-def decode_pixels(data: np.ndarray | bytes, encoding: str, size: int) -> np.ndarray:
-    """One stored image as uint8 RGB (size, size, 3). Raises ValueError where the bytes are not such an image."""
-    values = np.frombuffer(data, dtype=np.uint8)
+def decode_pixels(data: np.ndarray | bytes, encoding: str, shape: Shape) -> np.ndarray:
+    """One stored image as uint8 RGB (height, width, 3). Raises ValueError where the bytes are not such an image."""
+    values, (height, width) = np.frombuffer(data, dtype=np.uint8), shape
     if encoding == RAW:
-        if len(values) != size * size * 3:
-            raise ValueError(f"{len(values)} bytes do not hold a raw {size}x{size} RGB image")
-        return values.reshape(size, size, 3)
+        if len(values) != height * width * 3:
+            raise ValueError(f"{len(values)} bytes do not hold a raw {width}x{height} RGB image")
+        return values.reshape(height, width, 3)
     image = cv2.imdecode(values, cv2.IMREAD_COLOR_RGB) if len(values) else None
-    if image is None or image.shape != (size, size, 3):
-        raise ValueError(f"{len(values)} bytes do not hold a {size}x{size} {encoding} image")
+    if image is None or image.shape != (height, width, 3):
+        raise ValueError(f"{len(values)} bytes do not hold a {width}x{height} {encoding} image")
     return image

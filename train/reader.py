@@ -7,7 +7,8 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Literal
+from itertools import pairwise
+from typing import Literal, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -17,7 +18,7 @@ from pydantic import Field
 from tenacity import Retrying, retry_if_exception_type, stop_after_attempt, wait_exponential
 
 from dataprep import storage
-from dataprep.schema import Config, UserError, check_kind
+from dataprep.schema import BUCKET_COLUMN, SQUARE, Config, Shape, UserError, check_kind, stored_shapes
 from train.cache import RowGroupCache
 from train.parts import RAW, Part, make_part
 
@@ -54,10 +55,19 @@ class CorruptDataError(RuntimeError):
 
 @dataclass(frozen=True)
 class Group:
-    """Where a row group is: the number of its pack shard, and its own number in there."""
+    """Where a row group is: the number of its pack shard, and its own number in there; and its aspect bucket."""
 
     shard: int
     index: int
+    bucket: str
+
+
+class Stored(NamedTuple):
+    """How a pixel column holds its pictures."""
+
+    encoding: str  # raw, or a compressed format that OpenCV reads
+    size: int  # the resolution
+    shapes: dict[str, Shape]  # bucket -> (height, width)
 
 
 @dataclass(frozen=True)
@@ -70,7 +80,8 @@ class Shard:
     kept: np.ndarray  # bit a row: whether it is of the split that is read
     kept_rows: np.ndarray  # int64 (groups,)
     splits: tuple[str, ...]
-    encodings: dict[str, tuple[str, int]]  # pixel column -> (encoding, size)
+    buckets: tuple[str, ...]  # the aspect bucket of each row group
+    pixels: dict[str, Stored]  # what the pixel columns hold
     listed: bool  # whether a row has several captions
     bytes: int  # stored in the columns that are read, uncompressed
 
@@ -109,7 +120,7 @@ class Reader:
             pairs = [(path, embed_paths[at] if embed_paths else None) for at, path in enumerate(pack_paths)]
             self.shards = list(pool.map(lambda pair: open_shard(pair[0], pair[1], self.columns, split), pairs))
         self.groups = [
-            Group(number, int(index))
+            Group(number, int(index), shard.buckets[index])
             for number, shard in enumerate(self.shards)
             for index in np.flatnonzero(shard.kept_rows)
         ]
@@ -117,6 +128,8 @@ class Reader:
             found = ", ".join(sorted({name for shard in self.shards for name in shard.splits})) or "no rows at all"
             raise UserError(f"training data: no row of split {split!r} (there are: {found}); loosen the filters")
         self.rows = np.array([self.shards[group.shard].kept_rows[group.index] for group in self.groups])
+        self.buckets = sorted({group.bucket for group in self.groups})
+        self.bucket_of = np.array([self.buckets.index(group.bucket) for group in self.groups])  # of each row group
         self.verified = np.zeros(len(self.groups), dtype=bool)
 
     def window_groups(self) -> int:
@@ -125,6 +138,15 @@ class Reader:
         sampled = [shard for shard in self.shards[::every] if len(shard.kept_rows)] or self.shards
         size = sum(shard.bytes for shard in sampled) / max(1, sum(len(shard.kept_rows) for shard in sampled))
         return max(1, int((self.config.window_mb << 20) / max(1.0, size)))
+
+    def first_of_buckets(self) -> list[int]:
+        """The number of a row group of each bucket."""
+        return [int(number) for number in np.unique(self.bucket_of, return_index=True)[1]]
+
+    def shapes(self, number: int) -> dict[str, Shape]:
+        """The shape of each pixel column's pictures in the row group of that number."""
+        group = self.groups[number]
+        return {name: stored.shapes[group.bucket] for name, stored in self.shards[group.shard].pixels.items()}
 
     def read(self, number: int) -> Part:
         """The row group of that number; CorruptDataError where it cannot be read."""
@@ -136,7 +158,8 @@ class Reader:
         try:
             pack = self._table(shard.pack, group.index, ["key", captions, *self.columns], verify)
             embed = self._table(shard.embed, group.index, EMBEDDING_COLUMNS, verify) if shard.embed else None
-            part = make_part(name, shard.kept_of(group.index), pack, embed, shard.encodings)
+            stored = {name: (shard.pixels[name].encoding, shape) for name, shape in self.shapes(number).items()}
+            part = make_part(name, shard.kept_of(group.index), pack, embed, stored)
         except UserError:
             raise
         except (pa.ArrowException, OSError, ValueError) as error:
@@ -186,11 +209,12 @@ def open_shard(pack: str, embed: str | None, columns: tuple[str, ...], split: st
     try:
         with open_parquet(pack) as file:
             check_kind(file.schema_arrow, pack, "pack")
-            encodings = {name: column_encoding(pack, file.schema_arrow, name) for name in columns}
+            pixels = {name: stored_pixels(pack, file.schema_arrow, name) for name in columns}
             listed = "captions" in file.schema_arrow.names
             rows, size = _groups(file.metadata, {"key", "caption", "captions.list.element", *columns})
             splits = file.read(columns=["split"])["split"]
-        starts = np.concatenate([[0], np.cumsum(rows)])
+            starts = np.concatenate([[0], np.cumsum(rows)])
+            buckets = _buckets(file, pack, starts)
         if embed is not None:
             with open_parquet(embed) as file:
                 check_kind(file.schema_arrow, embed, "embeddings")
@@ -206,7 +230,17 @@ def open_shard(pack: str, embed: str | None, columns: tuple[str, ...], split: st
     mask = np.ones(len(splits), bool) if split is None else pc.fill_null(pc.equal(splits, split), False).to_numpy()
     kept_rows = np.add.reduceat(mask, starts[:-1], dtype=np.int64) if len(mask) else np.zeros(0, np.int64)
     found = tuple(str(name) for name in pc.unique(splits).to_pylist())
-    return Shard(pack, embed, starts, np.packbits(mask), kept_rows, found, encodings, listed, size)
+    return Shard(pack, embed, starts, np.packbits(mask), kept_rows, found, buckets, pixels, listed, size)
+
+
+def _buckets(file: pq.ParquetFile, path: str, starts: np.ndarray) -> tuple[str, ...]:
+    """The aspect bucket of each row group, whose first rows are ``starts``."""
+    if BUCKET_COLUMN not in file.schema_arrow.names:
+        return (SQUARE,) * (len(starts) - 1)
+    names = np.array(file.read(columns=[BUCKET_COLUMN])[BUCKET_COLUMN].to_pylist())
+    if mixed := [at for at, (a, b) in enumerate(pairwise(starts.tolist())) if (names[a:b] != names[a]).any()]:
+        raise UserError(f"{path}: row group {mixed[0]} has pictures of several buckets; run pack again")
+    return tuple(names[starts[:-1]].tolist())
 
 
 def _groups(metadata: pq.FileMetaData, columns: set[str]) -> tuple[np.ndarray, int]:
@@ -220,12 +254,14 @@ def _groups(metadata: pq.FileMetaData, columns: set[str]) -> tuple[np.ndarray, i
     return np.array([group.num_rows for group in groups], dtype=np.int64), size
 
 
-def column_encoding(path: str, schema: pa.Schema, name: str) -> tuple[str, int]:
-    """How a pixel column stores its images: (raw or a compressed format that OpenCV reads, side in pixels)."""
+def stored_pixels(path: str, schema: pa.Schema, name: str) -> Stored:
+    """How a pixel column stores its images."""
     digits = name.rpartition("_")[2]
     if not digits.isdigit():
         raise UserError(f"pixel column {name!r}: the name must end in its resolution, such as pixels_64")
     if name not in schema.names:
         have = ", ".join(found for found in schema.names if found.startswith("pixels_")) or "none"
         raise UserError(f"{path}: no column {name} (pixel columns: {have}); add its size to pack.resolutions")
-    return (schema.field(name).metadata or {}).get(b"encoding", RAW.encode()).decode(), int(digits)
+    field = schema.field(name)
+    encoding = (field.metadata or {}).get(b"encoding", RAW.encode()).decode()
+    return Stored(encoding, int(digits), stored_shapes(field, int(digits)))

@@ -7,17 +7,16 @@ from concurrent.futures import Future, ThreadPoolExecutor
 
 import numpy as np
 
+from train.buckets import BucketOrder
 from train.order import Order
 from train.parts import Part
 from train.reader import Reader
-
-AHEAD = 0.5  # share of a window after which the next one is read, and the one before it let go
 
 
 class Windows:
     """The parts that batches need, by the number of their row group. Batches may come from several threads."""
 
-    def __init__(self, reader: Reader, order: Order) -> None:
+    def __init__(self, reader: Reader, order: Order | BucketOrder) -> None:
         self.reader, self.order = reader, order
         self.pool = ThreadPoolExecutor(reader.threads, "row-groups")
         self.lock = threading.Lock()
@@ -26,17 +25,10 @@ class Windows:
     def enter(self, groups: np.ndarray, positions: np.ndarray) -> dict[int, Future[Part]]:
         """Sees to it that ``groups``, of a batch at ``positions``, are being read before anything else is.
 
-        Then come the rest of their window and, from its middle on, the next. Returns the futures of ``groups``.
+        Then come the others that the order wants. Returns the futures of ``groups``.
         """
-        first, _ = self.order.window(positions[0])
-        last, share = self.order.window(positions[-1])
-        before, after = self.order.neighbour(first, -1), self.order.neighbour(last, 1)
-        wanted = [*groups.tolist(), *self.order.groups(first).tolist(), *self.order.groups(last).tolist()]
-        spare = self.order.groups(after).tolist()  # not to be dropped if it is there: a thread ahead asked for it
-        if share >= AHEAD:
-            wanted += spare
-        else:
-            spare = [*spare, *self.order.groups(before).tolist()]
+        wanted, spare = self.order.around(positions)
+        wanted = [*groups.tolist(), *wanted]
         with self.lock:
             for group in wanted:
                 if group not in self.futures:

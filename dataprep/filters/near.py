@@ -12,6 +12,7 @@ import numpy as np
 import pyarrow as pa
 
 from dataprep.filters.hamming import HashIndex
+from dataprep.filters.neighbours import with_neighbours
 from dataprep.spill import Spill
 
 BLOCK = 1024  # rows compared among themselves
@@ -19,6 +20,7 @@ PIECE = 1 << 12  # thumbnails compared together
 FEATURE_ROWS = 1 << 11  # rows of features compared together, all with all
 WINDOW = 1 << 15  # rows that a large index is asked of together: sorted by what is looked up, the table stays in cache
 NEWEST_ROWS, MIDDLE_ROWS, INDEX_ROWS = 1 << 13, 1 << 16, 1 << 20  # kept rows of an index
+SPARSE = 10  # bits up to which few rows of a million have a neighbour by mere chance
 MAX_GAIN = 1.2
 ROUND = 5  # decimals of a cosine: the order in which a processor adds must not decide
 
@@ -47,8 +49,10 @@ class NearDuplicates:
 
     def drop(self, spill: Spill, left_M: np.ndarray) -> None:
         kept = _Kept(self.distance)
+        # A row without a neighbour stays, and no other goes for it: most rows are settled by that.
+        near_M = with_neighbours(spill, "phash", left_M, self.distance) if self.distance <= SPARSE else left_M.copy()
         for start in range(0, len(left_M), WINDOW):
-            inside_W = np.flatnonzero(left_M[start : start + WINDOW])
+            inside_W = np.flatnonzero(near_M[start : start + WINDOW])
             if not len(inside_W):
                 continue
             hash_W, position_W = spill.read("phash", start, start + WINDOW)[inside_W], inside_W + start

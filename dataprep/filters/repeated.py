@@ -7,9 +7,7 @@ bits, and within a bucket a table counts what was seen.
 from __future__ import annotations
 
 import hashlib
-import tempfile
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Callable
 
 import numpy as np
 import pyarrow as pa
@@ -19,7 +17,6 @@ from dataprep.spill import Spill
 DIGEST_BYTES = 16
 BLOCK = 1 << 16  # rows read at a time
 BUCKET_ROWS = 1 << 16  # rows a bucket, on average
-RECORD = np.dtype([("position", np.int64), ("digest", np.uint8, DIGEST_BYTES)])
 
 
 class Repeated:
@@ -40,11 +37,12 @@ class Repeated:
         return {self.name: digests.reshape(rows.num_rows, DIGEST_BYTES)}
 
     def drop(self, spill: Spill, left_M: np.ndarray) -> None:
-        for bucket in _buckets(spill, self.name, left_M):
+        count = max(1, int(left_M.sum()) // BUCKET_ROWS)
+        for bucket in spill.deal(self.name, left_M, lambda digest_B: _number(digest_B) % count, count, BLOCK):
             seen: dict[bytes, int] = {}
-            for record_B in bucket:
-                data = record_B["digest"].tobytes()
-                for index, position in enumerate(record_B["position"].tolist()):
+            for position_B, digest_B in bucket:
+                data = digest_B.tobytes()
+                for index, position in enumerate(position_B.tolist()):
                     digest = data[index * DIGEST_BYTES : (index + 1) * DIGEST_BYTES]
                     seen[digest] = times = seen.get(digest, 0) + 1
                     if times > self.most:
@@ -80,29 +78,10 @@ def _pairs(rows: pa.Table) -> list[bytes]:
     return [_digest(f"{len(url)} {url} {caption}") for url, caption in pairs]
 
 
+def _number(digest_B: np.ndarray) -> np.ndarray:
+    """A number that equal digests share: their first four bytes."""
+    return np.ascontiguousarray(digest_B[:, :4]).view("<u4")[:, 0]
+
+
 def _digest(text: str) -> bytes:
     return hashlib.blake2b(text.encode(errors="surrogatepass"), digest_size=DIGEST_BYTES).digest()
-
-
-def _buckets(spill: Spill, name: str, left_M: np.ndarray) -> Iterator[Iterator[np.ndarray]]:
-    """Yields buckets, each an iterator over blocks of `RECORD` in the rows' order; equal digests share a bucket."""
-    count = max(1, int(left_M.sum()) // BUCKET_ROWS)
-    with tempfile.TemporaryDirectory(prefix="imagen-ray-", dir=spill.folder) as folder:
-        for position_B, digest_B in spill.blocks(name, left_M, BLOCK):
-            record_B = np.empty(len(position_B), RECORD)
-            record_B["position"], record_B["digest"] = position_B, digest_B
-            bucket_B = np.ascontiguousarray(digest_B[:, :4]).view("<u4")[:, 0] % count
-            order_B = np.argsort(bucket_B, kind="stable")
-            ends = np.searchsorted(bucket_B[order_B], np.arange(count + 1))
-            for bucket in np.flatnonzero(np.diff(ends)).tolist():
-                with open(Path(folder) / str(bucket), "ab") as file:
-                    file.write(record_B[order_B[ends[bucket] : ends[bucket + 1]]].tobytes())
-        for bucket in range(count):
-            yield _read_records(Path(folder) / str(bucket))
-
-
-def _read_records(path: Path) -> Iterator[np.ndarray]:
-    if path.exists():
-        with open(path, "rb") as file:
-            while data := file.read(BLOCK * RECORD.itemsize):
-                yield np.frombuffer(data, RECORD)

@@ -20,6 +20,7 @@ from dataprep.embed import EmbedConfig, embed_shard, load_encoder
 from dataprep.pack import PackConfig, pack_shard
 from dataprep.quality import filter_quality
 from dataprep.redact import FORGOTTEN_FILE, Forgotten, ForgottenList
+from dataprep.robots import PolicyMemory
 from dataprep.rules import make_filters, make_set_filters
 from dataprep.scenes import HOST, ScenesConfig, serve
 from dataprep.schema import read_schema, read_table, write_table
@@ -67,6 +68,7 @@ class DownloadWorker:
     ) -> None:
         self.config, self.hosts, self.open = config, {}, ExitStack()
         self.forgotten = Forgotten.read(forgotten.path).images
+        self.memory = PolicyMemory()  # two requests a site and shard would be most of what a site is asked
         if scenes is not None:
             self.hosts = {HOST: self.open.enter_context(serve(scenes, seed))}
 
@@ -76,7 +78,14 @@ class DownloadWorker:
         previous = Previous(files["previous.tar"], files["previous.parquet"]) if "previous.tar" in files else None
         listing = files["listing.parquet"]
         return download_shard(
-            listing, shard.id, out, self.config, self.hosts, forgotten=self.forgotten, previous=previous
+            listing,
+            shard.id,
+            out,
+            self.config,
+            self.hosts,
+            forgotten=self.forgotten,
+            previous=previous,
+            memory=self.memory,
         )
 
 

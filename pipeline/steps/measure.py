@@ -19,8 +19,8 @@ from PIL import Image
 from dataprep import storage
 from dataprep.decode import IMAGE_EXTENSIONS, decode_rgb, read_shard_rgb, resize_square
 from dataprep.grammar import Claim
-from dataprep.pack import ENCODING_KEY, pixels_column
-from dataprep.schema import UserError, check_kind, read_table, write_table
+from dataprep.pack import pixels_column
+from dataprep.schema import BUCKET_COLUMN, SQUARE, UserError, check_kind, read_table, write_table
 from eval.cascade import Cascade
 from eval.clip import ClipScorer
 from eval.composition import check
@@ -31,6 +31,7 @@ from pipeline.fingerprint import digest
 from pipeline.sampling import open_cascade
 from pipeline.store import Shard
 from train.data import decode_pixels
+from train.reader import stored_pixels
 
 FOLDER, SWEEP = "features", "sweep"  # of the artifact
 SAMPLE, VALIDATION, REFERENCE = "sample", "validation", "reference"  # the sets of pictures
@@ -184,17 +185,20 @@ def _samples(path: str) -> Iterator[Picture]:
 
 
 def validation_pictures(path: str, size: int) -> Iterator[Picture]:
-    """The pairs of a pack shard that are held out of training; row groups without one are not read."""
+    """The pairs of a pack shard that are held out of training, squares; row groups without one are not read."""
     column = pixels_column(size)
     with pq.ParquetFile(path) as file:
         check_kind(file.schema_arrow, path, "pack")
-        encoding = (file.schema_arrow.field(column).metadata or {}).get(ENCODING_KEY, b"raw").decode()
+        stored = stored_pixels(path, file.schema_arrow, column)
+        names = ["key", "caption", column, *({BUCKET_COLUMN} & set(file.schema_arrow.names))]
         for group in range(file.num_row_groups):
             splits = file.read_row_group(group, ["split"])["split"].to_pylist()
             if rows := [row for row, split in enumerate(splits) if split == "validation"]:
-                table = file.read_row_group(group, ["key", "caption", column]).take(rows)
+                table = file.read_row_group(group, names).take(rows)
                 for row in table.to_pylist():
-                    yield row["key"], decode_pixels(row[column], encoding, size), row["caption"]
+                    shape = stored.shapes[row.get(BUCKET_COLUMN, SQUARE)]
+                    image = resize_square(decode_pixels(row[column], stored.encoding, shape), size)
+                    yield row["key"], image, row["caption"]
 
 
 def _reference(files: Mapping[str, str], size: int) -> Iterator[Picture]:

@@ -5,12 +5,15 @@ from __future__ import annotations
 import asyncio
 import json
 
+import pyarrow as pa
 import pytest
 from yarl import URL
 
 from dataprep import robots
+from dataprep.download import DownloadConfig, download_shard
 from dataprep.fetch import FetchConfig, fetch_all
-from dataprep.robots import Policies, matches, opted_out, parse_tdm, tdm_reserved
+from dataprep.robots import Policies, PolicyMemory, matches, opted_out, parse_tdm, tdm_reserved
+from dataprep.schema import write_table
 
 QUICK = FetchConfig(timeout=2.0, retries=1, backoff=0.01)
 
@@ -108,6 +111,29 @@ def test_a_sites_files_are_asked_for_once(web):
     assert web.asked_policies == []
 
 
+def test_a_worker_remembers_from_shard_to_shard_what_sites_allow(web, tmp_path, monkeypatch):
+    rules = "User-agent: *\nDisallow: /no\n"
+    site(web, rules)
+    config, memory = DownloadConfig(fetch=QUICK), PolicyMemory()
+    for shard in range(3):
+        write_table(pa.table({"url": [web.url(f"/no/{shard}")], "caption": [""]}), tmp_path / "l", "listing")
+        counters = download_shard(tmp_path / "l", shard, tmp_path, config, web.hosts, memory=memory)
+        assert counters["robots_txt"] == 1
+    assert sorted(web.asked_policies) == ["/.well-known/tdmrep.json", "/robots.txt"] and web.asked == []
+    monkeypatch.setattr(robots, "FRESH", -1.0)
+    download_shard(tmp_path / "l", 3, tmp_path, config, web.hosts, memory=memory)
+    assert len(web.asked_policies) == 4 and len(memory._known) == 1 and memory._held == len(rules)
+
+
+def test_a_closed_site_is_asked_again_for_the_next_shard(web, tmp_path):
+    memory = PolicyMemory()
+    for status, reason in ((503, "robots_unreachable"), (200, "robots_txt")):
+        site(web, "User-agent: *\nDisallow: /\n", status=status)
+        write_table(pa.table({"url": [web.url("/a"), web.url("/b")], "caption": ["", ""]}), tmp_path / "l", "listing")
+        counters = download_shard(tmp_path / "l", 0, tmp_path, DownloadConfig(fetch=QUICK), web.hosts, memory=memory)
+        assert counters[reason] == 2
+
+
 @pytest.mark.parametrize("status", [401, 403, 404, 410, 429])
 def test_no_robots_txt_allows_everything(web, status):
     site(web, "User-agent: *\nDisallow: /\n", status=status)
@@ -182,7 +208,7 @@ def test_what_is_remembered_of_sites_is_bounded(monkeypatch):
     hosts = ["a", "b", "c", "a", "d", "d", "e", "a"]
     policies = asyncio.run(visit(hosts))
     assert len(asked) < len(hosts)  # those asked for again soon were still known
-    assert len(policies._known) <= 3 and policies._held <= 2500 + 1100
+    assert len(policies.memory._known) <= 3 and policies.memory._held <= 2500 + 1100
     monkeypatch.setattr(robots, "MAX_HELD", 1 << 20)
     monkeypatch.setattr(robots, "MAX_SITES", 2)
-    assert len(asyncio.run(visit(hosts))._known) == 2
+    assert len(asyncio.run(visit(hosts)).memory._known) == 2

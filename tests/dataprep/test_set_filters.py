@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import tempfile
+from itertools import combinations
 
 import numpy as np
 import pytest
@@ -12,9 +14,10 @@ from picture_fakes import picture
 from select_fakes import choose, reasons, row, stays
 
 from dataprep.annotate import perceptual_hash, thumbnail
-from dataprep.filters import near, repeated
+from dataprep.filters import near, neighbours, repeated
 from dataprep.filters.hamming import HashIndex, plan_bands
 from dataprep.filters.near import EmbeddingDuplicates, NearDuplicates, thumbnail_distance
+from dataprep.filters.neighbours import plan_choices, with_neighbours
 from dataprep.filters.repeated import exact_duplicates, repeated_captions
 from dataprep.filters.similarity import TopSimilarity
 from dataprep.rules import SelectConfig
@@ -55,6 +58,7 @@ def test_near_duplicates_are_those_of_brute_force(distance, monkeypatch):
     small = {"BLOCK": 25, "WINDOW": 100, "NEWEST_ROWS": 30, "MIDDLE_ROWS": 60, "INDEX_ROWS": 240}
     for name, rows in small.items():
         monkeypatch.setattr(near, name, rows)
+    monkeypatch.setattr(neighbours, "BUCKET_ROWS", 200)
     hash_N, thumbnail_NDC = hashes_with_near_ones(distance, 1000, distance + 2)
     left_M = stays(NearDuplicates(distance, 4.0), phash=hash_N, thumbnail=thumbnail_NDC)
     expected = brute_force(hash_N, thumbnail_NDC, distance, 4.0)
@@ -105,6 +109,61 @@ def test_the_bands_leave_no_room_for_a_close_pair_beyond_them_all(distance):
         assert everything or sum(radius + 1 for radius in radii) > distance
         used = [bit for band in bands for bit in range(band.shift, band.shift + band.bits)]
         assert len(used) == len(set(used)) and max(used) < 64
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    seed=st.integers(0, 2**32),
+    distance=st.integers(0, 8),
+    flips=st.integers(0, 12),
+    planned=st.sampled_from([10, 10**5, 10**7]),
+    bucket=st.sampled_from([40, 1 << 16]),
+    block=st.sampled_from([30, 1 << 16]),
+    large=st.sampled_from([2, 32]),
+)
+def test_who_has_a_neighbour_is_what_comparing_all_says(seed, distance, flips, planned, bucket, block, large):
+    rng = np.random.default_rng(seed)
+    # A few clouds of like hashes, and hashes with nothing near; some equal ones.
+    centre_N = rng.choice(rng.integers(0, 2**64, 100, dtype=np.uint64), 400)
+    hash_N = centre_N.copy()
+    for row_ in np.flatnonzero(rng.random(400) < 0.7):
+        chosen = rng.choice(64, int(rng.integers(0, flips + 1)), False)
+        hash_N[row_] ^= np.uint64(sum(1 << int(bit) for bit in chosen))
+    left_M = rng.random(400) < 0.8
+    difference_NN = np.bitwise_count(hash_N[:, None] ^ hash_N) <= distance
+    expected = (difference_NN[:, left_M].sum(axis=1) > 1) & left_M
+    with pytest.MonkeyPatch.context() as patch, tempfile.TemporaryDirectory() as folder, Spill(folder) as spill:
+        choices = plan_choices(max(1, distance), planned)
+        patch.setattr(neighbours, "plan_choices", lambda *_: choices)
+        for name, value in {"BUCKET_ROWS": bucket, "BLOCK": block, "LARGE": large}.items():
+            patch.setattr(neighbours, name, value)
+        spill.append("hash", hash_N)
+        np.testing.assert_array_equal(with_neighbours(spill, "hash", left_M, distance), expected)
+
+
+@pytest.mark.parametrize("distance", range(1, 11))
+def test_a_close_pair_is_equal_in_some_choice(distance):
+    for rows in (1, 10**5, 10**7, 10**10):
+        choices = plan_choices(distance, rows)
+        blocks = sorted({block.shift for choice in choices for block in choice})
+        assert sum({block.shift: block.bits for choice in choices for block in choice}.values()) == 64
+        # Whatever `distance` blocks the differing bits are in, all others make a choice.
+        assert {frozenset(block.shift for block in choice) for choice in choices} == {
+            frozenset(blocks) - set(hit) for hit in combinations(blocks, distance)
+        }
+        assert max(sum(block.bits for block in choice) for choice in choices) <= 36  # beside the index
+
+
+def test_a_cloud_of_like_hashes_costs_about_its_size():
+    # All differ in few bits, so that every choice has them side by side: compared all with all, minutes.
+    rng = np.random.default_rng(0)
+    bits = rng.integers(0, 64, (60_000, 2)).astype(np.uint64)
+    hash_N = (np.uint64(1) << bits[:, 0]) | (np.uint64(1) << bits[:, 1])
+    hash_N[:30_000] |= rng.integers(0, 2**20, 30_000).astype(np.uint64) << np.uint64(44)
+    with tempfile.TemporaryDirectory() as folder, Spill(folder) as spill:
+        spill.append("hash", hash_N)
+        near_N = with_neighbours(spill, "hash", np.ones(len(hash_N), bool), 6)
+    assert near_N.mean() > 0.99
 
 
 def pictured(index, image, **changes):
@@ -198,6 +257,21 @@ def test_embedding_duplicates_read_the_scores(tmp_path):
     config = OFF.model_copy(update={"near_duplicate_cosine": 0.9})
     written, _ = choose([[row(0), row(1), row(2)]], config, [scores])
     assert written[0]["keep"].to_pylist() == [True, True, False]
+
+
+@pytest.mark.parametrize("count", [1, 5])
+def test_rows_are_dealt_in_their_order(tmp_path, count):
+    values = np.random.default_rng(0).integers(0, 100, (300, 2), dtype=np.uint16)
+    left_M = np.random.default_rng(1).random(300) < 0.7
+    with Spill(tmp_path) as spill:
+        spill.append("pairs", values)
+        dealt = spill.deal("pairs", left_M, lambda value_B: value_B[:, 0] % count, count, 64)
+        buckets = [
+            [(int(p), *v.tolist()) for some, value in bucket for p, v in zip(some, value, strict=True)]
+            for bucket in dealt
+        ]
+    expected = [(row_, *values[row_].tolist()) for row_ in np.flatnonzero(left_M)]
+    assert buckets == [[row_ for row_ in expected if row_[1] % count == bucket] for bucket in range(count)]
 
 
 def test_a_spilled_column_gives_back_what_it_took(tmp_path):

@@ -28,6 +28,13 @@ def test_overrides_reach_any_depth() -> None:
     assert config.run == "s3://bucket/x"
 
 
+def test_a_ratio_is_no_number_to_the_base_of_sixty() -> None:
+    config = load_config(SMOKE, ["pack.aspects=[1:1, 4:3]", "pack.aspect_multiple=4"])
+    assert config.pack.aspects == ("1:1", "4:3")
+    assert config.pack.shapes(64) == {"1:1": (64, 64), "4:3": (48, 64)}
+    assert load_config(SMOKE, ["seed=0x10"]).seed == 16 and load_config(SMOKE, ["seed=1_000"]).seed == 1000
+
+
 def test_a_float_without_a_point_is_a_float() -> None:
     assert load_config(SMOKE, ["train.base.learning_rate=1e-3"]).train["base"].learning_rate == 0.001
 
@@ -46,6 +53,9 @@ def test_a_float_without_a_point_is_a_float() -> None:
         ("encoder.model=google/t5-v1_1-small", ["encoder", "exactly one"]),
         ("clip.min_similarity=2", ["clip.min_similarity=2"]),
         ("pack.resolutions=[16]", ["pack.resolutions=[16]", "train.sr32 needs 32"]),
+        ("pack.aspects=[4:3, 4:3]", ["pack", "'4:3' is no ratio or stands twice"]),
+        ("pack.aspects=[wide]", ["pack", "'wide' is no ratio"]),
+        ("pack.aspects=[1:1, 4:3]", ["4:3 and 1:1 are both 16x16 at resolution 16", "lower aspect_multiple"]),
         ("train.sr32.low_resolution=8", ["train.sr32.low_resolution=8", "set it to 16"]),
         ("sample.stages.sr1024.steps=3", ["sr1024", "base, sr32, sr64"]),
         ("sample.evaluate_at=top", ["top", "base, sr32, sr64"]),
@@ -68,6 +78,14 @@ def test_a_wrong_value_gives_one_line_that_helps(override: str, words: list[str]
     assert "\n" not in text
     for word in words:
         assert word in text, text
+
+
+def test_a_bucket_that_a_stage_cannot_take_is_named() -> None:
+    buckets = ["pack.aspects=[1:1, 4:3]", "pack.aspect_multiple=3"]
+    with pytest.raises(UserError, match=r"1:1 is 15x15 .*train.base needs multiples of 2; set .* multiple of 2"):
+        load_config(SMOKE, buckets)
+    with pytest.raises(UserError, match=r"4:3 is 64x48 at resolution 64, and train.sr64.crop=64; take a smaller crop"):
+        load_config(SMOKE, ["pack.aspects=[1:1, 4:3]", "pack.aspect_multiple=4", "train.sr64.crop=64"])
 
 
 @pytest.mark.parametrize(

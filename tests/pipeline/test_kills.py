@@ -29,7 +29,7 @@ ROWS, SHARD_ROWS = 600, 25
 SHARDS = ROWS // SHARD_ROWS
 STAGES = ("download", "annotate", "score", "select")
 GIVEN = ("listing", "encoder", "clip")  # made once: they are not what is killed here
-TIMEOUT = 300
+TIMEOUT = 900  # a busy machine takes its time; a run that hangs still ends
 
 
 @dataclass(frozen=True)

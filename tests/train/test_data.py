@@ -101,6 +101,6 @@ def test_mistakes_are_named(shards: tuple[list[str], list[str]], tmp_path: Path)
 
 def test_bad_pixels_are_refused() -> None:
     with pytest.raises(ValueError, match="raw 16x16"):
-        decode_pixels(b"123", "raw", 16)
+        decode_pixels(b"123", "raw", (16, 16))
     with pytest.raises(ValueError, match="16x16 png"):
-        decode_pixels(b"123", "png", 16)
+        decode_pixels(b"123", "png", (16, 16))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Self
 
 import numpy as np
@@ -100,7 +100,7 @@ class DiffusionTask:
             "text_keep_B": (random.uniform("keep") >= self.config.text_drop).to(device),
         }
         if self.config.low_resolution:
-            condition |= self._lowres(batch, random, x0_BCHW.shape[-1])
+            condition |= self._lowres(batch, random, x0_BCHW.shape[-2:])
 
         def denoise(x_BCHW: Tensor, log_snr_B: Tensor) -> Tensor:
             output_BCHW: Tensor = model(x_BCHW, log_snr_B, **condition)
@@ -110,12 +110,12 @@ class DiffusionTask:
         loss_B, x0_hat_BCHW = loss(denoise, x0_BCHW, t_B, noise_BCHW, config)
         return loss_B, t_B, (x0_hat_BCHW.clamp(-1, 1) - x0_BCHW).square().mean()
 
-    def _lowres(self, batch: Batch, random: SampleRandom, size: int) -> dict[str, Tensor]:
-        """The low-resolution input with noise of a random level (conditioning augmentation, section 2.4)."""
+    def _lowres(self, batch: Batch, random: SampleRandom, size: Sequence[int]) -> dict[str, Tensor]:
+        """The low-resolution input at ``size`` (height, width) with noise of a random level (augmentation, 2.4)."""
         config = self.config.diffusion
         low_BCHW = to_model_range(batch[self.columns[1]])
         level_B = random.uniform("lowres_level").to(low_BCHW.device) * config.lowres_max_level
-        up_BCHW = upsample(low_BCHW, size)
+        up_BCHW = upsample(low_BCHW, (size[0], size[1]))
         noise_BCHW = random.normal("lowres_noise", *up_BCHW.shape[1:]).to(low_BCHW.device)
         noised_BCHW, log_snr_B = augment_lowres(up_BCHW, level_B, noise_BCHW, config)
         return {"lowres_BCHW": noised_BCHW, "lowres_log_snr_B": log_snr_B}
@@ -135,7 +135,7 @@ class DiffusionTask:
         condition = {"text_BLD": batch["text_BLD"], "text_mask_BL": batch["text_mask_BL"]}
         random = SampleRandom(seed, -1, batch["index"].tolist())
         if self.config.low_resolution:
-            condition |= self._lowres(batch, random, true_BHWC.shape[1])
+            condition |= self._lowres(batch, random, true_BHWC.shape[1:3])
         denoise = guided_denoiser(
             lambda x_BCHW, log_snr_B, keep_B: model(x_BCHW, log_snr_B, text_keep_B=keep_B, **condition),
             config.prediction,
