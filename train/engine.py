@@ -65,8 +65,35 @@ class Update:
     applied: bool
 
 
+class _Alone:
+    """What DeepSpeed's engine does for one rank without ZeRO, by torch alone: nothing to shard, nothing to reduce."""
+
+    def __init__(self, module: nn.Module, optimizer: AdamWEma | AdafactorEma, accumulation: int) -> None:
+        self.module, self.optimizer, self.accumulation, self.micro = module, optimizer, accumulation, 0
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self.module(*args, **kwargs)
+
+    def train(self, mode: bool) -> None:
+        self.module.train(mode)
+
+    def is_gradient_accumulation_boundary(self) -> bool:
+        return self.micro % self.accumulation == self.accumulation - 1
+
+    def backward(self, loss: Tensor) -> None:
+        (loss / self.accumulation).backward()  # type: ignore[no-untyped-call]
+
+    def step(self) -> None:
+        if self.is_gradient_accumulation_boundary():
+            self.optimizer.step()
+            self.optimizer.zero_grad()
+        self.micro += 1
+
+
 class Engine:
     """A model with its optimizer and average on this rank; call it like the model.
+
+    Under DeepSpeed, but for a rank that is alone, without ZeRO and raw DeepSpeed keys: that one is plain torch.
 
     All methods are collective: every rank calls them in the same order.
     """
@@ -88,11 +115,13 @@ class Engine:
             module.compile()
         groups = parameter_groups(module.to(self.device), config.weight_decay)
         self.optimizer = _optimizer(groups, config)
-        deepspeed = _deepspeed()
         settings = ds_config(config, self.world, self.parameters)
-        self.deepspeed, self.wrapper, *_ = deepspeed.initialize(
-            model=module, optimizer=self.optimizer, config=settings, dist_init_required=False
-        )
+        if self.world == 1 and config.zero_stage == 0 and not config.deepspeed:
+            self.deepspeed: Any = _Alone(module, self.optimizer, config.accumulation)
+        else:
+            self.deepspeed, self.wrapper, *_ = _deepspeed().initialize(
+                model=module, optimizer=self.optimizer, config=settings, dist_init_required=False
+            )
         self._allocate()
 
     def _allocate(self) -> None:
