@@ -10,11 +10,8 @@ the sample positions of every update; one that was resumed as it was, with the w
 from __future__ import annotations
 
 import contextlib
-import importlib
 import itertools
 import json
-import os
-import socket
 import tempfile
 import time
 from collections.abc import Callable
@@ -24,10 +21,10 @@ from typing import Any
 import numpy as np
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from benchmarks import ranks
 from benchmarks.result import claim, write
 from dataprep.storage import read_json_lines
 from train.config import TrainConfig
@@ -38,8 +35,6 @@ STEPS, EVERY, BATCH, ROWS, WIDTH = 60, 7, 8, 50, 8
 STOPS = (9, 20, 31, 42, 53)  # 2 to 4 updates after a checkpoint
 WORLDS, STAGES = (1, 2, 4), (0, 1, 2, 3)
 TOLERANCE = 1e-5  # relative, of a loss; absolute, of an average: fp32 sums in another order, over 60 updates
-# What a rank imports on first use: imported once, before the ranks are forked.
-IMPORTS = ("deepspeed", "deepspeed.runtime.zero.stage3", "torch.utils.tensorboard", "torch._dynamo")
 JOBS = 12  # a group of processes serves so many jobs: DeepSpeed and gloo keep threads of each
 Job = dict[str, Any]  # folder, world, stop (None: to the end), and what TrainConfig is given
 Case = tuple[str, list[Job]]  # a row of the table: its name, and its jobs, one after another in one folder
@@ -95,23 +90,11 @@ def one(job: Job) -> None:
         train(task, config, Vectors(), str(folder), 0, on_event=on_event)
 
 
-def ranks(rank: int, world: int, port: int, jobs: list[Job]) -> None:
+def rank(number: int, world: int, jobs: list[Job]) -> None:
     """One rank: jobs of one world size, one after another."""
-    torch.set_num_threads(1)
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "LOCAL_RANK": str(rank)}
-    dist.init_process_group("gloo", rank=rank, world_size=world)
     for job in jobs:
         one(job)
         dist.barrier()
-    dist.destroy_process_group()
-
-
-def warm_up() -> None:
-    """Imports what a rank would, before there are ranks."""
-    torch.set_num_threads(1)
-    os.environ.setdefault("DS_ACCELERATOR", "cpu")
-    for name in IMPORTS:
-        importlib.import_module(name)
 
 
 def run_all(jobs: list[Job]) -> None:
@@ -122,18 +105,9 @@ def run_all(jobs: list[Job]) -> None:
         for world, left in waiting.items():
             part, waiting[world] = left[:JOBS], left[JOBS:]
             if part:
-                arguments = (world, free_port(), part)
-                groups.append(mp.start_processes(ranks, arguments, nprocs=world, join=False, start_method="fork"))
+                groups.append(ranks.start(rank, world, part))
         for group in groups:
-            while not group.join():
-                pass
-
-
-def free_port() -> int:
-    """A port that nobody listens on."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+            ranks.join(group)
 
 
 def losses(folder: Path) -> np.ndarray:
@@ -157,26 +131,33 @@ def name_of(settings: dict[str, int], world: int) -> str:
     return f"ZeRO {settings['zero_stage']}, {world} rank{'s'[: world > 1]}, accumulation {settings['accumulation']}"
 
 
-def cases(stages: tuple[int, ...] = STAGES, worlds: tuple[int, ...] = WORLDS) -> list[Case]:
-    """The rows of the table."""
+def cases(
+    stages: tuple[int, ...] = STAGES, worlds: tuple[int, ...] = WORLDS, accumulations: tuple[int, ...] = (1, 2)
+) -> list[Case]:
+    """The rows of the table; at another size only where there are several."""
     table: list[Case] = []
-    for stage, world, accumulation in itertools.product(stages, worlds, (1, 2)):
+    for stage, world, accumulation in itertools.product(stages, worlds, accumulations):
         settings = {"zero_stage": stage, "accumulation": accumulation}
         name, first = name_of(settings, world), worlds.index(world)
-        stops = (*STOPS, None)
-        moved = [worlds[(first + at) % len(worlds)] for at in range(len(stops))]
         table.append((name, [{"world": world, "stop": None, "settings": settings}]))
-        same = [{"world": world, "stop": stop, "settings": settings} for stop in stops]
+        same = [{"world": world, "stop": stop, "settings": settings} for stop in (*STOPS, None)]
         table.append((f"{name}: stopped 5 times", same))
-        other = [{"world": w, "stop": stop, "settings": settings} for w, stop in zip(moved, stops, strict=True)]
+        if len(worlds) == 1:
+            continue
+        other = [job | {"world": worlds[(first + at) % len(worlds)]} for at, job in enumerate(same)]
         table.append((f"{name}: stopped 5 times, each time at another size", other))
-        if accumulation == 1 and world == worlds[-1]:
-            changed = [
-                job | {"settings": {"zero_stage": stages[(stages.index(stage) + at) % len(stages)], "accumulation": a}}
-                for at, (job, a) in enumerate(zip(other, itertools.cycle((1, 2))))
-            ]
+        if accumulation == accumulations[0] and world == worlds[-1]:
+            changed = [job | {"settings": _other(stages, accumulations, stage, at)} for at, job in enumerate(other)]
             table.append((f"{name}: stopped 5 times, each time at another size, stage and accumulation", changed))
     return table
+
+
+def _other(stages: tuple[int, ...], accumulations: tuple[int, ...], stage: int, at: int) -> dict[str, int]:
+    """Settings of the ``at``-th attempt of a run that began with ``stage``."""
+    return {
+        "zero_stage": stages[(stages.index(stage) + at) % len(stages)],
+        "accumulation": accumulations[at % len(accumulations)],
+    }
 
 
 def measure(folder: Path, table: list[Case]) -> list[dict[str, Any]]:
@@ -212,7 +193,7 @@ def measure(folder: Path, table: list[Case]) -> list[dict[str, Any]]:
 
 def main() -> None:
     """Measures and writes the results."""
-    warm_up()
+    ranks.warm_up()
     began = time.monotonic()
     with tempfile.TemporaryDirectory() as folder:
         rows = measure(Path(folder), cases())

@@ -7,6 +7,7 @@ whoever started it.
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import signal
@@ -65,8 +66,9 @@ def main() -> None:
     folder, steps, plan, stop = sys.argv[1], int(sys.argv[2]), json.loads(sys.argv[3]), int(sys.argv[4])
     connect(ClusterConfig(cpus=2))
     arguments = {"folder": folder, "steps": steps, "plan": plan, "stop": stop, "driver": os.getpid()}
+    here = importlib.import_module("ray_kill_run")  # what is in __main__ would be pickled whole
     try:
-        result = run_training(work, arguments, f"{folder}/run", 2, steps, "toy", retries=2)
+        result = run_training(here.work, arguments, f"{folder}/run", 2, steps, "toy", retries=2)
     except TrainingStopped as stopped:
         print(stopped)
         sys.exit(3)

@@ -80,7 +80,8 @@ def repeated(folder: Path, most: Callable[[int], bool]) -> int:
 def test_kills_of_ranks_and_of_the_driver(whole: Path, tmp_path: Path) -> None:
     drivers = sum(victim == "driver" for _, victim, _ in PLAN)
     for _ in range(drivers):
-        assert drive(tmp_path, PLAN).returncode == -signal.SIGKILL
+        killed = drive(tmp_path, PLAN)
+        assert killed.returncode == -signal.SIGKILL, killed.stderr[-3000:]
     last = drive(tmp_path, PLAN)
     assert last.returncode == 0, last.stderr[-3000:]
     assert len(list((tmp_path / "kills").iterdir())) == len(PLAN)
