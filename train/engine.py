@@ -84,7 +84,7 @@ class _Alone:
         return self.micro % self.accumulation == self.accumulation - 1
 
     def backward(self, loss: Tensor) -> None:
-        (loss / self.accumulation).backward()  # type: ignore[no-untyped-call]
+        (loss / self.accumulation).backward()
 
     def step(self) -> None:
         if self.is_gradient_accumulation_boundary():
