@@ -156,6 +156,12 @@ class Engine:
         """Training or evaluation mode (dropout)."""
         self.deepspeed.train(mode)
 
+    def seed(self, seed: int) -> None:
+        """Seeds torch's global generators, of the CPU and of this rank's GPU, quicker than `torch.manual_seed`."""
+        torch.default_generator.manual_seed(seed)
+        if self.device.type == "cuda":
+            torch.cuda.manual_seed(seed)
+
     def backward(self, loss: Tensor) -> None:
         """Gradients of one micro-batch's mean loss; averaged over ranks and accumulation."""
         self.deepspeed.backward(loss)
@@ -179,6 +185,8 @@ class Engine:
 
     def mean(self, value: Tensor) -> Tensor:
         """The mean of ``value`` over the ranks."""
+        if self.world == 1:
+            return value.detach()
         total = value.detach().clone()
         dist.all_reduce(total)
         return total / self.world

@@ -185,7 +185,7 @@ class _Run:
             with clock.part("data"):
                 batch = to_device(next(stream), engine.device)
             # Dropout and the like draw from the global generator; per-sample noise from SampleRandom.
-            torch.manual_seed(sample_seed(self.seed, step, micro * engine.world + engine.rank, "dropout"))
+            engine.seed(sample_seed(self.seed, step, micro * engine.world + engine.rank, "dropout"))
             random = SampleRandom(self.seed, step, batch["index"].tolist())
             with clock.part("forward"), self._counted():
                 loss, metrics = self.task.loss(engine, batch, random)
