@@ -37,7 +37,7 @@ class StoppedTask(KilledTask):
         self.stop, self.driver, self.told = stop, driver, log.parent / "told"
 
     def loss(self, model: Any, batch: Any, random: Any) -> Any:
-        if random.step == self.stop and not (self.told / str(dist.get_rank())).exists():
+        if 0 <= self.stop == random.step and not (self.told / str(dist.get_rank())).exists():
             self.told.mkdir(exist_ok=True)
             (self.told / str(dist.get_rank())).touch()
             if dist.get_rank() == 0:
