@@ -5,6 +5,7 @@ The only module that imports deepspeed, and only inside functions: the device mu
 
 from __future__ import annotations
 
+import importlib
 import logging
 import math
 import os
@@ -57,7 +58,19 @@ def _deepspeed() -> Any:
     # On CPUs init_distributed would compile a shared-memory operator, over a minute, that training never calls.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     deepspeed.init_distributed(auto_mpi_discovery=False, verbose=False)
+    _import_muon()
     return deepspeed
+
+
+def _import_muon() -> None:
+    """Imports what ZeRO asks about at each update, an optimizer, without torch.compile: that costs a rank a second."""
+    from deepspeed.runtime import compiler
+
+    compile_, compiler.compile = compiler.compile, lambda: lambda function: function
+    try:
+        importlib.import_module("deepspeed.runtime.zero.muon.muon_optimizer")
+    finally:
+        compiler.compile = compile_
 
 
 @dataclass(frozen=True)
