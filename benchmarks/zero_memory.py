@@ -95,14 +95,8 @@ def rank(number: int, world: int, out: str) -> None:
         (Path(out) / f"{world}.json").write_text(json.dumps(rows))
 
 
-def main() -> None:
-    """Measures and writes the results."""
-    ranks.warm_up()
-    rows = []
-    with tempfile.TemporaryDirectory() as out:
-        for world in WORLDS:
-            ranks.join(ranks.start(rank, world, out))
-            rows += json.loads((Path(out) / f"{world}.json").read_text())
+def report(rows: list[dict[str, Any]]) -> None:
+    """Prints the table and writes the results."""
     for row in rows:
         row["theory_mb"] = theory(row["zero"], row["precision"], row["ranks"])
         row["error"] = {name: row["mb"][name] / row["theory_mb"][name] - 1 for name in row["theory_mb"]}
@@ -119,6 +113,17 @@ def main() -> None:
         for name in ("parameters", "gradients", "optimizer")
     ]
     write("zero_memory", rows, claims, ("torch", "deepspeed"))
+
+
+def main() -> None:
+    """Measures and writes the results."""
+    ranks.warm_up()
+    rows: list[dict[str, Any]] = []
+    with tempfile.TemporaryDirectory() as out:
+        for world in WORLDS:
+            ranks.join(ranks.start(rank, world, out))
+            rows += json.loads((Path(out) / f"{world}.json").read_text())
+    report(rows)
 
 
 if __name__ == "__main__":
