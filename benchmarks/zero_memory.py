@@ -15,8 +15,6 @@ from __future__ import annotations
 
 import gc
 import json
-import os
-import socket
 import tempfile
 from collections.abc import Iterable
 from pathlib import Path
@@ -24,9 +22,9 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from torch import Tensor, nn
 
+from benchmarks import ranks
 from benchmarks.result import claim, write
 from train.config import TrainConfig
 from train.engine import Engine
@@ -87,29 +85,18 @@ def theory(stage: int, precision: str, world: int) -> dict[str, float]:
     }
 
 
-def rank(index: int, world: int, port: int, out: str) -> None:
+def rank(number: int, world: int, out: str) -> None:
     """One rank through all cases."""
-    torch.set_num_threads(1)
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "LOCAL_RANK": str(index)}
-    dist.init_process_group("gloo", rank=index, world_size=world)
     rows = []
     for stage, precision in CASES:
         rows.append({"zero": stage, "precision": precision, "ranks": world, "mb": case(stage, precision)})
         dist.barrier()
-    if index == 0:
+    if number == 0:
         (Path(out) / f"{world}.json").write_text(json.dumps(rows))
 
 
-def main() -> None:
-    """Measures and writes the results."""
-    rows = []
-    with tempfile.TemporaryDirectory() as out:
-        for world in WORLDS:
-            with socket.socket() as probe:
-                probe.bind(("127.0.0.1", 0))
-                port = probe.getsockname()[1]
-            mp.spawn(rank, (world, port, out), nprocs=world)
-            rows += json.loads((Path(out) / f"{world}.json").read_text())
+def report(rows: list[dict[str, Any]]) -> None:
+    """Prints the table and writes the results."""
     for row in rows:
         row["theory_mb"] = theory(row["zero"], row["precision"], row["ranks"])
         row["error"] = {name: row["mb"][name] / row["theory_mb"][name] - 1 for name in row["theory_mb"]}
@@ -126,6 +113,17 @@ def main() -> None:
         for name in ("parameters", "gradients", "optimizer")
     ]
     write("zero_memory", rows, claims, ("torch", "deepspeed"))
+
+
+def main() -> None:
+    """Measures and writes the results."""
+    ranks.warm_up()
+    rows: list[dict[str, Any]] = []
+    with tempfile.TemporaryDirectory() as out:
+        for world in WORLDS:
+            ranks.join(ranks.start(rank, world, out))
+            rows += json.loads((Path(out) / f"{world}.json").read_text())
+    report(rows)
 
 
 if __name__ == "__main__":

@@ -38,6 +38,7 @@ def connect(config: ClusterConfig) -> None:
             ) from error
     else:
         os.environ.setdefault("RAY_AUTH_MODE", "disabled")  # a local Ray of our own is reached by this process alone
+        os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")  # nobody takes its only node away
         ray.init(
             num_cpus=config.cpus or os.cpu_count(),
             object_store_memory=config.object_store_mb << 20,

@@ -6,6 +6,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 from typing import Protocol
 
 from rich.console import Console
@@ -60,7 +61,7 @@ def _bar(label: str, total: int, unit: str) -> Iterator[Update]:
 
 
 def _lines(label: str, total: int, unit: str) -> Update:
-    rate, shown = _rate(), [time.monotonic()]
+    rate, shown = _rate(total), [time.monotonic()]
 
     def update(done: int, note: str = "") -> None:
         if time.monotonic() - shown[0] >= LOG_EVERY:
@@ -70,14 +71,17 @@ def _lines(label: str, total: int, unit: str) -> Update:
     return update
 
 
-def _rate() -> Callable[[int], str]:
-    """Units a second since the first call; what was done before (a resume) does not count."""
+def _rate(total: int | None = None) -> Callable[[int], str]:
+    """Units a second since the first call, what was done before (a resume) left out; of a ``total``, the time left."""
     first: list[tuple[float, int]] = []
 
     def rate(done: int) -> str:
         if not first:
             first.append((time.monotonic(), done))
-        seconds = time.monotonic() - first[0][0]
-        return f"{(done - first[0][1]) / seconds:.1f}/s" if seconds > 0.5 and done > first[0][1] else ""
+        seconds, units = time.monotonic() - first[0][0], done - first[0][1]
+        if seconds <= 0.5 or units <= 0:
+            return ""
+        left = "" if total is None else f", {timedelta(seconds=round((total - done) * seconds / units))} left"
+        return f"{units / seconds:.1f}/s{left}"
 
     return rate

@@ -7,6 +7,7 @@ its own, begun once the one before it has given everything back.
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import signal
@@ -26,10 +27,12 @@ from ray.util.placement_group import PlacementGroup
 from dataprep import storage
 from dataprep.schema import UserError
 from pipeline.cluster import gpus
+from pipeline.driver_notice import DriverNotice
 from pipeline.progress import Update, console, progress
 from train import guards
 
 RESULT = "result.json"  # what the loop returned on rank 0; Ray keeps reported metrics only beside its own checkpoints
+TAIL = 1 << 16  # bytes of the log's end that hold its last row
 POLL = 1.0  # seconds between looks at the training log, and at the notice
 RELEASE = 120.0  # seconds in which a group that ended must have given its resources back
 SETTINGS = {  # of Ray Train, taken from the driver's environment; a user's own values stand
@@ -42,19 +45,6 @@ SETTINGS = {  # of Ray Train, taken from the driver's environment; a user's own 
 
 class TrainingStopped(RuntimeError):  # noqa: N818, a notice and no error
     """The driver was told to leave, and the workers saved before they did."""
-
-
-class _Notice:
-    """Tells the workers, wherever they are, that the driver was asked to leave."""
-
-    def __init__(self) -> None:
-        self.told = False
-
-    def tell(self) -> None:
-        self.told = True
-
-    def asked(self) -> bool:
-        return self.told
 
 
 def _worker(job: dict[str, Any]) -> None:
@@ -105,7 +95,7 @@ def run_training(
     os.environ.setdefault("RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S", str(hang_seconds))
     failures: list[str] = []
     left, saved = retries, _checkpoints(folder)
-    notice = ray.remote(num_cpus=0)(_Notice).remote()
+    notice = ray.remote(num_cpus=0)(DriverNotice).remote()
     with progress(label, steps, "steps") as update, _Watch(folder, update, notice) as watch, _on_sigterm(watch.stop):
         while True:
             try:
@@ -268,6 +258,13 @@ class _Watch(threading.Thread):
 
 
 def last_row(path: str) -> dict[str, Any] | None:
-    """The last whole line of a JSON-lines log; None where there is none yet."""
-    rows = storage.read_json_lines(path)
-    return rows[-1] if rows else None
+    """The last whole line of a JSON-lines log, however long that is; None where there is none yet."""
+    if not storage.exists(path):
+        return None
+    system, name = storage.filesystem(path)
+    for line in reversed(system.cat_file(name, start=-TAIL).decode(errors="replace").splitlines()):
+        try:
+            return dict(json.loads(line))
+        except (ValueError, TypeError):  # cut off by a kill
+            continue
+    return None

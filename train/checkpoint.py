@@ -36,7 +36,7 @@ log = logging.getLogger(__name__)
 
 
 class Saver:
-    """Writes checkpoints of an engine, at most one at a time; with ``config.overlap_save`` while training goes on.
+    """Writes checkpoints of an engine, one at a time, while training goes on by at most ``overlap_save`` updates.
 
     `save` copies this rank's share into host memory, which is collective; the files, their hashes and the marker are
     then written by a thread that talks to the other ranks' over a group of its own. ``identity`` is stored, and
@@ -49,6 +49,7 @@ class Saver:
         self.group = dist.new_group(backend="gloo", timeout=timeout) if engine.world > 1 else None
         self.pool = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self.writing: Future[tuple[str, int]] | None = None
+        self.begun = 0  # step of the newest checkpoint, finished or not
 
     def save(self, step: int, loop_state: dict[str, Any]) -> None:
         """Begins the checkpoint of ``step``, once the one before it is whole; without overlap it ends it too."""
@@ -60,13 +61,16 @@ class Saver:
         buffers = engine.buffers()
         state: dict[str, Any] = {"format": FORMAT, "step": step, "updates": engine.updates(), "world": engine.world}
         state |= {"identity": self.identity, "model": _shapes(engine), "loop": loop_state}
-        self.writing = self.pool.submit(self._write, step, share, buffers, state)
-        if not self.config.overlap_save:
-            self.writing.exception()  # waits; `wait` or `done` then raise it
+        self.writing, self.begun = self.pool.submit(self._write, step, share, buffers, state), step
 
-    def done(self) -> bool:
-        """Whether a checkpoint was begun and is written on this rank, so that `wait` gives it at once."""
-        return self.writing is not None and self.writing.done()
+    def due(self, step: int) -> bool:
+        """Whether a checkpoint under way is to be collected: written on this rank, or ``step`` is too far beyond it.
+
+        A failure between two checkpoints therefore repeats at most ``checkpoint_every + overlap_save`` updates.
+        """
+        if self.writing is None:
+            return False
+        return self.writing.done() or step - self.begun >= self.config.overlap_save
 
     def wait(self) -> tuple[str, int] | None:
         """Path and step of the checkpoint that was under way, now whole; None where there was none.

@@ -67,7 +67,7 @@ class TrainConfig(Config):
     checkpoint_every: int = Field(500, ge=1, description="updates between checkpoints; one is written at the end too")
     keep_last: int = Field(2, ge=1, description="newest checkpoints kept")
     keep_every: int = Field(0, ge=0, description="checkpoints of every so many updates are kept for good; 0: none")
-    overlap_save: bool = Field(True, description="write checkpoints while the next updates run; costs a copy")
+    overlap_save: int = Field(100, ge=0, description="updates that may run beside an unfinished checkpoint; 0: none")
     log_every: int = Field(20, ge=1, description="updates a row of log.jsonl")
     validate_every: int = Field(0, ge=0, description="updates between validations; 0: at the end only")
     validation_batches: int = Field(8, ge=1, description="batches of a validation")

@@ -5,10 +5,12 @@ The only module that imports deepspeed, and only inside functions: the device mu
 
 from __future__ import annotations
 
+import importlib
 import logging
 import math
 import os
 import shutil
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -52,10 +54,24 @@ def _deepspeed() -> Any:
     from deepspeed.utils import logger
 
     logger.setLevel(logging.ERROR)
+    # DeepSpeed calls collectives by the names that torch is about to drop, and torch says so at every step.
+    warnings.filterwarnings("ignore", message=r"`torch\.distributed\.\w+` is deprecated", category=FutureWarning)
     # On CPUs init_distributed would compile a shared-memory operator, over a minute, that training never calls.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     deepspeed.init_distributed(auto_mpi_discovery=False, verbose=False)
+    _import_muon()
     return deepspeed
+
+
+def _import_muon() -> None:
+    """Imports what ZeRO asks about at each update, an optimizer, without torch.compile: that costs a rank a second."""
+    from deepspeed.runtime import compiler
+
+    compile_, compiler.compile = compiler.compile, lambda: lambda function: function
+    try:
+        importlib.import_module("deepspeed.runtime.zero.muon.muon_optimizer")
+    finally:
+        compiler.compile = compile_
 
 
 @dataclass(frozen=True)
@@ -66,8 +82,35 @@ class Update:
     applied: bool
 
 
+class _Alone:
+    """What DeepSpeed's engine does for one rank without ZeRO, by torch alone: nothing to shard, nothing to reduce."""
+
+    def __init__(self, module: nn.Module, optimizer: AdamWEma | AdafactorEma, accumulation: int) -> None:
+        self.module, self.optimizer, self.accumulation, self.micro = module, optimizer, accumulation, 0
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self.module(*args, **kwargs)
+
+    def train(self, mode: bool) -> None:
+        self.module.train(mode)
+
+    def is_gradient_accumulation_boundary(self) -> bool:
+        return self.micro % self.accumulation == self.accumulation - 1
+
+    def backward(self, loss: Tensor) -> None:
+        (loss / self.accumulation).backward()
+
+    def step(self) -> None:
+        if self.is_gradient_accumulation_boundary():
+            self.optimizer.step()
+            self.optimizer.zero_grad()
+        self.micro += 1
+
+
 class Engine:
     """A model with its optimizer and average on this rank; call it like the model.
+
+    Under DeepSpeed, but for a rank that is alone, without ZeRO and raw DeepSpeed keys: that one is plain torch.
 
     All methods are collective: every rank calls them in the same order.
     """
@@ -91,11 +134,13 @@ class Engine:
             module.compile()
         groups = parameter_groups(module.to(self.device), config.weight_decay)
         self.optimizer = _optimizer(groups, config)
-        deepspeed = _deepspeed()
         settings = ds_config(config, self.world, self.parameters)
-        self.deepspeed, self.wrapper, *_ = deepspeed.initialize(
-            model=module, optimizer=self.optimizer, config=settings, dist_init_required=False
-        )
+        if self.world == 1 and config.zero_stage == 0 and not config.deepspeed:
+            self.deepspeed: Any = _Alone(module, self.optimizer, config.accumulation)
+        else:
+            self.deepspeed, self.wrapper, *_ = _deepspeed().initialize(
+                model=module, optimizer=self.optimizer, config=settings, dist_init_required=False
+            )
         self._allocate()
 
     def _allocate(self) -> None:
@@ -127,6 +172,12 @@ class Engine:
         """Training or evaluation mode (dropout)."""
         self.deepspeed.train(mode)
 
+    def seed(self, seed: int) -> None:
+        """Seeds torch's global generators, of the CPU and of this rank's GPU, quicker than `torch.manual_seed`."""
+        torch.default_generator.manual_seed(seed)
+        if self.device.type == "cuda":
+            torch.cuda.manual_seed(seed)
+
     def backward(self, loss: Tensor) -> None:
         """Gradients of one micro-batch's mean loss; averaged over ranks and accumulation."""
         self.deepspeed.backward(loss)
@@ -150,6 +201,8 @@ class Engine:
 
     def mean(self, value: Tensor) -> Tensor:
         """The mean of ``value`` over the ranks."""
+        if self.world == 1:
+            return value.detach()
         total = value.detach().clone()
         dist.all_reduce(total)
         return total / self.world

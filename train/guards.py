@@ -7,6 +7,7 @@ import math
 import signal
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
@@ -85,15 +86,22 @@ class Watchdog:
     The timer is a plain thread outside of Python, so that code which holds the interpreter's lock is caught too.
     """
 
+    SLACK = 0.02  # share of the time in which it is not started again: that makes a thread each time
+
     def __init__(self, seconds: float) -> None:
-        self.seconds = seconds
+        self.seconds, self.started = seconds, -math.inf
 
     def feed(self) -> None:
         """Starts the time again."""
-        faulthandler.dump_traceback_later(self.seconds, exit=True, file=sys.__stderr__ or 2)
+        now = time.monotonic()
+        if now - self.started < self.SLACK * self.seconds:
+            return
+        self.started = now
+        faulthandler.dump_traceback_later((1 + self.SLACK) * self.seconds, exit=True, file=sys.__stderr__ or 2)
 
     def stop(self) -> None:
         """Ends the watch."""
+        self.started = -math.inf
         faulthandler.cancel_dump_traceback_later()
 
 

@@ -180,12 +180,12 @@ class _Run:
             step, config.learning_rate, config.warmup_steps, config.steps, config.schedule, config.final_lr_share
         )
         sums: dict[str, Tensor] = {}
-        suspects: list[str] = []
+        seen: list[tuple[Tensor, list[str]]] = []  # the micro-batches' losses and keys
         for micro in range(config.accumulation):
             with clock.part("data"):
                 batch = to_device(next(stream), engine.device)
             # Dropout and the like draw from the global generator; per-sample noise from SampleRandom.
-            torch.manual_seed(sample_seed(self.seed, step, micro * engine.world + engine.rank, "dropout"))
+            engine.seed(sample_seed(self.seed, step, micro * engine.world + engine.rank, "dropout"))
             random = SampleRandom(self.seed, step, batch["index"].tolist())
             with clock.part("forward"), self._counted():
                 loss, metrics = self.task.loss(engine, batch, random)
@@ -193,8 +193,7 @@ class _Run:
                 engine.backward(loss)
             for name, value in {"loss": loss, **metrics}.items():
                 sums[name] = sums.get(name, torch.zeros((), device=engine.device)) + value.detach().float()
-            if not bool(torch.isfinite(loss)):
-                suspects += batch["key"]
+            seen.append((loss.detach(), batch["key"]))
             with clock.part("step"):
                 update = engine.step(self.rate)
         self.grad_norm = update.grad_norm
@@ -204,7 +203,7 @@ class _Run:
                 self.sums[name] = self.sums.get(name, self._scalar(0)) + value.double() / config.accumulation
             self.counted += 1
         else:
-            self._count_skip(step, suspects)
+            self._count_skip(step, [key for loss, keys in seen if not bool(torch.isfinite(loss)) for key in keys])
 
     @contextmanager
     def _counted(self) -> Iterator[None]:
@@ -246,7 +245,7 @@ class _Run:
             self.since, self.since_step = time.monotonic(), step
         if due["sample"] and validation is not None:
             self._draw(step, validation)
-        if self.saver.done():
+        if self.saver.due(step):
             self._collect()
         if final or due["checkpoint"]:
             self._save(step)
@@ -322,7 +321,7 @@ class _Run:
         if self.journal:
             self.journal.flush()
         self.saver.save(step, state)
-        if not self.config.overlap_save:
+        if self.saver.due(step):
             self._collect()
 
     def _collect(self) -> None:

@@ -137,3 +137,5 @@ def test_the_last_whole_row_of_a_log(tmp_path: Path) -> None:
     assert last_row(path) is None
     storage.write_bytes(path, b'{"step": 1}\n{"step": 2}\n{"st')
     assert last_row(path) == {"step": 2}
+    storage.write_bytes(path, b'{"step": 1, "note": "long"}\n' * 9000 + b'{"step": 9001}\n')
+    assert last_row(path) == {"step": 9001}

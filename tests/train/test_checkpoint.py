@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -147,15 +148,37 @@ def test_training_goes_on_while_a_checkpoint_is_written(tmp_path: Path, monkeypa
     assert seen.index(("checkpoint", 6)) > seen.index(("log", 10))
     assert [step for kind, step in seen if kind == "checkpoint"] == [6, 12, 18, 20]
     monkeypatch.undo()
-    run(tmp_path.parent / "plain", overlap_save=False, log_every=2)
+    run(tmp_path.parent / "plain", overlap_save=0, log_every=2)
     ours = [{k: v for k, v in row.items() if "validation" not in k} for row in rows(tmp_path)]
     theirs = [{k: v for k, v in row.items() if "validation" not in k} for row in rows(tmp_path.parent / "plain")]
     assert ours == theirs
 
 
-@pytest.mark.parametrize("overlap", [False, True])
+def test_training_waits_for_a_checkpoint_that_takes_too_long(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The write of step 6 ends only after step 9 is logged; three updates may run beside it, so step 10 is not."""
+    logged, write, beside = threading.Event(), checkpoint._write, list[int]()
+    seen: list[int] = []
+
+    def slow(*arguments):
+        assert logged.wait(60)
+        time.sleep(0.3)  # in which training would go on
+        beside.append(seen[-1])
+        return write(*arguments)
+
+    def on_event(event: dict) -> None:
+        if event["kind"] == "log":
+            seen.append(event["row"]["step"])
+        if event["kind"] == "log" and seen[-1] >= 9:
+            logged.set()
+
+    monkeypatch.setattr(checkpoint, "_write", slow)
+    train(ToyTask(), config(log_every=1, overlap_save=3, steps=12), ToyData(), str(tmp_path), 0, on_event=on_event)
+    assert beside[0] == 9 and seen[-1] == 12
+
+
+@pytest.mark.parametrize("overlap", [0, 100])
 def test_a_checkpoint_that_cannot_be_written_stops_the_run(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, overlap: bool
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, overlap: int
 ) -> None:
     def full(*_):
         raise OSError(28, "No space left on device")

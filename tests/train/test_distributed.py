@@ -12,12 +12,17 @@ import torch.multiprocessing
 from safetensors.torch import load_file
 from train_fakes import rows, run, two_ranks
 
+from dataprep.storage import read_json
+
 CASES = [
     ("zero0", [None], {"zero_stage": 0}),
     ("zero1", [None], {"zero_stage": 1}),
     ("zero2", [None], {"zero_stage": 2, "accumulation": 2}),
     ("zero3", [None], {"zero_stage": 3}),
     ("resumed", [16, None], {"zero_stage": 2, "accumulation": 2}),
+    ("resumed3", [8, 16, None], {"zero_stage": 3}),  # 33 biases: two ranks do not share them evenly
+    ("crossed", [16], {"zero_stage": 1}),
+    ("crossed", [None], {"zero_stage": 3}),
     ("stopped", [16], {"zero_stage": 2}),
     ("pairs", [None], {"zero_stage": 2, "pairs": True}),
     ("bf16", [None], {"zero_stage": 2, "precision": "bf16"}),
@@ -63,11 +68,20 @@ def test_bf16_is_near(folder: Path) -> None:
     assert_same(folder / "bf16", folder / "alone", 2e-2)
 
 
-@pytest.mark.parametrize(("resumed", "whole"), [("resumed", "zero2"), ("bf16_resumed", "bf16")])
+@pytest.mark.parametrize(("resumed", "whole"), [("resumed", "zero2"), ("resumed3", "zero3"), ("bf16_resumed", "bf16")])
 def test_resume_on_two_ranks_is_exact(folder: Path, resumed: str, whole: str) -> None:
     assert rows(folder / resumed) == rows(folder / whole)
     one, other = (load_file(folder / name / "export/weights.safetensors") for name in (resumed, whole))
     assert all(torch.equal(one[name], other[name]) for name in other)
+
+
+def test_zero_3_takes_over_from_zero_1(folder: Path) -> None:
+    assert_same(folder / "crossed", folder / "alone", 1e-5)
+
+
+def test_the_average_is_right_by_hand_on_two_ranks(folder: Path) -> None:
+    errors = read_json(str(folder / "average_errors.json"))
+    assert set(errors) == {"0", "1", "2", "3"} and max(errors.values()) <= 1e-6
 
 
 @pytest.mark.parametrize("stage", [0, 2, 3])

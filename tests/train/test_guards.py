@@ -21,8 +21,8 @@ from train.guards import NonFiniteError, Preempted, Spikes, StalledLoaderError
 from train.loop import train
 
 
-@pytest.mark.parametrize("overlap", [False, True])
-def test_sigterm_saves_at_the_next_step_and_leaves(tmp_path: Path, overlap: bool) -> None:
+@pytest.mark.parametrize("overlap", [0, 100])
+def test_sigterm_saves_at_the_next_step_and_leaves(tmp_path: Path, overlap: int) -> None:
     class Told(ToyTask):
         def loss(self, model, batch, random):
             if random.step == 8:

@@ -12,6 +12,7 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from train_fakes import config, run
 
+from dataprep import storage
 from dataprep.schema import UserError
 from train.journal import Journal
 
@@ -78,3 +79,11 @@ def test_rows_tell_where_the_time_goes(tmp_path: Path) -> None:
     row = json.loads((tmp_path / "log.jsonl").read_text().splitlines()[0])
     assert {"data_ms", "forward_ms", "backward_ms", "step_ms", "samples_per_second", "memory_mb"} <= set(row)
     assert row["forward_ms"] > 0 and row["backward_ms"] > 0 and "mfu" not in row
+
+
+def test_where_a_peak_is_known_rows_tell_how_much_of_it_is_used(tmp_path: Path) -> None:
+    run(tmp_path, peak_tflops=1e-3)
+    forward = 2 * 8 * (8 * 33 + 33 * 8)  # operations of a batch of 8
+    for row in storage.read_json_lines(str(tmp_path / "log.jsonl")):
+        used = 3 * forward * 4 / row["seconds"] / 1e9  # four updates a row
+        assert row["mfu"] == pytest.approx(used, rel=0.2, abs=1e-4)  # seconds are rounded

@@ -82,6 +82,18 @@ def test_accumulation_and_threads_change_nothing_but_rounding(whole: Path, tmp_p
         assert ours["grad_norm"] == pytest.approx(theirs["grad_norm"], rel=1e-4)
 
 
+@pytest.mark.parametrize(
+    "changes", [{}, {"accumulation": 2}, {"precision": "bf16"}, {"optimizer": "adafactor"}], ids=str
+)
+def test_one_rank_without_zero_is_what_deepspeed_would_do(tmp_path: Path, changes: dict) -> None:
+    """A raw key brings DeepSpeed in, and changes nothing."""
+    for name, raw in (("torch", {}), ("deepspeed", {"wall_clock_breakdown": False})):
+        run(tmp_path / name, deepspeed=raw, **changes)
+    assert rows(tmp_path / "torch") == rows(tmp_path / "deepspeed")
+    ours, theirs = (load_file(tmp_path / name / "export/weights.safetensors") for name in ("torch", "deepspeed"))
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+
+
 def test_unknown_checkpoint_format_is_refused(tmp_path: Path) -> None:
     run(tmp_path, 8)
     state = tmp_path / "checkpoints/step-00000006/state.json"
@@ -119,7 +131,7 @@ def test_events_come_in_order(tmp_path: Path) -> None:
             assert checkpoint.torn(event["path"]) is None
         seen.append((event["kind"], event.get("step") or event["row"]["step"]))
 
-    train(ToyTask(), config(steps=8, overlap_save=False), ToyData(), str(tmp_path), 0, on_event=on_event)
+    train(ToyTask(), config(steps=8, overlap_save=0), ToyData(), str(tmp_path), 0, on_event=on_event)
     assert seen == [("log", 4), ("checkpoint", 6), ("log", 8), ("checkpoint", 8), ("done", 8)]
 
 

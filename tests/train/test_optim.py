@@ -8,12 +8,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from torch import nn
-from train_fakes import ToyTask
+from train_fakes import ToyTask, average_error
 from train_fakes import config as toy_config
 from train_fakes import run as run_toy
 
-from train.config import TrainConfig
-from train.engine import Engine
 from train.optim import AdafactorEma, AdamWEma, parameter_groups
 
 
@@ -85,22 +83,7 @@ def test_skip_changes_nothing(kind: type) -> None:
     ids=str,
 )
 def test_average_under_zero_by_hand(settings: dict) -> None:
-    """Against an average kept beside the engine on whole fp32 weights."""
-    torch.manual_seed(0)
-    model = nn.Sequential(nn.Linear(3, 5), nn.Linear(5, 2))
-    config = TrainConfig(batch_size=4, ema_decay=0.7, learning_rate=0.1, weight_decay=0.0, **settings)
-    engine = Engine(model, config)
-    average = engine.weights("ema")
-    for update in range(1, 12):
-        engine.backward(engine(torch.randn(4, 3)).square().mean())
-        assert engine.step(0.1).applied
-        decay = min(0.7, (1 + update) / (10 + update))
-        now = {name: slots["weight"] for name, slots in engine.full_state()}
-        average = {name: decay * average[name] + (1 - decay) * now[name] for name in now}
-    assert engine.updates() == 11
-    for name, value in engine.weights("ema").items():
-        assert float((value - average[name]).abs().max()) <= 1e-6
-        assert not torch.equal(value, now[name])
+    assert average_error(settings) <= 1e-6
 
 
 def test_adafactor_in_the_loop_resumes_exactly(tmp_path: Path) -> None:

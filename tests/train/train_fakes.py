@@ -15,9 +15,10 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional
 
-from dataprep.storage import read_json_lines
+from dataprep.storage import read_json_lines, write_json
 from train.config import TrainConfig
 from train.data import Batch, SampleRandom, Stream
+from train.engine import Engine
 from train.loop import train
 from train.tasks.clip import ClipTask, ClipTaskConfig
 
@@ -126,6 +127,26 @@ def rows(folder: Path | str) -> list[dict[str, Any]]:
     return [{k: v for k, v in row.items() if k not in TIMED} for row in read_json_lines(f"{folder}/log.jsonl")]
 
 
+def average_error(settings: dict[str, Any]) -> float:
+    """The largest error of the engine's average against one kept beside it on whole fp32 weights, over 11 updates."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(3, 5), nn.Linear(5, 3))
+    options = {"batch_size": 4, "ema_decay": 0.7, "learning_rate": 0.1, "weight_decay": 0.0} | settings
+    engine = Engine(model, TrainConfig(**options))
+    average = engine.weights("ema")
+    torch.manual_seed(engine.rank)
+    for update in range(1, 12):
+        engine.backward(engine(torch.randn(4, 3)).square().mean())
+        assert engine.step(0.1).applied
+        decay = min(0.7, (1 + update) / (10 + update))
+        now = {name: slots["weight"] for name, slots in engine.full_state()}
+        average = {name: decay * average[name] + (1 - decay) * now[name] for name in now}
+    assert engine.updates() == 11
+    ours = engine.weights("ema")
+    assert not any(torch.equal(ours[name], now[name]) for name in now)
+    return max(float((ours[name] - average[name]).abs().max()) for name in now)
+
+
 def two_ranks(rank: int, port: int, folder: str, cases: list[tuple[str, list[int | None], dict[str, Any]]]) -> None:
     """On each of two gloo ranks: every case is a folder name, the stops of its attempts, and config changes."""
     torch.set_num_threads(1)
@@ -135,4 +156,7 @@ def two_ranks(rank: int, port: int, folder: str, cases: list[tuple[str, list[int
         for stop in stops:
             run(f"{folder}/{name}", stop, **changes)
     dist.barrier()
+    errors = {stage: average_error({"zero_stage": stage}) for stage in (0, 1, 2, 3)}
+    if rank == 0:
+        write_json(f"{folder}/average_errors.json", errors)
     dist.destroy_process_group()
