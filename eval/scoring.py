@@ -2,8 +2,8 @@
 
 A causal text tower reads captions as far as they go, not to the end of its context: what stands after the end token
 cannot reach it. The last block of an image tower works on the one token that is read of it, and on a CPU all blocks use
-faster kernels (`eval.blocks`). A picture stays uint8 until
-its batch is whole, and becomes normalised floats there. Files are decoded in a thread while the model is at work.
+faster kernels (`eval.blocks`). A picture stays uint8 until its batch is whole, and becomes normalised floats there.
+Files are decoded in a thread while the model is at work.
 
 Shape legend: B batch, L tokens, C channels, H W height and width, D features.
 """
