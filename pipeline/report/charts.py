@@ -55,7 +55,8 @@ def funnel(rows: Rows) -> Figure:
             hovertemplate="%{y}: %{x:,} " + key + "<extra></extra>",
         )
     figure.update_yaxes(autorange="reversed", automargin=True)
-    figure.update_xaxes(title="rows")
+    most = max((row["kept"] + row["dropped"] for row in rows), default=1)
+    figure.update_xaxes(title="rows", range=[0, 1.12 * most])
     figure.update_layout(barmode="stack", height=110 + 30 * len(rows))
     return figure
 
