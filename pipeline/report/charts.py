@@ -13,6 +13,7 @@ from plotly.subplots import make_subplots
 Rows = Sequence[Mapping[str, Any]]
 PALETTE = ["#4C78A8", "#F58518", "#54A24B", "#B279A2", "#E45756", "#72B7B2"]
 KEPT, DROPPED = "#4C78A8", "#E0803C"
+GREY = "#888"  # seen on light and on dark
 MARGIN = {"l": 56, "r": 16, "t": 30, "b": 44}
 PARTS = ("data", "forward", "backward", "step")  # of a training step, as its log names them
 
@@ -193,7 +194,7 @@ def composition(table: Rows, by: str) -> Figure:
                 y=list(points.values()),
                 mode="markers",
                 name=key,
-                marker={"symbol": symbol, "size": 30, "line": {"width": 2.5, "color": colour}},
+                marker={"symbol": symbol, "size": 22, "line": {"width": 2.5, "color": colour}},
                 hovertemplate="%{x}: %{y:.1f}%<extra>" + key + "</extra>",
             )
     figure.update_yaxes(title="% as asked", range=[0, 108])
@@ -320,4 +321,12 @@ def _bars(rows: Rows, values: Sequence[float], scale: float) -> dict[str, Any]:
         [scale * (row["high"] - value) for row, value in pairs],
         [scale * (value - row["low"]) for row, value in pairs],
     )
-    return {"type": "data", "symmetric": False, "array": up, "arrayminus": down, "thickness": 1.4, "width": 3}
+    return {
+        "type": "data",
+        "symmetric": False,
+        "array": up,
+        "arrayminus": down,
+        "thickness": 1.4,
+        "width": 3,
+        "color": GREY,
+    }
