@@ -6,6 +6,8 @@ import json
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+import pyarrow.compute as pc
+
 from dataprep.schema import read_table
 from pipeline.report import charts
 from pipeline.report.images import lossless_url
@@ -21,14 +23,15 @@ def samples(artifact: Artifact) -> dict[str, Any]:
     ladders: dict[tuple[str, int], dict[str, Any]] = {}
     judged: list[dict[str, Any]] = []
     for path in artifact.files():
-        for row in read_table(path, "samples").to_pylist():
-            if row["role"] == "show":
-                key = (row["prompt"], row["seed"])
-                item = ladders.setdefault(key, {"prompt": row["prompt"], "seed": row["seed"], "images": []})
-                item["images"].append({"src": lossless_url(row["png"]), "size": row["size"], "stage": row["stage"]})
-                item["score"] = row["clip_score"]
-            elif row["chosen"] and len(judged) < JUDGED:
-                judged.append(_judged(row))
+        table = read_table(path, "samples")
+        show_N = pc.equal(table["role"], "show")
+        drawn = table.filter(pc.invert(show_N)).filter(pc.field("chosen")).slice(0, JUDGED - len(judged))
+        judged += [_judged(row) for row in drawn.to_pylist()]
+        for row in table.filter(show_N).to_pylist():
+            key = (row["prompt"], row["seed"])
+            item = ladders.setdefault(key, {"prompt": row["prompt"], "seed": row["seed"], "images": []})
+            item["images"].append({"src": lossless_url(row["png"]), "size": row["size"], "stage": row["stage"]})
+            item["score"] = row["clip_score"]
     for item in ladders.values():
         item["images"].sort(key=lambda image: image["size"])
         for image in item["images"]:
@@ -57,18 +60,18 @@ def measures(metrics: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, char
     if measured["best_of"]:
         figures["best_of"] = charts.best_of(measured["best_of"])
     sweep = measured["sweep"] or []
-    if guided := [row for row in sweep if row["swept"] == "guidance"]:
+    names = [key for row in sweep[:1] for key in row if key == "fid" or key.startswith(("fd_", "kid_"))]
+    curves = sweep if names else []  # without a feature space there is nothing to hold CLIP scores against
+    if guided := [row for row in curves if row["swept"] == "guidance"]:
         figures["guidance"] = charts.guidance(guided)
-    if stepped := [row for row in sweep if row["swept"] != "guidance"]:
+    if stepped := [row for row in curves if row["swept"] != "guidance"]:
         figures["by_steps"] = charts.by_steps(stepped)
     values = {
         "measured": measured,
         "composition": tables,
         "first": measured["composition_first"],
         "candidates": measured["candidates"],
-        "distance_names": [
-            key for key in (sweep[0] if sweep else {}) if key == "fid" or key.startswith(("fd_", "kid_"))
-        ],
+        "distance_names": names,
     }
     return values, figures
 
