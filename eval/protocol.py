@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 from pydantic import Field
@@ -15,13 +14,14 @@ from train.diffusion.samplers import SamplerName
 
 
 class SweepConfig(Config):
-    """Settings of a stage's sampler to try, each list for itself with everything else as it is sampled."""
+    """Settings of a stage's sampler to try, with everything else as it is sampled: guidance weights, and step counts by
+    each of some samplers."""
 
     stage: str | None = Field(None, description="cascade stage whose sampler is swept and judged; default: the base")
     prompts: int = Field(64, ge=2, description="judged prompts to draw at each setting")
     guidance: tuple[float, ...] = Field((), strict=False, description="guidance weights")
     steps: tuple[int, ...] = Field((), strict=False, description="network evaluations")
-    samplers: tuple[SamplerName, ...] = Field((), strict=False, description="samplers")
+    samplers: tuple[SamplerName, ...] = Field((), strict=False, description="samplers, each at every one of `steps`")
 
 
 class EvaluateConfig(Config):
@@ -46,14 +46,14 @@ class Point:
 
 
 def sweep_points(config: SweepConfig, base: SamplingConfig) -> list[Point]:
-    """Every setting to try, ``base`` with one key replaced."""
-    lists: dict[str, Sequence[object]] = {
-        "guidance": config.guidance,
-        "steps": config.steps,
-        "sampler": config.samplers,
-    }
-    return [
-        Point(key, SamplingConfig(**(base.model_dump() | {key: value})))
-        for key, values in lists.items()
-        for value in values
-    ]
+    """Every setting to try, ``base`` with one key replaced, or with sampler and steps."""
+    points = [Point("guidance", _with(base, guidance=weight)) for weight in config.guidance]
+    if config.steps or config.samplers:
+        swept = "steps" if config.steps else "sampler"
+        for sampler in config.samplers or (base.sampler,):
+            points += [Point(swept, _with(base, sampler=sampler, steps=n)) for n in config.steps or (base.steps,)]
+    return points
+
+
+def _with(base: SamplingConfig, **values: object) -> SamplingConfig:
+    return SamplingConfig(**(base.model_dump() | values))

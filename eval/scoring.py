@@ -1,8 +1,9 @@
 """Scoring pairs by CLIP with no work that the score does not need: the same figures as open_clip's own calls, sooner.
 
 A causal text tower reads captions as far as they go, not to the end of its context: what stands after the end token
-cannot reach it. The last block of an image tower works on the one token that is read of it. A picture stays uint8 until
-its batch is whole, and becomes normalised floats there. Files are decoded in a thread while the model is at work.
+cannot reach it. The last block of an image tower works on the one token that is read of it, and on a CPU all blocks use
+faster kernels (`eval.blocks`). A picture stays uint8 until its batch is whole, and becomes normalised floats there.
+Files are decoded in a thread while the model is at work.
 
 Shape legend: B batch, L tokens, C channels, H W height and width, D features.
 """
@@ -17,9 +18,10 @@ from typing import Any, TypeVar
 import numpy as np
 import torch
 from PIL import Image
-from torch import Tensor, nn
+from torch import Tensor
 
 from dataprep.torchvision_operators import declare_torchvision_operators
+from eval.blocks import Block, packs, suits
 
 Item = TypeVar("Item")
 ALIKE = 16  # captions of like length that are read together
@@ -72,40 +74,33 @@ def _ends(model: Any, ids_BL: Tensor) -> Tensor:
     return (ids_BL == model.text_eos_id).int().argmax(dim=-1)
 
 
-class _ClassToken(nn.Module):
-    """The last block of an image tower, for the class token alone: nothing reads the others after it."""
-
-    def __init__(self, block: Any) -> None:
-        super().__init__()
-        self.block = block
-
-    def forward(self, x_BLD: Tensor, attn_mask: None = None) -> Tensor:
-        """(B, L, D) -> (B, 1, D)."""
-        block, own_B1D = self.block, x_BLD[:, :1]
-        seen_BLD = block.ln_1(x_BLD)
-        own_B1D = own_B1D + block.ls_1(block.attn(seen_BLD[:, :1], seen_BLD, seen_BLD, need_weights=False)[0])
-        result_B1D: Tensor = own_B1D + block.ls_2(block.mlp(block.ln_2(own_B1D)))
-        return result_B1D
-
-
 def trim(model: Any) -> Any:
-    """``model`` with what its image features do not need taken out, in place: they stay equal up to rounding.
+    """``model`` with what its features do not need taken out, in place: they stay equal up to rounding.
 
-    Of a vision transformer that pools its class token, as CLIP's do; any other model is given back as it is.
+    Of towers of open_clip's own blocks, whose kernels become those of `eval.blocks`; the last block of a vision
+    transformer that pools its class token, as CLIP's do, works on that token alone: nothing reads the others after it.
+    Anything else stays as it is.
     """
     declare_torchvision_operators()
-    from open_clip.transformer import ResidualAttentionBlock, Transformer, VisionTransformer
+    from open_clip.transformer import Transformer, VisionTransformer
 
     visual = model.visual
-    if (
-        type(visual) is VisionTransformer
-        and type(visual.transformer) is Transformer
-        and visual.transformer.batch_first
-        and type(visual.transformer.resblocks[-1]) is ResidualAttentionBlock
-        and (visual.pool_type, visual.attn_pool, visual.output_tokens) == ("tok", None, False)
-    ):
-        visual.transformer.resblocks[-1] = _ClassToken(visual.transformer.resblocks[-1])
+    if type(visual) is VisionTransformer and type(visual.transformer) is Transformer:
+        pooled = (visual.pool_type, visual.attn_pool, visual.output_tokens) == ("tok", None, False)
+        _lighten(visual.transformer, pooled)
+    if _causal(model) and type(model.transformer) is Transformer:
+        _lighten(model.transformer, False)
     return model
+
+
+def _lighten(tower: Any, first_only: bool) -> None:
+    blocks = tower.resblocks
+    if not tower.batch_first or not all(suits(block) for block in blocks):
+        return
+    for index, block in enumerate(blocks):
+        last = first_only and index == len(blocks) - 1
+        if last or packs(block.mlp.c_fc.weight):
+            blocks[index] = Block(block, last)
 
 
 class Preprocess:

@@ -159,12 +159,18 @@ def export(
 
 
 @app.command()
-def report(folder: RunFolder) -> None:
-    """Build the HTML report again from the run's artifacts, and print its path."""
-    from pipeline.report.build import publish_report
+def report(
+    folder: RunFolder,
+    markdown: Annotated[bool, typer.Option("--markdown", help="print the summary for a pull request instead")] = False,
+) -> None:
+    """Build the report again from the run's artifacts, and print its path."""
+    from dataprep import storage
+    from pipeline.report.build import MARKDOWN, publish_report
     from pipeline.store import Run
 
-    print(publish_report(Run(folder)))
+    run = Run(folder)
+    path = publish_report(run)
+    print(storage.read_bytes(run.path(MARKDOWN)).decode() if markdown else path)
 
 
 @app.command()

@@ -184,7 +184,7 @@ def _by_clip(scorer: ClipScorer, judge: str, a: Side, pairs: Sequence[Pair]) -> 
         return distance(first[1][picked]) - distance(first[0][picked])
 
     apart = bootstrap_pairs(len(pairs), difference, DRAWS[texts.shape[1] > WIDE])
-    name = f"FD to {len(real)} validation images in {judge.removeprefix('the ')}'s space, first candidate"
+    name = f"FD to {len(real)} validation images by {judge}, first candidate"
     values = [distance(features) for features in first]
     return [*rows, Row(name, values[0], values[1], apart, len(pairs), higher_is_better=False)]
 

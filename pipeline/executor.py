@@ -25,7 +25,8 @@ from pipeline.store import MANIFEST, MARKERS, Artifact, Manifest, Marker, Output
 
 FINGERPRINT_LENGTH = 20  # hex digits: 80 bits
 KEPT_OVER = ("code changed", "versions changed")
-PUBLISHED = {"card": ("datacard.md",), "report": ("report.html", "metrics.json")}  # copied to where people look
+# Copied to where people look.
+PUBLISHED = {"card": ("datacard.md",), "report": ("report.html", "report.md", "metrics.json")}
 
 
 @dataclass(frozen=True)

@@ -34,7 +34,7 @@ from pipeline.trace import find, read_columns
 LISTED = ("listing", "download")  # the stages whose rows carry the URL
 LEARNING = re.compile(r"encoder|clip|train\..+")
 PNG = b"\x89PNG\r\n\x1a\n"
-SHOWING = re.compile(r"tfevents|^features/.+\.parquet$")
+SHOWING = re.compile(r"tfevents|^samples/.+\.png$|^features/.+\.parquet$")
 URL = re.compile(rb"https?://[^\s\"'<>\\]+")
 
 
@@ -94,8 +94,8 @@ def forget(folder: str, targets: Sequence[str], dry_run: bool = False) -> Outcom
         if any((name, artifact.manifest.fingerprint) in learned for name, artifact in current.items()):
             outcome.stale = [name for name in ("metrics.json",) if storage.exists(run.path(name))]
         if not dry_run and told.rows:
+            _clean_texts(run, places, told)  # before the pages, which show events and reasons
             outcome.pages = redo_pages(run, [place.artifact for place in places if place.artifact])
-            _clean_texts(run, places, told)
             run.event("forgotten", samples=outcome.samples, artifacts=len(outcome.changes))
     return outcome
 
@@ -292,7 +292,7 @@ def _drop_pictures(run: Run, places: Sequence[Found], told: Forgotten, dry_run: 
 
 
 def _showing(run: Run, place: Found, keys: set[str], told: Forgotten) -> list[str]:
-    """TensorBoard files in which true images stand beside drawn ones, and features of validation images."""
+    """Grids and TensorBoard files in which true images stand beside drawn ones, and features of validation images."""
     folder = run.stage_folder(place.stage, place.fingerprint)
     names = sorted(name for name in place.files if SHOWING.search(name))
     if place.stage == "evaluate":

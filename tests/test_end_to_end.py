@@ -183,11 +183,11 @@ def test_the_report_in_a_browser(killed_run: dict[str, Any], width: int, scheme:
         assert len(charts) >= 6
         assert all(charts), charts
         rows = "[...document.querySelector('#funnel table').tBodies[0].rows]"
-        column = rows + ".map(row => parseInt(row.cells[3].textContent))"
-        page.click("#funnel th:nth-child(4)")  # sorted by rows kept
+        column = rows + ".map(row => parseInt(row.cells[4].textContent))"
+        page.click("#funnel th:nth-child(5)")  # sorted by rows kept
         rising = page.evaluate(column)
         assert rising == sorted(rising)
-        page.click("#funnel th:nth-child(4)")
+        page.click("#funnel th:nth-child(5)")
         assert page.evaluate(column) == rising[::-1]
         browser.close()
     assert troubles == []

@@ -3,112 +3,330 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import plotly.graph_objects as go
+from plotly.graph_objects import Bar, Figure
+from plotly.subplots import make_subplots
 
+Rows = Sequence[Mapping[str, Any]]
 PALETTE = ["#4C78A8", "#F58518", "#54A24B", "#B279A2", "#E45756", "#72B7B2"]
-MARGIN = {"l": 56, "r": 16, "t": 16, "b": 44}
+KEPT, DROPPED = "#4C78A8", "#E0803C"
+GREY = "#888"  # seen on light and on dark
+MARGIN = {"l": 56, "r": 16, "t": 30, "b": 44}
+PARTS = ("data", "forward", "backward", "step")  # of a training step, as its log names them
 
 
-def to_json(figure: go.Figure, height: int = 320) -> str:
-    """The figure as JSON that is safe inside a script element of a page."""
+def to_json(figure: Figure, height: int = 320) -> str:
+    """The figure as JSON that is safe inside a script element of a page; its own height counts before ``height``."""
     figure.update_layout(
         template="none",
-        height=height,
+        height=figure.layout.height or height,
         margin=MARGIN,
         colorway=PALETTE,
         paper_bgcolor="rgba(0,0,0,0)",
         plot_bgcolor="rgba(0,0,0,0)",
         font={"family": "system-ui, sans-serif", "size": 13},
-        legend={"orientation": "h", "y": 1.12, "x": 0},
+        legend={"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0, "traceorder": "normal"},
+        hoverlabel={"namelength": -1},
     )
-    text = json.dumps(json.loads(figure.to_json()), ensure_ascii=False)
+    figure.update_yaxes(automargin=True, title_standoff=8)
+    text = json.dumps(json.loads(figure.to_json()), ensure_ascii=False, separators=(",", ":"))
     return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
 
 
-def funnel(rows: Sequence[Mapping[str, Any]]) -> go.Figure:
-    """Rows left after each filter. ``rows``: dicts with ``filter`` and ``kept``."""
-    figure = go.Figure(
-        go.Bar(
-            x=[row["kept"] for row in rows],
-            y=[row["filter"] for row in rows],
-            orientation="h",
-            text=[f"{row['kept']:,}" for row in rows],
-            hovertemplate="%{y}: %{x:,} kept<extra></extra>",
-        )
-    )
-    figure.update_yaxes(autorange="reversed", automargin=True)
-    figure.update_xaxes(title="rows kept")
-    return figure
+# ---------------------------------------------------------------------------------------------- data
 
 
-def losses(logs: Mapping[str, Sequence[Mapping[str, Any]]], key: str = "loss") -> go.Figure:
-    """A curve a training stage: ``logs`` maps its name to rows with ``step`` and ``key``."""
-    figure = go.Figure()
-    for name, rows in logs.items():
-        rows = [row for row in rows if row.get(key) is not None]
-        figure.add_scatter(x=[row["step"] for row in rows], y=[row[key] for row in rows], mode="lines", name=name)
-    figure.update_xaxes(title="step")
-    figure.update_yaxes(title=key, type="log")
-    return figure
-
-
-def composition(figures: Mapping[str, Mapping[str, float]]) -> go.Figure:
-    """Accuracy an attribute, a bar a split: ``{split: {attribute: share}}``."""
-    figure = go.Figure()
-    for split, values in figures.items():
+def funnel(rows: Rows) -> Figure:
+    """Rows left after each filter, and those that it dropped. ``rows``: dicts with filter, kept and dropped."""
+    figure = Figure()
+    names = [row["filter"] for row in rows]
+    for key, colour in (("kept", KEPT), ("dropped", DROPPED)):
         figure.add_bar(
-            x=list(values),
-            y=[100 * value for value in values.values()],
-            name=split,
-            hovertemplate="%{x}: %{y:.1f}%<extra>" + split + "</extra>",
+            x=[row[key] for row in rows],
+            y=names,
+            orientation="h",
+            name=key,
+            marker_color=colour,
+            text=[f"{row[key]:,}" if key == "kept" or row[key] else "" for row in rows],
+            textposition="auto" if key == "kept" else "outside",
+            cliponaxis=False,
+            hovertemplate="%{y}: %{x:,} " + key + "<extra></extra>",
         )
-    figure.update_yaxes(title="% as asked", range=[0, 105])
-    figure.update_layout(barmode="group")
+    figure.update_yaxes(autorange="reversed", automargin=True)
+    most = max((row["kept"] + row["dropped"] for row in rows), default=1)
+    figure.update_xaxes(title="rows", range=[0, 1.12 * most])
+    figure.update_layout(barmode="stack", height=110 + 30 * len(rows))
     return figure
 
 
-def sweep(rows: Sequence[Mapping[str, Any]]) -> go.Figure:
-    """CLIP score against Frechet distance along a sampler's settings; ``rows`` as metrics.json has them."""
-    figure = go.Figure()
-    for swept in dict.fromkeys(row["swept"] for row in rows):
-        along = [row for row in rows if row["swept"] == swept]
-        distance = next(key for key in along[0] if key == "fid" or key.startswith("fd_"))
+def spread(bins: Mapping[str, Any], threshold: float | None = None) -> Figure:
+    """Rows by value in ``bins`` (see `pipeline.report.spread.Spread.bins`), dropped ones on top of kept ones."""
+    figure = Figure()
+    width, count = bins["width"], len(bins["left"])
+    right = [left + width for left in bins["left"]]
+    right[-1] = max(right[-1], bins["last"])
+    said = [f"{left:g} to {end:g}" for left, end in zip(bins["left"], right, strict=True)]
+    for key, colour in (("kept", KEPT), ("dropped", DROPPED)):
+        if any(bins[key]):
+            figure.add_bar(
+                x=[left + width / 2 for left in bins["left"]],
+                y=bins[key],
+                width=[width] * count,
+                customdata=said,
+                name=key,
+                marker={"color": colour, "line": {"width": 0}},
+                hovertemplate="%{customdata} " + bins["unit"] + ": %{y:,} " + key + "<extra></extra>",
+            )
+    if threshold is not None:
+        figure.add_vline(x=threshold, line={"dash": "dash", "width": 1.5, "color": PALETTE[4]})
+        figure.add_annotation(
+            x=threshold, y=1, yref="paper", text=f"least: {threshold:g}", showarrow=False, xanchor="right"
+        )
+    if count == 1:
+        figure.update_xaxes(range=[bins["left"][0] - 5 * width, bins["left"][0] + 6 * width])
+    figure.update_xaxes(title=bins["unit"])
+    figure.update_yaxes(title="rows", rangemode="tozero")
+    figure.update_layout(barmode="stack", bargap=0.04, height=260)
+    return figure
+
+
+# ---------------------------------------------------------------------------------------------- training
+
+
+def loss(curve: Rows, log: Rows) -> Figure:
+    """The training loss of a stage (``curve``: step, loss), and its validation losses where the log has any."""
+    figure = Figure()
+    figure.add_scatter(x=_of(curve, "step"), y=_of(curve, "loss"), mode="lines", name="training")
+    validated = [row for row in log if row.get("validation_loss") is not None]
+    if validated:
         figure.add_scatter(
-            x=[row["clip_score"]["value"] for row in along],
-            y=[row[distance] for row in along],
-            text=[f"{row[swept]}" for row in along],
-            mode="lines+markers+text",
-            textposition="top center",
-            name=swept,
-            hovertemplate=swept + " %{text}: CLIP %{x:.3f}, " + distance + " %{y:.4f}<extra></extra>",
+            x=_of(validated, "step"), y=_of(validated, "validation_loss"), mode="lines+markers", name="validation"
         )
-        figure.update_yaxes(title=distance)
-    figure.update_xaxes(title="CLIP score")
+    figure.update_xaxes(title="step")
+    _log(figure, "loss")
+    figure.update_layout(height=270)
     return figure
 
 
-def histogram(values: Sequence[float], title: str) -> go.Figure:
-    """How ``values`` are spread."""
-    figure = go.Figure(go.Histogram(x=list(values), nbinsx=40))
-    figure.update_xaxes(title=title)
-    figure.update_yaxes(title="rows")
+def noise(log: Rows, levels: Callable[[Any], Mapping[str, float]]) -> Figure:
+    """Validation loss of a stage by noise level: a curve for each quarter, least noise first."""
+    figure = Figure()
+    rows = [row for row in log if levels(row)]
+    for number, name in enumerate(levels(rows[0])):
+        figure.add_scatter(
+            x=_of(rows, "step"),
+            y=[levels(row).get(name) for row in rows],
+            mode="lines+markers",
+            name=f"noise {name}",
+            line={"color": PALETTE[number % len(PALETTE)]},
+        )
+    figure.update_xaxes(title="step")
+    _log(figure, "validation loss")
+    figure.update_layout(height=270)
     return figure
 
 
-def durations(seconds: Mapping[str, float]) -> go.Figure:
+def throughput(logs: Mapping[str, Rows]) -> Figure:
+    """Samples a second of every stage, along its training."""
+    figure = Figure()
+    for name, rows in logs.items():
+        last = rows[-1]["step"] if rows else 1
+        figure.add_scatter(
+            x=[100 * row["step"] / last for row in rows],
+            y=_of(rows, "samples_per_second"),
+            customdata=_of(rows, "step"),
+            mode="lines",
+            name=name,
+            hovertemplate="step %{customdata}: %{y:.0f} samples/s<extra>" + name + "</extra>",
+        )
+    figure.update_xaxes(title="% of its training")
+    _log(figure, "samples / s")
+    return figure
+
+
+def durations(seconds: Mapping[str, float]) -> Figure:
     """Seconds a stage took."""
-    figure = go.Figure(
-        go.Bar(
+    total = sum(seconds.values()) or 1
+    figure = Figure(
+        Bar(
             x=list(seconds.values()),
             y=list(seconds),
             orientation="h",
-            text=[f"{value:.0f} s" for value in seconds.values()],
+            text=[f"{value:.0f} s · {value / total:.0%}" for value in seconds.values()],
+            textposition="outside",
+            cliponaxis=False,
             hovertemplate="%{y}: %{x:.1f} s<extra></extra>",
         )
     )
     figure.update_yaxes(autorange="reversed", automargin=True)
-    figure.update_xaxes(title="seconds")
+    figure.update_xaxes(title="seconds", range=[0, 1.3 * max(seconds.values(), default=1)])
+    figure.update_layout(height=90 + 26 * len(seconds))
     return figure
+
+
+# ---------------------------------------------------------------------------------------------- measures
+
+
+def composition(table: Rows, by: str) -> Figure:
+    """Accuracy an attribute, a bar a group (``by``: split or language), with interval, chance and ceiling."""
+    figure = Figure()
+    groups = list(dict.fromkeys(row[by] for row in table))
+    for number, group in enumerate(groups):
+        rows = [row for row in table if row[by] == group]
+        figure.add_bar(
+            x=_of(rows, "attribute"),
+            y=[100 * row["accuracy"] for row in rows],
+            error_y=_bars(rows, [row["accuracy"] for row in rows], 100),
+            customdata=[[100 * row["low"], 100 * row["high"], row["n"]] for row in rows],
+            name=str(group),
+            offsetgroup=str(number),
+            hovertemplate="%{x}: %{y:.1f}% [%{customdata[0]:.1f}, %{customdata[1]:.1f}], n = %{customdata[2]}"
+            f"<extra>{group}</extra>",
+        )
+    for key, symbol, colour in (("ceiling", "line-ew", "#2e8b57"), ("chance", "line-ew", "#c0392b")):
+        points = {row["attribute"]: 100 * row[key] for row in table if row.get(key) is not None}
+        if points:
+            figure.add_scatter(
+                x=list(points),
+                y=list(points.values()),
+                mode="markers",
+                name=key,
+                marker={"symbol": symbol, "size": 22, "line": {"width": 2.5, "color": colour}},
+                hovertemplate="%{x}: %{y:.1f}%<extra>" + key + "</extra>",
+            )
+    figure.update_yaxes(title="% as asked", range=[0, 108])
+    figure.update_layout(barmode="group", height=360)
+    return figure
+
+
+def scores(points: Mapping[str, Mapping[str, float]]) -> Figure:
+    """CLIP scores with their intervals: {what: {value, low, high}}; low and high may be missing."""
+    rows = [{"low": point["value"], "high": point["value"]} | dict(point) for point in points.values()]
+    figure = Figure()
+    figure.add_scatter(
+        x=_of(rows, "value"),
+        y=list(points),
+        error_x=_bars(rows, _of(rows, "value"), 1),
+        mode="markers+text",
+        text=[f"{row['value']:.3f}" for row in rows],
+        textposition="top center",
+        marker={"size": 11},
+        cliponaxis=False,
+        hovertemplate="%{y}: %{x:.4f}<extra></extra>",
+    )
+    figure.update_yaxes(autorange="reversed", automargin=True)
+    figure.update_xaxes(title="CLIP score (cosine)")
+    figure.update_layout(height=110 + 42 * len(rows), showlegend=False)
+    return figure
+
+
+def best_of(rows: Rows) -> Figure:
+    """What CLIP's choice among N candidates gains: its score, and how often all is as asked."""
+    accuracy = [row for row in rows if row.get("accuracy")]
+    shown = [("CLIP score", "clip_score", rows, 1.0)] + (
+        [("% all as asked", "accuracy", accuracy, 100.0)] * bool(accuracy)
+    )
+    figure = make_subplots(1, len(shown), horizontal_spacing=0.14)
+    for column, (title, key, part, scale) in enumerate(shown, 1):
+        figure.add_scatter(
+            x=[str(row["n"]) for row in part],
+            y=[scale * row[key]["value"] for row in part],
+            error_y=_bars([row[key] for row in part], [row[key]["value"] for row in part], scale),
+            mode="lines+markers",
+            marker={"size": 9},
+            row=1,
+            col=column,
+            hovertemplate="best of %{x}: %{y:.3f}<extra></extra>",
+        )
+        figure.update_yaxes(title=title, row=1, col=column)
+        figure.update_xaxes(title="candidates", type="category", row=1, col=column)
+    figure.update_layout(showlegend=False, height=280)
+    return figure
+
+
+def guidance(rows: Rows) -> Figure:
+    """CLIP score against Frechet distance along guidance (Imagen, figure 4a); ``rows`` as metrics.json has them."""
+    distance = _distance(rows)
+    figure = Figure()
+    figure.add_scatter(
+        x=[row["clip_score"]["value"] for row in rows],
+        y=_of(rows, distance),
+        error_x=_bars([row["clip_score"] for row in rows], [row["clip_score"]["value"] for row in rows], 1),
+        text=[f"{row['guidance']:g}" for row in rows],
+        mode="lines+markers+text",
+        textposition="top center",
+        marker={"size": 10},
+        cliponaxis=False,
+        hovertemplate="guidance %{text}: CLIP %{x:.3f}, " + distance + " %{y:.4f}<extra></extra>",
+    )
+    figure.update_xaxes(title="CLIP score (higher is better)")
+    figure.update_yaxes(title=f"{distance} (lower is better)", rangemode="tozero")
+    figure.update_layout(showlegend=False)
+    return figure
+
+
+def by_steps(rows: Rows) -> Figure:
+    """Distance and CLIP score by network evaluations, a curve a sampler."""
+    distance = _distance(rows)
+    figure = make_subplots(1, 2, horizontal_spacing=0.14)
+    for number, name in enumerate(dict.fromkeys(row["sampler"] for row in rows)):
+        part = sorted((row for row in rows if row["sampler"] == name), key=lambda row: row["steps"])
+        values = {distance: _of(part, distance), "CLIP score": [row["clip_score"]["value"] for row in part]}
+        for column, (title, curve) in enumerate(values.items(), 1):
+            figure.add_scatter(
+                x=_of(part, "steps"),
+                y=curve,
+                mode="lines+markers",
+                name=name,
+                legendgroup=name,
+                showlegend=column == 1,
+                line={"color": PALETTE[number % len(PALETTE)]},
+                row=1,
+                col=column,
+                hovertemplate="%{x} steps: " + title + " %{y:.4f}<extra>" + name + "</extra>",
+            )
+    steps = sorted({row["steps"] for row in rows})
+    for column, title in enumerate((f"{distance} (lower is better)", "CLIP score"), 1):
+        figure.update_yaxes(title=title, row=1, col=column)
+        figure.update_xaxes(title="network evaluations", type="log", tickvals=steps, row=1, col=column)
+    figure.update_layout(height=320)
+    return figure
+
+
+def _log(figure: Figure, title: str) -> None:
+    """A logarithmic axis of y with few round ticks."""
+    values = [value for trace in figure.data for value in trace.y if value and value > 0]
+    powers = range(math.floor(math.log10(min(values))), math.ceil(math.log10(max(values))) + 1) if values else ()
+    steps = (1, 2, 5) if len(powers) < 4 else (1,)
+    ticks = [step * 10.0**power for power in powers for step in steps]
+    figure.update_yaxes(title=title, type="log", tickvals=ticks, ticktext=[f"{tick:g}" for tick in ticks])
+
+
+def _distance(rows: Rows) -> str:
+    """The first distance that the rows have."""
+    return next(key for key in rows[0] if key == "fid" or key.startswith("fd_"))
+
+
+def _of(rows: Rows, key: str) -> list[Any]:
+    return [row[key] for row in rows]
+
+
+def _bars(rows: Rows, values: Sequence[float], scale: float) -> dict[str, Any]:
+    """Error bars from ``low`` to ``high`` around ``values``."""
+    pairs = list(zip(rows, values, strict=True))
+    up, down = (
+        [scale * (row["high"] - value) for row, value in pairs],
+        [scale * (value - row["low"]) for row, value in pairs],
+    )
+    return {
+        "type": "data",
+        "symmetric": False,
+        "array": up,
+        "arrayminus": down,
+        "thickness": 1.4,
+        "width": 3,
+        "color": GREY,
+    }

@@ -27,13 +27,24 @@ def png_url(data: bytes) -> str:
     return "data:image/png;base64," + base64.b64encode(data).decode()
 
 
+def lossless_url(data: bytes) -> str:
+    """A PNG file as a data URL of fewer bytes: the same pixels as WebP."""
+    with Image.open(io.BytesIO(data)) as image:
+        return webp_url(image, lossless=True)
+
+
+def webp_url(image: Image.Image, **options: Any) -> str:
+    """A picture as a WebP data URL; ``options`` are the encoder's."""
+    buffer = io.BytesIO()
+    image.convert("RGB").save(buffer, "WEBP", **options)
+    return "data:image/webp;base64," + base64.b64encode(buffer.getvalue()).decode()
+
+
 def thumbnail_url(data: bytes) -> str:
     """A stored image, at most `THUMBNAIL` pixels a side, as a WebP data URL."""
     with Image.open(io.BytesIO(data)) as image:
         image.thumbnail((THUMBNAIL, THUMBNAIL))
-        buffer = io.BytesIO()
-        image.convert("RGB").save(buffer, "WEBP", quality=85)
-    return "data:image/webp;base64," + base64.b64encode(buffer.getvalue()).decode()
+        return webp_url(image, quality=85)
 
 
 def read_members(tar: str, names: Iterable[str]) -> dict[str, bytes]:
@@ -51,12 +62,12 @@ def read_members(tar: str, names: Iterable[str]) -> dict[str, bytes]:
 
 def dropped_examples(download: Artifact, select: Artifact, each: int) -> list[dict[str, Any]]:
     """For every filter that dropped rows: its reason, how many, and up to ``each`` of them with picture and caption."""
-    picked = _picked(select, each)
+    places = first_dropped(select, each)
     groups = [
         {
             "reason": f"{step['filter']}: {step['reason']}",
             "count": step["dropped"],
-            "items": _items(download, picked.get(step["filter"], [])[:each]),
+            "items": pictures_at(download, places.get(step["filter"], [])[:each]),
         }
         for step in storage.read_json(select.path("funnel.json"))
         if step["dropped"]
@@ -66,7 +77,7 @@ def dropped_examples(download: Artifact, select: Artifact, each: int) -> list[di
     return groups
 
 
-def _picked(select: Artifact, each: int) -> dict[str, list[Place]]:
+def first_dropped(select: Artifact, each: int) -> dict[str, list[Place]]:
     """A filter -> the first rows that it dropped: as the selection has noted them, else looked for in its tables."""
     if select.has(NOTED):
         noted = storage.read_json(select.path(NOTED))
@@ -92,10 +103,10 @@ def kept_examples(download: Artifact, select: Artifact, count: int) -> list[dict
         first = -seen % step
         places += [(shard.id, key) for key in kept.to_pylist()[first::step]]
         seen += len(kept)
-    return _items(download, places[:count])
+    return pictures_at(download, places[:count])
 
 
-def _items(download: Artifact, places: Sequence[Place]) -> list[dict[str, Any]]:
+def pictures_at(download: Artifact, places: Sequence[Place]) -> list[dict[str, Any]]:
     """Caption, note and picture of each place, in order; what is forgotten by now is left out."""
     shards = {shard.id: shard for shard in download.shards}
     wanted: dict[int, list[str]] = defaultdict(list)

@@ -1,17 +1,19 @@
 "use strict";
 // The theme: the system's, until the button says otherwise. Charts follow it.
-const root = document.documentElement;
+const root = document.documentElement, narrow = matchMedia("(max-width: 480px)");
 function draw() {
   const style = getComputedStyle(root);
   const text = style.getPropertyValue("--text").trim(), line = style.getPropertyValue("--line").trim();
-  const axis = { gridcolor: line, zerolinecolor: line, linecolor: line };
   for (const node of document.querySelectorAll("[data-chart]")) {
     const figure = CHARTS[node.dataset.chart];
-    if (!figure) { node.textContent = "Nothing to draw."; continue; }
     const layout = { ...figure.layout, font: { ...figure.layout.font, color: text } };
-    layout.xaxis = { ...layout.xaxis, ...axis };
-    layout.yaxis = { ...layout.yaxis, ...axis };
-    Plotly.react(node, figure.data, layout, { responsive: true, displaylogo: false });
+    for (const name of ["xaxis", "xaxis2", "yaxis", "yaxis2"]) {
+      if (layout[name]) layout[name] = { ...layout[name], gridcolor: line, zerolinecolor: line, linecolor: line };
+    }
+    // A finger that scrolls the page must not zoom into a chart.
+    layout.dragmode = matchMedia("(pointer: coarse)").matches ? false : "zoom";
+    if (narrow.matches) { layout.margin = { ...layout.margin, l: 44, r: 8 }; layout.font.size = 11; }
+    Plotly.react(node, figure.data, layout, { responsive: true, displaylogo: false, displayModeBar: narrow.matches ? false : "hover" });
   }
 }
 function theme(name) { root.dataset.theme = name; draw(); }
@@ -20,18 +22,48 @@ theme(dark.matches ? "dark" : "light");
 dark.addEventListener("change", (event) => theme(event.matches ? "dark" : "light"));
 document.getElementById("theme").addEventListener("click", () => theme(root.dataset.theme === "dark" ? "light" : "dark"));
 
+// What is wider than the screen shows its middle first.
+for (const box of document.querySelectorAll(".centre")) box.scrollLeft = (box.scrollWidth - box.clientWidth) / 2;
+
 // A click on a column's head sorts by it: numbers as numbers, a second click the other way.
-for (const head of document.querySelectorAll("th")) {
-  head.addEventListener("click", () => {
-    const index = [...head.parentNode.children].indexOf(head), body = head.closest("table").tBodies[0];
-    const up = head.dataset.order !== "up";
-    for (const other of head.parentNode.children) delete other.dataset.order;
-    head.dataset.order = up ? "up" : "down";
-    const value = (row) => row.cells[index]?.textContent ?? "";
-    const order = (a, b) => {
-      const x = parseFloat(value(a).replaceAll(",", "")), y = parseFloat(value(b).replaceAll(",", ""));
-      return Number.isNaN(x) || Number.isNaN(y) ? value(a).localeCompare(value(b)) : x - y;
-    };
-    for (const row of [...body.rows].sort((a, b) => (up ? order(a, b) : order(b, a)))) body.append(row);
-  });
+function sort(head) {
+  const index = [...head.parentNode.children].indexOf(head), body = head.closest("table").tBodies[0];
+  const up = head.getAttribute("aria-sort") !== "ascending";
+  for (const other of head.parentNode.children) other.removeAttribute("aria-sort");
+  head.setAttribute("aria-sort", up ? "ascending" : "descending");
+  const value = (row) => row.cells[index]?.dataset.value ?? row.cells[index]?.textContent ?? "";
+  const order = (a, b) => {
+    const x = parseFloat(value(a).replaceAll(",", "")), y = parseFloat(value(b).replaceAll(",", ""));
+    if (Number.isNaN(x) !== Number.isNaN(y)) return Number.isNaN(x) ? -1 : 1;
+    return Number.isNaN(x) ? value(a).localeCompare(value(b)) : x - y;
+  };
+  for (const row of [...body.rows].sort((a, b) => (up ? order(a, b) : order(b, a)))) body.append(row);
 }
+
+// A click on a picture shows it large; the arrow keys go on to its neighbours.
+const zoom = document.getElementById("zoom"), pictures = [...document.querySelectorAll("[data-zoom]")];
+let shown = 0;
+function show(number) {
+  shown = (number + pictures.length) % pictures.length;
+  const picture = pictures[shown], said = picture.closest("figure")?.querySelector("figcaption small")?.textContent;
+  const large = zoom.querySelector("img");
+  large.src = picture.src;
+  large.alt = picture.alt;
+  large.classList.toggle("wide", picture.naturalWidth > picture.naturalHeight);
+  zoom.querySelector("p").textContent = [picture.alt, picture.dataset.note ?? said].filter(Boolean).join(" · ");
+  if (!zoom.open) zoom.showModal();
+}
+zoom.addEventListener("click", (event) => { if (event.target.tagName !== "P") zoom.close(); });
+zoom.addEventListener("keydown", (event) => {
+  if (event.key === "ArrowRight") show(shown + 1);
+  if (event.key === "ArrowLeft") show(shown - 1);
+});
+function act(target) {
+  if (target.matches("th")) sort(target);
+  else if (target.matches("[data-zoom]")) show(pictures.indexOf(target));
+}
+document.querySelector("main").addEventListener("click", (event) => act(event.target));
+document.querySelector("main").addEventListener("keydown", (event) => {
+  if (event.key === "Enter" || event.key === " ") { if (event.target.matches("th, [data-zoom]")) event.preventDefault(); act(event.target); }
+});
+document.getElementById("only-wrong")?.addEventListener("change", (event) => document.getElementById("judged").classList.toggle("only", event.target.checked));

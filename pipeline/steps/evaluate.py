@@ -27,7 +27,7 @@ from pipeline.context import Context
 from pipeline.steps import measure
 from pipeline.steps.judge import EVALUATE, trained_cascade
 from pipeline.steps.models import clip_identity, clip_spec, encoder_spec
-from pipeline.store import Artifact, Shard
+from pipeline.store import Artifact, Run, Shard
 
 COLUMNS = ["role", "prompt", "split", "language", "claim", "checks", "seed", "index", "chosen", "stage", "size"]
 CHANCE_PICTURES = 500  # a group, at most, that chance and ceiling are measured on
@@ -55,6 +55,7 @@ def evaluate(ctx: Context) -> None:
     metrics["clip"]["digest"] = clip_identity(ctx.inputs["clip"])
     metrics |= clip_scores(chosen, first) | compositions(ctx.inputs["sample"], chosen, first)
     metrics["best_of"] = best_of_rows(drawn)
+    metrics["validation_loss"] = validation_losses(ctx.run, ctx.inputs["sample"])
     metrics |= _measured(ctx, config, clip, first)
     storage.write_json(ctx.path("metrics.json"), metrics)
     ctx.counters["images"] = len(chosen)
@@ -64,6 +65,18 @@ def samples(artifact: Artifact) -> Iterator[dict[str, Any]]:
     """The rows of a sample artifact without their pictures."""
     for path in artifact.files():
         yield from read_table(path, "samples", [*COLUMNS, "clip_score"]).to_pylist()
+
+
+def validation_losses(run: Run, sample: Artifact) -> dict[str, dict[str, float]]:
+    """The last validation of each cascade stage that drew the samples: loss, x0_mse, and the loss by noise level."""
+    found = {}
+    for name, fingerprint in sample.manifest.inputs.items():
+        artifact = run.artifact(name, fingerprint) if name.startswith("train.") else None
+        rows = storage.read_json_lines(artifact.path("log.jsonl")) if artifact else []
+        if validated := [row for row in rows if row.get("validation_loss") is not None]:
+            last = {key: value for key, value in validated[-1].items() if key.startswith("validation_")}
+            found[name] = {key.removeprefix("validation_"): value for key, value in last.items()}
+    return found
 
 
 # ---------------------------------------------------------------------------------------------- CLIP score
@@ -114,10 +127,8 @@ def compositions(artifact: Artifact, chosen: Rows, first: Rows) -> dict[str, Any
                 groups[row[by]].append(row)
         wanted = {_id(row) for rows in groups.values() for row in rows[:CHANCE_PICTURES]}
         pictures = _pictures(artifact, wanted)
-        # "seen" before "heldout"
-        tables[by] = [
-            entry for name in sorted(groups, reverse=True) for entry in _table(groups[name], by, name, pictures)
-        ]
+        names = sorted(groups, reverse=by == "split")  # "seen" before "heldout", "en" before "zh"
+        tables[by] = [entry for name in names for entry in _table(groups[name], by, name, pictures)]
     plain = {
         name: [row for row in first if row["claim"] is not None and row["split"] == name]
         for name in {row["split"] for row in first}

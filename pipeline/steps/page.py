@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataprep import storage
 from pipeline.context import Context
-from pipeline.report.build import build
+from pipeline.report.build import pages
 from pipeline.report.card import card_files
 
 DATA = ("listing", "download", "annotate", "score", "select", "pack", "embed")
@@ -19,6 +19,7 @@ def card(ctx: Context) -> None:
 
 
 def report(ctx: Context) -> None:
-    """One HTML file; the metrics stand beside it."""
-    storage.write_bytes(ctx.path("report.html"), build(ctx.inputs, ctx.run.record()).encode())
+    """One HTML file and a Markdown summary; the metrics stand beside them."""
+    for name, text in pages(ctx.inputs, ctx.run.record(), ctx.run.events()).items():
+        storage.write_bytes(ctx.path(name), text.encode())
     storage.write_json(ctx.path("metrics.json"), storage.read_json(ctx.inputs["evaluate"].path("metrics.json")))

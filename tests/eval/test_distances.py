@@ -58,6 +58,24 @@ def test_frechet_distance_is_that_of_an_independent_computation(count: int, dim:
     assert frechet_distance(moments(one), moments(other)) == pytest.approx(expected, rel=1e-6)
 
 
+def test_torch_fidelity_finds_the_same() -> None:
+    """The library that publishes FIDs, on the same features: its Frechet distance and its MMD."""
+    from dataprep.torchvision_operators import declare_torchvision_operators
+
+    declare_torchvision_operators()
+    from torch_fidelity.metric_fid import fid_statistics_to_metric
+    from torch_fidelity.metric_kid import polynomial_mmd
+
+    one, other = features(300, 24, 1), features(300, 24, 2, 0.3)
+    pair = [
+        {"mu": part.astype(float).mean(0), "sigma": np.cov(part.astype(float), rowvar=False)} for part in (one, other)
+    ]
+    theirs = fid_statistics_to_metric(*pair, verbose=False)["frechet_inception_distance"]
+    assert frechet_distance(moments(one), moments(other)) == pytest.approx(theirs, rel=1e-6)
+    doubles = (part.astype(float) for part in (one, other))
+    assert mmd2(one, other) == pytest.approx(polynomial_mmd(*doubles, degree=3, gamma=None, coef0=1), rel=1e-6)
+
+
 def test_frechet_distance_of_known_gaussians() -> None:
     """Of one-dimensional sets it is (m1 - m2)^2 + (s1 - s2)^2."""
     one, other = np.asarray([[1.0], [3.0]]), np.asarray([[5.0], [13.0]])

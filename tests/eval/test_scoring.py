@@ -70,15 +70,18 @@ def test_a_trimmed_image_tower_gives_the_same_features() -> None:
         model.visual.transformer.register_forward_hook(lambda *found: shapes.append(found[-1].shape))
         torch.testing.assert_close(model.encode_image(images), expected, rtol=1e-5, atol=1e-6)
         assert shapes == [(3, 1, 64)]
+        torch.testing.assert_close(encode_text(model, ids()), tiny().encode_text(ids()), rtol=1e-5, atol=1e-5)
         block = model.visual.transformer.resblocks[-1]
         assert trim(model).visual.transformer.resblocks[-1] is block  # once is enough
 
 
-def test_a_tower_that_pools_all_tokens_is_left_whole() -> None:
-    model = tiny()
+def test_a_tower_that_pools_all_tokens_keeps_them() -> None:
+    model, images = tiny(), torch.rand(3, 3, 32, 32, generator=torch.Generator().manual_seed(0))
     model.visual.pool_type = "avg"
-    block = model.visual.transformer.resblocks[-1]
-    assert trim(model).visual.transformer.resblocks[-1] is block
+    with torch.inference_mode():
+        expected = model.encode_image(images)
+        torch.testing.assert_close(trim(model).encode_image(images), expected, rtol=1e-5, atol=1e-6)
+        assert not any(getattr(block, "first_only", False) for block in model.visual.transformer.resblocks)
 
 
 @pytest.mark.parametrize("size", [(64, 64), (300, 200), (97, 256), (32, 50), (20, 20)])

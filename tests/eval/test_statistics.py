@@ -7,6 +7,7 @@ from itertools import combinations
 import numpy as np
 import pytest
 
+from eval.distances import Moments, frechet_distance
 from eval.statistics import best_of, best_of_table, bootstrap_mean, bootstrap_pairs, retrieval, wilson
 
 
@@ -84,3 +85,23 @@ def test_the_table_goes_to_the_number_of_candidates() -> None:
     assert values == sorted(values)
     assert rows[0]["accuracy"]["low"] <= rows[0]["accuracy"]["value"] <= rows[0]["accuracy"]["high"]
     assert best_of_table(scores, None)[0]["accuracy"] is None
+
+
+def test_shuffled_captions_are_noticed_by_scores_and_retrieval_alone() -> None:
+    """Pairs of unit features that agree, and the same pictures with each other's captions."""
+    rng = np.random.default_rng(0)
+    text_ND = rng.normal(size=(200, 16))
+    image_ND = text_ND + 0.3 * rng.normal(size=text_ND.shape)
+    image_ND, text_ND = (part / np.linalg.norm(part, axis=1, keepdims=True) for part in (image_ND, text_ND))
+    order = rng.permutation(200)
+    captions = [str(row) for row in range(200)]
+    right, wrong = (retrieval(image_ND, text, captions) for text in (text_ND, text_ND[order]))
+    scores = [bootstrap_mean(np.einsum("nd,nd->n", image_ND, text).tolist()) for text in (text_ND, text_ND[order])]
+    assert scores[0]["low"] > 0.9 > 0.1 > scores[1]["high"]
+    for way in ("image_to_text", "text_to_image"):
+        assert right[f"{way}_recall_at_1"] > 0.9 > 0.1 > wrong[f"{way}_recall_at_1"]
+    # Which caption a picture has does not move the pictures: distances stay as they are.
+    one, other = (Moments(16) for _ in range(2))
+    one.add(image_ND)
+    other.add(image_ND[order])
+    assert frechet_distance(one, other) == pytest.approx(0, abs=1e-9)

@@ -29,6 +29,10 @@ from pipeline.steps.judge import SCHEMA
 from pipeline.store import Artifact, Manifest, Marker, Run, Shard, describe
 
 SIZE = 32
+LOG = b"""{"step": 1, "loss": 1.0, "validation_loss": 2.0}
+{"step": 2, "loss": 0.6, "validation_loss": 0.5, "validation_loss_noise_1of4": 0.25}
+{"step": 3, "loss": 0.4}
+"""
 
 
 # ---------------------------------------------------------------------------------------------- CLIP
@@ -95,7 +99,7 @@ def make_run(
     commit(run, "clip", [], {})
     _pack(Path(run.stage_folder("pack", "f" * 20)))
     commit(run, "pack", [], {"pack": {"resolutions": [SIZE]}})
-    storage.write_bytes(run.stage_folder("train.base", "f" * 20) + "/log.jsonl", b"")
+    storage.write_bytes(run.stage_folder("train.base", "f" * 20) + "/log.jsonl", LOG)
     stage = {"resolution": SIZE, "low_resolution": None, "steps": 100}
     commit(run, "train.base", ["pack"], {"train.base": stage, "seed": 0})
     storage.write_json(run.stage_folder("encoder", "f" * 20) + "/model.json", {"model": "t5"})

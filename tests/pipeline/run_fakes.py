@@ -27,7 +27,7 @@ from dataprep.pack import PackConfig, pack_shard
 from dataprep.schema import read_table, write_table
 from dataprep.sources import ListingConfig, write_listing
 from pipeline.config import load_config
-from pipeline.report.build import build
+from pipeline.report.build import pages
 from pipeline.report.card import CARD, FACTS, card_files
 from pipeline.steps.judge import SCHEMA as SAMPLES
 from pipeline.steps.page import DATA
@@ -169,13 +169,18 @@ def make_run(root: Path, table: Path, hosts: Mapping[str, tuple[str, int]], name
     each("pack", _pack, "download", "select")
     each("embed", _embed, "pack")
     made.stage("card", lambda out: _card(made, out), DATA, card=CardConfig().model_dump())
-    made.stage("train.base", _model, ("pack", "embed"), **{"train.base": {"steps": 9, "batch_size": 4}})
+    made.stage("train.base", _stage, ("pack", "embed"), **{"train.base": {"steps": 9, "batch_size": 4}})
     made.stage("sample", _samples, ("train.base", "encoder", "clip"))
     made.stage("evaluate", lambda out: _metrics(made, out), ("sample", "pack"))
     inputs = tuple(made.artifacts)
     made.stage("report", lambda out: _report(made, out), inputs)
     storage.write_json(made.run.path("run.json"), made.record())
-    for name, stage in (("report.html", "report"), ("metrics.json", "evaluate"), (CARD, "card")):
+    for name, stage in (
+        ("report.html", "report"),
+        ("report.md", "report"),
+        ("metrics.json", "evaluate"),
+        (CARD, "card"),
+    ):
         storage.write_bytes(made.run.path(name), storage.read_bytes(made.artifacts[stage].path(name)))
     made.run.event("run_finished")
     return made
@@ -252,9 +257,25 @@ def _model(out: Path) -> dict[str, int]:
     (out / "weights.bin").write_bytes(b"weights")
     (out / "tensorboard").mkdir()
     (out / "tensorboard" / "events.out.tfevents.1").write_bytes(b"scalars alone")
-    rows = [{"step": step, "loss": 1 / step, "samples_per_second": 10.0} for step in range(1, 10)]
+    rows: list[dict[str, Any]] = [
+        {"step": step, "loss": 1 / step, "samples_per_second": 10.0, "memory_mb": 5.0} for step in range(1, 10)
+    ]
+    for row in rows[2::3]:
+        row |= {"validation_loss": row["loss"]} | {
+            f"validation_loss_noise_{k}of4": k / row["step"] for k in (1, 2, 3, 4)
+        }
     (out / "log.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     return {"parameters": 7, "step": 9}
+
+
+def _stage(out: Path) -> dict[str, int]:
+    """A model that drew grids on the way: black pictures that become white ones, above white ones."""
+    (out / "samples").mkdir()
+    for step in (3, 6, 9):
+        grid = np.full((8, 16, 3), 255, np.uint8)
+        grid[:4] = 255 * step // 9
+        Image.fromarray(grid).save(out / "samples" / f"step-{step:08d}.png")
+    return _model(out)
 
 
 def _samples(out: Path) -> dict[str, int]:
@@ -286,7 +307,8 @@ def _card(made: Made, out: Path) -> dict[str, int]:
 
 
 def _report(made: Made, out: Path) -> dict[str, int]:
-    (out / "report.html").write_text(build(made.artifacts, made.record()))
+    for name, text in pages(made.artifacts, made.record()).items():
+        (out / name).write_text(text)
     return {}
 
 

@@ -23,6 +23,8 @@ from eval.features import FeaturesConfig, check_features, describe_features, dis
 from eval.generate import Stage
 from eval.protocol import EvaluateConfig, SweepConfig, sweep_points
 from eval.settings import SamplingConfig, StageEntry
+from pipeline.report import charts
+from pipeline.report.measures import measures
 from pipeline.steps import measure
 from pipeline.steps.evaluate import collect, distances, evaluate
 
@@ -59,6 +61,16 @@ def test_figures_react_and_every_key_is_documented(tmp_path: Path) -> None:
         assert "40 pictures for 48 dimensions" in metrics["distances"]["clip"]["note"]
         assert metrics["retrieval"]["n"] == 60
         assert metrics["sweep"] == []
+        assert metrics["validation_loss"] == {"train.base": {"loss": 0.5, "loss_noise_1of4": 0.25}}
+        values, figures = measures(metrics)
+        assert set(figures) == {"composition_split", "composition_language", "scores", "best_of"}
+        assert [row["group"] for row in values["composition"] if row["attribute"] == "all"] == [
+            "seen",
+            "heldout",
+            "en",
+            "zh",
+        ]
+        assert all(charts.to_json(figure) for figure in figures.values())
         for entry in metrics["composition_table"]:
             assert entry["ceiling"] >= 0.9, entry  # few pictures of 32 pixels
             assert entry["low"] <= entry["accuracy"] <= entry["high"]
@@ -237,6 +249,8 @@ def test_sweep(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert rows[0]["accuracy"] < 0.5 < rows[1]["accuracy"]
     assert rows[0]["fd_clip"] > rows[1]["fd_clip"]
     assert {row["images"] for row in rows} == {12}
+    _, figures = measures({"sweep": rows, "composition_table": [], "composition_first": {}, "candidates": 2})
+    assert set(figures) == {"guidance", "by_steps"}
 
 
 def test_samples_keep_their_size_where_others_are_measured_at_several(tmp_path: Path) -> None:
@@ -256,4 +270,8 @@ def test_sweep_points_replace_one_key_each() -> None:
     assert [point.settings for point in points] == [
         base.model_copy(update={"guidance": 1.0}),
         base.model_copy(update={"sampler": "ddim"}),
+    ]
+    curves = sweep_points(SweepConfig(steps=(2, 4), samplers=("ddim", "ddpm")), base)
+    assert [(point.swept, point.settings.sampler, point.settings.steps) for point in curves] == [
+        ("steps", sampler, steps) for sampler in ("ddim", "ddpm") for steps in (2, 4)
     ]

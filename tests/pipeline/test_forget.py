@@ -134,7 +134,8 @@ def test_nothing_of_the_sample_and_its_copies_is_left_anywhere(finished_run: Mad
         ("train.base", "unfinished"),
     }
     assert outcome.stale == ["metrics.json"]
-    assert ("train.base/trainbaseone", 0, 1) in outcome.changes
+    assert ("train.base/trainbaseone", 0, 4) in outcome.changes  # three grids and a TensorBoard file
+    assert not [*run.glob("stages/train.base/trainbaseone/samples/*")]
     left = [path.name for path in run.glob("stages/train.base/trainbaseone/tensorboard/*")]
     assert left == ["events.out.tfevents.1"]
     assert ("evaluate/evaluateone", 0, 2) in outcome.changes
