@@ -1,0 +1,153 @@
+"""What one training step of a U-Net costs: parameters, operations, and bytes of activations. Nothing is computed.
+
+Operations are counted on the meta device, where attention is the plain matrix products that it stands for. Activations
+are followed on fake tensors, where attention is the fused kernel that training uses: of every operation's output it is
+noted when it is made and when it is let go, in a forward and a backward pass, gradients of parameters left out.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_iter
+from torch.utils.flop_counter import FlopCounterMode
+
+from train.models.unet import UNet, UNetConfig
+
+PROBE = 4  # samples of the batch whose activations are followed; more of them take proportionally more
+
+
+@dataclass(frozen=True)
+class Activations:
+    """The most bytes that are live at once in a step beside weights, gradients and optimizer.
+
+    ``bytes_a_sample`` grows with the micro batch; ``floor`` does not: the gradient of the largest parameter.
+    """
+
+    bytes_a_sample: float
+    floor: int
+
+    def of(self, micro_batch: int) -> float:
+        """Bytes at a micro batch."""
+        return max(self.bytes_a_sample * micro_batch, self.floor)
+
+
+def forward_flops(config: UNetConfig, size: int, tokens: int) -> int:
+    """Floating-point operations of the forward pass of one sample, two a multiplication; attention counted.
+
+    ``size``: pixels a side of what it is trained on; ``tokens``: caption tokens, padding included.
+    """
+    with torch.device("meta"):
+        model, inputs = UNet(config), _inputs(config, 1, size, tokens, torch.float32)
+        with torch.no_grad(), FlopCounterMode(display=False) as counter:
+            model(**inputs)
+    return int(counter.get_total_flops())
+
+
+@cache
+def activations(config: str, size: int, tokens: int, precision: str, recompute: bool, autocast: bool) -> Activations:
+    """Followed through one step of `PROBE` samples. ``config`` is the JSON of a `UNetConfig`, which can be remembered.
+
+    ``precision`` fp32 or bf16; ``autocast``: bf16 with fp32 weights, as training does without ZeRO.
+    """
+    layout = UNetConfig.model_validate_json(config)
+    dtype = torch.bfloat16 if precision == "bf16" and not autocast else torch.float32
+    with FakeTensorMode():
+        with _default_dtype(dtype):
+            model = UNet(layout)
+        if recompute:
+            model.enable_recompute()
+        peak = peak_bytes(model, _inputs(layout, PROBE, size, tokens, dtype), autocast)
+        floor = max(param.numel() * param.element_size() for param in model.parameters())
+    return Activations(peak / PROBE, floor)
+
+
+def peak_bytes(model: nn.Module, inputs: dict[str, Tensor], autocast: bool = False) -> int:
+    """Bytes live at once at most in a forward and a backward pass, beside parameters and their gradients.
+
+    Works on fake tensors as on real ones. A parameter's gradient is let go as soon as it is there.
+    """
+    handles = [param.register_post_accumulate_grad_hook(_let_go) for param in model.parameters() if param.requires_grad]
+    if autocast:
+        norms = [module for module in model.modules() if isinstance(module, nn.GroupNorm | nn.LayerNorm)]
+        handles += [module.register_forward_pre_hook(_to_fp32) for module in norms]
+    live = Live([*model.parameters(), *model.buffers()])
+    with live, torch.autocast("cpu", torch.bfloat16) if autocast else nullcontext():
+        live.note(inputs.values())
+        output = model(**inputs)
+        output.float().square().mean().backward()
+    for handle in handles:
+        handle.remove()
+    return live.peak
+
+
+def _let_go(param: Tensor) -> None:
+    param.grad = None
+
+
+class Live(TorchDispatchMode):
+    """Follows the bytes of the storages that operations make; ``own`` are tensors that are not counted."""
+
+    def __init__(self, own: list[Tensor]) -> None:
+        super().__init__()
+        self.kept = [tensor.untyped_storage() for tensor in own]  # alive, so that no other gets their address
+        self.sizes = {storage._cdata: 0 for storage in self.kept}
+        self.live = self.peak = 0
+
+    def note(self, tensors: Any) -> None:
+        """Counts the storages under ``tensors`` that are new."""
+        for tensor in tensors:
+            if isinstance(tensor, Tensor):
+                storage = tensor.untyped_storage()
+                if storage._cdata not in self.sizes:
+                    self.sizes[storage._cdata] = storage.nbytes()
+                    self.live += storage.nbytes()
+                    self.peak = max(self.peak, self.live)
+                    weakref.finalize(storage, self._gone, storage._cdata)
+
+    def _gone(self, address: int) -> None:
+        self.live -= self.sizes.pop(address)
+
+    def __torch_dispatch__(self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        self.note(tree_iter(result))
+        return result
+
+
+def _to_fp32(module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+    """What autocast does to the inputs of norms on a GPU, and not on a CPU."""
+    return (args[0].float(), *args[1:])
+
+
+def _inputs(config: UNetConfig, batch: int, size: int, tokens: int, dtype: torch.dtype) -> dict[str, Tensor]:
+    """What the U-Net takes, with nothing in it."""
+    image = torch.zeros(batch, config.image_channels, size, size, dtype=dtype)
+    given = {
+        "x_BCHW": image,
+        "log_snr_B": torch.zeros(batch),
+        "text_BLD": torch.zeros(batch, tokens, config.text_dim, dtype=dtype),
+        "text_mask_BL": torch.ones(batch, tokens, dtype=torch.bool),
+        "text_keep_B": torch.ones(batch, dtype=torch.bool),
+    }
+    if config.lowres:
+        given |= {"lowres_BCHW": torch.zeros_like(image), "lowres_log_snr_B": torch.zeros(batch)}
+    return given
+
+
+@contextmanager
+def _default_dtype(dtype: torch.dtype) -> Iterator[None]:
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
