@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from pipeline.planner.options import Option, cheapest, cheapest_box, fastest_box
-from pipeline.planner.plan import Plan, price, years
+from pipeline.planner.plan import Plan, price
+from pipeline.planner.units import money, years
 
 BUDGETS = (2_000, 20_000, 100_000)
 
@@ -38,9 +39,9 @@ def _timely(plan: Plan, one: Option) -> str:
 
 
 def _told(one: Option) -> str:
-    spot = "" if one.spot_dollars is None else f", ${one.spot_dollars:,.0f} spot"
+    spot = "" if one.spot_dollars is None else f", {money(one.spot_dollars)} spot"
     kind = f"{one.nodes} x {one.machine}"
-    return f"{kind}, {years(one.hours)} of training, ${one.dollars:,.0f} on demand{spot}"
+    return f"{kind}, {years(one.hours)} of training, {money(one.dollars)} on demand{spot}"
 
 
 def _budgets(plan: Plan, machine: str, one: Option | None) -> Iterator[str]:
@@ -62,7 +63,7 @@ def _budgets(plan: Plan, machine: str, one: Option | None) -> Iterator[str]:
             + (f" ({samples / 1e6:,.0f}M samples a stage)" if left > 0 else "")
         )
     rate = price(plan.table.machines[machine], False)
-    yield f"On {machine} (${rate:g} an hour), with ${spent:,.0f} for data, embeddings and samples: {'; '.join(parts)}."
+    yield f"On {machine} (${rate:g} an hour), with {money(spent)} for data, embeddings and samples: {'; '.join(parts)}."
     if one.dollars > BUDGETS[-1]:
         yield (
             "A small team trains a smaller cascade on fewer samples: configs/small_team.yaml is such a one, and what a "

@@ -38,6 +38,9 @@ class TextCost:
 
     name: str
     width: int
+    hidden: int
+    layers: int
+    inner: int  # heads x width of a head
     parameters: int
     flops_a_token: float
     note: str
@@ -48,6 +51,7 @@ class ClipCost:
     """A CLIP that scores pairs."""
 
     name: str
+    model: str  # open_clip's name of what was counted; empty: trained here
     width: int
     flops_a_pair: float
 
@@ -75,7 +79,8 @@ def _t5(name: str, width: int, hidden: int, layers: int, inner: int, vocabulary:
     """An encoder with gated feed-forward layers: 4 projections and 3 matrices a layer, and attention itself."""
     matrices = layers * (4 * width * inner + 3 * width * hidden)
     attention = layers * 4 * inner * PROBE_TOKENS
-    return TextCost(name, width, matrices + vocabulary * width, 2.0 * matrices + attention, note)
+    parameters = matrices + vocabulary * width
+    return TextCost(name, width, hidden, layers, inner, parameters, 2.0 * matrices + attention, note)
 
 
 def clip_cost(config: ClipConfig) -> ClipCost:
@@ -84,7 +89,7 @@ def clip_cost(config: ClipConfig) -> ClipCost:
         own = config.train
         with torch.device("meta"):
             model = build_clip(own, VOCABULARY, 1, 0)
-        return _count("trained here", model, own.image_size, own.context_length)
+        return _count("trained here", "", model, own.image_size, own.context_length)
     return _open_clip(str(config.model))
 
 
@@ -100,11 +105,13 @@ def _open_clip(name: str) -> ClipCost:
         model = open_clip.create_model(known, pretrained=None, device="meta", pretrained_hf=False)
     label = name if known == name else f"{name} (taken for {known})"
     side = sizes["vision_cfg"].get("image_size", 224)
-    return _count(label, model, side if isinstance(side, int) else side[0], sizes["text_cfg"].get("context_length", 77))
+    return _count(
+        label, known, model, side if isinstance(side, int) else side[0], sizes["text_cfg"].get("context_length", 77)
+    )
 
 
-def _count(name: str, model: Any, side: int, length: int) -> ClipCost:
+def _count(label: str, name: str, model: Any, side: int, length: int) -> ClipCost:
     with torch.device("meta"), torch.no_grad(), FlopCounterMode(display=False) as counter:
         width = model.encode_image(torch.zeros(1, 3, side, side)).shape[-1]
         model.encode_text(torch.ones(1, length, dtype=torch.long))
-    return ClipCost(name, int(width), float(counter.get_total_flops()))
+    return ClipCost(label, name, int(width), float(counter.get_total_flops()))

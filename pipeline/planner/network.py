@@ -30,15 +30,17 @@ PROBE = 4  # samples of the batch whose activations are followed; more of them t
 class Activations:
     """The most bytes that are live at once in a step beside weights, gradients and optimizer.
 
-    ``bytes_a_sample`` grows with the micro batch; ``floor`` does not: the gradient of the largest parameter.
+    ``bytes_a_sample`` grows with the micro batch. ``fixed`` does not: autocast's bf16 copies of the weights; nor does
+    ``floor``, the gradient of the largest parameter.
     """
 
     bytes_a_sample: float
     floor: int
+    fixed: int = 0
 
     def of(self, micro_batch: int) -> float:
         """Bytes at a micro batch."""
-        return max(self.bytes_a_sample * micro_batch, self.floor)
+        return max(self.fixed + self.bytes_a_sample * micro_batch, self.floor)
 
 
 def forward_flops(config: UNetConfig, size: int, tokens: int) -> int:
@@ -47,7 +49,7 @@ def forward_flops(config: UNetConfig, size: int, tokens: int) -> int:
     ``size``: pixels a side of what it is trained on; ``tokens``: caption tokens, padding included.
     """
     with torch.device("meta"):
-        model, inputs = UNet(config), _inputs(config, 1, size, tokens, torch.float32)
+        model, inputs = UNet(config), step_inputs(config, 1, size, tokens, torch.float32)
         with torch.no_grad(), FlopCounterMode(display=False) as counter:
             model(**inputs)
     return int(counter.get_total_flops())
@@ -66,9 +68,10 @@ def activations(config: str, size: int, tokens: int, precision: str, recompute: 
             model = UNet(layout)
         if recompute:
             model.enable_recompute()
-        peak = peak_bytes(model, _inputs(layout, PROBE, size, tokens, dtype), autocast)
-        floor = max(param.numel() * param.element_size() for param in model.parameters())
-    return Activations(peak / PROBE, floor)
+        peak = peak_bytes(model, step_inputs(layout, PROBE, size, tokens, dtype), autocast)
+        sizes = [param.numel() * param.element_size() for param in model.parameters()]
+    fixed = min(peak, sum(sizes) // 2) if autocast else 0
+    return Activations((peak - fixed) / PROBE, max(sizes), fixed)
 
 
 def peak_bytes(model: nn.Module, inputs: dict[str, Tensor], autocast: bool = False) -> int:
@@ -81,9 +84,10 @@ def peak_bytes(model: nn.Module, inputs: dict[str, Tensor], autocast: bool = Fal
         norms = [module for module in model.modules() if isinstance(module, nn.GroupNorm | nn.LayerNorm)]
         handles += [module.register_forward_pre_hook(_to_fp32) for module in norms]
     live = Live([*model.parameters(), *model.buffers()])
-    with live, torch.autocast("cpu", torch.bfloat16) if autocast else nullcontext():
+    with live:
         live.note(inputs.values())
-        output = model(**inputs)
+        with torch.autocast("cpu", torch.bfloat16) if autocast else nullcontext():
+            output = model(**inputs)
         output.float().square().mean().backward()
     for handle in handles:
         handle.remove()
@@ -128,7 +132,7 @@ def _to_fp32(module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
     return (args[0].float(), *args[1:])
 
 
-def _inputs(config: UNetConfig, batch: int, size: int, tokens: int, dtype: torch.dtype) -> dict[str, Tensor]:
+def step_inputs(config: UNetConfig, batch: int, size: int, tokens: int, dtype: torch.dtype) -> dict[str, Tensor]:
     """What the U-Net takes, with nothing in it."""
     image = torch.zeros(batch, config.image_channels, size, size, dtype=dtype)
     given = {

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -94,11 +93,10 @@ def make_plan(config: RunConfig, table: Table, wanted: Wanted) -> Plan:
     """The whole plan. UserError for a machine that is not in the table or not enough for what is asked."""
     assumptions = table.assumptions
     text, clip = text_cost(config.encoder), clip_cost(config.clip)
-    tokens = min(assumptions.padded_tokens, config.embed.max_length)
-    models = [StageModel(name, stage, text.width, tokens) for name, stage in config.train.items()]
     rates = assumed_rates(config, assumptions, wanted.urls)
     if wanted.measured:
         rates = measure_rates(rates, wanted.measured)
+    models = [StageModel(name, stage, text.width, rates.padded) for name, stage in config.train.items()]
     embedding = rates.embedding_bytes(text.width, config.embed.codec, config.embed.compression == "zstd")
     sample_bytes = {model.name: _sample_bytes(model, rates, embedding) for model in models}
     if wanted.machine:  # only this one is looked at
@@ -250,13 +248,3 @@ def _option_json(choice: Choice, one: Option) -> dict[str, Any]:
     ]
     own = {"machine": one.machine, "nodes": one.nodes, "hours": one.hours, "dollars": one.dollars}
     return own | {"spot_dollars": one.spot_dollars, "in_time": one is choice.in_time, "stages": gangs}
-
-
-def years(hours: float) -> str:
-    """Hours in the unit that one thinks in."""
-    if not math.isfinite(hours):
-        return "never"
-    for unit, size in (("years", 8766.0), ("days", 24.0), ("h", 1.0), ("min", 1 / 60)):
-        if hours >= 2 * size:
-            return f"{hours / size:.1f} {unit}"
-    return f"{hours * 3600:.1f} s"

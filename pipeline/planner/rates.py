@@ -21,6 +21,7 @@ from pipeline.planner.table import Assumptions
 from pipeline.store import Artifact, Run
 
 RAW_CHANNELS = 3
+MICRO_BATCH = 16  # captions that are padded to the longest among them
 
 
 @dataclass(frozen=True)
@@ -31,6 +32,7 @@ class Rates:
     success: float  # pictures a URL
     keep: float  # kept pairs a picture
     tokens: float  # a caption
+    padded: int  # tokens of the longest caption of a micro batch
     download_bytes: float  # a picture, in its tar and table
     pixel_bytes: dict[int, float]  # a picture, by resolution
     pack_row_bytes: float  # what a row of pack has beside its pixels
@@ -60,13 +62,14 @@ def plain_bytes(tokens: float, width: int, codec: str) -> float:
 
 def assumed_rates(config: RunConfig, assumptions: Assumptions, urls: int | None = None) -> Rates:
     """From the config and the table alone; ``urls`` replaces the number of rows."""
-    rows, origin = (urls, "as given") if urls else count_urls(config, assumptions)
+    rows, origin = count_urls(config, assumptions) if urls is None else (urls, "--urls")
     pixels = {size: _pixel_bytes(size, config.pack, assumptions) for size in config.pack.resolutions}
     return Rates(
         rows,
         assumptions.download_success,
         assumptions.keep_share,
         min(assumptions.caption_tokens, config.embed.max_length),
+        min(assumptions.padded_tokens, config.embed.max_length),
         _stored_bytes(config.download, assumptions),
         pixels,
         assumptions.row_bytes,
@@ -139,14 +142,17 @@ def _measure_embed(rates: Rates, embed: Artifact, where: str) -> Rates:
     counters, columns = embed.manifest.counters, column_bytes(embed)
     rows, tokens = max(1, counters["captions"]), counters["tokens"]
     with storage.local_copy(embed.files()[0]) as local:
-        first = next(pq.ParquetFile(local).iter_batches(1, columns=["dim", "codec"])).to_pylist()[0]
+        table = pq.read_table(local, columns=["dim", "codec", "length"])
+    first, lengths = table.slice(0, 1).to_pylist()[0], table["length"].to_pylist()
+    longest = [max(lengths[start : start + MICRO_BATCH]) for start in range(0, len(lengths), MICRO_BATCH)]
+    padded = round(sum(longest) / len(longest))
     values = columns["embedding"] + columns["scale"]
     share = values / max(1.0, plain_bytes(tokens, first["dim"], first["codec"]))
-    origin = rates.origin | dict.fromkeys(("tokens", "embed_row_bytes"), where)
+    origin = rates.origin | dict.fromkeys(("tokens", "padded", "embed_row_bytes"), where)
     rest = (_size(embed) - values) / rows
     if share < 0.995:  # compressed: else it says nothing of what zstd would do
         rates, origin = replace(rates, embed_share=share), origin | {"embed_share": where}
-    return replace(rates, tokens=tokens / rows, embed_row_bytes=rest, origin=origin)
+    return replace(rates, tokens=tokens / rows, padded=padded, embed_row_bytes=rest, origin=origin)
 
 
 def column_bytes(artifact: Artifact) -> dict[str, int]:

@@ -10,8 +10,9 @@ from rich.table import Table as RichTable
 from pipeline.planner.answers import answers
 from pipeline.planner.faults import Simulated
 from pipeline.planner.options import Choice, Option
-from pipeline.planner.plan import Plan, years
+from pipeline.planner.plan import Plan
 from pipeline.planner.table import Assumptions
+from pipeline.planner.units import count, flops, money, size, years
 from pipeline.planner.volume import stored
 
 GB = 1e9
@@ -165,34 +166,3 @@ def _assumptions(plan: Plan) -> Iterable[RenderableType]:
     yield "[bold]Assumptions[/]: change them in a file for --machines (pipeline/planner/table.yaml shows its form)"
     yield table
     yield machines
-
-
-def count(value: float) -> str:
-    """A number of things, short."""
-    return short(value, 1000, ("", "k", "M", "G", "T"), "")
-
-
-def size(value: float) -> str:
-    """Bytes."""
-    return short(value, 1000, ("B", "kB", "MB", "GB", "TB", "PB"), " ")
-
-
-def flops(value: float) -> str:
-    """Operations."""
-    if value >= 1e21:
-        return f"{value:.2e} FLOP"
-    return short(value, 1000, ("FLOP", "kFLOP", "MFLOP", "GFLOP", "TFLOP", "PFLOP", "EFLOP"), " ")
-
-
-def money(value: float) -> str:
-    """Dollars."""
-    return f"${value:,.0f}" if value >= 100 else f"${value:,.2f}"
-
-
-def short(value: float, base: int, units: tuple[str, ...], between: str) -> str:
-    """Three digits and a unit."""
-    place = 0
-    while abs(value) >= base * 0.9995 and place < len(units) - 1:
-        value, place = value / base, place + 1
-    digits = f"{value:.0f}" if value >= 100 or value == int(value) else f"{value:.3g}"
-    return f"{digits}{between}{units[place]}"
