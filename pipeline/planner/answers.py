@@ -6,7 +6,8 @@ from collections.abc import Iterator
 
 from pipeline.planner.options import Option, cheapest, cheapest_box, fastest_box
 from pipeline.planner.plan import Plan, price
-from pipeline.planner.units import money, years
+from pipeline.planner.units import money, size, years
+from pipeline.planner.volume import stored
 
 BUDGETS = (2_000, 20_000, 100_000)
 
@@ -31,6 +32,9 @@ def answers(plan: Plan) -> Iterator[str]:
     if several:
         told = ", ".join(f"{choice.machine} ({choice.fewest.nodes})" for choice in several if choice.fewest)
         yield f"These need more than one machine for their memory alone: {told}."
+    total = stored(plan.volumes)
+    month = money(total / 1e9 * plan.assumptions.store_dollars_gb_month)
+    yield f"What it stores, {size(total)}, costs {month} a month; what no later stage reads can be deleted."
     yield from _budgets(plan, with_gpus[0].machine if quick is None else quick.machine, quick)
 
 

@@ -117,8 +117,8 @@ def measure_rates(rates: Rates, folder: str) -> Rates:
         found = replace(found, origin=found.origin | dict.fromkeys(("success", "download_bytes"), where))
     if select := artifacts.get("select"):
         counters = select.manifest.counters
-        pictures = counters["rows"] * found.success
-        found = replace(found, keep=counters["kept"] / pictures, origin=found.origin | {"keep": where})
+        fetched = counters["rows"] * found.success
+        found = replace(found, keep=counters["kept"] / fetched, origin=found.origin | {"keep": where})
     if pack := artifacts.get("pack"):
         found = _measure_pack(found, pack, where)
     if embed := artifacts.get("embed"):
