@@ -151,7 +151,7 @@ def memory_rows(out: str) -> list[dict[str, Any]]:
         stage = stage_config(preset, size, micro, options)
         model = StageModel("x", stage, TEXT, TOKENS)
         setting = model.own_setting()
-        memory = rank_memory(model.parameters, setting, WORLD, model.activations(setting).of(micro))
+        memory = rank_memory(model.parameters, setting, WORLD, model.activations(setting), micro)
         label = f"{preset}, {micro} of {size} px a rank, {told(setting)}"
         for part in ("weights", "gradients", "activations"):
             found.append(row(f"memory: {part}", label, "a rank", getattr(memory, part), measured[part]))
@@ -194,10 +194,9 @@ def measure(preset: str, size: int, micro: int, options: dict[str, Any]) -> dict
         loss, _ = task.loss(engine, batch, SampleRandom(0, 0, batch["index"].tolist()))
         engine.backward(loss)
 
-    for last in (False, True, False):  # an update, and the first half of another
+    for _ in range(3):  # an update, and the first half of another
         half()
         engine.step(1e-4)
-        del last
     sizes = {name: sum(part.values()) for name, part in standing(engine, batch, before).items()}
     gc.collect()
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:

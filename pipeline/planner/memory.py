@@ -8,6 +8,9 @@ With P parameters, N ranks, b bytes a weight in the network (4; with bf16 and Ze
     2      b P       b P / N     4 P / N   8 P / N   4 P / N   b min(P, 5e8)
     3      b P / N   b P / N     4 P / N   8 P / N   4 P / N   b min(P, 5e8) + b min(P, 1e9) gathered
 
+A network of up to 50M parameters has no such bucket: its new gradients stay where they are until all are there, which
+counts beside the activations that are then still live. ZeRO 3 leaves parameters of up to 1e5 elements whole.
+
 Adafactor (ZeRO 0 alone) keeps a row and a column of each matrix in the place of 8 P. What is offloaded is in the
 machine's memory instead. The step itself makes the gradients' fp32 partition, 4 P / N, when no activations are live.
 `benchmarks/zero_memory.py` and `benchmarks/plan.py` hold this against what training processes hold.
@@ -19,11 +22,10 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from pipeline.planner.network import Activations
+from pipeline.planner.network import CONTIGUOUS, Activations
 from pipeline.planner.table import Assumptions, Machine
 
 BUCKET = 500_000_000  # elements of DeepSpeed's gradient bucket, as train.config.ds_config bounds it
-CONTIGUOUS = 50_000_000  # parameters above which train.config.ds_config asks for that bucket to be one buffer
 GATHERED = 1_000_000_000  # parameters that ZeRO 3 keeps gathered at most (stage3_max_live_parameters)
 HOST_SHARE = 0.9  # of a machine's own memory that offloaded state may take
 Offload = Literal["none", "optimizer", "all"]
@@ -80,9 +82,10 @@ class Memory:
         return self.states + self.buckets + max(self.activations, self.update)
 
 
-def rank_memory(parameters: int, setting: Setting, ranks: int, activations: float) -> Memory:
-    """Memory of one of ``ranks`` ranks; ``activations`` are those of its micro batch, in bytes."""
+def rank_memory(parameters: int, setting: Setting, ranks: int, followed: Activations, micro_batch: int) -> Memory:
+    """Memory of one of ``ranks`` ranks at a micro batch."""
     own = setting.weight_bytes
+    activations = followed.with_gradients(micro_batch) if setting.zero >= 2 else followed.of(micro_batch)
     weights, gradients = float(own * parameters), float(own * parameters)
     moments = 0.001 if setting.optimizer == "adafactor" else 8.0
     if setting.zero == 0:
@@ -92,8 +95,9 @@ def rank_memory(parameters: int, setting: Setting, ranks: int, activations: floa
     if setting.zero >= 2:
         gradients /= ranks
     if setting.zero == 3:
-        weights /= ranks
-        buckets += own * min(parameters, GATHERED) if parameters > CONTIGUOUS else 0.0
+        whole = own * followed.persistent
+        weights = whole + (weights - whole) / ranks
+        buckets += own * min(parameters, GATHERED)
     update = 4.0 * parameters / ranks if own == 2 else 0.0
     memory = Memory(weights, gradients, optimizer, average, buckets, activations, update)
     if setting.offload == "none":
@@ -174,11 +178,11 @@ def _largest(
     followed: Callable[[Setting], Activations],
 ) -> Fit | None:
     """The setting at the largest micro batch that fits and divides the rank's share; beyond 64 nothing is gained."""
-    empty = rank_memory(parameters, setting, ranks, 0)
+    empty = rank_memory(parameters, setting, ranks, Activations(0, 0), 0)
     if needed(empty, machine, assumptions) > machine.memory_gb * 1e9 or _host(empty, machine) > HOST_SHARE:
         return None  # without its activations already: they need not be followed
     for micro in sorted((m for m in range(1, min(rank_batch, 64) + 1) if rank_batch % m == 0), reverse=True):
-        memory = rank_memory(parameters, setting, ranks, followed(setting).of(micro))
+        memory = rank_memory(parameters, setting, ranks, followed(setting), micro)
         if (size := needed(memory, machine, assumptions)) <= machine.memory_gb * 1e9:
             return Fit(setting, micro, memory, size)
     return None

@@ -24,6 +24,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from train.models.unet import UNet, UNetConfig
 
 PROBE = 4  # samples of the batch whose activations are followed; more of them take proportionally more
+CONTIGUOUS = 50_000_000  # parameters above which train.config.ds_config asks for one buffer of gradients
+PERSISTENT = 100_000  # elements up to which ZeRO 3 leaves a parameter whole (stage3_param_persistence_threshold)
 
 
 @dataclass(frozen=True)
@@ -31,16 +33,25 @@ class Activations:
     """The most bytes that are live at once in a step beside weights, gradients and optimizer.
 
     ``bytes_a_sample`` grows with the micro batch. ``fixed`` does not: autocast's bf16 copies of the weights; nor does
-    ``floor``, the gradient of the largest parameter.
+    ``floor``, the gradient of the largest parameter. ``gradients_a_sample`` is for networks whose new gradients stay
+    until all are there (ZeRO 2 and 3 of small ones): activations that are live when, with these, most is.
+    ``persistent``: elements of parameters that ZeRO 3 leaves whole.
     """
 
     bytes_a_sample: float
     floor: int
     fixed: int = 0
+    gradients: int = 0
+    gradients_a_sample: float = 0.0
+    persistent: int = 0
 
     def of(self, micro_batch: int) -> float:
-        """Bytes at a micro batch."""
+        """Bytes at a micro batch, gradients let go one by one."""
         return max(self.fixed + self.bytes_a_sample * micro_batch, self.floor)
+
+    def with_gradients(self, micro_batch: int) -> float:
+        """The same where new gradients stay until all are there."""
+        return max(self.of(micro_batch), self.gradients + self.gradients_a_sample * micro_batch)
 
 
 def forward_flops(config: UNetConfig, size: int, tokens: int) -> int:
@@ -68,18 +79,28 @@ def activations(config: str, size: int, tokens: int, precision: str, recompute: 
             model = UNet(layout)
         if recompute:
             model.enable_recompute()
-        peak = peak_bytes(model, step_inputs(layout, PROBE, size, tokens, dtype), autocast)
+        inputs = step_inputs(layout, PROBE, size, tokens, dtype)
+        peak = peak_bytes(model, inputs, autocast)
         sizes = [param.numel() * param.element_size() for param in model.parameters()]
+        numbers = [param.numel() for param in model.parameters()]
+        loose = sum(numbers) <= CONTIGUOUS
+        kept = max(peak_bytes(model, inputs, autocast, keep_gradients=True) - sum(sizes), 0) if loose else 0
     fixed = min(peak, sum(sizes) // 2) if autocast else 0
-    return Activations((peak - fixed) / PROBE, max(sizes), fixed)
+    persistent = sum(number for number in numbers if number <= PERSISTENT)
+    gradients = sum(sizes) if loose else 0
+    return Activations((peak - fixed) / PROBE, max(sizes), fixed, gradients, kept / PROBE, persistent)
 
 
-def peak_bytes(model: nn.Module, inputs: dict[str, Tensor], autocast: bool = False) -> int:
-    """Bytes live at once at most in a forward and a backward pass, beside parameters and their gradients.
+def peak_bytes(
+    model: nn.Module, inputs: dict[str, Tensor], autocast: bool = False, keep_gradients: bool = False
+) -> int:
+    """Bytes live at once at most in a forward and a backward pass, beside parameters.
 
-    Works on fake tensors as on real ones. A parameter's gradient is let go as soon as it is there.
+    Works on fake tensors as on real ones. A parameter's gradient is let go as soon as it is there, or with
+    ``keep_gradients`` when all are.
     """
-    handles = [param.register_post_accumulate_grad_hook(_let_go) for param in model.parameters() if param.requires_grad]
+    trained = [param for param in model.parameters() if param.requires_grad]
+    handles = [] if keep_gradients else [param.register_post_accumulate_grad_hook(_let_go) for param in trained]
     if autocast:
         norms = [module for module in model.modules() if isinstance(module, nn.GroupNorm | nn.LayerNorm)]
         handles += [module.register_forward_pre_hook(_to_fp32) for module in norms]
@@ -91,6 +112,7 @@ def peak_bytes(model: nn.Module, inputs: dict[str, Tensor], autocast: bool = Fal
         output.float().square().mean().backward()
     for handle in handles:
         handle.remove()
+    model.zero_grad(set_to_none=True)
     return live.peak
 
 

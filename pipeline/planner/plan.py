@@ -84,7 +84,7 @@ class Plan:
         for zero, offload in SETTINGS:
             optimizer = own.optimizer if zero == 0 else "adamw"
             setting = Setting(optimizer, zero, offload, own.recompute, own.precision)  # type: ignore[arg-type]
-            memory = rank_memory(model.parameters, setting, ranks, model.activations(setting).of(micro))
+            memory = rank_memory(model.parameters, setting, ranks, model.activations(setting), micro)
             found.append((setting, micro, memory))
         return found
 
