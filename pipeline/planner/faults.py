@@ -8,8 +8,8 @@ from statistics import mean
 
 from pipeline.planner.plan import Plan, StageCost
 from pipeline.planner.simulate import Bag, Faults, NeverEndsError, Outcome, Training, best_interval, simulate
+from pipeline.planner.units import HOUR
 from pipeline.planner.volume import checkpoint_bytes
-from pipeline.planner.work import HOUR
 from pipeline.stages import stages
 
 SEEDS = 8

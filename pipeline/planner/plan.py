@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from dataprep.schema import UserError
@@ -107,7 +107,7 @@ def make_plan(config: RunConfig, table: Table, wanted: Wanted) -> Plan:
     works.append(sample_work(config, {model.name: float(model.whole) for model in models}))
     stages = volumes(config, rates, text.width, clip.width, {model.name: model.parameters for model in models})
     plan = Plan(config, table, wanted, models, text, clip, rates, stages, found, chosen, works, [])
-    return Plan(**{**plan.__dict__, "costs": _costs(plan) if chosen else []})
+    return replace(plan, costs=_costs(plan)) if chosen else plan
 
 
 def _with_data(table: Table, wanted: Wanted) -> dict[str, Machine]:

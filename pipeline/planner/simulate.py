@@ -16,7 +16,6 @@ from dataclasses import dataclass
 
 import numpy as np
 
-HOUR = 3600.0
 HOPELESS = 1e-4  # chance of a checkpoint interval to pass without a failure, below which training never ends
 BULK = 4  # rounds of shards that are left for dealing out one machine at a time
 

@@ -9,11 +9,11 @@ from pipeline.config import CascadeStageConfig
 from pipeline.planner.memory import Fit, Setting, smallest_fit
 from pipeline.planner.network import Activations, activations, forward_flops
 from pipeline.planner.table import Assumptions, Machine
+from pipeline.planner.units import HOUR
 from train.models.presets import parameter_count, unet_config
 from train.models.unet import UNetConfig
 
 BACKWARD, RECOMPUTE = 2, 1  # passes' worth of operations of the backward pass, and of computing the blocks again
-HOUR = 3600.0
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 
+HOUR = 3600.0  # seconds
+
 
 def count(value: float) -> str:
     """A number of things, short."""

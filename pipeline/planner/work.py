@@ -9,8 +9,7 @@ from pipeline.config import RunConfig
 from pipeline.planner.encoders import ClipCost, TextCost
 from pipeline.planner.rates import Rates
 from pipeline.planner.table import Assumptions, Machine
-
-HOUR = 3600.0
+from pipeline.planner.units import HOUR
 
 
 @dataclass(frozen=True)
