@@ -95,7 +95,10 @@ class Assumptions(Config):
         "line says nothing",
     )
     select_rows_per_second: float = Field(
-        default=100_000.0, gt=0, description="rows that select judges a second, on the driver"
+        default=35_000.0,
+        gt=0,
+        description="rows that select judges a second, on the driver: 14 microseconds each, 15 more to find duplicates "
+        "(benchmarks/results/data_scaling.json)",
     )
     memory_reserve: float = Field(
         default=0.08, ge=0, lt=1, description="share of a GPU's memory lost to fragments of the allocator"
