@@ -1,6 +1,6 @@
 """``imagen-ray plan`` against reality, on small configs: operations of a step, memory of a rank, stored bytes.
 
-``python -m benchmarks.plan [RUN]``; RUN is a finished run of configs/demo.yaml, which is made as needed otherwise.
+``python -m benchmarks.plan [RUN]``; RUN is a finished run of configs/demo.yaml, else its data are made.
 
 - Operations: of each cascade stage a real loss and its backward pass on a real batch of the run, counted by
   FlopCounterMode with attention as plain products, against three forward passes counted without data.
@@ -19,10 +19,10 @@ import gc
 import math
 import os
 import socket
-import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -36,6 +36,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
+from benchmarks.data_run import make_data_run
 from benchmarks.result import claim, write
 from benchmarks.zero_memory import live_tensors, storages
 from dataprep import storage
@@ -53,7 +54,6 @@ from train.tasks.diffusion import DiffusionTask, stage_columns
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 WORLD = 2
-QUICK = ["encoder.pretrain.steps=2", "clip.train.steps=2", "clip.min_similarity=null"]
 
 
 @dataclass(frozen=True)
@@ -73,8 +73,8 @@ CASES = [
     Case(
         "jpeg and int8",
         "demo.yaml",
-        1600,
-        400,
+        1200,
+        300,
         ("pack.encoding=jpeg", "pack.raw_up_to=16", "embed.codec=int8", "listing.scenes.image_size=128"),
     ),
 ]
@@ -96,12 +96,11 @@ MEMORY: list[tuple[str, int, int, dict[str, Any]]] = [
 TOKENS, TEXT = 16, 128
 
 
-def make_run(case: Case, rows: int, folder: Path, until: str) -> str:
-    """The run of a case with so many rows, by the command that a user gives."""
+def make_run(case: Case, rows: int, folder: Path) -> str:
+    """The data stages of a case with so many rows."""
     run = str(folder / f"{case.name.replace(' ', '-')}-{rows}")
-    words = ["run", str(CONFIGS / case.config), f"run={run}", f"listing.scenes.count={rows}", *case.overrides, *QUICK]
-    subprocess.run([sys.executable, "-m", "pipeline", *words, "--until", until], check=True, stderr=subprocess.DEVNULL)
-    return run
+    overrides = [f"run={run}", f"listing.scenes.count={rows}", *case.overrides, "clip.min_similarity=null"]
+    return make_data_run(load_config(str(CONFIGS / case.config), overrides))
 
 
 def planned(case: Case, trial: str) -> Plan:
@@ -148,10 +147,10 @@ def flops_rows(case: Case, config: RunConfig, run: str) -> list[dict[str, Any]]:
     return found
 
 
-def memory_rows(out: str) -> list[dict[str, Any]]:
+def memory_rows(cases: Sequence[tuple[str, int, int, dict[str, Any]]], out: str) -> list[dict[str, Any]]:
     """The plan's figures beside what the ranks wrote."""
     found = []
-    for index, (preset, size, micro, options) in enumerate(MEMORY):
+    for index, (preset, size, micro, options) in enumerate(cases):
         measured = storage.read_json(f"{out}/{index}.json")
         stage = stage_config(preset, size, micro, options)
         model = StageModel("x", stage, TEXT, TOKENS)
@@ -235,12 +234,12 @@ def peak_grown(profiler: profile) -> float:
     return float(peak)
 
 
-def rank(index: int, port: int, out: str) -> None:
+def rank(index: int, cases: Sequence[tuple[str, int, int, dict[str, Any]]], port: int, out: str) -> None:
     """One rank through all cases."""
     torch.set_num_threads(1)
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "LOCAL_RANK": str(index)}
     dist.init_process_group("gloo", rank=index, world_size=WORLD)
-    for number, case in enumerate(MEMORY):
+    for number, case in enumerate(cases):
         measured = measure(*case)
         if index == 0:
             storage.write_json(f"{out}/{number}.json", measured)
@@ -277,24 +276,27 @@ def row(kind: str, case: str, what: str, foretold: float, real: float) -> dict[s
     return {"kind": kind, "case": case, "what": what, "planned": foretold, "measured": real, "error": error}
 
 
-def main() -> None:
-    """Measures and writes the results."""
-    given = sys.argv[1:]
-    rows: list[dict[str, Any]] = []
-    with tempfile.TemporaryDirectory() as out:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = probe.getsockname()[1]
-        mp.spawn(rank, (port, out), nprocs=WORLD)
-        rows += memory_rows(out)
-        for case in CASES:
-            trial = make_run(case, case.trial, Path(out), "embed")
-            whole = given[0] if given and case.name == "demo" else make_run(case, case.rows, Path(out), "embed")
-            plan = planned(case, trial)
-            rows += storage_rows(case, plan, whole) + flops_rows(case, plan.config, whole)
+def memory(cases: Sequence[tuple[str, int, int, dict[str, Any]]]) -> list[dict[str, Any]]:
+    """The memory of two real ranks in each of ``cases``."""
+    with tempfile.TemporaryDirectory() as out, socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+        probe.close()
+        mp.spawn(rank, (cases, port, out), nprocs=WORLD)
+        return memory_rows(cases, out)
 
-    simulated, each = simulation_rows()
-    rows += simulated
+
+def artifacts(case: Case, run: str | None) -> list[dict[str, Any]]:
+    """Stored bytes and operations of a case; ``run``: a finished one to hold the plan against."""
+    with tempfile.TemporaryDirectory() as out:
+        trial = make_run(case, case.trial, Path(out))
+        whole = run or make_run(case, case.rows, Path(out))
+        plan = planned(case, trial)
+        return storage_rows(case, plan, whole) + flops_rows(case, plan.config, whole)
+
+
+def finish(rows: list[dict[str, Any]], each: float) -> None:
+    """Writes the results; ``each``: CPU-seconds of a simulation."""
 
     def worst(kind: str) -> float:
         return max(abs(item["error"]) for item in rows if item["kind"] == kind)
@@ -304,14 +306,22 @@ def main() -> None:
         claim("largest deviation of what a run stores", worst("storage in all"), "share", 0.05, True),
         claim("largest deviation of one artifact of it", worst("storage"), "share", 0.05, True),
         claim("largest deviation of an update's operations", worst("operations"), "share", 0.03, True),
-    ]
-    claims += [
         claim(
             "largest deviation of the simulation's mean from a closed form", worst("simulation"), "share", 0.03, True
         ),
         claim("one simulation of 10,000 machines and 10^10 URLs", each, "CPU-seconds", 5.0, True),
     ]
     write("plan", rows, claims, ("torch", "deepspeed", "pyarrow"))
+
+
+def main() -> None:
+    """Measures and writes the results."""
+    run = sys.argv[1] if sys.argv[1:] else None
+    rows = memory(MEMORY)
+    for case in CASES:
+        rows += artifacts(case, run if case.name == "demo" else None)
+    simulated, each = simulation_rows()
+    finish(rows + simulated, each)
 
 
 if __name__ == "__main__":
