@@ -18,7 +18,7 @@ test-slow: $(VENV)/.installed-dev
 	$(BIN)/pytest -m slow
 
 # Those that need no finished run; `python -m benchmarks.demo runs/demo` and `benchmarks.sampling runs/demo` take one.
-BENCHMARKS := download embed loader score data_scaling distances codec_training equality zero_memory trainer_overhead
+BENCHMARKS := download embed loader score data_scaling distances codec_training equality zero_memory trainer_overhead plan
 bench: $(VENV)/.installed-dev
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[bench]'
 	$(BIN)/pip install --quiet --no-deps --upgrade --target .peers mosaicml-streaming brotli python-snappy cramjam zstd catalogue

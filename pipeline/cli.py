@@ -10,6 +10,7 @@ import json
 import shlex
 import sys
 import traceback
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, NoReturn
 
@@ -252,6 +253,58 @@ def forget(
     from pipeline.forget import render
 
     _out().print(render(forget_samples(folder, samples or [], dry_run), dry_run))
+
+
+@app.command()
+def plan(
+    config: Config,
+    overrides: Overrides = None,
+    machines: Annotated[str | None, typer.Option(metavar="FILE", help="YAML table of machines and assumptions")] = None,
+    machine: Annotated[str | None, typer.Option(help="the machine of the table to train on; default: all")] = None,
+    nodes: Annotated[int | None, typer.Option(min=1, help="how many of it; default: the fewest in time")] = None,
+    data_machine: Annotated[str | None, typer.Option(help="the machine for stages without a GPU")] = None,
+    data_nodes: Annotated[int | None, typer.Option(min=1, help="how many of that")] = None,
+    days: Annotated[float, typer.Option(min=0.01, help="days that training may take")] = 30.0,
+    spot: Annotated[bool, typer.Option("--spot", help="interruptible machines: their prices and failures")] = False,
+    measured: Annotated[str | None, typer.Option(metavar="RUN", help="shares and sizes as in this run")] = None,
+    urls: Annotated[int | None, typer.Option(min=1, help="rows of the list")] = None,
+    seed: Annotated[int, typer.Option(min=0, help="of the simulated failures")] = 0,
+    as_json: Annotated[bool, typer.Option("--json", help="the same as JSON")] = False,
+) -> None:
+    """Say what a config takes: parameters, memory a GPU, storage, hours and money. Starts nothing."""
+    from pipeline.config import load_config
+    from pipeline.planner.faults import simulate_plan
+    from pipeline.planner.plan import Wanted, make_plan, to_json
+    from pipeline.planner.render import render
+    from pipeline.planner.table import load_table
+
+    wanted = Wanted(machine, nodes, data_machine, data_nodes, days, spot, measured, urls)
+    made = make_plan(load_config(config, overrides or []), load_table(machines), wanted)
+    simulated = simulate_plan(made, seed)
+    if as_json:
+        print(json.dumps(to_json(made) | {"simulation": asdict(simulated) if simulated else None}, indent=2))
+        return
+    _out().print(render(made, simulated))
+
+
+@app.command()
+def calibrate(
+    config: Config,
+    overrides: Overrides = None,
+    out: Annotated[Path, typer.Option(help="table to write, for `plan --machines`")] = Path("machines.yaml"),
+    name: Annotated[str, typer.Option(help="what the machine is called there")] = "here",
+    price: Annotated[float, typer.Option(min=0, help="dollars an hour that it costs")] = 0.0,
+    network: Annotated[float, typer.Option(min=0.001, help="its Gbit/s to others and to the internet")] = 1.0,
+) -> None:
+    """Measure this machine for `plan`: matrix products, an update of each stage, encoders, JPEG, disk."""
+    from pipeline.config import load_config
+    from pipeline.planner.calibrate import calibrate_machine, write_entry
+
+    measured = calibrate_machine(load_config(config, overrides or []), price, network)
+    write_entry(out, name, measured.machine)
+    for line in measured.lines:
+        print(line)
+    print(out)
 
 
 @app.command()

@@ -1,0 +1,117 @@
+"""What the frozen encoders cost: operations a token of the text encoder, operations a pair of CLIP, their widths.
+
+A model that the config makes itself, and a local folder, say their sizes; of a hub name nothing is fetched: those known
+here are counted, another is taken for the largest, and the plan says so.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from dataprep.torchvision_operators import declare_torchvision_operators
+from pipeline.config import ClipConfig, EncoderConfig
+from train.models.clip import build_clip
+
+# d_model, d_ff, layers, heads x width of a head, of the encoders of T5 v1.1, Flan-T5 and mT5 (their config.json).
+T5_SIZES = {
+    "small": (512, 1024, 8, 384),
+    "base": (768, 2048, 12, 768),
+    "large": (1024, 2816, 24, 1024),
+    "xl": (2048, 5120, 24, 2048),
+    "xxl": (4096, 10240, 24, 4096),
+}
+VOCABULARY = 32_128
+PROBE_TOKENS = 32
+
+
+@dataclass(frozen=True)
+class TextCost:
+    """A frozen text encoder."""
+
+    name: str
+    width: int
+    hidden: int
+    layers: int
+    inner: int  # heads x width of a head
+    parameters: int
+    flops_a_token: float
+    note: str
+
+
+@dataclass(frozen=True)
+class ClipCost:
+    """A CLIP that scores pairs."""
+
+    name: str
+    model: str  # open_clip's name of what was counted; empty: trained here
+    width: int
+    flops_a_pair: float
+
+
+def text_cost(config: EncoderConfig) -> TextCost:
+    """Counted from the sizes of the model that ``config`` names."""
+    if config.pretrain is not None:
+        own = config.pretrain
+        return _t5("trained here", own.d_model, own.d_ff, own.layers, own.d_model, own.vocabulary, "its own sizes")
+    name = str(config.model)
+    described = Path(name) / "config.json"
+    if described.is_file():
+        read = json.loads(described.read_text())
+        width = read.get("d_model") or read["hidden_size"]
+        inner = read.get("num_heads", 1) * read["d_kv"] if "d_kv" in read else width
+        hidden = read.get("d_ff") or read.get("intermediate_size", 4 * width)
+        layers = read.get("num_layers") or read.get("num_hidden_layers", 12)
+        return _t5(name, width, hidden, layers, inner, read.get("vocab_size", VOCABULARY), "the folder's config.json")
+    size = next((size for size in sorted(T5_SIZES, key=len, reverse=True) if name.lower().endswith(size)), None)
+    note = "by its name" if size else "not known here: taken for a T5-XXL; use a local folder to have it counted"
+    return _t5(name, *T5_SIZES[size or "xxl"], VOCABULARY, note)
+
+
+def _t5(name: str, width: int, hidden: int, layers: int, inner: int, vocabulary: int, note: str) -> TextCost:
+    """An encoder with gated feed-forward layers: 4 projections and 3 matrices a layer, and attention itself."""
+    matrices = layers * (4 * width * inner + 3 * width * hidden)
+    attention = layers * 4 * inner * PROBE_TOKENS
+    parameters = matrices + vocabulary * width
+    return TextCost(name, width, hidden, layers, inner, parameters, 2.0 * matrices + attention, note)
+
+
+def clip_cost(config: ClipConfig) -> ClipCost:
+    """Counted on the meta device by running the model over one pair."""
+    if config.train is not None:
+        own = config.train
+        with torch.device("meta"):
+            model = build_clip(own, VOCABULARY, 1, 0)
+        return _count("trained here", "", model, own.image_size, own.context_length)
+    return _open_clip(str(config.model))
+
+
+@cache
+def _open_clip(name: str) -> ClipCost:
+    declare_torchvision_operators()
+    import open_clip
+
+    known = name if open_clip.get_model_config(name) else "ViT-L-14"
+    sizes = open_clip.get_model_config(known)
+    logging.getLogger().setLevel(logging.ERROR)  # it warns that a model without weights has none
+    with torch.device("meta"):
+        model = open_clip.create_model(known, pretrained=None, device="meta", pretrained_hf=False)
+    label = name if known == name else f"{name} (taken for {known})"
+    side = sizes["vision_cfg"].get("image_size", 224)
+    return _count(
+        label, known, model, side if isinstance(side, int) else side[0], sizes["text_cfg"].get("context_length", 77)
+    )
+
+
+def _count(label: str, name: str, model: Any, side: int, length: int) -> ClipCost:
+    with torch.device("meta"), torch.no_grad(), FlopCounterMode(display=False) as counter:
+        width = model.encode_image(torch.zeros(1, 3, side, side)).shape[-1]
+        model.encode_text(torch.ones(1, length, dtype=torch.long))
+    return ClipCost(label, name, int(width), float(counter.get_total_flops()))
