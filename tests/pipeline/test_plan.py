@@ -218,3 +218,13 @@ def test_unknown_stage_names_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"--keep nothing"):
         plan(config, run, keep=["nothing"])
     assert [item.stage.name for item in up_to(plan(config, run), "select")][-1] == "select"
+
+
+def test_resources_of_a_stage_that_is_not_there_are_refused(tmp_path: Path) -> None:
+    run = Run(str(tmp_path / "run"))
+    loaded = load_config(SMOKE, ["cluster.stages={train: {num_cpus: 1}, train.sr32: {num_cpus: 2}}"])
+    plan(loaded, run)
+    wanted = [loaded.cluster.of(stage).num_cpus for stage in ("train.base", "train.sr32", "download")]
+    assert wanted == [1, 2, None]
+    with pytest.raises(UserError, match=r"cluster\.stages: trian: no such stage; the stages are train, listing"):
+        plan(load_config(SMOKE, ["cluster.stages.trian.num_cpus=1"]), run)
