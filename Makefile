@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 export HF_HUB_DISABLE_TELEMETRY := 1
 export NO_ALBUMENTATIONS_UPDATE := 1
 
-.PHONY: demo test test-slow lint bench clean
+.PHONY: demo test test-slow test-cluster lint bench clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.installed
@@ -16,6 +16,10 @@ test: lint
 
 test-slow: $(VENV)/.installed-dev
 	$(BIN)/pytest -m slow
+
+# Hosts of network namespaces: needs root; machines are killed and cut off under a run. Part of test-slow as well.
+test-cluster: $(VENV)/.installed-dev
+	$(BIN)/pytest -m slow tests/pipeline/test_lost_machines.py
 
 # Those that need no finished run; `python -m benchmarks.demo runs/demo` reads one.
 BENCHMARKS := download embed loader score data_scaling distances codec_training equality zero_memory trainer_overhead
