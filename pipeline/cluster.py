@@ -47,6 +47,7 @@ def _connect(config: ClusterConfig) -> None:
     else:
         os.environ.setdefault("RAY_AUTH_MODE", "disabled")  # a local Ray of our own is reached by this process alone
         ray.init(
+            address="local",  # also where `ray start` left a cluster on this machine, running or dead
             num_cpus=config.cpus or os.cpu_count(),
             object_store_memory=config.object_store_mb << 20,
             include_dashboard=False,
