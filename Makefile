@@ -21,7 +21,7 @@ test-slow: $(VENV)/.installed-dev
 test-cluster: $(VENV)/.installed-dev
 	$(BIN)/pytest -m slow tests/pipeline/test_lost_machines.py
 
-# Those that need no finished run; `python -m benchmarks.demo runs/demo` reads one.
+# Those that need no finished run; `python -m benchmarks.demo runs/demo` reads one, and so does benchmarks.cluster.
 BENCHMARKS := download embed loader score data_scaling distances codec_training equality zero_memory trainer_overhead
 bench: $(VENV)/.installed-dev
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[bench]'

@@ -46,9 +46,7 @@ def plan(config: RunConfig, run: Run, keep: Sequence[str] = (), sources: SourceH
     """Every stage with its fingerprint; those in ``keep`` stand as they are over a change of code or libraries."""
     sources = sources or SourceHashes(run)
     everything = stages(config)
-    names = [stage.name for stage in everything]
-    _known("--keep", keep, names)
-    _known("cluster.stages:", list(config.cluster.stages), ["train", *names])
+    _known("--keep", keep, [stage.name for stage in everything])
     planned: dict[str, Planned] = {}
     for stage in everything:
         planned[stage.name] = _plan_stage(stage, config, run, planned, sources, stage.name in keep)
@@ -141,6 +139,7 @@ def execute(config: RunConfig, command: str, until: str | None = None, keep: Seq
     sources = SourceHashes(run)
     planned = plan(config, run, keep, sources)
     todo = up_to(planned, until)
+    _known("cluster.stages:", list(config.cluster.stages), ["train", *(item.stage.name for item in planned)])
     with lock(run):
         _check_writable(run)
         sources.save()
