@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 export HF_HUB_DISABLE_TELEMETRY := 1
 export NO_ALBUMENTATIONS_UPDATE := 1
 
-.PHONY: demo test test-slow lint bench clean
+.PHONY: demo test test-slow test-cluster lint bench clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.installed
@@ -17,7 +17,11 @@ test: lint
 test-slow: $(VENV)/.installed-dev
 	$(BIN)/pytest -m slow
 
-# Those that need no finished run; `python -m benchmarks.demo runs/demo` and `benchmarks.sampling runs/demo` take one.
+# Hosts of network namespaces: needs root; machines are killed and cut off under a run. Part of test-slow as well.
+test-cluster: $(VENV)/.installed-dev
+	$(BIN)/pytest -m slow tests/pipeline/test_lost_machines.py
+
+# Those that need no finished run; `python -m benchmarks.NAME runs/demo` with demo, sampling and cluster takes one.
 BENCHMARKS := download embed loader score data_scaling distances codec_training equality zero_memory trainer_overhead plan
 bench: $(VENV)/.installed-dev
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[bench]'

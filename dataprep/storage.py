@@ -13,8 +13,9 @@ import os
 import re
 import shutil
 import tempfile
+import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import datetime
 from functools import cache
@@ -25,6 +26,10 @@ import fsspec
 
 CHUNK = 1 << 20
 OBJECT_STORES = ("s3://", "s3a://", "gs://", "gcs://")
+# Of the S3 client: who is throttled or cut off asks again, waiting longer each time, for some minutes; a dead
+# connection is given up soon. ("adaptive" paces all requests by one that failed: a minute's trouble costs many.)
+S3_CLIENT = {"retries": {"max_attempts": 10, "mode": "standard"}, "connect_timeout": 10, "read_timeout": 60}
+LAG = 120.0  # seconds that a store's listing may be behind
 MEMBER = re.compile(r"(.+\.tar)#(\d+)-(\d+)")
 
 
@@ -47,9 +52,11 @@ def filesystem(path: str) -> tuple[Any, str]:
     """The fsspec filesystem that serves ``path`` and the path as that filesystem spells it.
 
     Object stores are asked anew each time: what another process wrote would be missing from a remembered listing.
-    UserError where the library that serves the scheme is missing.
+    What they refuse for the moment, or break off, is asked again. UserError where the scheme's library is missing.
     """
-    options = {"use_listings_cache": False} if path.startswith(OBJECT_STORES) else {}
+    options: dict[str, Any] = {"use_listings_cache": False} if path.startswith(OBJECT_STORES) else {}
+    if path.startswith(("s3://", "s3a://")):
+        options["config_kwargs"] = S3_CLIENT
     try:
         return fsspec.core.url_to_fs(path, **options)
     except (ImportError, ValueError) as error:
@@ -71,7 +78,48 @@ def read_bytes(path: str) -> bytes:
         fs, inner = filesystem(match[1])
         return bytes(fs.cat_file(inner, start=int(match[2]), end=int(match[3]))) if match[2] != match[3] else b""
     fs, inner = filesystem(path)
-    return bytes(fs.cat_file(inner))
+    return bytes(fs.cat_file(inner, **_at_once(path)))
+
+
+def _at_once(path: str) -> dict[str, Any]:
+    """Options that read an object in one request: in several, an object that is replaced would come out mixed."""
+    return {"max_concurrency": 1} if path.startswith(("s3://", "s3a://")) else {}
+
+
+def read_or_none(path: str) -> bytes | None:
+    """The whole content of ``path``, None where there is no such file; asked by name, so nothing is listed for it."""
+    try:
+        return read_bytes(path)
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+
+
+def read_many(paths: Sequence[str]) -> list[bytes]:
+    """The whole contents of files of one filesystem, in order; from an object store many at a time."""
+    if not paths:
+        return []
+    fs, _ = filesystem(paths[0])
+    inner = [filesystem(path)[1] for path in paths]
+    found = fs.cat(inner, **_at_once(paths[0]))
+    return [bytes(found[name]) for name in inner]
+
+
+def list_settled(folder: str) -> list[str]:
+    """`list_files` of what was written before the call, also where a store's listing lags behind what is there.
+
+    A file is written, and the folder is listed until that shows. OSError where it does not within `LAG` seconds.
+    """
+    if is_local(folder):
+        return list_files(folder)
+    probe = f".listed-{uuid.uuid4().hex[:8]}"
+    write_bytes(join(folder, probe), b"")
+    until = time.monotonic() + LAG
+    while probe not in (names := list_files(folder)):
+        if time.monotonic() > until:
+            raise OSError(f"{folder}: the store's listing is more than {LAG:.0f} s behind")
+        time.sleep(0.5)
+    remove(join(folder, probe))
+    return [name for name in names if not name.startswith(".listed-")]
 
 
 def member_path(tar: str, start: int, end: int) -> str:
@@ -87,7 +135,7 @@ def read_json(path: str) -> Any:
 def read_json_lines(path: str) -> list[Any]:
     """The values of a JSON-lines log, none where there is no file; a line that a kill tore off is left out."""
     values = []
-    for line in read_bytes(path).decode(errors="replace").splitlines() if exists(path) else []:
+    for line in (read_or_none(path) or b"").decode(errors="replace").splitlines():
         try:
             values.append(json.loads(line))
         except json.JSONDecodeError:
@@ -112,6 +160,23 @@ def write_bytes(path: str, data: bytes) -> None:
     else:
         fs, inner = filesystem(path)
         fs.pipe_file(inner, data)
+
+
+def create(path: str, data: bytes) -> bool:
+    """Writes ``data`` to ``path`` unless a file is there; whether it was this that was written.
+
+    Of several writers, on whatever machines, one succeeds. That needs a store with conditional writes: S3 and its
+    likes, Google's.
+    """
+    fs, inner = filesystem(path)
+    try:
+        fs.pipe_file(inner, data, mode="create")
+    except Exception:
+        # Every store says it in its own way; and a request sent again, its answer lost, meets what it wrote itself.
+        if (there := read_or_none(path)) is None:
+            raise
+        return there == data
+    return True
 
 
 def write_json(path: str, value: Any) -> None:

@@ -21,6 +21,7 @@ from rich.text import Text
 
 from dataprep.schema import UserError
 from pipeline.context import StageError
+from pipeline.own_copy import run_from_own_copy
 from pipeline.progress import console
 
 app = typer.Typer(
@@ -35,6 +36,10 @@ Overrides = Annotated[
     list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="values that replace the config's")
 ]
 RunFolder = Annotated[str, typer.Argument(metavar="RUN", help="the run folder (the config's `run`)")]
+
+Address = Annotated[
+    str | None, typer.Option(help="the cluster's dashboard, such as http://head:8265; default: RAY_API_SERVER_ADDRESS")
+]
 
 
 @app.command()
@@ -78,10 +83,12 @@ def run(
 
 
 @app.command()
-def status(folder: RunFolder) -> None:
-    """Show where a run stands, stage by stage."""
-    from pipeline.status import describe_run
+def status(folder: RunFolder, address: Address = None) -> None:
+    """Show where a run stands, stage by stage, and with --address the job that works on it."""
+    from pipeline.status import describe_run, run_job
 
+    if address is not None:
+        _out().print(run_job(folder, address))
     _out().print(describe_run(folder))
 
 
@@ -311,15 +318,25 @@ def calibrate(
 def submit(
     config: Config,
     overrides: Overrides = None,
-    address: Annotated[
-        str | None, typer.Option(help="the cluster's dashboard; default: RAY_API_SERVER_ADDRESS")
-    ] = None,
+    address: Address = None,
     wait: Annotated[bool, typer.Option(help="follow the log and exit with the job's status")] = True,
 ) -> None:
-    """Run the pipeline as a Ray job on a cluster."""
+    """Run the pipeline as a Ray job on a cluster, or follow the job that is at it."""
     from pipeline.submit import submit_job
 
     raise typer.Exit(submit_job(config, overrides or [], address, wait))
+
+
+@app.command()
+def logs(
+    target: Annotated[str, typer.Argument(metavar="RUN|JOB", help="the run folder, or a job's name")],
+    address: Address = None,
+    follow: Annotated[bool, typer.Option(help="to the job's end; else what there is by now")] = True,
+) -> None:
+    """Print the log of a run's newest job, and exit with the job's status."""
+    from pipeline.jobs import show_log
+
+    raise typer.Exit(show_log(target, address, follow))
 
 
 def _out() -> Console:
@@ -330,6 +347,8 @@ def _out() -> Console:
 def main(arguments: list[str] | None = None) -> NoReturn:
     """The entry point: turns errors into one line and the exit status."""
     words = list(sys.argv[1:] if arguments is None else arguments)
+    if arguments is None:
+        run_from_own_copy(words)
     verbose = "--verbose" in words
     words = [word for word in words if word != "--verbose"]
     try:

@@ -27,6 +27,7 @@ from dataprep.sources import ListingConfig
 from eval.heads import ScoreConfig
 from eval.protocol import EvaluateConfig
 from eval.settings import SamplingConfig
+from pipeline.resources import StageResources
 from train.config import TrainConfig
 from train.models.presets import unet_config
 from train.reader import LoaderConfig
@@ -104,6 +105,15 @@ class ClusterConfig(Config):
     ranks: int = Field(2, ge=1, description="workers of a training stage; each a GPU where there are as many")
     retries: int = Field(2, ge=0, description="times that a failed shard or training group is tried again")
     max_quarantined: int = Field(0, ge=0, description="shards a stage may give up on and still finish")
+    stages: dict[str, StageResources] = Field(
+        default_factory=dict,
+        description="what a worker asks for, by stage; `train` stands for all of train.*",
+    )
+
+    def of(self, stage: str) -> StageResources:
+        """What the user wants a worker of ``stage`` to ask for."""
+        asked = self.stages.get(stage) or (self.stages.get("train") if stage.startswith("train.") else None)
+        return asked or StageResources()
 
 
 class RunConfig(Config):

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from dataprep import storage
 from dataprep.schema import UserError
 from pipeline.config import ClusterConfig
+from pipeline.resources import StageResources
 from pipeline.reuse import take_over, worker_fingerprint
 from pipeline.store import Artifact, Marker, Run, Shard, shard_fingerprint
+
+if TYPE_CHECKING:
+    from pipeline.room import Room
 
 
 class StageError(RuntimeError):
@@ -27,6 +31,8 @@ class Context:
     folder: str  # where the outputs go
     run: Run
     cluster: ClusterConfig
+    trains: bool = False  # in a training group: what the config says of resources is then about its ranks
+    room: Room | None = None  # shared with the stages that run beside this one
     sources: dict[str, str] = field(default_factory=dict)  # files from outside: path -> sha256
     counters: dict[str, int] = field(default_factory=dict)
     finished: list[Marker] = field(default_factory=list)
@@ -70,8 +76,8 @@ class Context:
     ) -> None:
         """Runs a shard worker over ``shards`` in Ray; outputs land in the stage's folder (or a subfolder of it).
 
-        ``on_gpu``: each worker has a GPU to itself where the cluster has any. Shards that an earlier artifact of the
-        stage holds are taken over from there.
+        ``on_gpu``: each worker has a GPU to itself where the cluster has any, unless the config says otherwise. Shards
+        that an earlier artifact of the stage holds are taken over from there.
         """
         from pipeline.shards import finished, map_shards
 
@@ -85,6 +91,7 @@ class Context:
         wanted = {s.id: shard_fingerprint(fingerprint, s.id, s.sha256) for s in shards if s.id not in have}
         taken = take_over(self.run, self.stage, subfolder, folder, wanted)
         if taken:
+            have = finished(folder, shards, fingerprint)
             self.run.event("shards_taken_over", stage=self.stage, shards=taken, of=len(shards))
         if taken < len(wanted):
             self.connect()
@@ -98,6 +105,9 @@ class Context:
             subfolder=subfolder,
             fingerprint=fingerprint,
             on_gpu=on_gpu,
+            asked=StageResources() if self.trains else self.cluster.of(self.stage),
+            share=lambda need: self.room.workers(self.stage, need) if self.room else None,
+            have=have,
         )
         self.finished += done.shards
         for name, count in done.counters.items():

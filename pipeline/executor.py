@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
+import threading
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
 from pydantic import BaseModel
 
 from dataprep import storage
@@ -18,9 +18,12 @@ from dataprep.schema import UserError
 from pipeline.config import RunConfig, pick
 from pipeline.context import Context, StageError
 from pipeline.fingerprint import digest, reached
+from pipeline.lease import driver, in_job, lock
 from pipeline.progress import console
+from pipeline.room import Room
+from pipeline.schedule import Schedule
 from pipeline.sources import SourceHashes
-from pipeline.stages import Stage, stages
+from pipeline.stages import Stage, Work, stages
 from pipeline.store import MANIFEST, MARKERS, Artifact, Manifest, Marker, Output, Run, describe, now
 
 FINGERPRINT_LENGTH = 20  # hex digits: 80 bits
@@ -129,8 +132,7 @@ def execute(config: RunConfig, command: str, until: str | None = None, keep: Seq
         UserError: the config or an input is wrong (before Ray starts wherever that can be known).
         StageError: a stage failed; what it finished is kept.
     """
-    # Ray sets this for the entry point of a job.
-    if "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ and storage.absolute(config.run) != config.run:
+    if in_job() and storage.absolute(config.run) != config.run:
         raise UserError(
             f"run={config.run}: a job's working folder is thrown away with it; give an absolute path or a URL"
         )
@@ -138,16 +140,16 @@ def execute(config: RunConfig, command: str, until: str | None = None, keep: Seq
     sources = SourceHashes(run)
     planned = plan(config, run, keep, sources)
     todo = up_to(planned, until)
+    _known("cluster.stages:", list(config.cluster.stages), ["train", *(item.stage.name for item in planned)])
     with lock(run):
         _check_writable(run)
         sources.save()
         record = _record(config, command, planned, run.read_record())
         _save(run, record)
         run.event("run_started", command=command, todo=[p.stage.name for p in todo if p.artifact is None])
-        artifacts: dict[str, Artifact] = {}
+        work = partial(_run_stage, config=config, run=run, record=record)
         try:
-            for item in todo:
-                artifacts[item.stage.name] = item.artifact or _run_stage(item, config, run, record, artifacts)
+            artifacts = Schedule(todo, work, config.cluster).run()
         except BaseException as error:
             record["status"] = "failed"
             record["error"] = f"{type(error).__name__}: {error}"
@@ -164,13 +166,12 @@ def execute(config: RunConfig, command: str, until: str | None = None, keep: Seq
 
 
 def _run_stage(
-    item: Planned, config: RunConfig, run: Run, record: dict[str, Any], done: dict[str, Artifact]
+    item: Planned, done: dict[str, Artifact], room: Room, *, config: RunConfig, run: Run, record: dict[str, Any]
 ) -> Artifact:
     name = item.stage.name
     folder = run.stage_folder(name, item.fingerprint)
     run.event("stage_started", stage=name, fingerprint=item.fingerprint, reason=item.reason)
-    record["stages"][name]["state"] = "running"
-    _save(run, record)
+    _mark(run, record, name, state="running")
     started = time.monotonic()
     context = Context(
         stage=name,
@@ -179,15 +180,17 @@ def _run_stage(
         folder=folder,
         run=run,
         cluster=config.cluster,
+        trains=item.stage.work is Work.GROUP,
+        room=room,
         sources=item.parts["sources"],
     )
     try:
         item.stage.function(context)
     except (UserError, KeyboardInterrupt):
-        record["stages"][name]["state"] = "failed"
+        _mark(run, record, name, state="failed")
         raise
     except Exception as error:
-        record["stages"][name]["state"] = "failed"
+        _mark(run, record, name, state="failed")
         run.event("stage_failed", stage=name, error=str(error))
         text = str(error) if isinstance(error, StageError) else f"{type(error).__name__}: {str(error).strip()}"
         raise StageError(f"stage {name} failed: {text}. Log: {run.path('events.jsonl')}") from error
@@ -208,8 +211,7 @@ def _run_stage(
     )
     artifact = run.commit(manifest)
     storage.remove(storage.join(folder, MARKERS))
-    record["stages"][name] |= {"state": "done", "seconds": seconds, "finished": item.fingerprint}
-    _save(run, record)
+    _mark(run, record, name, state="done", seconds=seconds, finished=item.fingerprint)
     run.event("stage_finished", stage=name, seconds=seconds, counters=context.counters)
     counters = " ".join(f"{key}={value}" for key, value in context.counters.items())
     console.print(f"[green]done[/] {name:<12} {seconds:7.1f} s  {counters}")
@@ -223,7 +225,7 @@ def _outputs(folder: str, finished: Sequence[Marker]) -> list[Output]:
         for marker in finished
         for output in marker.outputs
     }
-    names = storage.list_files(folder) if storage.exists(folder) else []
+    names = storage.list_settled(folder)
     own = [name for name in names if name != MANIFEST and MARKERS not in name.split("/")]
     return [replace(known[name], path=name) if name in known else describe(folder, name) for name in own]
 
@@ -236,24 +238,6 @@ def _kept(finished: Sequence[Marker], outputs: Sequence[Output]) -> list[Marker]
         for marker in finished
         if all(storage.join(marker.subfolder, output.path).lstrip("/") in names for output in marker.outputs)
     ]
-
-
-def lock(run: Run) -> FileLock:
-    """Keeps a second driver out of a local run folder; a killed driver's lock ends with it."""
-    if not storage.is_local(run.root):
-        return FileLock(Path("/tmp") / f"imagen-ray-{digest(run.root)[:16]}.lock")
-    try:
-        Path(run.root).mkdir(parents=True, exist_ok=True)
-        lock = FileLock(Path(run.root) / ".lock", timeout=0)
-        lock.acquire()
-        lock.release()
-    except Timeout as error:
-        raise UserError(
-            f"run={run.root}: another imagen-ray is at work there; wait for it or choose another run"
-        ) from error
-    except OSError as error:
-        raise UserError(f"run={run.root}: cannot be written ({error.strerror}); choose another folder") from error
-    return lock
 
 
 def _check_writable(run: Run) -> None:
@@ -284,6 +268,7 @@ def _record(config: RunConfig, command: str, planned: list[Planned], before: dic
         "started": now(),
         "finished": None,
         "command": command,
+        "driver": driver(),
         "seed": config.seed,
         "git_commit": git_commit(),
         "versions": dict(sorted(versions.items())),
@@ -292,8 +277,19 @@ def _record(config: RunConfig, command: str, planned: list[Planned], before: dic
     }
 
 
+_RECORD = threading.RLock()  # stages run side by side
+
+
+def _mark(run: Run, record: dict[str, Any], stage: str, **changes: Any) -> None:
+    """Notes in run.json how a stage stands."""
+    with _RECORD:
+        record["stages"][stage] |= changes
+        _save(run, record)
+
+
 def _save(run: Run, record: dict[str, Any]) -> None:
-    storage.write_json(run.path("run.json"), record)
+    with _RECORD:
+        storage.write_json(run.path("run.json"), record)
 
 
 def git_commit() -> str | None:

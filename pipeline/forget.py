@@ -25,7 +25,7 @@ from dataprep import storage
 from dataprep.download import SAMPLE_DIGITS, SHARD_DIGITS
 from dataprep.redact import FORGOTTEN_FILE, Forgotten, redact_parquet, redact_tar, url_hash
 from dataprep.schema import UserError
-from pipeline.executor import lock
+from pipeline.lease import lock
 from pipeline.report.again import redo_pages
 from pipeline.rewrite import update_manifest
 from pipeline.store import MANIFEST, SHARD_NAME, Artifact, Manifest, Output, Run, describe

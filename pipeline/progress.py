@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -41,23 +42,55 @@ def progress(label: str, total: int, unit: str) -> Iterator[Update]:
         yield _lines(label, total, unit)
 
 
-@contextmanager
-def _bar(label: str, total: int, unit: str) -> Iterator[Update]:
-    columns = (
+class _Bars:
+    """One live display for the bars of all stages that run now; a terminal has room for no second one."""
+
+    def __init__(self) -> None:
+        self.lock, self.users, self.display = threading.Lock(), 0, _display()
+
+    def __enter__(self) -> Progress:
+        with self.lock:
+            if not self.users:
+                self.display = _display()
+                self.display.start()
+            self.users += 1
+            return self.display
+
+    def __exit__(self, *_: object) -> None:
+        with self.lock:
+            self.users -= 1
+            if not self.users:
+                self.display.stop()
+
+
+def _display() -> Progress:
+    return Progress(
         SpinnerColumn(),
         TextColumn("{task.description:<13}"),
         BarColumn(bar_width=28),
         MofNCompleteColumn(),
-        TextColumn(f"{unit} " + "{task.fields[rate]}"),
+        TextColumn("{task.fields[unit]} {task.fields[rate]}"),
         TimeElapsedColumn(),
         TextColumn("left"),
         TimeRemainingColumn(),
         TextColumn("{task.fields[note]}"),
+        console=console,
+        transient=True,
     )
-    with Progress(*columns, console=console, transient=True) as bars:
-        task = bars.add_task(label, total=total, rate="", note="")
+
+
+_BARS = _Bars()
+
+
+@contextmanager
+def _bar(label: str, total: int, unit: str) -> Iterator[Update]:
+    with _BARS as bars:
+        task = bars.add_task(label, total=total, unit=unit, rate="", note="")
         rate = _rate()
-        yield lambda done, note="": bars.update(task, completed=done, rate=rate(done), note=note)
+        try:
+            yield lambda done, note="": bars.update(task, completed=done, rate=rate(done), note=note)
+        finally:
+            bars.remove_task(task)
 
 
 def _lines(label: str, total: int, unit: str) -> Update:

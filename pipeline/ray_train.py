@@ -26,19 +26,21 @@ from ray.util.placement_group import PlacementGroup
 
 from dataprep import storage
 from dataprep.schema import UserError
-from pipeline.cluster import gpus
-from pipeline.driver_notice import DriverNotice
+from pipeline.cluster import grows
+from pipeline.notice import LEAVE, DriverNotice
+from pipeline.placement import rank_need
 from pipeline.progress import Update, console, progress
+from pipeline.resources import StageResources
 from train import guards
 
 RESULT = "result.json"  # what the loop returned on rank 0; Ray keeps reported metrics only beside its own checkpoints
 TAIL = 1 << 16  # bytes of the log's end that hold its last row
 POLL = 1.0  # seconds between looks at the training log, and at the notice
 RELEASE = 120.0  # seconds in which a group that ended must have given its resources back
+JOINING = 1800.0  # seconds instead, where nodes may join: an autoscaler replaces a lost machine in minutes
 SETTINGS = {  # of Ray Train, taken from the driver's environment; a user's own values stand
     "RAY_TRAIN_ENABLE_CONSOLE_LOGGING": "0",
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "1",
-    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": str(RELEASE),
     "TORCH_PROCESS_GROUP_SHUTDOWN_TIMEOUT_S": "5",  # a group with a dead rank does not shut down by itself
 }
 
@@ -78,12 +80,14 @@ def run_training(
     label: str,
     retries: int,
     hang_seconds: float = 1800,
+    asked: StageResources | None = None,
 ) -> dict[str, Any]:
     """Calls ``function(**arguments)`` on ``workers`` ranks of one process group and returns rank 0's figures.
 
     A group that fails (a worker died, a rank hung for ``hang_seconds``, a node was lost) is started again and resumes
     from its newest checkpoint, at most ``retries`` times without a new one in between. Progress is read from
-    ``folder/log.jsonl``, which rank 0 writes. On SIGTERM to the driver the ranks save and leave.
+    ``folder/log.jsonl``, which rank 0 writes. On SIGTERM to the driver the ranks save and leave. ``asked``: what the
+    user wants a rank to take, and how the ranks are placed.
 
     Raises:
         UserError: as a rank raised it; it is not tried again.
@@ -93,13 +97,14 @@ def run_training(
     for name, value in SETTINGS.items():
         os.environ.setdefault(name, value)
     os.environ.setdefault("RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S", str(hang_seconds))
+    os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", str(JOINING if grows() else RELEASE))
     failures: list[str] = []
     left, saved = retries, _checkpoints(folder)
     notice = ray.remote(num_cpus=0)(DriverNotice).remote()
     with progress(label, steps, "steps") as update, _Watch(folder, update, notice) as watch, _on_sigterm(watch.stop):
         while True:
             try:
-                _attempt(function, arguments, folder, workers, label, hang_seconds, notice)
+                _attempt(function, arguments, folder, workers, label, hang_seconds, notice, asked or StageResources())
                 return dict(storage.read_json(storage.join(folder, RESULT)))
             except TrainingFailedError as error:
                 cause, text = _first_failure(error)
@@ -125,18 +130,17 @@ def _attempt(
     label: str,
     hang_seconds: float,
     notice: Any,
+    asked: StageResources,
 ) -> None:
     """One group of workers, from its start to its end."""
-    use_gpu = gpus() >= workers
-    cpus = int(ray.cluster_resources().get("CPU", 1))
-    threads = max(1, min(cpus // workers, 16))
+    need = rank_need(asked, workers)
+    use_gpu, threads = need.gpus > 0, max(1, int(need.cpus))
     env = {"OMP_NUM_THREADS": str(threads), "NO_ALBUMENTATIONS_UPDATE": "1", "TOKENIZERS_PARALLELISM": "false"}
     if not use_gpu:
         env["DS_ACCELERATOR"] = "cpu"
     job = {"function": function, "arguments": arguments, "threads": threads, "folder": folder, "notice": notice}
     _quiet()
-    before = _placement_groups()
-    with tempfile.TemporaryDirectory(prefix="imagen-ray-") as scratch:
+    with _OWN_PLACEMENT_GROUPS, tempfile.TemporaryDirectory(prefix="imagen-ray-") as scratch:
         trainer = TorchTrainer(
             _worker,
             train_loop_config=job,
@@ -144,7 +148,8 @@ def _attempt(
             scaling_config=ScalingConfig(
                 num_workers=workers,
                 use_gpu=use_gpu,
-                resources_per_worker={"CPU": threads, **({"GPU": 1} if use_gpu else {})},
+                resources_per_worker=need.as_ray(),
+                placement_strategy=asked.placement,
             ),
             run_config=RunConfig(
                 name=label,
@@ -153,12 +158,32 @@ def _attempt(
                 worker_runtime_env={"env_vars": env},
             ),
         )
-        try:
-            with _own_interrupt():
-                trainer.fit()
-        finally:
-            for left in _placement_groups() - before:  # of this attempt: a controller that died leaves it behind
+        with _own_interrupt():
+            trainer.fit()
+
+
+class _OwnPlacementGroups:
+    """Removes the placement groups of attempts that have ended: a controller that died leaves its behind.
+
+    Groups that train side by side cannot tell their own from the others'; the last to end tidies up for all.
+    """
+
+    def __init__(self) -> None:
+        self.lock, self.running, self.before = threading.Lock(), 0, set[str]()
+
+    def __enter__(self) -> None:
+        with self.lock:
+            self.before = self.before if self.running else _placement_groups()
+            self.running += 1
+
+    def __exit__(self, *_: object) -> None:
+        with self.lock:
+            self.running -= 1
+            for left in _placement_groups() - self.before if not self.running else ():
                 remove_placement_group(PlacementGroup(ray.PlacementGroupID.from_hex(left)))
+
+
+_OWN_PLACEMENT_GROUPS = _OwnPlacementGroups()
 
 
 def _placement_groups() -> set[str]:
@@ -168,11 +193,12 @@ def _placement_groups() -> set[str]:
 
 def _await_release(workers: int) -> None:
     """Waits until the cluster has room for the group again; RuntimeError where it does not get any."""
-    deadline = time.monotonic() + RELEASE
+    patience = JOINING if grows() else RELEASE
+    deadline = time.monotonic() + patience
     while (free := ray.available_resources().get("CPU", 0)) < workers:
         if time.monotonic() > deadline:
             raise RuntimeError(
-                f"{free:.0f} CPUs are free {RELEASE:.0f} s after a training group ended, {workers} ranks need as many; "
+                f"{free:.0f} CPUs are free {patience:.0f} s after a group ended, {workers} ranks need as many; "
                 "look at `ray status`, add a node, or lower cluster.ranks, then run again to resume"
             )
         time.sleep(POLL / 4)
@@ -244,6 +270,8 @@ class _Watch(threading.Thread):
         while not self.over.wait(POLL):
             if (row := last_row(self.path)) and row.get("loss") is not None:
                 self.update(int(row["step"]), f"loss {row['loss']:.4f}")
+            if LEAVE.is_set():
+                self.stop.set()
             if self.stop.is_set() and not told:
                 self.notice.tell.remote()
                 told = True

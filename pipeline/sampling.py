@@ -46,11 +46,11 @@ def cascade_config(
 
 
 @contextmanager
-def open_cascade(config: CascadeConfig) -> Iterator[Cascade]:
-    """The loaded cascade; stage and encoder folders may be URLs, which are copied here for the time being."""
+def open_cascade(config: CascadeConfig, device: str = "cpu") -> Iterator[Cascade]:
+    """The cascade, loaded on ``device``; folders may be URLs, which are copied here for the time being."""
     with tempfile.TemporaryDirectory(prefix="imagen-ray-") as folder:
         write_cascade(folder, config)
-        yield Cascade.from_pretrained(folder)
+        yield Cascade.from_pretrained(folder, device)
 
 
 def run_cascade(run: Run) -> CascadeConfig:

@@ -1,4 +1,4 @@
-"""The one place where work fans out over shards: a bounded pool of Ray actors, retries, quarantine, commit, progress.
+"""The one place where work fans out over shards: retries, quarantine, commit, progress; `pipeline.pool` has the actors.
 
 A worker is a class: its constructor loads what every shard needs (a model, a server), and calling it with a shard of
 local files and an empty local folder writes the shard's outputs there and returns counters. The pool publishes those
@@ -10,8 +10,8 @@ from __future__ import annotations
 import os
 import tempfile
 import time
-from collections import deque
-from collections.abc import Sequence
+from collections import Counter, deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,11 +22,15 @@ from ray.exceptions import RayActorError, RayTaskError
 
 from dataprep import storage
 from dataprep.schema import UserError
-from pipeline.cluster import gpus
-from pipeline.progress import progress
-from pipeline.store import Marker, Shard, describe, read_markers, shard_fingerprint, write_marker
+from pipeline.notice import LEAVE
+from pipeline.placement import Need, actor_need
+from pipeline.pool import LOST, Pool
+from pipeline.progress import console, progress
+from pipeline.resources import StageResources
+from pipeline.store import Index, Marker, Shard, describe, read_markers, shard_fingerprint, write_marker
 
 BACKOFF = 1.0  # seconds before the first retry of a shard; doubles each time
+Ended = tuple[Shard, Marker | None, str]
 
 
 class Worker(Protocol):
@@ -48,9 +52,15 @@ class _Actor:
     """Holds one worker and runs one shard at a time."""
 
     def __init__(self, worker: type, arguments: dict[str, Any]) -> None:
+        # Ray may unpack the job's files anew under this process, and its folder would be gone; paths are absolute here.
+        os.chdir(tempfile.gettempdir())
         # Made at the first shard, so that what goes wrong there reaches the driver as the exception that it is.
         self.make = lambda: worker(**arguments)
         self.worker: Worker | None = None
+
+    def node(self) -> str:
+        """The id of the node that this is on."""
+        return str(ray.get_runtime_context().get_node_id())
 
     def run(self, shard: Shard, folder: str, subfolder: str, fingerprint: str) -> Marker:
         """Works on ``shard``, publishes its files into ``folder`` and commits its marker, which is returned."""
@@ -73,14 +83,6 @@ def finished(folder: str, shards: Sequence[Shard], worker: str) -> dict[int, Mar
     return {index: marker for index, marker in found.items() if wanted.get(index) == marker.fingerprint}
 
 
-def pool_size(shards: int, gpus_each: int) -> int:
-    """Actors that the cluster has room for, at most one a shard and at least one."""
-    room = int(ray.cluster_resources().get("CPU", 1))
-    if gpus_each:
-        room = min(room, gpus() // gpus_each)
-    return max(1, min(shards, room))
-
-
 def map_shards(
     worker: type,
     arguments: dict[str, Any],
@@ -92,15 +94,21 @@ def map_shards(
     subfolder: str = "",
     fingerprint: str = "",
     on_gpu: bool = False,
+    asked: StageResources | None = None,
+    share: Callable[[Need], int | None] = lambda need: None,
+    have: Mapping[int, Marker] | None = None,
 ) -> Done:
     """Runs ``worker`` over every shard that ``folder`` has no marker of.
 
     Args:
         worker: the class of the worker; ``arguments`` go to its constructor in each actor.
         folder: the artifact; the shards lie in its ``subfolder``.
-        retries: times that a shard is tried again after an exception or a dead actor.
+        retries: times that a shard is tried again after an exception or a dead actor; a lost machine is no fault of it.
         fingerprint: the worker's, see `pipeline.reuse.worker_fingerprint`.
-        on_gpu: each actor asks for a GPU where the cluster has any, besides its CPU.
+        on_gpu: each actor has a GPU where the cluster has any, besides its CPU, unless ``asked`` says otherwise.
+        asked: what the user wants an actor to take.
+        share: how many actors may be there for the sake of other stages; None: as many as there is room for.
+        have: the shards that are finished, by id, where they are known already.
 
     Returns:
         Markers and summed counters of every shard, those of earlier attempts included, and the shards given up on.
@@ -109,83 +117,86 @@ def map_shards(
         UserError: where a worker raised it: trying again cannot help.
     """
     folder = storage.join(folder, subfolder) if subfolder else folder
-    done = finished(folder, shards, fingerprint)
+    done = dict(finished(folder, shards, fingerprint) if have is None else have)
     waiting = deque((shard, 0) for shard in shards if shard.id not in done)
     quarantined: list[dict[str, Any]] = []
     if waiting:
-        pool = _Pool(worker, arguments, len(waiting), min(1, gpus()) if on_gpu else 0)
+        asked = asked or StageResources()
+        need = actor_need(asked, on_gpu)
+        make = _maker(worker, arguments, need)
+        pool = Pool(make, need, label.split()[0], lambda: share(need), asked.max_actors)
+        index = Index(folder, done)
         try:
             with progress(label, len(shards), "shards") as update:
                 update(len(done))
-                for shard, marker, error in pool.drain(waiting, retries, (folder, subfolder, fingerprint)):
+                for shard, marker, error in _drain(pool, waiting, retries, (folder, subfolder, fingerprint)):
                     if marker is not None:
                         done[shard.id] = marker
+                        index.add(marker)
                     else:
                         quarantined.append({"shard": shard.id, "reason": error})
                     update(len(done), f"{len(quarantined)} quarantined" if quarantined else "")
         finally:
             pool.close()
     result = Done(quarantined=sorted(quarantined, key=lambda item: item["shard"]))
-    for index in sorted(shard.id for shard in shards if shard.id in done):
-        result.shards.append(done[index])
-        for name, count in done[index].counters.items():
+    for number in sorted(shard.id for shard in shards if shard.id in done):
+        result.shards.append(done[number])
+        for name, count in done[number].counters.items():
             result.counters[name] = result.counters.get(name, 0) + count
     return result
 
 
-class _Pool:
-    """Actors that take one shard at a time; one that died is replaced."""
+def _maker(worker: type, arguments: dict[str, Any], need: Need) -> Callable[[], Any]:
+    """Starts an actor with one worker."""
+    env = {"OMP_NUM_THREADS": "1", "NO_ALBUMENTATIONS_UPDATE": "1", "TOKENIZERS_PARALLELISM": "false"}
+    env["PYTHONWARNINGS"] = os.environ.get("PYTHONWARNINGS", "ignore")
+    if not need.gpus:
+        env["CUDA_VISIBLE_DEVICES"] = ""  # what did not ask for a GPU is not to find one
+    remote = ray.remote(_Actor).options(runtime_env={"env_vars": env}, **need.options())
+    given = ray.put(arguments)  # once for all actors
+    return lambda: remote.remote(worker, given)
 
-    def __init__(self, worker: type, arguments: dict[str, Any], shards: int, gpus_each: int) -> None:
-        env = {"OMP_NUM_THREADS": "1", "NO_ALBUMENTATIONS_UPDATE": "1", "TOKENIZERS_PARALLELISM": "false"}
-        env["PYTHONWARNINGS"] = os.environ.get("PYTHONWARNINGS", "ignore")
-        self.remote = ray.remote(_Actor).options(num_cpus=1, num_gpus=gpus_each, runtime_env={"env_vars": env})
-        self.worker, self.arguments = worker, arguments
-        self.idle = [self._start() for _ in range(pool_size(shards, gpus_each))]
 
-    def _start(self) -> Any:
-        return self.remote.remote(self.worker, self.arguments)
-
-    def close(self) -> None:
-        """Ends every idle actor; those at work end with their handles."""
-        for actor in self.idle:
-            ray.kill(actor)
-        self.idle = []
-
-    def drain(self, waiting: deque[tuple[Shard, int]], retries: int, place: tuple[str, str, str]) -> Any:
-        """Yields (shard, marker or None, error) as shards finish or are given up on; ``place`` goes to `_Actor.run`."""
-        running: dict[Any, tuple[Any, Shard, int]] = {}
-        not_before: dict[int, float] = {}
-        while waiting or running:
-            for _ in range(len(waiting)):
-                if not self.idle:
-                    break
-                shard, tries = waiting.popleft()
-                if not_before.get(shard.id, 0) > time.monotonic():
-                    waiting.append((shard, tries))
+def _drain(pool: Pool, waiting: deque[tuple[Shard, int]], retries: int, place: tuple[str, str, str]) -> Iterator[Ended]:
+    """Yields (shard, marker or None, error) as shards finish or are given up on; ``place`` goes to `_Actor.run`."""
+    running: dict[Any, tuple[Any, Shard, int]] = {}
+    not_before: dict[int, float] = {}
+    machines: Counter[int] = Counter()  # lost under a shard
+    while waiting or running:
+        if LEAVE.is_set():
+            raise RuntimeError("stopped on notice; the shards that are finished are kept")
+        pool.resize(len(waiting) + len(running))
+        for _ in range(len(waiting)):
+            if not pool.idle:
+                break
+            shard, tries = waiting.popleft()
+            if not_before.get(shard.id, 0) > time.monotonic():
+                waiting.append((shard, tries))
+                continue
+            actor = pool.take()
+            running[actor.run.remote(shard, *place)] = (actor, shard, tries)
+        for reference in pool.wait(list(running), 0.5):
+            actor, shard, tries = running.pop(reference)
+            try:
+                marker = ray.get(reference)
+            except RayTaskError as failure:
+                if isinstance(failure.cause, UserError):
+                    raise UserError(str(failure.cause)) from failure
+                pool.give(actor)
+                error = f"{type(failure.cause).__name__}: {failure.cause}"
+            except RayActorError as failure:
+                error = f"its process died: {str(failure).strip().splitlines()[0]}"
+                if pool.drop(actor) and machines[shard.id] < LOST:
+                    machines[shard.id] += 1
+                    console.print(f"[yellow]shard {shard.id}: its machine was lost; it is done again elsewhere[/]")
+                    waiting.appendleft((shard, tries))
                     continue
-                actor = self.idle.pop()
-                running[actor.run.remote(shard, *place)] = (actor, shard, tries)
-            ready, _ = ray.wait(list(running), timeout=0.5) if running else ([], [])
-            if not running:
-                time.sleep(0.1)
-            for reference in ready:
-                actor, shard, tries = running.pop(reference)
-                try:
-                    marker = ray.get(reference)
-                    self.idle.append(actor)
-                    yield shard, marker, ""
-                    continue
-                except RayTaskError as failure:
-                    if isinstance(failure.cause, UserError):
-                        raise UserError(str(failure.cause)) from failure
-                    self.idle.append(actor)
-                    error = f"{type(failure.cause).__name__}: {failure.cause}"
-                except RayActorError as failure:
-                    self.idle.append(self._start())
-                    error = f"its process died: {str(failure).strip().splitlines()[0]}"
-                if tries < retries:
-                    not_before[shard.id] = time.monotonic() + BACKOFF * 2**tries
-                    waiting.append((shard, tries + 1))
-                else:
-                    yield shard, None, error
+            else:
+                pool.give(actor)
+                yield shard, marker, ""
+                continue
+            if tries < retries:
+                not_before[shard.id] = time.monotonic() + BACKOFF * 2**tries
+                waiting.append((shard, tries + 1))
+            else:
+                yield shard, None, error

@@ -8,10 +8,20 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from enum import Enum
 
 from pipeline.config import RunConfig
 from pipeline.context import StageFunction
 from pipeline.steps import data, evaluate, judge, learn, models, page
+
+
+class Work(Enum):
+    """What of a stage's work happens where; it decides what may run beside it, and is no part of a fingerprint."""
+
+    DRIVER = "in the driver"
+    SHARDS = "in a pool of CPU workers"
+    MODELS = "in a pool of workers with a model, on GPUs where there are any"
+    GROUP = "in a training group"
 
 
 @dataclass(frozen=True)
@@ -23,6 +33,7 @@ class Stage:
     config: tuple[str, ...]  # dotted keys of the config that it sees
     inputs: tuple[str, ...] = ()  # stages whose artifacts it reads
     sources: Callable[[RunConfig], list[str]] | None = None  # files from outside whose bytes count, checked on the way
+    work: Work = Work.DRIVER
 
 
 def stages(config: RunConfig) -> list[Stage]:
@@ -31,25 +42,30 @@ def stages(config: RunConfig) -> list[Stage]:
     pairs = ("download",) if config.clip.train is None else ("download", "encoder")
     swept = (*cascade, "encoder") if config.evaluate.sweep else ()
     judged = ("sample", "clip", "pack", *swept)
+    fit_t5 = Work.DRIVER if config.encoder.pretrain is None else Work.GROUP
+    fit_clip = Work.DRIVER if config.clip.train is None else Work.GROUP
+    clip_keys = ("clip.model", "clip.pretrained", "clip.train", "seed")
+    shards, with_model, group = Work.SHARDS, Work.MODELS, Work.GROUP
     return [
         Stage("listing", data.listing, ("listing", "seed"), sources=data.listing_sources),
-        Stage("download", data.download, ("listing", "download", "seed"), ("listing",)),
-        Stage("annotate", data.annotate, ("annotate",), ("download",)),
-        Stage("encoder", models.encoder, ("encoder", "seed"), ("download",), sources=models.encoder_sources),
-        Stage("clip", models.clip, ("clip.model", "clip.pretrained", "clip.train", "seed"), pairs, models.clip_sources),
-        Stage("score", data.score, ("score",), ("download", "clip"), data.score_sources),
+        Stage("download", data.download, ("listing", "download", "seed"), ("listing",), work=shards),
+        Stage("annotate", data.annotate, ("annotate",), ("download",), work=shards),
+        Stage("encoder", models.encoder, ("encoder", "seed"), ("download",), models.encoder_sources, fit_t5),
+        Stage("clip", models.clip, clip_keys, pairs, models.clip_sources, fit_clip),
+        Stage("score", data.score, ("score",), ("download", "clip"), data.score_sources, with_model),
         Stage("select", data.select, ("select", "clip.min_similarity"), ("download", "annotate", "score")),
-        Stage("pack", data.pack, ("pack",), ("download", "select")),
-        Stage("embed", data.embed, ("embed",), ("pack", "encoder")),
+        Stage("pack", data.pack, ("pack",), ("download", "select"), work=shards),
+        Stage("embed", data.embed, ("embed",), ("pack", "encoder"), work=with_model),
         Stage("card", page.card, ("card",), page.DATA),
-        *(Stage(name, learn.train, (name, "seed"), ("pack", "embed")) for name in cascade),
+        *(Stage(name, learn.train, (name, "seed"), ("pack", "embed"), work=group) for name in cascade),
         Stage(
             "sample",
             judge.sample,
             ("sample", "listing.source", "seed"),
             (*cascade, "encoder", "clip"),
             judge.prompt_files,
+            with_model,
         ),
-        Stage("evaluate", evaluate.evaluate, ("evaluate",), judged, evaluate.evaluate_sources),
+        Stage("evaluate", evaluate.evaluate, ("evaluate",), judged, evaluate.evaluate_sources, shards),
         Stage("report", page.report, (), (*page.REPORTED, *cascade, "sample", "evaluate")),
     ]

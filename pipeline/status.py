@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
-from filelock import FileLock, Timeout
 from rich.console import Group
 from rich.table import Table
 
 from dataprep import storage
-from pipeline.store import MARKERS, Run
+from pipeline.lease import is_driven
+from pipeline.store import BATCH, MARKERS, Run
 
 
 def describe_run(folder: str) -> Group:
@@ -36,27 +34,24 @@ def describe_run(folder: str) -> Group:
     return Group(head, *([record["error"]] if record.get("error") else []), table)
 
 
+def run_job(folder: str, address: str) -> str:
+    """A line on the newest job of the run on the cluster at ``address``."""
+    from ray.job_submission import JobSubmissionClient
+
+    from pipeline.jobs import ask, describe_job, find_job
+
+    client = ask(address, lambda: JobSubmissionClient(address))
+    job = ask(address, lambda: find_job(client, folder))
+    return describe_job(job, address) if job else f"no job of this run on {address}"
+
+
 def _progress(run: Run, stage: str, fingerprint: str) -> str:
     """How far an unfinished stage is: its finished shards, or its last training step."""
     from pipeline.ray_train import last_row
 
     folder = run.stage_folder(stage, fingerprint)
-    markers = storage.join(folder, MARKERS)
-    if storage.exists(markers):
-        return f"{len(storage.list_files(markers))} shards done"
+    names = storage.list_files(storage.join(folder, MARKERS))
+    if done := sum(not name.startswith(BATCH) for name in names):
+        return f"{done} shards done"
     row = last_row(storage.join(folder, "log.jsonl"))
     return f"step {row['step']}, loss {row['loss']:.4f}" if row else ""
-
-
-def is_driven(run: Run) -> bool:
-    """Whether a driver holds the run's lock. Told for local folders alone; elsewhere it is believed to be at work."""
-    path = Path(run.root) / ".lock"
-    if not storage.is_local(run.root):
-        return True
-    if not path.exists():
-        return False
-    try:
-        with FileLock(path, timeout=0):
-            return False
-    except Timeout:
-        return True

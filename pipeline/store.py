@@ -4,13 +4,15 @@ RUN/run.json                                       what was asked, with what, an
 RUN/events.jsonl                                   one line an event, appended
 RUN/stages/<stage>/<fingerprint>/manifest.json     written last: its presence means the stage is finished
 RUN/stages/<stage>/<fingerprint>/.shards/<id>.json the same for one shard of an unfinished stage
+RUN/.lease/<n>.json                                on object stores: which driver holds the run, see pipeline.lease
 """
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
+import threading
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from functools import cached_property
@@ -24,8 +26,11 @@ from dataprep.schema import UserError
 from pipeline.fingerprint import digest
 
 MANIFEST, MARKERS = "manifest.json", ".shards"
+BATCH, BATCH_SIZE = "batch-", 500  # markers written once more, together
 # A shard's file; one of a later pass over the stage's shards stands for those before it, which come first by name.
 SHARD_NAME = re.compile(r"^(?:pass-\d{3}/)?(\d{5})\.(\w+)$")
+
+_EVENTS = threading.Lock()  # stages run side by side
 
 
 @dataclass(frozen=True)
@@ -150,14 +155,35 @@ def describe(folder: str, name: str) -> Output:
 def read_markers(folder: str) -> dict[int, Marker]:
     """The markers of the finished shards in ``folder``, by shard id."""
     path = storage.join(folder, MARKERS)
-    names = storage.list_files(path) if storage.exists(path) else []
-    found = [Marker.from_json(storage.read_json(storage.join(path, name))) for name in names]
-    return {marker.id: marker for marker in found}
+    names = storage.list_files(path)
+    batches = [name for name in names if name.startswith(BATCH)]
+    found = [item for name in batches for item in storage.read_json(storage.join(path, name))]
+    have = {f"{item['id']:05d}.json" for item in found}
+    alone = [storage.join(path, name) for name in names if not name.startswith(BATCH) and name not in have]
+    found += [json.loads(data) for data in storage.read_many(alone)]
+    return {marker.id: marker for marker in map(Marker.from_json, found)}
 
 
 def write_marker(folder: str, marker: Marker) -> None:
     """Commits a shard of ``folder``: from here on it is finished."""
     storage.write_json(storage.join(folder, MARKERS, f"{marker.id:05d}.json"), asdict(marker))
+
+
+class Index:
+    """Writes the markers of a pass together, some hundreds a file, so that a resume need not read them one by one."""
+
+    def __init__(self, folder: str, known: Iterable[int]) -> None:
+        self.folder, self.count, self.fresh = folder, len(list(known)), list[Marker]()
+
+    def add(self, marker: Marker) -> None:
+        """Notes a shard that has been committed by its own marker."""
+        self.fresh.append(marker)
+        if len(self.fresh) == BATCH_SIZE:
+            self.count += len(self.fresh)
+            name = f"{BATCH}{self.count:08d}.json"
+            content = json.dumps([asdict(one) for one in self.fresh]).encode()
+            storage.write_bytes(storage.join(self.folder, MARKERS, name), content)
+            self.fresh = []
 
 
 class Run:
@@ -177,10 +203,8 @@ class Run:
     def artifact(self, stage: str, fingerprint: str) -> Artifact | None:
         """The finished stage, or None where it is not finished."""
         folder = self.stage_folder(stage, fingerprint)
-        path = storage.join(folder, MANIFEST)
-        if not storage.exists(path):
-            return None
-        return Artifact(folder, Manifest.from_json(storage.read_json(path)))
+        manifest = storage.read_or_none(storage.join(folder, MANIFEST))
+        return None if manifest is None else Artifact(folder, Manifest.from_json(json.loads(manifest)))
 
     def stage_folders(self, stage: str) -> list[str]:
         """The folder of every artifact of ``stage``, finished or not, under whatever fingerprint."""
@@ -201,8 +225,8 @@ class Run:
 
     def read_record(self) -> dict[str, Any] | None:
         """run.json, or None where there is none yet."""
-        path = self.path("run.json")
-        return storage.read_json(path) if storage.exists(path) else None
+        record = storage.read_or_none(self.path("run.json"))
+        return None if record is None else json.loads(record)
 
     def record(self) -> dict[str, Any]:
         """run.json of a run that must be there; raises UserError where it is not."""
@@ -222,13 +246,13 @@ class Run:
         """Appends a line to events.jsonl: time in UTC, the event's kind, and its values."""
         line = json.dumps({"time": now(), "event": kind, **values}, ensure_ascii=False) + "\n"
         path = self.path("events.jsonl")
-        if storage.is_local(path):
-            Path(path).parent.mkdir(parents=True, exist_ok=True)
-            with open(path, "a", encoding="utf-8") as file:
-                file.write(line)
-        else:  # objects cannot be appended to; the log is small, and the driver is its only writer
-            before = storage.read_bytes(path) if storage.exists(path) else b""
-            storage.write_bytes(path, before + line.encode())
+        with _EVENTS:
+            if storage.is_local(path):
+                Path(path).parent.mkdir(parents=True, exist_ok=True)
+                with open(path, "a", encoding="utf-8") as file:
+                    file.write(line)
+            else:  # objects cannot be appended to; the log is small, and the driver is its only writer
+                storage.write_bytes(path, (storage.read_or_none(path) or b"") + line.encode())
 
     def events(self) -> list[dict[str, Any]]:
         """The events so far."""

@@ -1,96 +1,111 @@
-"""Runs the pipeline as a Ray job: the working tree is packaged and submitted, and the job's log followed."""
+"""Runs the pipeline as a Ray job: the working tree is packaged and submitted, and the job's log followed.
+
+A run has one job at a time. Its name derives from the run, so two who submit at once ask for the same name and Ray
+gives it to one; the other attaches. What Ray's own command submits is found by what its driver wrote into run.json. Two
+clusters know nothing of each other: there the lease in the run's storage keeps the second driver out.
+"""
 
 from __future__ import annotations
 
-import asyncio
 import logging
-import os
+import re
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-from ray.exceptions import AuthenticationError
-from ray.job_submission import JobStatus, JobSubmissionClient
+from ray.job_submission import JobDetails, JobSubmissionClient
 from tenacity import Retrying, retry_if_exception, stop_after_delay, wait_fixed
 
-from dataprep import storage
 from dataprep.schema import UserError
 from pipeline.config import load_config
+from pipeline.fingerprint import digest
+from pipeline.jobs import RUN_KEY, ask, dashboard, describe_job, driving_job, follow_job, job_by_id, jobs_of, stop_hint
 from pipeline.progress import console
-
-# What a job needs none of; a package is limited in size, and every node unpacks it.
-EXCLUDES = [
-    ".git",
-    ".venv*",
-    "runs",
-    "tests",
-    "benchmarks",
-    "docs",
-    "*.egg-info",
-    "**/__pycache__",
-    ".*_cache",
-    ".hypothesis",
-]
-TOKEN_HELP = (
-    "the cluster wants a token: set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN (or RAY_AUTH_TOKEN_PATH) to the token that "
-    "the cluster was started with; `ray get-auth-token` shows it on the head"
-)
+from pipeline.store import Run
 
 
 def submit_job(config: str, overrides: Sequence[str], address: str | None, wait: bool) -> int:
-    """Submits ``imagen-ray run CONFIG`` and returns the exit status: 0 where the job succeeded, else 1.
+    """Submits ``imagen-ray run CONFIG``, or attaches to the job that is at it, and returns the job's exit status.
 
     The config is checked here first. A relative run folder is taken from this machine's working folder, since a job's
     own working folder is thrown away with it.
 
     Raises:
-        UserError: a wrong config, no cluster at the address, or no right token.
+        UserError: a wrong config, no cluster at the address, no right token, or a job with other arguments is at work.
+        StageError: the cluster went away while the job ran.
     """
-    address = address or os.environ.get("RAY_API_SERVER_ADDRESS") or "http://127.0.0.1:8265"
+    address = dashboard(address)
     loaded = load_config(config, overrides)
     root = Path(__file__).resolve().parent.parent
+    if not (root / "pyproject.toml").exists():
+        raise UserError(f"{root}: not a checkout of imagen-ray; a job is made of one, so submit from there")
     try:
         inside = Path(config).resolve().relative_to(root)
     except ValueError as error:
         raise UserError(f"CONFIG={config}: must be inside {root}, the folder that the job is made of") from error
+    run = Run(loaded.run)
     words = ["python", "-m", "pipeline", "run", str(inside), *overrides]
-    if storage.is_local(loaded.run) and not Path(loaded.run).is_absolute():
-        words.append(f"run={Path(loaded.run).resolve()}")
-    client, job = _submit(address, shlex.join(words), {"working_dir": str(root), "excludes": EXCLUDES})
-    console.print(f"job {job} on {address}, run folder {words[-1] if words[-1].startswith('run=') else loaded.run}")
+    if run.root != loaded.run:
+        words.append(f"run={run.root}")
+    client = ask(address, lambda: JobSubmissionClient(address))
+    job = ask(address, lambda: _attach_or_submit(client, address, run, shlex.join(words), root))
     if not wait:
         print(job)
         return 0
-    asyncio.run(_follow(client, job))
-    info = client.get_job_info(job)
-    console.print(f"job {job}: {info.status.value.lower()}")
-    return 0 if info.status == JobStatus.SUCCEEDED else 1
-
-
-def _submit(address: str, entrypoint: str, runtime_env: dict[str, Any]) -> tuple[JobSubmissionClient, str]:
-    logging.getLogger("ray").setLevel(logging.ERROR)  # a line for every file that is packaged
     try:
-        client = JobSubmissionClient(address)
+        return follow_job(client, address, job)
+    except KeyboardInterrupt:
+        console.print(f"job {job} goes on; submit again to follow it, end it with `{stop_hint(job, address)}`")
+        return 130
+
+
+def _attach_or_submit(client: JobSubmissionClient, address: str, run: Run, entrypoint: str, root: Path) -> str:
+    before = jobs_of(client, run.root)
+    if running := _running(client, before, run):
+        return _attach(running, address, run, entrypoint)
+    name = f"{re.sub('[^a-zA-Z0-9]+', '-', run.root.rpartition('/')[2])}-{digest(run.root)[:8]}-{len(before) + 1}"
+    logging.getLogger("ray").setLevel(logging.ERROR)  # a line for every file that is packaged
+    environment = {"working_dir": str(root)}  # .gitignore and .rayignore say what stays here
+    try:
         for attempt in _patiently():
             with attempt:
-                job = client.submit_job(entrypoint=entrypoint, runtime_env=runtime_env)
-        return client, job
-    except AuthenticationError as error:
-        raise UserError(f"--address {address}: {TOKEN_HELP}") from error
-    except (ConnectionError, RuntimeError) as error:
-        text = " ".join(str(error).split())
+                client.submit_job(
+                    entrypoint=entrypoint,
+                    submission_id=name,
+                    runtime_env=environment,
+                    metadata={RUN_KEY: run.root},
+                )
+    except RuntimeError:
+        if first := job_by_id(client, name):  # another submission of this run came first by a moment
+            return _attach(first, address, run, entrypoint)
+        raise
+    console.print(f"job {name} on {address}, run folder {run.root}")
+    return name
+
+
+def _running(client: JobSubmissionClient, jobs: Sequence[JobDetails], run: Run) -> JobDetails | None:
+    """The job that works on ``run`` now: one that was submitted for it, else the one that run.json names."""
+    candidates = list(jobs)
+    try:
+        candidates += [job for job in [driving_job(client, run)] if job]
+    except Exception as error:  # whatever a storage library raises for credentials that only the cluster has
+        told = " ".join(str(error).split())[:160]
+        console.print(f"[dim]{run.root} cannot be read from here ({type(error).__name__}: {told})[/]")
+    return next((job for job in candidates if not job.status.is_terminal()), None)
+
+
+def _attach(job: JobDetails, address: str, run: Run, entrypoint: str) -> str:
+    name = str(job.submission_id)
+    if (job.metadata or {}).get(RUN_KEY) == run.root and job.entrypoint != entrypoint:
         raise UserError(
-            f"--address {address}: no Ray dashboard to submit to ({text[:160]}); start one with `ray start --head`"
-        ) from error
+            f"run={run.root}: job {name} is at work there with other arguments (`{job.entrypoint}`); wait for it, or "
+            f"end it with `{stop_hint(name, address)}`"
+        )
+    console.print(f"attached to {describe_job(job, address)}, with the code of that time")
+    return name
 
 
 def _patiently() -> Retrying:
     """A cluster that was only just started answers before it can take a job: try again for half a minute."""
     starting = retry_if_exception(lambda error: "No available agent" in str(error))
     return Retrying(retry=starting, wait=wait_fixed(1), stop=stop_after_delay(30), reraise=True)
-
-
-async def _follow(client: JobSubmissionClient, job: str) -> None:
-    async for lines in client.tail_job_logs(job):
-        print(lines, end="", flush=True)

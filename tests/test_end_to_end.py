@@ -257,13 +257,13 @@ def test_an_export_draws_the_same_without_the_run(killed_run: dict[str, Any], tm
 class Head:
     """A local Ray cluster of its own, started by the ray command."""
 
-    def __init__(self, folder: Path, token: str | None) -> None:
+    def __init__(self, folder: Path, token: str | None, cpus: int = 2) -> None:
         import socket
 
         sockets = [socket.socket() for _ in range(3)]
         for one in sockets:
             one.bind(("127.0.0.1", 0))
-        port, dashboard, agent = (one.getsockname()[1] for one in sockets)
+        self.port, dashboard, agent = (one.getsockname()[1] for one in sockets)
         for one in sockets:
             one.close()
         self.address = f"http://127.0.0.1:{dashboard}"
@@ -271,7 +271,7 @@ class Head:
         self.env = os.environ | {"PATH": f"{bin_folder}:{os.environ['PATH']}", "RAY_AUTH_MODE": "disabled"}
         if token:
             self.env |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": token}
-        words = [f"{bin_folder}/ray", "start", "--head", "--block", "--num-cpus=2", f"--port={port}"]
+        words = [f"{bin_folder}/ray", "start", "--head", "--block", f"--num-cpus={cpus}", f"--port={self.port}"]
         words += ["--dashboard-host=127.0.0.1", f"--dashboard-port={dashboard}", f"--temp-dir={folder}"]
         words += [f"--dashboard-agent-listen-port={agent}"]
         words += ["--object-store-memory=200000000", "--disable-usage-stats"]

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import torch
 
 from dataprep import storage
 from dataprep.annotate import SCHEMA as ANNOTATIONS
@@ -32,7 +31,7 @@ from eval.heads import Head, HeadConfig, ScoreConfig, head_files
 from eval.scoring import ahead
 from pipeline.config import RunConfig
 from pipeline.context import Context
-from pipeline.steps.models import clip_spec, encoder_spec
+from pipeline.steps.models import clip_spec, device, encoder_spec
 from pipeline.store import Marker, Run, Shard
 
 
@@ -140,7 +139,7 @@ class ScoreWorker:
     """Scores the pairs of a download shard with CLIP, and with the heads over its features."""
 
     def __init__(self, clip: Any, max_pixels: int, heads: dict[str, HeadConfig], embeddings: bool) -> None:
-        self.scorer, self.max_pixels, self.embeddings = ClipScorer.load(clip), max_pixels, embeddings
+        self.scorer, self.max_pixels, self.embeddings = ClipScorer.load(clip, device()), max_pixels, embeddings
         self.heads = [Head.load(name, head) for name, head in heads.items()]
 
     def __call__(self, shard: Shard, out: Path) -> dict[str, int]:
@@ -165,7 +164,7 @@ def score(ctx: Context) -> None:
     }
     arguments = {"clip": clip_spec(ctx.inputs["clip"]), "max_pixels": AnnotateConfig().max_pixels}
     arguments |= {"heads": heads, "embeddings": config.embeddings}
-    ctx.map_shards(ScoreWorker, arguments, ctx.shards("download"))
+    ctx.map_shards(ScoreWorker, arguments, ctx.shards("download"), on_gpu=True)
 
 
 def select(ctx: Context) -> None:
@@ -225,9 +224,7 @@ class EmbedWorker:
 
     def __init__(self, config: EmbedConfig, encoder: str) -> None:
         self.config = config
-        # Ray shows an actor the GPUs that it asked for, and no others.
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-        self.encoder = load_encoder(storage.local_folder(encoder), config, device)
+        self.encoder = load_encoder(storage.local_folder(encoder), config, device())
 
     def __call__(self, shard: Shard, out: Path) -> dict[str, int]:
         """One Parquet file, row-aligned with the pack shard."""
@@ -237,7 +234,6 @@ class EmbedWorker:
 def embed(ctx: Context) -> None:
     """Kept captions to T5 embeddings at their true length, on GPUs where there are some."""
     arguments = {"config": ctx.config["embed"], "encoder": encoder_spec(ctx.inputs["encoder"])}
-    ctx.connect()
     ctx.map_shards(EmbedWorker, arguments, ctx.shards("pack"), on_gpu=True)
     # A manifest says the mean error of a caption as the codec stored it.
     summed = ctx.counters.pop("codec_error_ppm_sum", 0)

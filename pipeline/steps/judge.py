@@ -22,7 +22,7 @@ from eval.settings import CascadeConfig, SamplingConfig
 from pipeline.config import RunConfig, SampleConfig
 from pipeline.context import Context
 from pipeline.sampling import cascade_config, open_cascade
-from pipeline.steps.models import clip_spec, encoder_spec
+from pipeline.steps.models import clip_spec, device, encoder_spec
 from pipeline.store import Artifact, Shard
 
 SHOW, EVALUATE = "show", "evaluate"
@@ -75,8 +75,8 @@ class SampleWorker:
     """Draws a chunk of prompts."""
 
     def __init__(self, cascade: CascadeConfig, clip: Any, config: SampleConfig, work: list[Any], seed: int) -> None:
-        with open_cascade(cascade) as self.cascade:
-            self.scorer = ClipScorer.load(clip)
+        with open_cascade(cascade, device()) as self.cascade:
+            self.scorer = ClipScorer.load(clip, device())
         self.config, self.work, self.seed = config, work, seed
 
     def __call__(self, shard: Shard, out: Path) -> dict[str, int]:
@@ -148,7 +148,7 @@ def sample(ctx: Context) -> None:
     work = prompts(config, ctx.config["listing.source"], ctx.config["seed"])
     arguments = {"cascade": cascade, "clip": clip_spec(ctx.inputs["clip"]), "config": config, "work": work}
     shards = [Shard(index, {}) for index in range(-(-len(work) // config.prompts_per_shard))]
-    ctx.map_shards(SampleWorker, arguments | {"seed": ctx.config["seed"]}, shards)
+    ctx.map_shards(SampleWorker, arguments | {"seed": ctx.config["seed"]}, shards, on_gpu=True)
 
 
 def trained_cascade(

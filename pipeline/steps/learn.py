@@ -23,9 +23,9 @@ def fit(ctx: Context, function: Callable[..., dict[str, Any]], arguments: dict[s
     """Calls ``function(**arguments, config, folder, seed)`` on every rank, and notes rank 0's figures."""
     arguments = arguments | {"config": config, "folder": ctx.folder, "seed": ctx.config["seed"]}
     ctx.connect()
-    ranks = ctx.cluster.ranks
+    ranks, asked = ctx.cluster.ranks, ctx.cluster.of(ctx.stage)
     retries, hang = ctx.cluster.retries, config.hang_seconds
-    result = run_training(function, arguments, ctx.folder, ranks, config.steps, ctx.stage, retries, hang)
+    result = run_training(function, arguments, ctx.folder, ranks, config.steps, ctx.stage, retries, hang, asked)
     noted = ("parameters", "step", "skipped", "resumed_from", "passed_over")
     ctx.counters |= {name: int(result[name]) for name in noted if name in result}
 

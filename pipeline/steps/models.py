@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from dataprep import storage
 from dataprep.pack import PackConfig, pack_shard
 from dataprep.schema import UserError, read_table
@@ -123,6 +125,11 @@ def clip_identity(artifact: Artifact) -> str:
     weights = {output.path: output.sha256 for output in artifact.manifest.outputs if output.path.startswith(EXPORT)}
     spec = storage.read_json(artifact.path(SPEC))
     return digest({"weights": weights, "spec": spec, "sources": sorted(artifact.manifest.sources.values())})[:16]
+
+
+def device() -> str:
+    """Where a worker's model goes: Ray shows an actor the GPUs that it asked for, and no others."""
+    return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def _known(name: str | None) -> str | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import fsspec
@@ -72,6 +73,16 @@ def test_what_another_process_wrote_is_seen(s3: str) -> None:
     other.start()
     other.join()
     assert storage.list_files(folder) == ["0.json", "1.json"] and storage.exists(storage.join(folder, "1.json"))
+
+
+def test_of_many_that_create_a_file_one_succeeds(s3: str) -> None:
+    path = storage.join(s3, "lease", "1.json")
+    assert storage.read_or_none(path) is None
+    with ThreadPoolExecutor(8) as pool:
+        won = list(pool.map(lambda number: storage.create(path, b"%d" % number), range(8)))
+    assert sum(won) == 1
+    assert storage.read_or_none(path) == b"%d" % won.index(True)
+    assert storage.create(path, b"%d" % won.index(True))  # the same request once more, its answer lost
 
 
 def test_a_table_on_s3_is_listed_as_a_local_one(s3: str, tmp_path: Path) -> None:

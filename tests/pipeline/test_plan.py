@@ -17,7 +17,7 @@ from dataprep import storage
 from dataprep.schema import UserError
 from pipeline import executor, fingerprint
 from pipeline.config import RunConfig, load_config
-from pipeline.executor import plan, up_to
+from pipeline.executor import execute, plan, up_to
 from pipeline.stages import stages
 from pipeline.store import Manifest, Run
 
@@ -218,3 +218,13 @@ def test_unknown_stage_names_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"--keep nothing"):
         plan(config, run, keep=["nothing"])
     assert [item.stage.name for item in up_to(plan(config, run), "select")][-1] == "select"
+
+
+def test_resources_of_a_stage_that_is_not_there_are_refused(tmp_path: Path) -> None:
+    where = f"run={tmp_path}/run"
+    loaded = load_config(SMOKE, [where, "cluster.stages={train: {num_cpus: 1}, train.sr32: {num_cpus: 2}}"])
+    wanted = [loaded.cluster.of(stage).num_cpus for stage in ("train.base", "train.sr32", "download")]
+    assert wanted == [1, 2, None]
+    with pytest.raises(UserError, match=r"cluster\.stages: trian: no such stage; the stages are train, listing"):
+        execute(load_config(SMOKE, [where, "cluster.stages.trian.num_cpus=1"]), "run")
+    assert not (tmp_path / "run").exists()
