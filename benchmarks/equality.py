@@ -200,7 +200,7 @@ def report(rows: list[dict[str, Any]]) -> None:
     exact = [row["bit_identical"] for row in rows if "bit_identical" in row]
     worst = {name: max(row[f"{name}_error"] for row in rows) / 1e-6 for name in ("loss", "ema")}
     same = float(np.mean([row["same_samples"] for row in rows]))
-    limit = TOLERANCE / 1e-6
+    limit = round(TOLERANCE / 1e-6)
     claims = [
         claim("largest relative error of any loss, any case", worst["loss"], "1e-6", limit, True),
         claim("largest error of any exported average", worst["ema"], "1e-6", limit, True),
