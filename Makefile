@@ -11,8 +11,9 @@ export NO_ALBUMENTATIONS_UPDATE := 1
 demo: $(VENV)/.installed
 	$(BIN)/imagen-ray run configs/demo.yaml
 
+# Two processes: much of it waits for Ray to start. A file stays in one, since its tests share what was started.
 test: lint
-	$(BIN)/pytest -m "not slow"
+	$(BIN)/pytest -m "not slow" -n 2 --dist loadfile
 
 test-slow: $(VENV)/.installed-dev
 	$(BIN)/pytest -m slow
