@@ -85,6 +85,8 @@ class Host:
     def popen(self, words: list[str], **options: Any) -> subprocess.Popen[str]:
         """Starts a command on this host; it ends with the host."""
         kinds = ["--net", "--mount", "--uts", "--pid"]
+        if folder := options.pop("cwd", None):  # who enters a mount namespace stands at its root
+            words = ["env", f"--chdir={folder}", *words]
         return subprocess.Popen(["nsenter", "--target", str(self.pid), *kinds, "--", *words], text=True, **options)
 
     def kill(self) -> None:
