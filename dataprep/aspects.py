@@ -55,9 +55,8 @@ def _shape(ratio: float, smallest: int, multiple: int) -> Shape:
     possible = []
     for height in range(multiple, smallest * smallest // multiple + 1, multiple):
         below = int(height * ratio) // multiple * multiple
-        possible += [
-            (height, width) for width in (below, below + multiple) if 0 < height * width <= smallest * smallest
-        ]
+        widest = smallest * smallest // height // multiple * multiple
+        possible += [(height, width) for width in {min(below, widest), min(below + multiple, widest)} if width > 0]
     if not possible:
         raise ValueError(f"no shape in steps of {multiple} fits resolution {smallest}; lower aspect_multiple")
     return min(possible, key=cost)

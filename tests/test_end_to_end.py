@@ -25,7 +25,7 @@ STAGES = (
     "train.base train.sr32 train.sr64 sample evaluate report"
 )
 # What holds clock times, or copies of them: everything else must be the same in every run.
-TIMED = ("log.jsonl", "result.json", "tensorboard/", "report.html")
+TIMED = ("log.jsonl", "result.json", "tensorboard/", "report.html", "report.md")
 
 
 def command(*arguments: str, **options: Any) -> subprocess.Popen[str]:
@@ -360,5 +360,5 @@ def test_a_failed_job_fails_the_command(head: Head, tmp_path: Path) -> None:
     (tmp_path / "list.csv").write_text("url,caption\nhttp://127.0.0.1:9/a.jpg,a small picture\n")
     words = ["listing.source=table", f"listing.path={tmp_path}/list.csv", "cluster.retries=0", *missing]
     code, out, _ = finish(command("submit", SMOKE, *words, env=head.env))
-    assert code == 1
+    assert code == 2  # the driver's own: not a row of the list is left
     assert "error:" in out

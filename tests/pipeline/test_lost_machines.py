@@ -27,7 +27,7 @@ pytestmark = [
 ]
 # Four shards, and training that a kill can fall into; what the models learn does not matter here.
 SMALL = ["listing.scenes.count=80", "listing.rows_per_shard=20", "train.base.steps=16", "sample.prompts_per_shard=3"]
-TIMED = ("log.jsonl", "result.json", "tensorboard/", "report.html")  # what clock times go into
+TIMED = ("log.jsonl", "result.json", "tensorboard/", "report.html", "report.md")  # what clock times go into
 RAY = {
     "RAY_AUTH_MODE": "disabled",
     # A silent node is given up after about 12 seconds, a head that is gone after 15: a test cannot wait for minutes.

@@ -158,7 +158,7 @@ def test_a_trial_says_shares_and_sizes(tmp_path: Path) -> None:
     pixels = [np.zeros(768, np.uint8).tobytes()] * rows
     columns = {"key": [f"{n:09d}" for n in range(rows)], "caption": ["c"] * rows, "split": ["train"] * rows}
     packed = Path(run.stage_folder("pack", "f" * 16)) / "00000.parquet"
-    write_pack(pa.table(columns | {"pixels_16": pixels}), packed, pack, 0)
+    write_pack(pa.table(columns | {"pixels_16": pixels}), packed, pack)
     finished(run, "pack", ["00000.parquet"], {"rows": rows, "validation": 0})
     lengths = [5 + n % 3 for n in range(rows)]
     random = np.random.default_rng(0)
