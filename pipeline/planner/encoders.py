@@ -100,9 +100,14 @@ def _open_clip(name: str) -> ClipCost:
 
     known = name if open_clip.get_model_config(name) else "ViT-L-14"
     sizes = open_clip.get_model_config(known)
-    logging.getLogger().setLevel(logging.ERROR)  # it warns that a model without weights has none
-    with torch.device("meta"):
-        model = open_clip.create_model(known, pretrained=None, device="meta", pretrained_hf=False)
+    root = logging.getLogger()
+    level = root.level
+    root.setLevel(logging.ERROR)  # it warns that a model without weights has none
+    try:
+        with torch.device("meta"):
+            model = open_clip.create_model(known, pretrained=None, device="meta", pretrained_hf=False)
+    finally:
+        root.setLevel(level)
     label = name if known == name else f"{name} (taken for {known})"
     side = sizes["vision_cfg"].get("image_size", 224)
     return _count(
