@@ -49,12 +49,19 @@ def cascade_config(
 def open_cascade(config: CascadeConfig, device: str = "cpu") -> Iterator[Cascade]:
     """The cascade, loaded on ``device``; folders may be URLs, which are copied here for the time being."""
     with tempfile.TemporaryDirectory(prefix="imagen-ray-") as folder:
-        write_cascade(folder, config)
+        write_cascade(folder, _here(config))
         yield Cascade.from_pretrained(folder, device)
 
 
+def _here(config: CascadeConfig) -> CascadeConfig:
+    """The cascade with what lies in an object store copied to this machine, for this process."""
+    stages = [stage.model_copy(update={"path": storage.local_folder(stage.path)}) for stage in config.stages]
+    clip = storage.local_folder(config.clip) if config.clip else None
+    return config.model_copy(update={"stages": stages, "encoder": storage.local_folder(config.encoder), "clip": clip})
+
+
 def run_cascade(run: Run) -> CascadeConfig:
-    """The cascade of a run whose training is finished, its parts where they lie; UserError where one is not there."""
+    """The cascade of a run whose training is finished, its parts on this machine; UserError where one is not there."""
     record, artifacts = run.record(), run.artifacts()
     config = RunConfig.model_validate(record["config"], strict=False)
     missing = [name for name in ["encoder", *(f"train.{stage}" for stage in config.train)] if name not in artifacts]
@@ -63,15 +70,14 @@ def run_cascade(run: Run) -> CascadeConfig:
             f"{run.root}: stage {missing[0]} is not finished, there is nothing to draw with; `imagen-ray run` it first"
         )
     trained = {
-        name: (storage.local_folder(artifacts[f"train.{name}"].path("export")), stage.resolution, stage.low_resolution)
+        name: (artifacts[f"train.{name}"].path("export"), stage.resolution, stage.low_resolution)
         for name, stage in config.train.items()
     }
     more: dict[str, Any] = {"max_length": config.embed.max_length, "watermark": config.sample.watermark}
     if "clip" in artifacts:
         clip = clip_spec(artifacts["clip"])
-        more |= {"clip": storage.local_folder(str(clip["model"])), "clip_pretrained": clip["pretrained"]}
-    encoder = storage.local_folder(encoder_spec(artifacts["encoder"]))
-    return cascade_config(trained, config.sample.stages, encoder, **more)
+        more |= {"clip": str(clip["model"]), "clip_pretrained": clip["pretrained"]}
+    return _here(cascade_config(trained, config.sample.stages, encoder_spec(artifacts["encoder"]), **more))
 
 
 @dataclass(frozen=True)
