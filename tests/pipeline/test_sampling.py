@@ -10,8 +10,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from eval.cascade import Samples
+from dataprep import storage
+from eval.cascade import Cascade, Samples
 from eval.metadata import read_png
+from eval.settings import CascadeConfig, StageEntry, read_cascade
 from pipeline import sampling
 from pipeline.cli import main
 
@@ -113,3 +115,15 @@ def test_wrong_options(
 ) -> None:
     assert run("a cat", "--out", str(tmp_path / "a.png"), *words) == 2
     assert message in capsys.readouterr().err.replace("'", "") and cascade.calls == []
+
+
+def test_parts_in_an_object_store_come_to_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    store = "memory://a-cascade"
+    for part in ("base", "encoder", "clip"):
+        storage.write_bytes(f"{store}/{part}/config.json", part.encode())
+    stage = StageEntry(name="base", resolution=8, path=f"{store}/base")
+    config = CascadeConfig(stages=[stage], encoder=f"{store}/encoder", clip=f"{store}/clip")
+    monkeypatch.setattr(Cascade, "from_pretrained", lambda folder, device: read_cascade(folder))
+    with sampling.open_cascade(config) as found:
+        for part, path in (("base", found.stages[0].path), ("encoder", found.encoder), ("clip", found.clip)):
+            assert (Path(path) / "config.json").read_text() == part
