@@ -35,7 +35,7 @@ def command(*arguments: str, **options: Any) -> subprocess.Popen[str]:
     )
 
 
-def finish(process: subprocess.Popen[str], timeout: float = 420) -> tuple[int, str, str]:
+def finish(process: subprocess.Popen[str], timeout: float = 900) -> tuple[int, str, str]:
     out, err = process.communicate(timeout=timeout)
     return process.returncode, out, err
 

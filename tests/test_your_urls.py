@@ -79,7 +79,7 @@ def test_a_list_of_ones_own(own_list: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     overrides = [f"listing.path={own_list}", "listing.url_column=image_link", "listing.caption_column=alt"]
     words = [sys.executable, "-m", "pipeline", "run", "configs/your_urls.yaml", f"run={run}", *overrides, *FEW_STEPS]
-    done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, timeout=500)
+    done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, timeout=900)
     assert done.returncode == 0, done.stderr
     files = sorted((run / "stages" / "download").glob("*/*.parquet"))
     rows = [row for path in files for row in pq.read_table(path).to_pylist()]

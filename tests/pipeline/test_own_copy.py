@@ -33,7 +33,7 @@ def start(folder: Path, **env: str) -> dict:
     shutil.copy(ROOT / "pipeline" / "own_copy.py", folder / "pipeline")
     clean = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", MARK, JOB_SETTINGS)}
     words = [sys.executable, "-m", "pipeline", "first"]
-    done = subprocess.run(words, cwd=folder, env=clean | env, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(words, cwd=folder, env=clean | env, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)
 
