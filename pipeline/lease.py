@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
+from rich.markup import escape
 
 from dataprep import storage
 from dataprep.schema import UserError
@@ -205,7 +206,9 @@ class _Heart(threading.Thread):
                 storage.write_bytes(self.lease, _content(self.beat))
                 taken = storage.read_or_none(self.above) is not None
             except Exception as error:
-                console.print(f"[yellow]{self.root}: no sign of life could be written ({error}); trying again[/]")
+                console.print(
+                    f"[yellow]{self.root}: no sign of life could be written ({escape(str(error))}); trying again[/]"
+                )
                 continue
             if taken:
                 self._leave("another driver took it over")
@@ -215,7 +218,7 @@ class _Heart(threading.Thread):
     def _leave(self, why: str) -> None:
         if self.over.is_set():
             return
-        console.print(f"[red]error:[/] run={self.root}: {why}; this driver leaves. Run it again to go on")
+        console.print(f"[red]error:[/] run={self.root}: {escape(why)}; this driver leaves. Run it again to go on")
         os._exit(1)  # whatever the other threads are at, none of it may reach the run any more
 
     def stop(self) -> None:

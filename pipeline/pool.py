@@ -8,6 +8,7 @@ from typing import Any
 
 import ray
 from ray.exceptions import RayError
+from rich.markup import escape
 
 from dataprep.schema import UserError
 from pipeline.cluster import grows
@@ -115,7 +116,7 @@ class Pool:
             text = " ".join(str(error).split())[-300:]
             if self.failed > STARTS:
                 raise RuntimeError(f"{self.failed} workers in a row did not start, the last one: {text}") from error
-            console.print(f"[yellow]{self.stage}: a worker did not start ({text}); trying again[/]")
+            console.print(f"[yellow]{self.stage}: a worker did not start ({escape(text)}); trying again[/]")
             ray.kill(actor)
             return
         self.failed = 0

@@ -23,6 +23,7 @@ from ray.train import FailureConfig, RunConfig, ScalingConfig, TrainingFailedErr
 from ray.train.torch import TorchConfig, TorchTrainer
 from ray.util import placement_group_table, remove_placement_group
 from ray.util.placement_group import PlacementGroup
+from rich.markup import escape
 
 from dataprep import storage
 from dataprep.schema import UserError
@@ -118,7 +119,9 @@ def run_training(
             if left < 0 or isinstance(cause, guards.NonFiniteError):  # the same steps would give the same numbers
                 more = f" after {len(failures)} failures: {' | '.join(failures)}" if len(failures) > 1 else f": {text}"
                 raise RuntimeError(f"training gave up{more}")
-            console.print(f"[yellow]{label}: {text}; starting the group again, {left} more without a new checkpoint[/]")
+            console.print(
+                f"[yellow]{label}: {escape(text)}; starting the group again, {left} more without a new checkpoint[/]"
+            )
             _await_release(workers)
 
 

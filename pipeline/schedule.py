@@ -8,6 +8,8 @@ from collections.abc import Callable, Sequence
 from queue import Empty, SimpleQueue
 from typing import Generic, Protocol, TypeVar
 
+from rich.markup import escape
+
 from pipeline.cluster import address_of, connect
 from pipeline.config import ClusterConfig
 from pipeline.notice import on_sigterm
@@ -119,7 +121,9 @@ class Schedule(Generic[T]):
             self.done[name] = outcome
             return
         if self.running and self.error is None:
-            console.print(f"[red]error:[/] {outcome}; waiting for {', '.join(sorted(self.running))} to end")
+            console.print(
+                f"[red]error:[/] {escape(str(outcome))}; waiting for {', '.join(sorted(self.running))} to end"
+            )
         self.error = self.error or outcome
 
     def _claim(self, stage: Stage) -> Claim:

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ray.job_submission import JobDetails, JobSubmissionClient
+from rich.markup import escape
 from tenacity import Retrying, retry_if_exception, stop_after_delay, wait_fixed
 
 from dataprep.schema import UserError
@@ -90,7 +91,7 @@ def _running(client: JobSubmissionClient, jobs: Sequence[JobDetails], run: Run) 
         candidates += [job for job in [driving_job(client, run)] if job]
     except Exception as error:  # whatever a storage library raises for credentials that only the cluster has
         told = " ".join(str(error).split())[:160]
-        console.print(f"[dim]{run.root} cannot be read from here ({type(error).__name__}: {told})[/]")
+        console.print(f"[dim]{run.root} cannot be read from here ({type(error).__name__}: {escape(told)})[/]")
     return next((job for job in candidates if not job.status.is_terminal()), None)
 
 
