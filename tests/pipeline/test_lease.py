@@ -63,7 +63,7 @@ def test_nobody_is_watched_who_is_known_to_be_gone(run: Run, changes: dict, monk
     monkeypatch.setattr(lease, "_await_silence", lambda *_: pytest.fail("watched"))
     leave_behind(run, **changes)
     with lock(run):
-        pass
+        assert held(run, 2)["id"] == lease._ID
 
 
 @pytest.mark.skipif(lease._machine() is None, reason="no /proc on this system")
@@ -73,7 +73,7 @@ def test_a_dead_process_of_this_machine_is_not_watched(run: Run, monkeypatch: py
     ended.wait()
     leave_behind(run, machine=lease._machine(), pid=ended.pid)
     with lock(run):
-        pass
+        assert held(run, 2)["id"] == lease._ID
 
 
 def test_of_two_that_follow_a_dead_driver_one_gets_the_run(run: Run) -> None:
