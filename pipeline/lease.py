@@ -108,12 +108,12 @@ def _file_lock(run: Run) -> FileLock:
 @contextmanager
 def _lease(run: Run) -> Iterator[None]:
     try:
-        number = _acquire(run)
+        number, holder = _acquire(run)
     except OSError as error:
         raise UserError(
             f"run={run.root}: cannot be read and written ({error}); check the bucket and the credentials"
         ) from error
-    heart = _Heart(run, number)
+    heart = _Heart(run, number, holder)
     heart.start()
     try:
         yield
@@ -137,15 +137,17 @@ def _newest(run: Run) -> tuple[int, dict[str, Any]]:
     return number, json.loads(found) if found else {}
 
 
-def _acquire(run: Run) -> int:
+def _acquire(run: Run) -> tuple[int, str]:
+    """The number of the lease that was won, and the identity that is written in it."""
     number, lease = _newest(run)
     if number and not (lease["released"] or _dead(lease) or _age(lease) > LONG_GONE):
         _await_silence(run, number, lease)
-    mine = _content(0)
-    if not storage.create(_path(run, number + 1), mine):
+    # Its own, lest two that came at the same second from processes of one number, or from one process, look the same.
+    holder = uuid.uuid4().hex
+    if not storage.create(_path(run, number + 1), _content(holder, 0)):
         raise _taken(run, ": it came first by a moment")
     storage.write_bytes(run.path(FOLDER, "newest"), str(number + 1).encode())
-    return number + 1
+    return number + 1, holder
 
 
 def _await_silence(run: Run, number: int, lease: dict[str, Any]) -> None:
@@ -173,20 +175,17 @@ def _age(lease: dict[str, Any]) -> float:
     return abs((datetime.now(UTC) - datetime.fromisoformat(lease["time"])).total_seconds())
 
 
-def _content(beat: int, released: bool = False) -> bytes:
-    # The identity keeps two processes of the same number on machines of the same name apart.
-    lease = driver() | {"id": _ID, "beat": beat, "time": now(), "released": released}
+def _content(holder: str, beat: int, released: bool = False) -> bytes:
+    lease = driver() | {"id": holder, "beat": beat, "time": now(), "released": released}
     return json.dumps(lease).encode()
-
-
-_ID = uuid.uuid4().hex
 
 
 class _Heart(threading.Thread):
     """Writes a beat into the lease every few seconds; ends the process where it cannot, or where another took over."""
 
-    def __init__(self, run: Run, number: int) -> None:
+    def __init__(self, run: Run, number: int, holder: str) -> None:
         super().__init__(daemon=True, name="lease")
+        self.holder = holder
         self.lease, self.above = _path(run, number), _path(run, number + 1)
         self.root, self.over, self.beat = run.root, threading.Event(), 0
         self.fuse = self._new_fuse()
@@ -203,7 +202,7 @@ class _Heart(threading.Thread):
         while not self.over.wait(BEAT):
             self.beat += 1
             try:
-                storage.write_bytes(self.lease, _content(self.beat))
+                storage.write_bytes(self.lease, _content(self.holder, self.beat))
                 taken = storage.read_or_none(self.above) is not None
             except Exception as error:
                 console.print(
@@ -226,4 +225,4 @@ class _Heart(threading.Thread):
         self.over.set()
         self.join()
         self.fuse.cancel()
-        storage.write_bytes(self.lease, _content(self.beat, released=True))
+        storage.write_bytes(self.lease, _content(self.holder, self.beat, released=True))

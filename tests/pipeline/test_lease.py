@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import threading
@@ -31,7 +32,7 @@ def held(run: Run, number: int) -> dict:
 
 def leave_behind(run: Run, **changes: object) -> None:
     """A lease of a driver elsewhere, without an end."""
-    content = json.loads(lease._content(3)) | {"id": "other", "host": "elsewhere", "machine": "another"} | changes
+    content = json.loads(lease._content("other", 3)) | {"host": "elsewhere", "machine": "another"} | changes
     assert storage.create(run.path(".lease", "00000001.json"), json.dumps(content).encode())
 
 
@@ -47,14 +48,14 @@ def test_a_driver_that_lives_keeps_others_out(run: Run) -> None:
     with lock(run), pytest.raises(UserError, match=r"another imagen-ray is at work there \(process \d+ on "), lock(run):
         pass
     with lock(run):
-        assert held(run, 2)["id"] == lease._ID
+        assert held(run, 2)["pid"] == os.getpid()
 
 
 def test_a_driver_that_died_elsewhere_is_followed_once_it_stood_still(run: Run, capsys: pytest.CaptureFixture) -> None:
     leave_behind(run, job="job-1")
     assert is_driven(run)
     with lock(run):
-        assert held(run, 2)["id"] == lease._ID
+        assert held(run, 2)["pid"] == os.getpid()
     assert "on elsewhere, job job-1): watching" in " ".join(capsys.readouterr().err.split())
 
 
@@ -63,7 +64,7 @@ def test_nobody_is_watched_who_is_known_to_be_gone(run: Run, changes: dict, monk
     monkeypatch.setattr(lease, "_await_silence", lambda *_: pytest.fail("watched"))
     leave_behind(run, **changes)
     with lock(run):
-        assert held(run, 2)["id"] == lease._ID
+        assert held(run, 2)["pid"] == os.getpid()
 
 
 @pytest.mark.skipif(lease._machine() is None, reason="no /proc on this system")
@@ -73,10 +74,17 @@ def test_a_dead_process_of_this_machine_is_not_watched(run: Run, monkeypatch: py
     ended.wait()
     leave_behind(run, machine=lease._machine(), pid=ended.pid)
     with lock(run):
-        assert held(run, 2)["id"] == lease._ID
+        assert held(run, 2)["pid"] == os.getpid()
 
 
-def test_of_two_that_follow_a_dead_driver_one_gets_the_run(run: Run) -> None:
+def test_of_two_that_follow_a_dead_driver_one_gets_the_run(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    create, one_at_a_time = storage.create, threading.Lock()
+
+    def atomic(path: str, data: bytes) -> bool:
+        with one_at_a_time:  # a store with conditional writes looks and writes in one step; memory:// takes two
+            return create(path, data)
+
+    monkeypatch.setattr(storage, "create", atomic)
     leave_behind(run)
     outcome: list[str] = []
     leave = threading.Event()
@@ -106,7 +114,7 @@ def test_a_driver_that_lost_its_lease_leaves_at_once(run: Run, cause: str, monke
     monkeypatch.setattr(lease.os, "_exit", lambda status: left.set())
     with lock(run):
         if cause == "followed":
-            storage.write_bytes(run.path(".lease", "00000002.json"), lease._content(0))
+            storage.write_bytes(run.path(".lease", "00000002.json"), lease._content("other", 0))
         else:
             write = storage.write_bytes
 
@@ -125,7 +133,7 @@ def test_the_hint_may_be_old(run: Run) -> None:
             pass
     storage.write_bytes(run.path(".lease", "newest"), b"1")
     with lock(run):
-        assert held(run, 4)["id"] == lease._ID
+        assert held(run, 4)["pid"] == os.getpid()
 
 
 def test_the_job_is_known_by_what_ray_sets_for_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
