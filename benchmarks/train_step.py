@@ -28,6 +28,7 @@ from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, 
 
 from benchmarks.apart import apart, peak_mb
 from benchmarks.result import claim, write
+from dataprep.torchvision_operators import declare_torchvision_operators
 from train.memory import keep_freed_memory
 from train.models.presets import unet_config
 from train.models.unet import UNet
@@ -156,6 +157,7 @@ def measure(side: str) -> dict[str, Any]:
 
 def import_peers() -> None:
     """Imports what the sides need, so that the forked processes share it; imagen-pytorch asks a hub for T5's width."""
+    declare_torchvision_operators()  # transformers imports torchvision
     try:
         import transformers
 
