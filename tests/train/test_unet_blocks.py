@@ -13,7 +13,7 @@ from train.models.blocks import DoublingConv, ResBlock
 @pytest.mark.parametrize(("height", "width"), [(1, 1), (4, 4), (3, 5)])
 def test_the_sub_pixel_form_is_the_convolution_of_the_doubled_image(height: int, width: int) -> None:
     torch.manual_seed(0)
-    conv = DoublingConv(5, 3).double()
+    conv = DoublingConv(5, 3, 3, padding=1).double()
     x = torch.randn(2, 5, height, width, dtype=torch.float64, requires_grad=True)
     doubled = functional.interpolate(x, scale_factor=2, mode="nearest")
     plain = functional.conv2d(doubled, conv.weight, conv.bias, padding=1)
@@ -21,9 +21,8 @@ def test_the_sub_pixel_form_is_the_convolution_of_the_doubled_image(height: int,
     torch.testing.assert_close(found, plain, rtol=0, atol=1e-12)
     seen = torch.randn_like(plain)
     inputs = (x, conv.weight, conv.bias)
-    for mine, theirs in zip(
-        torch.autograd.grad((found * seen).sum(), inputs), torch.autograd.grad((plain * seen).sum(), inputs), strict=True
-    ):
+    gradients = [torch.autograd.grad((value * seen).sum(), inputs) for value in (found, plain)]
+    for mine, theirs in zip(*gradients, strict=True):
         torch.testing.assert_close(mine, theirs, rtol=0, atol=1e-10)
 
 

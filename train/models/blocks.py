@@ -50,7 +50,7 @@ class ResBlock(nn.Module):
         self.resample, self.factor = resample, factor
         self.norm_in = nn.GroupNorm(groups, channels_in)
         doubles = resample == "up" and factor == 2
-        self.conv_in = DoublingConv(channels_in, channels) if doubles else nn.Conv2d(channels_in, channels, 3, padding=1)
+        self.conv_in = (DoublingConv if doubles else nn.Conv2d)(channels_in, channels, 3, padding=1)
         self.condition = nn.Linear(condition_width, 2 * channels) if condition_width else None
         self.norm_out, self.dropout = nn.GroupNorm(groups, channels), nn.Dropout(dropout)
         self.conv_out = zeroed(nn.Conv2d(channels, channels, 3, padding=1))
@@ -82,12 +82,9 @@ class ResBlock(nn.Module):
 class DoublingConv(nn.Conv2d):
     """3x3 convolution, padded by 1, of what comes in doubled by nearest neighbour: (B, C, H, W) -> (B, C', 2H, 2W).
 
-    In sub-pixel form, with 4/9 of the work: a pixel of the doubled image sees 2 x 2 different pixels, not 3 x 3, so that
+    In sub-pixel form, with 4/9 of the work: a pixel of the doubled image sees 2 x 2 different pixels, not 3 x 3; so
     each of its four places in a pair of rows and columns has a 2x2 kernel, with the weights that fall on one summed.
     """
-
-    def __init__(self, channels_in: int, channels: int) -> None:
-        super().__init__(channels_in, channels, 3, padding=1)
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
         weight = _pairs(_pairs(self.weight, 2), 4)  # (C', C, 3, 3) -> (C', 2, C, 2, 3) -> (C', 2, 2, C, 2, 2)
@@ -98,7 +95,7 @@ class DoublingConv(nn.Conv2d):
 
 
 def _pairs(weight: Tensor, dim: int) -> Tensor:
-    """Kernels of 3 along ``dim`` -> of 2, for the second and the first place: a new axis of 2 before the input channels.
+    """Kernels of 3 along ``dim`` -> of 2, for the second and the first place: a new axis before the input channels.
 
     The first place sees its left neighbour and, twice, its own pixel; the second its own, twice, and the right one.
     """
