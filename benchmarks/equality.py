@@ -1,4 +1,6 @@
-"""That a run is the same run however it is computed: ``python -m benchmarks.equality``.
+"""That a run is the same run however it is computed: ``python -m benchmarks.equality [PART]``.
+
+With PART only the cases with it in their name, such as ``"ZeRO 3, 4 ranks"``; the result keeps its rows of the others.
 
 One small denoiser trained for 60 updates in every combination of ZeRO stage, ranks (gloo, CPU) and accumulation: whole;
 interrupted at five points and each time resumed as it was; interrupted at the same points and each time resumed at
@@ -12,6 +14,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import json
+import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -24,7 +27,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from benchmarks import ranks
-from benchmarks.result import claim, write
+from benchmarks.result import claim, rows_of, write
 from dataprep.storage import read_json_lines
 from train.config import TrainConfig
 from train.data import Batch, SampleRandom, Stream
@@ -212,10 +215,12 @@ def report(rows: list[dict[str, Any]]) -> None:
 
 def main() -> None:
     """Measures and writes the results."""
+    part, table = "".join(sys.argv[1:2]), cases()
     ranks.warm_up()
     with tempfile.TemporaryDirectory() as folder:
-        rows = measure(Path(folder), cases())
-    report(rows)
+        rows = measure(Path(folder), [case for case in table if part in case[0]])
+    found = {row["case"]: row for row in (rows_of("equality") if part else []) + rows}
+    report([found[name] for name, _ in table if name in found])
 
 
 if __name__ == "__main__":

@@ -54,3 +54,9 @@ def write(
     (RESULTS / f"{name}.json").write_text(json.dumps(result, indent=2) + "\n")
     for entry in claims:
         print(f"{entry['claim']}: {entry['value']} {entry['unit']} (target {entry['target']}, met: {entry['met']})")
+
+
+def rows_of(name: str) -> list[dict[str, Any]]:
+    """The rows of the result of benchmark ``name`` that is kept."""
+    rows: list[dict[str, Any]] = json.loads((RESULTS / f"{name}.json").read_text())["rows"]
+    return rows
