@@ -18,9 +18,10 @@ test: lint
 test-slow: $(VENV)/.installed-dev
 	$(BIN)/pytest -m slow
 
-# Hosts of network namespaces: needs root; machines are killed and cut off under a run. Part of test-slow as well.
+# Hosts of network namespaces: needs root (and for the one that Ray's launcher sets up, sshd and rsync). Machines are
+# killed and cut off under a run. Part of test-slow as well.
 test-cluster: $(VENV)/.installed-dev
-	$(BIN)/pytest -m slow tests/pipeline/test_lost_machines.py
+	$(BIN)/pytest -m slow tests/pipeline/test_lost_machines.py tests/pipeline/test_on_premise.py
 
 # Those that need no finished run; `python -m benchmarks.NAME runs/demo` with demo, sampling and cluster takes one.
 BENCHMARKS := download embed loader score data_scaling distances codec_training equality zero_memory trainer_overhead plan
