@@ -94,6 +94,9 @@ class Host:
         if self.process.poll() is None:
             os.kill(self.pid, signal.SIGKILL)
             self.process.wait()
+            # Its network goes when the last process is gone, which takes a moment; the cable's other end is pulled now,
+            # lest it be in the way of the next start.
+            subprocess.run(inside(self.switch.pid, "ip", "link", "delete", self.name), capture_output=True, check=False)
 
     def cut(self, off: bool) -> None:
         """Pulls the network plug, or puts it back."""
@@ -108,8 +111,9 @@ def run(words: list[str]) -> None:
 
 def spawn(*kinds: str, script: str) -> tuple[subprocess.Popen[str], int]:
     """A process in namespaces of its own that has run ``script``; and the pid by which they are reached."""
-    words = ["unshare", *kinds, "--fork", "--kill-child", "sh", "-ec", f"{script}; echo up; exec sleep 100000"]
-    process = subprocess.Popen(words, stdout=subprocess.PIPE, text=True)
+    words = ["unshare", *kinds, "--fork", "--kill-child", "sh", "-ec", f"{script}; echo up; exec cat"]
+    # Who made it holds the other end of its input, and takes it along wherever it ends.
+    process = subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None and process.stdout.readline() == "up\n", words
     pid = int(Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()[0])
     return process, pid
