@@ -13,7 +13,7 @@ demo: $(VENV)/.installed
 
 # Two processes: much of it waits for Ray to start. A file stays in one, since its tests share what was started.
 test: lint
-	$(BIN)/pytest -m "not slow" -n 2 --dist loadfile --no-loadscope-reorder
+	$(BIN)/pytest -m "not slow" -n 2 --dist loadfile
 
 test-slow: $(VENV)/.installed-dev
 	$(BIN)/pytest -m slow
