@@ -193,8 +193,8 @@ def measure(folder: Path, table: list[Case]) -> list[dict[str, Any]]:
     return found
 
 
-def report(rows: list[dict[str, Any]]) -> None:
-    """Prints the table and writes the results."""
+def report(rows: list[dict[str, Any]], part: str) -> None:
+    """Prints the table and writes the results; ``part``: what the cases made now have in their name."""
     for row in rows:
         exact = {True: "bit-identical to the whole run", False: "NOT identical", None: ""}[row.get("bit_identical")]
         same = "same samples" if row["same_samples"] else "OTHER SAMPLES"
@@ -210,7 +210,8 @@ def report(rows: list[dict[str, Any]]) -> None:
         claim("cases with the same samples at every step", same, "share", 1),
         claim("resumed at the same size, bit-identical to the whole run", float(np.mean(exact)), "share", 1),
     ]
-    write("equality", rows, claims, ("torch", "deepspeed"), tolerance=TOLERANCE, steps=STEPS)
+    note = {"note": f"cases without {part!r} in their name are of an earlier commit and date"} if part else {}
+    write("equality", rows, claims, ("torch", "deepspeed"), tolerance=TOLERANCE, steps=STEPS, **note)
 
 
 def main() -> None:
@@ -220,7 +221,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         rows = measure(Path(folder), [case for case in table if part in case[0]])
     found = {row["case"]: row for row in (rows_of("equality") if part else []) + rows}
-    report([found[name] for name, _ in table if name in found])
+    report([found[name] for name, _ in table if name in found], part)
 
 
 if __name__ == "__main__":

@@ -62,4 +62,6 @@ def test_every_victim_at_every_point(tmp_path: Path, overlap: int) -> None:
     plan = [[point, victim, 3 * at + 2] for at, (point, victim, _) in enumerate(plan)]
     go(tmp_path, plan, 72, overlap_save=overlap)
     most = EVERY + min(overlap, EVERY)  # the next save waits for the one before
-    print(f"overlap_save={overlap}: {len(plan)} kills, repeated steps: {check(tmp_path, plan, 72, most)} of 72")
+    repeated = check(tmp_path, plan, 72, most)
+    print(f"overlap_save={overlap}: {len(plan)} kills, repeated steps: {repeated} of 72")
+    assert repeated > 0
