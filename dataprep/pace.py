@@ -25,7 +25,7 @@ def seconds(value: str | None, now: datetime) -> float:
         return float(value[:9])
     try:
         date = parsedate_to_datetime(value)
-    except ValueError:
+    except (ValueError, OverflowError):  # a year, a day or an offset of twenty digits
         return 0.0
     return max(0.0, (date.replace(tzinfo=date.tzinfo or UTC) - now).total_seconds())
 

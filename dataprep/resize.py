@@ -38,9 +38,11 @@ class StoreConfig(Config):
     )
 
     @model_validator(mode="after")
-    def _quality_fits_format(self) -> StoreConfig:
+    def _values_fit(self) -> StoreConfig:
         if self.encode_format == "png" and self.encode_quality > 9:
             raise ValueError(f"encode_quality {self.encode_quality} is above png's 9; set it between 0 and 9")
+        if self.image_size**2 > self.max_pixels:
+            raise ValueError(f"max_pixels {self.max_pixels} is below image_size={self.image_size} squared; raise it")
         return self
 
 
@@ -118,7 +120,10 @@ def encode(image_HWC: np.ndarray, config: StoreConfig) -> bytes:
     }[config.encode_format]
     try:
         bgr_HWC = cv2.cvtColor(image_HWC, cv2.COLOR_RGB2BGR)
-        _, encoded = cv2.imencode(f".{config.encode_format}", bgr_HWC, [quality, config.encode_quality])
+        done, encoded = cv2.imencode(f".{config.encode_format}", bgr_HWC, [quality, config.encode_quality])
     except cv2.error as error:
         raise ImageError("encode", f"cannot be stored as {config.encode_format}") from error
+    if not done:  # a side of more than 65,500 pixels (JPEG) or 16,383 (WebP)
+        height, width = image_HWC.shape[:2]
+        raise ImageError("encode", f"{width}x{height} cannot be stored as {config.encode_format}")
     return encoded.tobytes()

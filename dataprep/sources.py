@@ -37,9 +37,10 @@ FILE_NAMES = ("file_name", "filename", "file", "path", "image")
 CAPTION_FILES = ("metadata.jsonl", "metadata.csv", "captions.csv", "captions.jsonl")
 TAR = (".tar",)
 CAPTION_SUFFIXES = (".txt", ".caption")
-# The columns that the download adds: a source's column of the same name is kept as source_<name>.
+# The columns that listing and download add: a source's column of the same name is kept as source_<name>.
 RESERVED = frozenset(
     (
+        FILE_HASH,
         *("key", "url", "caption", "status", "reason", "error_message", "sha256"),
         *("width", "height", "original_width", "original_height", "original_bytes"),
     )
@@ -200,8 +201,10 @@ def _normalised(
         columns[standard] = standard_values(standard, table[name], f"{where}: column {name}")
     for name in table.column_names:
         if name not in (url, caption, *listed.values()):
-            reserved = name in RESERVED or name.startswith("listed_")
-            columns[f"source_{name}" if reserved else name] = table[name]
+            kept = f"source_{name}" if name in RESERVED or name.startswith("listed_") else name
+            while kept in columns or (kept != name and kept in table.column_names):
+                kept = f"source_{kept}"
+            columns[kept] = table[name]
     return pa.table(columns)
 
 
@@ -217,7 +220,7 @@ def _tar_tables(config: ListingConfig, hashes: bool) -> Iterator[pa.Table]:
     """The samples of every tar, in order. A picture's URL is relative to the folder that all tars are below."""
     files = source_files(config)
     root = posixpath.commonprefix(files).rpartition("/")[0]
-    full = str(Path(root).resolve()) if storage.is_local(root) else root
+    full = storage.absolute(root)
     for file in files:
         sha256 = storage.sha256_file(file)[0] if hashes else None
         for table in read_samples(file, file[len(root) :].lstrip("/")):
@@ -290,7 +293,7 @@ def _is_image(name: str) -> bool:
 def _folder_tables(config: ListingConfig, hashes: bool) -> Iterator[pa.Table]:
     """One row an image below the folder, sorted by path, with the caption beside it or from a captions table."""
     assert config.path is not None
-    root = str(Path(config.path).resolve()) if storage.is_local(config.path) else config.path
+    root = storage.absolute(config.path)
     files = [file[len(config.path.rstrip("/")) + 1 :] for file in _folder_files(config.path)]
     images = [name for name in files if _is_image(name)]
     listed = _captions_table(config, root, set(files))

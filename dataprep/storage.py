@@ -40,7 +40,7 @@ def is_local(path: str) -> bool:
 
 def absolute(path: str) -> str:
     """``path`` as every process understands it: local ones made absolute, since workers have other working folders."""
-    return str(Path(path).absolute()) if is_local(path) else path
+    return str(Path(path).expanduser().absolute()) if is_local(path) else path
 
 
 def join(base: str, *parts: str) -> str:
@@ -100,8 +100,8 @@ def read_many(paths: Sequence[str]) -> list[bytes]:
         return []
     fs, _ = filesystem(paths[0])
     inner = [filesystem(path)[1] for path in paths]
-    found = fs.cat(inner, **_at_once(paths[0]))
-    return [bytes(found[name]) for name in inner]
+    whole: list[None] = [None] * len(inner)  # no range: `cat` would take brackets in a path for a pattern
+    return [bytes(data) for data in fs.cat_ranges(inner, whole, whole, on_error="raise", **_at_once(paths[0]))]
 
 
 def list_settled(folder: str) -> list[str]:

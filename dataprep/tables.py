@@ -57,9 +57,16 @@ def read_batches(path: str) -> Iterator[pa.Table]:
 
 def _read_parquet(path: str) -> Iterator[pa.Table]:
     with fsspec.open(path, "rb") as handle, pq.ParquetFile(handle) as file:
+        _check_names(path, file.schema_arrow.names)
         for batch in file.iter_batches(batch_size=BATCH_ROWS):
+            batch.validate(full=True)  # text that is not UTF-8 would come to light only where it is used
             if batch.num_rows:
                 yield pa.Table.from_batches([batch]).replace_schema_metadata(None)
+
+
+def _check_names(path: str, names: list[str]) -> None:
+    if duplicates := sorted({name for name in names if names.count(name) > 1}):
+        raise UserError(f"listing.path {path}: column {duplicates[0]!r} stands twice in the header; rename one")
 
 
 def _first_record(path: str, delimiter: str) -> list[str]:
@@ -81,8 +88,7 @@ def _read_csv(path: str) -> Iterator[pa.Table]:
         if len(names) != 2:
             raise UserError(f"listing.path {path}: no header line above {len(names)} columns; add one that names them")
         names = ["url" if is_url else "caption" for is_url in has_url]
-    if duplicates := sorted({name for name in names if names.count(name) > 1}):
-        raise UserError(f"listing.path {path}: column {duplicates[0]!r} stands twice in the header; rename one")
+    _check_names(path, names)
     with fsspec.open(path, "rb", compression="infer") as handle:
         reader = pa_csv.open_csv(
             handle,
@@ -115,13 +121,20 @@ def _read_jsonl(path: str) -> Iterator[pa.Table]:
 def _json_record(path: str, number: int, line: str) -> dict[str, Any]:
     try:
         record = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise UserError(f"listing.path {path}: line {number} is not JSON ({error.msg}); one object a line") from error
+    except (ValueError, RecursionError) as error:  # also a number of 5,000 digits, and 100,000 brackets
+        raise UserError(f"listing.path {path}: line {number} is not JSON ({error}); one object a line") from error
     if not isinstance(record, dict):
         raise UserError(f"listing.path {path}: line {number} is not a JSON object; one object a line")
-    return record
+    return {_whole(name): value for name, value in record.items()}
 
 
 def as_text(value: Any) -> str | None:
     """A JSON value as text: strings as they are, others as JSON, null as null."""
-    return value if value is None or isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    if value is None:
+        return None
+    return _whole(value if isinstance(value, str) else json.dumps(value, ensure_ascii=False))
+
+
+def _whole(text: str) -> str:
+    """``text`` with a question mark for each half of a character, which JSON can spell and UTF-8 cannot."""
+    return text.encode("utf-8", "replace").decode()

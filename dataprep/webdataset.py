@@ -91,7 +91,7 @@ def _with(path: str, tar: tarfile.TarFile, sample: Sample, member: tarfile.TarIn
         return sample._replace(caption=data.decode("utf-8", errors="replace").strip())
     try:
         described = json.loads(data)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"listing.path {path}: {member.name} is not JSON ({error}); write the tar again") from error
     if not isinstance(described, dict):
         raise UserError(f"listing.path {path}: {member.name} is not a JSON object; write the tar again")

@@ -30,6 +30,8 @@ NOW = datetime(2026, 1, 1, tzinfo=UTC)
         ("Thu, 01 Jan 2026 00:00:30 GMT", 30),
         ("Thu, 01 Jan 2020 00:00:30 GMT", 0),
         ("Thu, 01 Jan 99999 00:00:30 GMT", 0),
+        ("Thu, 01 Jan 2026 00:00:30 +99999999999999999999", 0),
+        (f"Thu, {'9' * 20} Jan 2026 00:00:30 GMT", 0),
     ],
 )
 def test_retry_after_is_seconds_or_a_date(value, expected):

@@ -115,12 +115,17 @@ def test_limits_are_read_from_the_header(monkeypatch):
     wide = encoded(picture(0, 200, 40))
     assert reason(wide, min_side=41) == "min_side"
     assert reason(wide, max_aspect=4.9) == "max_aspect"
-    assert reason(wide, max_pixels=7999) == "pixels"
-    assert reason(encoded(picture(0, 200, 40), "JPEG"), max_pixels=7999) == "pixels"
+    assert reason(wide, max_pixels=7999, image_size=64) == "pixels"
+    assert reason(encoded(picture(0, 200, 40), "JPEG"), max_pixels=7999, image_size=64) == "pixels"
 
 
 def test_a_strip_that_would_grow_beyond_all_bounds():
     assert reason(encoded(picture(0, 3000, 1)), image_size=256, resize_only_if_bigger=False) == "pixels"
+
+
+@pytest.mark.parametrize(("kind", "side"), [("jpg", 65_501), ("webp", 16_384)])
+def test_a_side_that_a_format_cannot_hold(kind, side):
+    assert reason(encoded(picture(0, side, 1)), resize_mode="no", encode_format=kind) == "encode"
 
 
 def test_what_a_format_cannot_hold(monkeypatch):

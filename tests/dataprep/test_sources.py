@@ -74,6 +74,31 @@ def test_parquet_keeps_types_and_renames_reserved_columns(tmp_path):
     assert ROOT_KEY not in (rows.schema.metadata or {})  # a table cannot name a local folder
 
 
+def test_no_column_takes_another_ones_place(tmp_path):
+    columns = {"url": ["http://a.test/1"], "text": ["one"], "status": ["mine"], "source_status": ["older"]}
+    pq.write_table(pa.table(columns | {"file_sha256": ["theirs"]}), tmp_path / "part.parquet")
+    row = next(list_rows(table(tmp_path), 0)).to_pylist()[0]
+    assert (row["source_status"], row["source_source_status"]) == ("older", "mine")
+    assert row["source_file_sha256"] == "theirs"
+
+
+def test_half_a_character_of_json_becomes_a_question_mark(tmp_path):
+    path = broken(tmp_path / "list.jsonl", rb'{"url": "http://a", "text": "a cat \ud83d", "\udc00": ["\ud83d"]}')
+    assert next(list_rows(table(path), 0)).to_pylist() == [
+        {"url": "http://a", "caption": "a cat ?", "?": '["?"]'},
+    ]
+
+
+def test_a_path_below_the_home_folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "pics").mkdir()
+    (tmp_path / "pics" / "a.png").write_bytes(encoded(picture()))
+    (tmp_path / "pics" / "a.txt").write_text("a house")
+    rows = next(list_rows(ListingConfig(source="folder", path="~/pics"), 0))
+    assert rows["caption"].to_pylist() == ["a house"]
+    assert rows.schema.metadata[ROOT_KEY] == str(tmp_path / "pics").encode()
+
+
 def test_shards_and_limit(tmp_path):
     config = table(write_csv(tmp_path / "list.csv"), rows_per_shard=2, limit=3)
     (tmp_path / "out").mkdir()
@@ -152,6 +177,13 @@ def broken(path, data):
     return path
 
 
+def bad_parquet(path, names):
+    """A column of text that is not UTF-8, under one of the names."""
+    latin = pa.Array.from_buffers(pa.string(), 1, pa.array([b"caf\xe9"]).buffers())
+    pq.write_table(pa.table([pa.array(["http://a"]), latin], names=names), path)
+    return path
+
+
 def test_table_errors(tmp_path):
     good = write_csv(tmp_path / "list.csv")
     (tmp_path / "empty").mkdir()
@@ -173,6 +205,10 @@ def test_table_errors(tmp_path):
         (table(broken(tmp_path / "ragged.csv", b"url,caption\nhttp://a,b,c\n")), "not readable"),
         (table(broken(tmp_path / "bad.jsonl", b'{"url": "u", "text": "t"}\n{"url"\n')), "line 2 is not JSON"),
         (table(broken(tmp_path / "list.jsonl", b"[1]\n")), "line 1 is not a JSON object"),
+        (table(broken(tmp_path / "long.jsonl", b'{"url": ' + b"9" * 5000 + b"}\n")), "line 1 is not JSON"),
+        (table(broken(tmp_path / "deep.jsonl", b'{"url": ' + b"[" * 10**5 + b"\n")), "line 1 is not JSON"),
+        (table(bad_parquet(tmp_path / "latin.parquet", ["url", "text"])), "not readable as .parquet .*UTF8"),
+        (table(bad_parquet(tmp_path / "double.parquet", ["url", "url"])), "'url' stands twice"),
         (table(broken(tmp_path / "notes.doc", b"x")), "unknown kind of file"),
         (table(broken(tmp_path / "nothing.csv", b"")), "no rows"),
         (table(broken(tmp_path / "header.csv", b"url,caption\n")), "no rows"),

@@ -135,3 +135,10 @@ def test_markers_written_together_are_read_in_few_requests(faults: Faults, monke
     faults.throttled = 10**9
     assert read_markers(folder) == {marker.id: marker for marker in markers}
     assert faults.seen["throttled"] == 1 + 2 + 3  # the listing, the batches, and those after the last one
+
+
+def test_brackets_in_a_path_are_no_pattern(tmp_path: Path) -> None:
+    folder = str(tmp_path / "exp[1]*")
+    marker = Marker(3, "w", {}, [Output("00003.parquet", 1, "f" * 64, 2)], {"rows": 2})
+    write_marker(folder, marker)
+    assert read_markers(folder) == {3: marker}
