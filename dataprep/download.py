@@ -28,10 +28,9 @@ from dataprep.guard import Hosts
 from dataprep.reasons import REASONS, STATUSES, SUCCESS, TRANSIENT, FailedError
 from dataprep.resize import StoreConfig, store_image
 from dataprep.robots import PolicyMemory
-from dataprep.schema import read_table, write_table
+from dataprep.schema import SAMPLE_DIGITS, read_table, sample_key, write_table
 from dataprep.sources import ROOT_KEY
 
-SHARD_DIGITS, SAMPLE_DIGITS = 5, 4
 SPOOL = 64 << 20  # bytes of finished images that are kept in memory, the rest on disk
 MEMBERS = 3  # files of a sample in the tar
 MEASURED = ("width", "height", "original_width", "original_height", "original_bytes", "sha256")
@@ -226,7 +225,7 @@ def _write_tar(
         tar = stack.enter_context(tarfile.open(tar_path, "w", format=tarfile.USTAR_FORMAT))
         old = stack.enter_context(tarfile.open(previous.tar, "r|")) if previous is not None else None
         for index, source in enumerate(_iterate(listing)):
-            key = f"{shard_index:0{SHARD_DIGITS}d}{index:0{SAMPLE_DIGITS}d}"
+            key = sample_key(shard_index, index)
             measured, place = found[index]
             row = {"key": key, "url": source.pop("url"), "caption": source.pop("caption")} | measured
             rows.append(row)

@@ -20,10 +20,9 @@ import pyarrow.parquet as pq
 from pydantic import Field
 
 from dataprep import storage
-from dataprep.schema import KIND_KEY, Config
+from dataprep.schema import KIND_KEY, Config, split_key
 
 FORGOTTEN, FORGOTTEN_FILE = "forgotten", "forgotten.json"
-SHARD_DIGITS = 5  # of a key; the rest of it is the row in the shard
 # What stands in a forgotten row, by kind; `key` is kept, every other column becomes null.
 BLANK: dict[str, dict[str, Any]] = {
     "listing": {"url": "", "caption": ""},
@@ -120,7 +119,7 @@ def redact_parquet(source: str | Path, target: str | Path, shard: int, keys: Col
         rows_N = pa.compute.is_in(before["key"], pa.array(sorted(keys), pa.string())).to_numpy()
     else:
         rows_N = np.zeros(before.num_rows, dtype=bool)
-        rows_N[[int(key[SHARD_DIGITS:]) for key in keys if int(key[:SHARD_DIGITS]) == shard]] = True
+        rows_N[[row for of, row in map(split_key, keys) if of == shard]] = True
     rows_N = rows_N.astype(bool)
     after = before.filter(pa.array(~rows_N)) if kind in REMOVED else blank_rows(before, kind, rows_N)
     if after.equals(before):

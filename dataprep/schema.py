@@ -32,6 +32,7 @@ KINDS = {
 KIND_KEY, VERSION_KEY = b"imagen_ray.kind", b"imagen_ray.version"
 # Pack: the column with the aspect bucket of a row, and where a pixel field says the {bucket: [height, width]}.
 BUCKET_COLUMN, SHAPES_KEY = "bucket", b"shapes"
+SHARD_DIGITS, SAMPLE_DIGITS = 5, 4  # of a key: the shard's number, or more from shard 100,000 on; the row in it
 SQUARE = ""  # the one bucket of a pack whose pictures are squares
 Shape = tuple[int, int]  # height and width in pixels
 
@@ -44,6 +45,16 @@ class Config(BaseModel):
     """Base of every config class: frozen, no unknown keys, no silent type coercion (an int is taken for a float)."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+
+def sample_key(shard: int, row: int) -> str:
+    """The key of a sample: the digits of its shard, then those of its row in the shard."""
+    return f"{shard:0{SHARD_DIGITS}d}{row:0{SAMPLE_DIGITS}d}"
+
+
+def split_key(key: str) -> tuple[int, int]:
+    """The shard and the row of a `sample_key`."""
+    return int(key[:-SAMPLE_DIGITS]), int(key[-SAMPLE_DIGITS:])
 
 
 def write_table(

@@ -22,13 +22,13 @@ from typing import Any
 import pyarrow.parquet as pq
 
 from dataprep import storage
-from dataprep.schema import UserError
+from dataprep.schema import SHARD_DIGITS, UserError
 from pipeline.fingerprint import digest
 
 MANIFEST, MARKERS = "manifest.json", ".shards"
 BATCH, BATCH_SIZE = "batch-", 500  # markers written once more, together
 # A shard's file; one of a later pass over the stage's shards stands for those before it, which come first by name.
-SHARD_NAME = re.compile(r"^(?:pass-\d{3}/)?(\d{5})\.(\w+)$")
+SHARD_NAME = re.compile(rf"^(?:pass-\d{{3}}/)?(\d{{{SHARD_DIGITS},}})\.(\w+)$")
 
 _EVENTS = threading.Lock()  # stages run side by side
 

@@ -13,11 +13,10 @@ from rich.table import Table
 from rich.text import Text
 
 from dataprep import storage
-from dataprep.download import SAMPLE_DIGITS, SHARD_DIGITS
-from dataprep.schema import UserError
+from dataprep.schema import SAMPLE_DIGITS, SHARD_DIGITS, UserError, sample_key, split_key
 from pipeline.store import Artifact, Run, Shard
 
-KEY = re.compile(rf"\d{{{SHARD_DIGITS + SAMPLE_DIGITS}}}")
+KEY = re.compile(rf"\d{{{SHARD_DIGITS + SAMPLE_DIGITS},}}")
 IMAGE = re.compile(r"\.(jpg|png|webp)$")
 BIG = 64  # bytes of a binary value that are too many to show
 
@@ -53,7 +52,7 @@ def find(run: Run, artifacts: Mapping[str, Artifact], target: str) -> list[tuple
 
 
 def _by_key(rows: Artifact, key: str) -> tuple[int, int]:
-    shard, row = int(key[:SHARD_DIGITS]), int(key[SHARD_DIGITS:])
+    shard, row = split_key(key)
     counts = {item.id: pq_rows(item.files["parquet"]) for item in rows.shards if item.id == shard}
     if row < counts.get(shard, 0):
         return shard, row
@@ -64,16 +63,16 @@ def _unknown(rows: Artifact, target: str) -> str:
     """What there is instead of ``target``."""
     last = rows.shards[-1].id
     if KEY.fullmatch(target) or target.isdecimal():
-        digits = target.zfill(SHARD_DIGITS + SAMPLE_DIGITS)[-SHARD_DIGITS - SAMPLE_DIGITS :]
-        nearest = min((item.id for item in rows.shards), key=lambda index: abs(index - int(digits[:SHARD_DIGITS])))
+        asked, row = split_key(target.zfill(SHARD_DIGITS + SAMPLE_DIGITS))
+        nearest = min((item.id for item in rows.shards), key=lambda index: abs(index - asked))
         shard = next(item for item in rows.shards if item.id == nearest)
-        row = min(int(digits[SHARD_DIGITS:]), pq_rows(shard.files["parquet"]) - 1)
+        row = min(row, pq_rows(shard.files["parquet"]) - 1)
         return (
             f"{target}: no such key; a key is {SHARD_DIGITS} digits for the shard (0 to {last}) and {SAMPLE_DIGITS} "
-            f"for its row; the nearest is {nearest:0{SHARD_DIGITS}d}{row:0{SAMPLE_DIGITS}d}"
+            f"for its row; the nearest is {sample_key(nearest, row)}"
         )
     what = "URL" if "://" in target else "key or URL"
-    first = f"{rows.shards[0].id:0{SHARD_DIGITS}d}{0:0{SAMPLE_DIGITS}d}"
+    first = sample_key(rows.shards[0].id, 0)
     return f"{target}: no such {what} in the run; give a URL as it stands in the list, or a key such as {first}"
 
 
@@ -94,7 +93,7 @@ def pq_rows(path: str) -> int:
 
 
 def _describe(artifacts: Mapping[str, Artifact], shard: int, row: int) -> dict[str, Any]:
-    key = f"{shard:0{SHARD_DIGITS}d}{row:0{SAMPLE_DIGITS}d}"
+    key = sample_key(shard, row)
     listed = _row(artifacts, "listing", shard, row)
     fetched = _row(artifacts, "download", shard, row)
     told: dict[str, Any] = {"key": key}

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from dataprep import storage
-from dataprep.schema import UserError
-from pipeline.store import Manifest, Run, describe, verify
+from dataprep.schema import UserError, sample_key, split_key
+from pipeline.store import Artifact, Manifest, Output, Run, describe, verify
 
 
 def make(run: Run, stage: str, files: dict[str, bytes]) -> None:
@@ -76,3 +76,15 @@ def test_a_relative_run_folder_means_the_same_to_every_process(monkeypatch: pyte
 def test_no_run_is_a_user_error(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"run\.json is missing"):
         Run(str(tmp_path)).record()
+
+
+def test_shards_beyond_a_hundred_thousand_are_shards_too() -> None:
+    names = ("00000.tar", "00000.parquet", "99999.tar", "100000.tar", "pass-001/1234567.tar", "funnel.json")
+    manifest = Manifest("download", "f", {}, {}, [Output(name, 1, "0" * 64) for name in names], {}, 1.0, {})
+    assert [shard.id for shard in Artifact("run", manifest).shards] == [0, 99_999, 100_000, 1_234_567]
+    assert [split_key(sample_key(shard, 34)) for shard in (0, 99_999, 100_000)] == [
+        (0, 34),
+        (99_999, 34),
+        (100_000, 34),
+    ]
+    assert sample_key(0, 34) == "000000034" and sample_key(100_000, 34) == "1000000034"
