@@ -77,7 +77,6 @@ class AnnotateConfig(Config):
         strict=False,
         description="languages told apart (ISO 639-1); fewer make short captions surer",
     )
-    max_pixels: int = Field(default=MAX_PIXELS, ge=1, description="a stored image with more pixels is an error")
 
     @field_validator("languages")
     @classmethod
@@ -126,11 +125,15 @@ def thumbnail(image: np.ndarray) -> bytes:
 
 
 def annotate_shard(
-    tar_path: str | Path, parquet_path: str | Path, out_path: str | Path, config: AnnotateConfig
+    tar_path: str | Path,
+    parquet_path: str | Path,
+    out_path: str | Path,
+    config: AnnotateConfig,
+    max_pixels: int = MAX_PIXELS,
 ) -> dict[str, int]:
     """Measures one download shard and writes its annotations; counters rows and ok.
 
-    Raises ValueError where tar and Parquet do not belong together.
+    Raises ValueError where tar and Parquet do not belong together, or an image has more than ``max_pixels``.
     """
     columns = ["key", "caption", "status", "original_width", "original_height", "sha256"]
     images = read_shard_images(tar_path)
@@ -142,7 +145,7 @@ def annotate_shard(
             key, data = next(images, (None, b""))
             if key != row["key"]:
                 raise ValueError(f"{tar_path}: image {key} where the table has {row['key']}; download the shard again")
-            measured |= _image_columns(data, config.max_pixels)
+            measured |= _image_columns(data, max_pixels)
             width, height = row["original_width"], row["original_height"]
             measured |= {"width": width, "height": height, "aspect": max(width, height) / min(width, height)}
         annotated.append(measured | {"key": row["key"], "ok": row["status"] == "success", "sha256": row["sha256"]})

@@ -9,7 +9,7 @@ import io
 import re
 import tarfile
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 
 import cv2
@@ -298,17 +298,3 @@ def read_shard_rgb(tar_path: str | Path, max_pixels: int = MAX_PIXELS) -> Iterat
     """Yields (key, uint8 HWC RGB) of a download shard's tar, in its order."""
     for key, data in read_shard_images(tar_path):
         yield key, decode_rgb(data, max_pixels)
-
-
-def read_pixels(tar_path: str | Path, keys: Sequence[str], size: int, crop: str = "centre") -> np.ndarray:
-    """The images ``keys`` of a download shard as uint8 (N, size, size, 3), in the order of ``keys``.
-
-    Raises ValueError naming the keys that the shard does not hold.
-    """
-    wanted = set(keys)
-    found = {
-        key: resize_square(decode_rgb(data), size, crop) for key, data in read_shard_images(tar_path) if key in wanted
-    }
-    if missing := [key for key in keys if key not in found]:
-        raise ValueError(f"{tar_path}: no image for keys {', '.join(missing[:5])} ({len(missing)} in all)")
-    return np.stack([found[key] for key in keys]) if keys else np.zeros((0, size, size, 3), np.uint8)

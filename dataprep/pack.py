@@ -21,7 +21,7 @@ import pyarrow as pa
 from pydantic import Field, field_validator, model_validator
 
 from dataprep.aspects import bucket_shapes, nearest_bucket
-from dataprep.decode import decode_rgb, read_shard_images, resize_to
+from dataprep.decode import MAX_PIXELS, decode_rgb, read_shard_images, resize_to
 from dataprep.download import SUCCESS
 from dataprep.schema import BUCKET_COLUMN, SHAPES_KEY, Config, Shape, UserError, read_table, write_table
 
@@ -95,6 +95,7 @@ def pack_shard(
     selection_path: str | Path | None,
     out_path: str | Path,
     config: PackConfig,
+    max_pixels: int = MAX_PIXELS,
 ) -> dict[str, int]:
     """Packs one download shard: key, caption, split and the pixel columns of the selected rows, in their order.
 
@@ -111,7 +112,7 @@ def pack_shard(
     captions = {row["key"]: [row[name] for name in ("caption", *config.captions)] for row in downloads.to_pylist()}
     shapes = {size: config.shapes(size) for size in config.resolutions}
     buckets = list(shapes[config.resolutions[0]])
-    for key, image in _selected_images(tar_path, splits):
+    for key, image in _selected_images(tar_path, splits, max_pixels):
         texts = captions[key]
         row = {"key": key, "caption": texts[0], "split": splits[key], "captions": [text or texts[0] for text in texts]}
         row[BUCKET_COLUMN] = bucket = nearest_bucket(shapes[config.resolutions[0]], *image.shape[:2])
@@ -175,10 +176,10 @@ def _splits(downloads: pa.Table, selection_path: str | Path | None) -> dict[str,
     return {row["key"]: row["split"] for row in selection.to_pylist() if row["keep"]}
 
 
-def _selected_images(tar_path: str | Path, splits: dict[str, str]) -> Iterator[tuple[str, np.ndarray]]:
+def _selected_images(tar_path: str | Path, splits: dict[str, str], max_pixels: int) -> Iterator[tuple[str, np.ndarray]]:
     for key, data in read_shard_images(tar_path):
         if key in splits:
-            yield key, decode_rgb(data)
+            yield key, decode_rgb(data, max_pixels)
 
 
 def _encode(image: np.ndarray, size: int, config: PackConfig) -> bytes:

@@ -35,6 +35,8 @@ from train.tasks.clip import ClipTaskConfig
 from train.tasks.diffusion import DiffusionStageConfig
 from train.tasks.t5 import T5TaskConfig
 
+STORED_PIXELS = "download.max_pixels"  # what a stored picture may have: the limit of every stage that opens one
+
 
 class PretrainConfig(T5TaskConfig, TrainConfig):
     """A small T5 pretrained on the run's own captions: the model's keys and the training loop's, side by side."""

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum
 
-from pipeline.config import RunConfig
+from pipeline.config import STORED_PIXELS, RunConfig
 from pipeline.context import StageFunction
 from pipeline.steps import data, evaluate, judge, learn, models, page
 
@@ -44,17 +44,18 @@ def stages(config: RunConfig) -> list[Stage]:
     judged = ("sample", "clip", "pack", *swept)
     fit_t5 = Work.DRIVER if config.encoder.pretrain is None else Work.GROUP
     fit_clip = Work.DRIVER if config.clip.train is None else Work.GROUP
-    clip_keys = ("clip.model", "clip.pretrained", "clip.train", "seed")
+    clip_keys = ("clip.model", "clip.pretrained", "clip.train", STORED_PIXELS, "seed")
+    select_keys = ("select", "clip.min_similarity", "listing.source")
     shards, with_model, group = Work.SHARDS, Work.MODELS, Work.GROUP
     return [
         Stage("listing", data.listing, ("listing", "seed"), sources=data.listing_sources),
         Stage("download", data.download, ("listing", "download", "seed"), ("listing",), work=shards),
-        Stage("annotate", data.annotate, ("annotate",), ("download",), work=shards),
+        Stage("annotate", data.annotate, ("annotate", STORED_PIXELS), ("download",), work=shards),
         Stage("encoder", models.encoder, ("encoder", "seed"), ("download",), models.encoder_sources, fit_t5),
         Stage("clip", models.clip, clip_keys, pairs, models.clip_sources, fit_clip),
-        Stage("score", data.score, ("score",), ("download", "clip"), data.score_sources, with_model),
-        Stage("select", data.select, ("select", "clip.min_similarity"), ("download", "annotate", "score")),
-        Stage("pack", data.pack, ("pack",), ("download", "select"), work=shards),
+        Stage("score", data.score, ("score", STORED_PIXELS), ("download", "clip"), data.score_sources, with_model),
+        Stage("select", data.select, select_keys, ("download", "annotate", "score")),
+        Stage("pack", data.pack, ("pack", STORED_PIXELS), ("download", "select"), work=shards),
         Stage("embed", data.embed, ("embed",), ("pack", "encoder"), work=with_model),
         Stage("card", page.card, ("card",), page.DATA),
         *(Stage(name, learn.train, (name, "seed"), ("pack", "embed"), work=group) for name in cascade),

@@ -22,14 +22,14 @@ from dataprep.redact import FORGOTTEN_FILE, Forgotten, ForgottenList
 from dataprep.robots import PolicyMemory
 from dataprep.rules import make_filters, make_set_filters
 from dataprep.scenes import HOST, ScenesConfig, serve
-from dataprep.schema import read_schema, read_table, write_table
+from dataprep.schema import read_table, write_table
 from dataprep.select import PairShard
 from dataprep.select import select as select_rows
 from dataprep.sources import ListingConfig, check_source, source_files, write_listing
 from eval.clip import ClipScorer, score_shard
 from eval.heads import Head, HeadConfig, ScoreConfig, head_files
 from eval.scoring import ahead
-from pipeline.config import RunConfig
+from pipeline.config import STORED_PIXELS, RunConfig
 from pipeline.context import Context
 from pipeline.steps.models import clip_spec, device, encoder_spec
 from pipeline.store import Marker, Run, Shard
@@ -121,18 +121,19 @@ def _once_more(ctx: Context, shard: Shard, done: Marker) -> Shard:
 class AnnotateWorker:
     """Measures the pairs of a download shard."""
 
-    def __init__(self, config: AnnotateConfig) -> None:
-        self.config = config
+    def __init__(self, config: AnnotateConfig, max_pixels: int) -> None:
+        self.config, self.max_pixels = config, max_pixels
 
     def __call__(self, shard: Shard, out: Path) -> dict[str, int]:
         """One Parquet file, row-aligned with the shard's."""
         tar, parquet = shard.files["download.tar"], shard.files["download.parquet"]
-        return annotate_shard(tar, parquet, out / f"{shard.id:05d}.parquet", self.config)
+        return annotate_shard(tar, parquet, out / f"{shard.id:05d}.parquet", self.config, self.max_pixels)
 
 
 def annotate(ctx: Context) -> None:
     """Sizes, hashes, caption statistics and language as columns."""
-    ctx.map_shards(AnnotateWorker, {"config": ctx.config["annotate"]}, ctx.shards("download"))
+    arguments = {"config": ctx.config["annotate"], "max_pixels": ctx.config[STORED_PIXELS]}
+    ctx.map_shards(AnnotateWorker, arguments, ctx.shards("download"))
 
 
 class ScoreWorker:
@@ -162,7 +163,7 @@ def score(ctx: Context) -> None:
         name: head.model_copy(update={"path": storage.absolute(head.path)})
         for name, head in config.heads.given().items()
     }
-    arguments = {"clip": clip_spec(ctx.inputs["clip"]), "max_pixels": AnnotateConfig().max_pixels}
+    arguments = {"clip": clip_spec(ctx.inputs["clip"]), "max_pixels": ctx.config[STORED_PIXELS]}
     arguments |= {"heads": heads, "embeddings": config.embeddings}
     ctx.map_shards(ScoreWorker, arguments, ctx.shards("download"), on_gpu=True)
 
@@ -193,7 +194,7 @@ def select(ctx: Context) -> None:
 def _quality(ctx: Context, shards: list[Shard], names: list[str]) -> dict[str, Any] | None:
     """How right the filters were; None for a list that does not say what is wrong with it."""
     downloads = [shard.files["download.parquet"] for shard in shards]
-    if any("truth" not in read_schema(path, "download").names for path in downloads):
+    if ctx.config["listing.source"] != "scenes":
         return None
     truths = [read_table(path, "download", ["truth"]) for path in downloads]
     return filter_quality(truths, [read_table(ctx.path(name), "selection", ["reason"]) for name in names])
@@ -202,21 +203,23 @@ def _quality(ctx: Context, shards: list[Shard], names: list[str]) -> dict[str, A
 class PackWorker:
     """Packs the kept images of a shard at every training resolution."""
 
-    def __init__(self, config: PackConfig) -> None:
-        self.config = config
+    def __init__(self, config: PackConfig, max_pixels: int) -> None:
+        self.config, self.max_pixels = config, max_pixels
 
     def __call__(self, shard: Shard, out: Path) -> dict[str, int]:
         """One Parquet file of the kept rows."""
         files = shard.files
         path = out / f"{shard.id:05d}.parquet"
+        selection = files.get("select.parquet")
         return pack_shard(
-            files["download.tar"], files["download.parquet"], files.get("select.parquet"), path, self.config
+            files["download.tar"], files["download.parquet"], selection, path, self.config, self.max_pixels
         )
 
 
 def pack(ctx: Context) -> None:
     """Kept images as one column a training resolution."""
-    ctx.map_shards(PackWorker, {"config": ctx.config["pack"]}, ctx.shards("download", "select"))
+    arguments = {"config": ctx.config["pack"], "max_pixels": ctx.config[STORED_PIXELS]}
+    ctx.map_shards(PackWorker, arguments, ctx.shards("download", "select"))
 
 
 class EmbedWorker:

@@ -8,6 +8,7 @@ from typing import Any
 import pyarrow.parquet as pq
 
 from dataprep import storage
+from dataprep.schema import UserError
 from pipeline.config import CascadeStageConfig
 from pipeline.context import Context
 from pipeline.ray_train import run_training
@@ -37,6 +38,15 @@ def train(ctx: Context) -> None:
     fit(ctx, fit_diffusion, arguments, ctx.config[ctx.stage])
 
 
+def text_width(embed: Sequence[str]) -> int:
+    """Components of a token, as the first shard that has a caption says; a shard of which nothing was kept has none."""
+    for path in embed:
+        with storage.local_copy(path) as local, pq.ParquetFile(local) as file:
+            if file.metadata.num_rows:
+                return int(next(file.iter_batches(1, columns=["dim"]))["dim"][0].as_py())
+    raise UserError("train: nothing was kept to train on; look at the report's funnel and loosen select")
+
+
 def fit_diffusion(
     pack: Sequence[str], embed: Sequence[str], validate: bool, config: CascadeStageConfig, folder: str, seed: int
 ) -> dict[str, Any]:
@@ -45,8 +55,6 @@ def fit_diffusion(
     def loader(split: str) -> Loader:
         return Loader(pack, embed, stage_columns(config), split, seed, config.batch_size, config.crop, config.data)
 
-    with storage.local_copy(embed[0]) as local, pq.ParquetFile(local) as file:
-        text_dim = next(file.iter_batches(1, columns=["dim"]))["dim"][0].as_py()
-    task, data = DiffusionTask(config, text_dim), loader(TRAIN)
+    task, data = DiffusionTask(config, text_width(embed)), loader(TRAIN)
     result = train_loop(task, config, data, folder, seed, loader(VALIDATION) if validate else None)
     return result | {"passed_over": len(data.corrupt)}

@@ -13,7 +13,7 @@ from dataprep.pack import PackConfig, pack_shard
 from dataprep.schema import UserError, read_table
 from dataprep.text import TextEncoder, check_encoder
 from eval.clip import ClipScorer, check_spec
-from pipeline.config import ContrastiveConfig, PretrainConfig, RunConfig
+from pipeline.config import STORED_PIXELS, ContrastiveConfig, PretrainConfig, RunConfig
 from pipeline.context import Context
 from pipeline.fingerprint import digest
 from pipeline.steps.learn import fit
@@ -82,13 +82,14 @@ def clip_sources(config: RunConfig) -> list[str]:
 class PairWorker:
     """Packs every downloaded pair of a shard for CLIP's training."""
 
-    def __init__(self, config: PackConfig) -> None:
-        self.config = config
+    def __init__(self, config: PackConfig, max_pixels: int) -> None:
+        self.config, self.max_pixels = config, max_pixels
 
     def __call__(self, shard: Shard, out: Path) -> dict[str, int]:
         """One Parquet file."""
         tar, parquet = shard.files["download.tar"], shard.files["download.parquet"]
-        return {"pairs": pack_shard(tar, parquet, None, out / f"{shard.id:05d}.parquet", self.config)["rows"]}
+        path = out / f"{shard.id:05d}.parquet"
+        return {"pairs": pack_shard(tar, parquet, None, path, self.config, self.max_pixels)["rows"]}
 
 
 def clip(ctx: Context) -> None:
@@ -98,8 +99,9 @@ def clip(ctx: Context) -> None:
         ClipScorer.load({"model": ctx.config["clip.model"], "pretrained": ctx.config["clip.pretrained"]})
     else:
         size = PackConfig(resolutions=(config.image_size,), raw_up_to=config.image_size)
-        ctx.map_shards(PairWorker, {"config": size}, ctx.shards("download"), subfolder=PAIRS)
-        pairs = [ctx.path(PAIRS, f"{shard.id:05d}.parquet") for shard in ctx.inputs["download"].shards]
+        arguments = {"config": size, "max_pixels": ctx.config[STORED_PIXELS]}
+        ctx.map_shards(PairWorker, arguments, ctx.shards("download"), subfolder=PAIRS)
+        pairs = [ctx.path(PAIRS, f"{number:05d}.parquet") for number in sorted(marker.id for marker in ctx.finished)]
         tokenizer = encoder_spec(ctx.inputs["encoder"])
         fit(ctx, fit_clip, {"pairs": pairs, "tokenizer": tokenizer}, config)
         storage.remove(ctx.path(PAIRS))

@@ -14,7 +14,7 @@ from picture_fakes import encoded, picture
 from PIL import Image, ImageOps
 
 from dataprep import decode
-from dataprep.decode import decode_rgb, is_image, read_pixels, read_shard_images, read_shard_rgb, resize_square
+from dataprep.decode import decode_rgb, is_image, read_shard_images, read_shard_rgb, resize_square
 
 
 @pytest.mark.parametrize("kind", ["PNG", "WEBP", "TIFF", "BMP"])
@@ -126,11 +126,6 @@ def test_shard_is_read_in_order(tmp_path):
                 tar.addfile(member, io.BytesIO(data))
     assert [key for key, _ in read_shard_images(path)] == ["b", "a"]
     assert np.array_equal(dict(read_shard_rgb(path))["a"], picture(ord("a")))
-    pixels = read_pixels(path, ["a", "b", "a"], 8)
-    assert pixels.shape == (3, 8, 8, 3) and np.array_equal(pixels[0], pixels[2])
-    assert read_pixels(path, [], 8).shape == (0, 8, 8, 3)
-    with pytest.raises(ValueError, match="no image for keys c"):
-        read_pixels(path, ["a", "c"], 8)
 
 
 def test_jpegs_decode_to_the_pixels_of_pillow():

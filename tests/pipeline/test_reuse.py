@@ -121,7 +121,7 @@ def test_paths_into_inputs_count_by_content_and_all_else_by_value(tmp_path: Path
     assert worker_fingerprint(Copy, {}, [one], {}) != worker_fingerprint(Copy, {}, [other], {})
     base = of(one, config=AnnotateConfig(), rows=[Pair("a", 1)], forgotten=frozenset("ab"))
     assert base == of(one, config=AnnotateConfig(), rows=[Pair("a", 1)], forgotten=frozenset("ba"))
-    assert base != of(one, config=AnnotateConfig(max_pixels=7), rows=[Pair("a", 1)], forgotten=frozenset("ab"))
+    assert base != of(one, config=AnnotateConfig(languages=("en",)), rows=[Pair("a", 1)], forgotten=frozenset("ab"))
     assert base != of(one, config=AnnotateConfig(), rows=[Pair("a", 2)], forgotten=frozenset("ab"))
     with pytest.raises(TypeError, match="is a function, which has no stable form"):
         of(one, hook=test_paths_into_inputs_count_by_content_and_all_else_by_value)
