@@ -115,6 +115,7 @@ def _difference(before: Manifest | None, parts: dict[str, Any]) -> str:
     for what, old, new in [
         ("config", before.config, parts["config"]),
         ("inputs", before.inputs, parts["inputs"]),
+        ("source files", before.sources, parts["sources"]),
         ("code", before.code, parts["code"]),
         ("versions", before.versions, parts["versions"]),
     ]:
@@ -122,7 +123,7 @@ def _difference(before: Manifest | None, parts: dict[str, Any]) -> str:
         if changed:
             more = f" and {len(changed) - 2} more" if len(changed) > 2 else ""
             return f"{what} changed: {', '.join(changed[:2])}{more}"
-    return "the source files changed"
+    return "it was finished under another scheme"
 
 
 def execute(config: RunConfig, command: str, until: str | None = None, keep: Sequence[str] = ()) -> Run:
@@ -137,6 +138,7 @@ def execute(config: RunConfig, command: str, until: str | None = None, keep: Seq
             f"run={config.run}: a job's working folder is thrown away with it; give an absolute path or a URL"
         )
     run = Run(config.run)
+    before = _first_look(run)
     sources = SourceHashes(run)
     planned = plan(config, run, keep, sources)
     todo = up_to(planned, until)
@@ -144,7 +146,10 @@ def execute(config: RunConfig, command: str, until: str | None = None, keep: Seq
     with lock(run):
         _check_writable(run)
         sources.save()
-        record = _record(config, command, planned, run.read_record())
+        if (stood := run.read_record()) != before:  # another driver was at work until the lock was free
+            planned = plan(config, run, keep, sources)
+            todo = up_to(planned, until)
+        record = _record(config, command, planned, stood)
         _save(run, record)
         run.event("run_started", command=command, todo=[p.stage.name for p in todo if p.artifact is None])
         work = partial(_run_stage, config=config, run=run, record=record)
@@ -210,7 +215,8 @@ def _run_stage(
         shards=_kept(context.finished, outputs),
     )
     artifact = run.commit(manifest)
-    storage.remove(storage.join(folder, MARKERS))
+    for subfolder in {"", *(marker.subfolder for marker in context.finished)}:
+        storage.remove(storage.join(folder, subfolder, MARKERS))
     _mark(run, record, name, state="done", seconds=seconds, finished=item.fingerprint)
     run.event("stage_finished", stage=name, seconds=seconds, counters=context.counters)
     counters = " ".join(f"{key}={value}" for key, value in context.counters.items())
@@ -238,6 +244,18 @@ def _kept(finished: Sequence[Marker], outputs: Sequence[Output]) -> list[Marker]
         for marker in finished
         if all(storage.join(marker.subfolder, output.path).lstrip("/") in names for output in marker.outputs)
     ]
+
+
+def _first_look(run: Run) -> dict[str, Any] | None:
+    """run.json, or None; UserError with what the storage's library raises, each one errors of its own."""
+    try:
+        return run.read_record()
+    except UserError:
+        raise
+    except Exception as error:
+        text = f"{type(error).__name__}: {' '.join(str(error).split())}"
+        remedy = "check the folder or bucket, and the credentials"
+        raise UserError(f"run={run.root}: cannot be read ({text}); {remedy}") from error
 
 
 def _check_writable(run: Run) -> None:

@@ -3,7 +3,8 @@
 From a stage's function the names it uses are followed through our own modules, symbol by symbol (a function, a class,
 an assignment at module level), over ``import`` and ``from`` statements wherever they stand. Each reached symbol is
 hashed as a syntax tree without docstrings, so a comment or a reformatting changes nothing. The third-party modules
-that reached symbols name give the library versions.
+that reached symbols name give the library versions. Templates, style sheets and tables beside a reached module count
+with every byte.
 
 Limits, by design: names are followed, not values. A module must not be imported through a computed string, and a
 method is reached through its class (which whoever makes the object has to name).
@@ -23,7 +24,9 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+ROOT = Path(__file__).resolve().parent.parent  # the code that runs, whatever sys.path says
 OURS = ("pipeline", "dataprep", "train", "eval")
+DATA = (".jinja", ".css", ".js", ".yaml")  # files beside a module that it reads by their path
 WHOLE = "*"  # a module used as a value (`import x; f(x)`): everything in it counts
 
 
@@ -67,7 +70,7 @@ def reached(function: Callable[..., Any], extra: Iterable[type[Any]] = ()) -> tu
         if name != WHOLE and name not in module.symbols:
             if name in module.imports:  # re-exported: follow to where it is defined
                 todo.append(_target(*module.imports[name]))
-            elif importlib.util.find_spec(f"{module_name}.{name}") is not None:
+            elif _file(f"{module_name}.{name}") is not None:
                 todo.append((f"{module_name}.{name}", WHOLE))
             continue
         # Statements that define nothing (a bare call, an if) run at import: they always count.
@@ -76,6 +79,7 @@ def reached(function: Callable[..., Any], extra: Iterable[type[Any]] = ()) -> tu
             if key in code or symbol not in module.symbols:
                 continue
             code[key] = module.symbols[symbol].digest
+            code |= _data(module_name)
             for use in module.symbols[symbol].uses:
                 todo.extend(_resolve(module_name, module, use))
     return dict(sorted(code.items())), versions(libraries)
@@ -94,7 +98,7 @@ def _resolve(module_name: str, module: Module, use: str) -> list[tuple[str, str]
         if found[1] != WHOLE:
             return [found]
         target = found[0]  # `from package import module`
-    while rest and target.split(".")[0] in OURS and _is_module(f"{target}.{rest[0]}"):
+    while rest and target.split(".")[0] in OURS and _file(f"{target}.{rest[0]}"):
         target = f"{target}.{rest.pop(0)}"
     return [(target, rest[0] if rest else WHOLE)]
 
@@ -103,26 +107,34 @@ def _target(module: str, attribute: str | None) -> tuple[str, str]:
     """Where ``from module import attribute`` leads: a symbol of the module, or a submodule as a whole."""
     if attribute is None:
         return module, WHOLE
-    if module.split(".")[0] in OURS and _is_module(f"{module}.{attribute}") and attribute not in parse(module).symbols:
+    if module.split(".")[0] in OURS and _file(f"{module}.{attribute}") and attribute not in parse(module).symbols:
         return f"{module}.{attribute}", WHOLE
     return module, attribute
 
 
 @cache
-def _is_module(name: str) -> bool:
-    try:
-        return importlib.util.find_spec(name) is not None
-    except ModuleNotFoundError:  # its parent is a module, not a package
-        return False
+def _file(module_name: str) -> Path | None:
+    """The source of a module or package of ours; None where there is none of that name."""
+    path = ROOT.joinpath(*module_name.split("."))
+    return next((file for file in (path.with_suffix(".py"), path / "__init__.py") if file.is_file()), None)
+
+
+@cache
+def _data(module_name: str) -> dict[str, str]:
+    """``{"package/file": sha256}`` of the `DATA` files beside a module."""
+    file = _file(module_name)
+    assert file is not None, module_name
+    found = (path for path in file.parent.iterdir() if path.suffix in DATA)
+    return {path.relative_to(ROOT).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest() for path in found}
 
 
 @cache
 def parse(module_name: str) -> Module:
     """Parses a module of ours without importing it."""
-    spec = importlib.util.find_spec(module_name)
-    if spec is None or spec.origin is None:
+    file = _file(module_name)
+    if file is None:
         raise ModuleNotFoundError(f"{module_name} is imported by a stage but cannot be found")
-    return parse_source(Path(spec.origin).read_text(encoding="utf-8"), module_name)
+    return parse_source(file.read_text(encoding="utf-8"), module_name)
 
 
 def parse_source(source: str, module_name: str) -> Module:

@@ -22,13 +22,12 @@ from rich.table import Table
 from rich.text import Text
 
 from dataprep import storage
-from dataprep.download import SAMPLE_DIGITS, SHARD_DIGITS
 from dataprep.redact import FORGOTTEN_FILE, Forgotten, redact_parquet, redact_tar, url_hash
-from dataprep.schema import UserError
+from dataprep.schema import SHARD_DIGITS, UserError, sample_key, split_key
 from pipeline.lease import lock
 from pipeline.report.again import redo_pages
 from pipeline.rewrite import update_manifest
-from pipeline.store import MANIFEST, SHARD_NAME, Artifact, Manifest, Output, Run, describe
+from pipeline.store import BATCH, MANIFEST, MARKERS, SHARD_NAME, Artifact, Manifest, Output, Run, describe
 from pipeline.trace import find, read_columns
 
 LISTED = ("listing", "download")  # the stages whose rows carry the URL
@@ -181,7 +180,7 @@ def _rows(lists: Sequence[Found]) -> Iterator[_Row]:
             # A listing's own column of that name is the source's: the hash of what lies on the web.
             images = images if place.stage == "download" else [None] * table.num_rows
             for row, (url, image) in enumerate(zip(table["url"].to_pylist(), images, strict=True)):
-                key = f"{shard.id:0{SHARD_DIGITS}d}{row:0{SAMPLE_DIGITS}d}"
+                key = sample_key(shard.id, row)
                 yield _Row(place.name, key, url_hash(url) if url else "", image)
 
 
@@ -209,7 +208,7 @@ def _learned(
 
 
 def _holds(pack: Artifact, keys: set[str]) -> bool:
-    shards = {int(key[:SHARD_DIGITS]) for key in keys}
+    shards = {split_key(key)[0] for key in keys}
     files = [shard.files["parquet"] for shard in pack.shards if shard.id in shards]
     wanted = pa.array(sorted(keys), pa.string())
     return any(pa.compute.any(pa.compute.is_in(read_columns(path, ["key"])["key"], wanted)).as_py() for path in files)
@@ -253,7 +252,7 @@ def _redact(run: Run, place: Found, keys: set[str], dry_run: bool) -> tuple[int,
         return _drop(run, place, keys, dry_run)
     artifact, by_shard = place.artifact, defaultdict(set)
     for key in keys:
-        by_shard[int(key[:SHARD_DIGITS])].add(key)
+        by_shard[split_key(key)[0]].add(key)
     new: dict[str, Output] = {}
     most = files = 0
     for output in artifact.manifest.outputs:
@@ -313,10 +312,12 @@ def _rewrite(path: str, shard: int, keys: set[str], dry_run: bool) -> int:
 
 def _drop(run: Run, place: Found, keys: set[str], dry_run: bool) -> tuple[int, int]:
     """Deletes the shards of an unfinished artifact that may hold a sample: they are made again if it is resumed."""
-    shards = {f"{int(key[:SHARD_DIGITS]):0{SHARD_DIGITS}d}" for key in keys}
+    shards = {f"{split_key(key)[0]:0{SHARD_DIGITS}d}" for key in keys}
     files = [name for name in place.files if Path(name).name.partition(".")[0] in shards]
     files = [] if place.stage.startswith("train.") else files
-    for name in files if not dry_run else []:
+    # A batch of markers would still say that such a shard is finished; each has its own marker beside.
+    batches = [name for name in place.files if files and re.search(rf"{re.escape(MARKERS)}/{BATCH}", name)]
+    for name in [*files, *batches] if not dry_run else []:
         storage.remove(storage.join(run.stage_folder(place.stage, place.fingerprint), name))
     return 0, len(files)
 

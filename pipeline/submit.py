@@ -64,7 +64,9 @@ def _attach_or_submit(client: JobSubmissionClient, address: str, run: Run, entry
     before = jobs_of(client, run.root)
     if running := _running(client, before, run):
         return _attach(running, address, run, entrypoint)
-    name = f"{re.sub('[^a-zA-Z0-9]+', '-', run.root.rpartition('/')[2])}-{digest(run.root)[:8]}-{len(before) + 1}"
+    stem = f"{re.sub('[^a-zA-Z0-9]+', '-', run.root.rpartition('/')[2])}-{digest(run.root)[:8]}-"
+    numbers = [re.fullmatch(rf"{re.escape(stem)}(\d+)", str(job.submission_id)) for job in before]
+    name = f"{stem}{max((int(number[1]) for number in numbers if number), default=0) + 1}"
     logging.getLogger("ray").setLevel(logging.ERROR)  # a line for every file that is packaged
     environment = {"working_dir": str(root)}  # .gitignore and .rayignore say what stays here
     try:
@@ -77,7 +79,8 @@ def _attach_or_submit(client: JobSubmissionClient, address: str, run: Run, entry
                     metadata={RUN_KEY: run.root},
                 )
     except RuntimeError:
-        if first := job_by_id(client, name):  # another submission of this run came first by a moment
+        first = job_by_id(client, name)
+        if first and not first.status.is_terminal():  # another submission of this run came first by a moment
             return _attach(first, address, run, entrypoint)
         raise
     console.print(f"job {name} on {address}, run folder {run.root}")

@@ -57,7 +57,7 @@ def package(request: pytest.FixtureRequest) -> Iterator[Callable[..., dict[str, 
             path.write_text(changed.get(name, FILES[name]).replace("{p}", prefix))
         importlib.invalidate_caches()
         fingerprint.parse.cache_clear()
-        fingerprint._is_module.cache_clear()
+        fingerprint._file.cache_clear()
         module = importlib.import_module(f"dataprep.{prefix}_top")
         code, _ = fingerprint.reached(module.stage)
         return {key.replace(f"dataprep.{prefix}_", ""): value for key, value in code.items()}

@@ -41,6 +41,7 @@ def run(finished_run: Made, tmp_path: Path) -> Path:
     (unfinished / "manifest.json").unlink()
     (unfinished / ".shards").mkdir()
     (unfinished / ".shards" / "00001.json").write_text("{}")
+    (unfinished / ".shards" / "batch-00000500.json").write_text('[{"id": 1}]')
     (folder / "stages" / "train.base" / "unfinished").mkdir()
     (folder / "stages" / "train.base" / "unfinished" / "log.jsonl").write_text("{}\n")
     _draw_picture(folder / "stages" / "train.base" / "trainbaseone")
@@ -140,6 +141,13 @@ def test_nothing_of_the_sample_and_its_copies_is_left_anywhere(finished_run: Mad
     assert left == ["events.out.tfevents.1"]
     assert ("evaluate/evaluateone", 0, 2) in outcome.changes
     assert [path.name for path in run.glob("stages/evaluate/evaluateone/features/*")] == ["00000.parquet"]
+
+
+def test_a_shard_that_is_taken_out_of_unfinished_work_is_not_called_finished(run: Path) -> None:
+    folder = run / "stages" / "annotate" / "unfinished"
+    forget(str(run), [url(VICTIM)])
+    assert not (folder / "00001.parquet").exists()
+    assert not list((folder / ".shards").iterdir())
 
 
 def test_every_other_row_stands_as_it_was(finished_run: Made, run: Path) -> None:

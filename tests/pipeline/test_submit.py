@@ -109,6 +109,15 @@ def test_who_comes_second_by_a_moment_attaches(
     assert len(cluster.jobs) == 1
 
 
+def test_a_job_that_was_deleted_leaves_its_number_free(cluster: Cluster, tmp_path: Path) -> None:
+    cluster.endings = [(JobStatus.SUCCEEDED, 0)] * 3
+    arguments = (SMOKE, [f"run={tmp_path}/run"], "http://head", True)
+    assert [submit_job(*arguments) for _ in range(2)] == [0, 0]
+    del cluster.jobs[0]  # as `ray job delete` does
+    assert submit_job(*arguments) == 0
+    assert [job.submission_id.rpartition("-")[2] for job in cluster.jobs] == ["2", "3"]
+
+
 def test_a_job_of_rays_own_command_is_found_by_run_json(cluster: Cluster, tmp_path: Path) -> None:
     cluster.add("raysubmit_1", "python -m pipeline run configs/smoke.yaml run=" + str(tmp_path))
     storage.write_json(str(tmp_path / "run.json"), {"driver": {"job": "raysubmit_1"}})
