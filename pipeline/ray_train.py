@@ -140,7 +140,8 @@ def _attempt(
     use_gpu, threads = need.gpus > 0, max(1, int(need.cpus))
     env = {"OMP_NUM_THREADS": str(threads), "NO_ALBUMENTATIONS_UPDATE": "1", "TOKENIZERS_PARALLELISM": "false"}
     if not use_gpu:
-        env["DS_ACCELERATOR"] = "cpu"
+        # Ray leaves a machine's GPUs in sight of workers that asked for none.
+        env |= {"DS_ACCELERATOR": "cpu", "CUDA_VISIBLE_DEVICES": ""}
     job = {"function": function, "arguments": arguments, "threads": threads, "folder": folder, "notice": notice}
     _quiet()
     with _OWN_PLACEMENT_GROUPS, tempfile.TemporaryDirectory(prefix="imagen-ray-") as scratch:

@@ -129,6 +129,10 @@ class Engine:
         self.parameters = sum(param.numel() for param in self.params.values())
         if config.activation_checkpointing:
             enable_recompute(module)
+        self.mixed = config.precision == "bf16" and config.zero_stage == 0  # the parameters stay fp32
+        if self.mixed:
+            # Inside the module: DeepSpeed ends an autocast around it that it was not told of, and says so to nobody.
+            module.forward = torch.autocast(self.device.type, torch.bfloat16)(module.forward)
         if config.compile:
             _check_compiler()
             module.compile()
@@ -162,9 +166,8 @@ class Engine:
         """The model's forward. With bf16, float inputs of two or more axes go in as bf16; results come out as fp32."""
         if self.config.precision == "fp32":
             return self.deepspeed(*args, **kwargs)
-        if self.config.zero_stage == 0:  # no fp32 masters elsewhere: the parameters stay fp32
-            with torch.autocast(self.device.type, torch.bfloat16):
-                return tree_map(_to_fp32, self.deepspeed(*args, **kwargs))
+        if self.mixed:
+            return tree_map(_to_fp32, self.deepspeed(*args, **kwargs))
         args, kwargs = tree_map(_to_bf16, (args, kwargs))
         return tree_map(_to_fp32, self.deepspeed(*args, **kwargs))
 

@@ -12,6 +12,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from itertools import product
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -294,8 +295,10 @@ class _Run:
         judge = self.task.validate if isinstance(self.task, Validates) else self.task.loss
         engine.train(False)
         sums: dict[str, Tensor] = {}
-        for index in range(self.config.validation_batches):
-            batch = to_device(validation.batch(index, engine.rank, engine.world), engine.device)
+        parts = self.config.accumulation  # as in training, or a batch might not fit into memory
+        for index, micro in product(range(self.config.validation_batches), range(parts)):
+            self.watchdog.feed()
+            batch = to_device(validation.batch(index, engine.rank, engine.world, micro, parts), engine.device)
             loss, metrics = judge(engine, batch, SampleRandom(self.seed, VALIDATION_STEP, batch["index"].tolist()))
             for name, value in {"loss": loss, **metrics}.items():
                 pair = (

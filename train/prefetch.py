@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 
@@ -19,7 +19,7 @@ def batches(loader: Stream, config: TrainConfig, start: int, rank: int, world: i
     Raises StalledLoaderError where one takes longer than ``config.stall_seconds`` (with ``workers`` 0, which prepares
     it in the loop's own thread, the watchdog ends the process instead).
     """
-    order = [(step, micro) for step in range(start, config.steps) for micro in range(config.accumulation)]
+    order = ((step, micro) for step in range(start, config.steps) for micro in range(config.accumulation))
 
     def one(at: tuple[int, int]) -> Batch:
         return loader.batch(at[0], rank, world, at[1], config.accumulation)
@@ -37,7 +37,7 @@ def batches(loader: Stream, config: TrainConfig, start: int, rank: int, world: i
 def _ahead(
     pool: ThreadPoolExecutor,
     function: Callable[[tuple[int, int]], Batch],
-    order: list[tuple[int, int]],
+    order: Iterable[tuple[int, int]],
     depth: int,
     seconds: float,
 ) -> Iterator[Batch]:

@@ -48,6 +48,7 @@ def test_ranks_take_what_was_asked_or_an_even_part(
     assert given["train_loop_config"]["threads"] == int(resources["CPU"])
     env = given["run_config"].worker_runtime_env["env_vars"]
     assert env["OMP_NUM_THREADS"] == str(int(resources["CPU"])) and ("DS_ACCELERATOR" in env) is not gpu
+    assert env.get("CUDA_VISIBLE_DEVICES") == (None if gpu else "")  # a GPU that was not asked for is not seen
 
 
 def test_what_groups_leave_behind_is_removed_once_none_runs(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -127,3 +127,16 @@ def test_a_compiled_model_learns_the_same() -> None:
         weights.append(engine.weights("weight"))
     for name, value in weights[0].items():
         torch.testing.assert_close(weights[1][name], value)
+
+
+@pytest.mark.parametrize("raw", [{}, {"wall_clock_breakdown": False}], ids=["torch", "deepspeed"])
+def test_bf16_without_zero_computes_in_bf16_as_it_would_on_a_gpu(raw: dict, monkeypatch: pytest.MonkeyPatch) -> None:
+    """DeepSpeed asks whether autocast is on for CUDA, and where it is, turns it off: on a CPU that would not show."""
+    asked = torch.is_autocast_enabled
+    monkeypatch.setattr(torch, "is_autocast_enabled", lambda kind="cpu": asked(kind))
+    engine = Engine(Net(), TrainConfig(batch_size=2, zero_stage=0, precision="bf16", deepspeed=raw))
+    seen = []
+    engine.module.first.register_forward_hook(lambda module, given, out: seen.append(out.dtype))
+    assert engine(torch.randn(2, 4)).dtype == torch.float32
+    assert seen == [torch.bfloat16]
+    assert engine.module.first.weight.dtype == torch.float32

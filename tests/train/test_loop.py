@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -80,6 +81,20 @@ def test_accumulation_and_threads_change_nothing_but_rounding(whole: Path, tmp_p
     for ours, theirs in zip(rows(tmp_path), rows(whole), strict=True):
         assert ours["loss"] == pytest.approx(theirs["loss"], rel=1e-5)
         assert ours["grad_norm"] == pytest.approx(theirs["grad_norm"], rel=1e-4)
+
+
+def test_validation_is_in_pieces_as_training_is(whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A validation batch in one piece would need accumulation times the memory of training."""
+    sizes, loss = set(), ToyTask.loss
+
+    def noted(self: ToyTask, model: Any, batch: Any, random: Any) -> Any:
+        sizes.add((torch.is_grad_enabled(), len(batch["index"])))
+        return loss(self, model, batch, random)
+
+    monkeypatch.setattr(ToyTask, "loss", noted)
+    run(tmp_path, accumulation=4)
+    assert sizes == {(True, 2), (False, 2)}
+    assert rows(tmp_path)[-1]["validation_loss"] == pytest.approx(rows(whole)[-1]["validation_loss"], rel=1e-5)
 
 
 @pytest.mark.parametrize(
