@@ -58,12 +58,13 @@ class AdamWEma(torch.optim.AdamW):
 class AdafactorEma(torch.optim.Optimizer):
     """Adafactor (Shazeer & Stern 2018, algorithms 4 and 5) without momentum, given a learning rate; and the average.
 
-    Updates are clipped at a root mean square of 1 and scaled by that of the parameter, so ``lr`` is relative to it.
-    A parameter of two or more axes is taken as the matrix (first axis, all others), since a kernel's own last two axes
-    would factor next to nothing. With ``skip`` set, `step` changes nothing.
+    Updates are clipped at a root mean square of 1. ``lr`` is absolute, as Adam's is: scaled by the parameter's size, as
+    in the paper, layers that start at zero would stay there for thousands of updates. A parameter of two or more axes
+    is taken as the matrix (first axis, all others), since a kernel's own last two axes would factor next to nothing.
+    With ``skip`` set, `step` changes nothing.
     """
 
-    EPS1, EPS2 = 1e-30, 1e-3  # the paper's: under the squared gradient; the least scale of a parameter
+    EPS1 = 1e-30  # the paper's, under the squared gradient
 
     def __init__(self, params: Iterable[Any], lr: float, ema_decay: float, weight_decay: float = 0.0) -> None:
         super().__init__(params, {"lr": lr, "weight_decay": weight_decay})
@@ -115,8 +116,7 @@ class AdafactorEma(torch.optim.Optimizer):
         else:
             state["exp_avg_sq"].lerp_(squared, 1 - beta)
             update = grad * state["exp_avg_sq"].rsqrt()
-        scale = max(self.EPS2, float(_rms(param)))
-        update.mul_(rate * scale / max(1.0, float(_rms(update))))
+        update.div_(_rms(update).clamp(min=1.0)).mul_(rate)
         param.mul_(1 - rate * decay)
         param.sub_(update)
 

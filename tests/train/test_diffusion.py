@@ -36,6 +36,7 @@ from train.diffusion.schedules import (
     eps_from_x0,
     linear_log_snr,
     log_snr_at,
+    log_snr_slope,
     target_of,
     x0_from,
 )
@@ -97,6 +98,28 @@ def test_loss_weights() -> None:
     assert torch.equal(loss_weight(at, DiffusionConfig(weighting="plain")), torch.ones(3))
     weights = loss_weight(at, DiffusionConfig(prediction="x0", weighting="min_snr", min_snr_gamma=5.0))
     torch.testing.assert_close(weights, at.exp().clamp(max=5.0))
+
+
+@pytest.mark.parametrize("schedule", ["cosine", "linear"])
+def test_the_slope_is_the_schedules_derivative(schedule: str) -> None:
+    t = torch.linspace(0.05, 0.95, 19, dtype=torch.float64)
+    step, at = 1e-3, lambda t: log_snr_at(t, schedule, 0.7)
+    slope = -(at(t + step) - at(t - step)) / (2 * step)
+    torch.testing.assert_close(log_snr_slope(at(t), schedule, 0.7), slope, atol=0, rtol=5e-3)
+
+
+@pytest.mark.parametrize(("schedule", "shift"), [("cosine", 0.0), ("cosine", -2.0), ("linear", 0.0)])
+def test_the_sigmoid_weight_is_one_over_log_snr_whatever_the_schedule(schedule: str, shift: float) -> None:
+    """What a constant error of eps between two noise levels adds to the loss depends on these alone."""
+    config = DiffusionConfig(
+        prediction="eps", weighting="sigmoid", schedule=schedule, log_snr_shift=shift, sigmoid_bias=1
+    )
+    t = (torch.arange(200_000, dtype=torch.float64) + 0.5) / 200_000
+    at = config.log_snr(t)
+    inside = (at > -3) & (at < 4)
+    found = float((loss_weight(at, config) * inside).mean())
+    between = torch.linspace(-3, 4, 10_001, dtype=torch.float64)
+    assert found == pytest.approx(float(torch.trapezoid(torch.sigmoid(1 - between), between)), rel=2e-3)
 
 
 def test_loss_of_a_perfect_model_is_zero() -> None:

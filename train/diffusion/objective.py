@@ -19,6 +19,7 @@ from train.diffusion.schedules import (
     ScheduleName,
     add_noise,
     log_snr_at,
+    log_snr_slope,
     target_of,
     x0_from,
 )
@@ -53,7 +54,8 @@ def loss_weight(log_snr_B: Tensor, config: DiffusionConfig) -> Tensor:
     """Weight (B,) of the squared error *of the network's own output* at each noise level.
 
     plain: 1. min_snr: min(SNR, gamma) on the error of x_0 (Hang et al. 2023), rewritten for the prediction in use.
-    sigmoid: sigmoid(bias - log_snr) on the error of eps (Hoogeboom et al. 2024, equation 3), rewritten likewise.
+    sigmoid: sigmoid(bias - log_snr) on the error of eps, rewritten likewise, times -d log_snr/dt, so that it is the
+    weight over log-SNR whatever the schedule (Kingma and Gao 2023; Hoogeboom et al. 2024).
     """
     if config.weighting == "plain":
         return torch.ones_like(log_snr_B)
@@ -61,7 +63,8 @@ def loss_weight(log_snr_B: Tensor, config: DiffusionConfig) -> Tensor:
     if config.weighting == "min_snr":
         x0_weight_B = snr_B.clamp(max=config.min_snr_gamma)
     else:
-        x0_weight_B = snr_B * torch.sigmoid(config.sigmoid_bias - log_snr_B)
+        slope_B = log_snr_slope(log_snr_B, config.schedule, config.log_snr_shift)
+        x0_weight_B = slope_B * snr_B * torch.sigmoid(config.sigmoid_bias - log_snr_B)
     # |error of x_0|^2 = |error of eps|^2 / SNR = |error of v|^2 / (SNR + 1).
     factors = {"x0": torch.ones_like(snr_B), "eps": 1 / snr_B, "v": 1 / (snr_B + 1)}
     return x0_weight_B * factors[config.prediction]

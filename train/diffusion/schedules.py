@@ -12,6 +12,7 @@ from typing import Literal
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 ScheduleName = Literal["cosine", "linear"]
 Prediction = Literal["eps", "x0", "v"]
@@ -44,6 +45,15 @@ def log_snr_at(t: Tensor, schedule: ScheduleName, shift: float = 0.0) -> Tensor:
     # At t = 1 the tangent overflows to a negative number in float32; the clamp below is what t = 1 means.
     exact = SCHEDULES[schedule](t.double().clamp(0.0, 1.0)).float()
     return (exact + shift).clamp(-LOG_SNR_LIMIT, LOG_SNR_LIMIT)
+
+
+def log_snr_slope(log_snr_B: Tensor, schedule: ScheduleName, shift: float = 0.0) -> Tensor:
+    """-d log_snr/dt (B,), positive, at what `log_snr_at` gave; the clamp is looked through."""
+    exact_B = log_snr_B - shift
+    if schedule == "cosine":  # log_snr = -2 log tan u, and sin 2u = 1 / cosh(log_snr / 2)
+        return 2 * math.pi / 1.008 * torch.cosh(exact_B / 2)
+    beta_B = functional.softplus(-exact_B)  # the integral of beta, 1e-4 + 10 t^2, of which log_snr = -log expm1
+    return 20 * ((beta_B - 1e-4).clamp(min=0) / 10).sqrt() / torch.sigmoid(-exact_B)
 
 
 def alpha_sigma(log_snr_B: Tensor) -> tuple[Tensor, Tensor]:
