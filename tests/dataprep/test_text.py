@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import io
 from pathlib import Path
 
 import numpy as np
@@ -38,6 +39,23 @@ def test_true_lengths_order_and_one_array_a_caption(t5):
     assert all(array.dtype == np.float32 for array in embeddings)
     assert embeddings[0] is embeddings[3]
     assert encoder.encode([]) == []
+
+
+def test_a_tokenizer_that_is_a_sentencepiece_model_alone(t5, tmp_path):
+    """As the T5 v1.1 models are published: no tokenizer.json."""
+    import sentencepiece
+
+    model, options = io.BytesIO(), {"pad_id": 0, "eos_id": 1, "unk_id": 2, "bos_id": -1, "hard_vocab_limit": False}
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(CAPTIONS * 9), model_writer=model, vocab_size=40, minloglevel=2, **options
+    )
+    folder = Path(save_encoder(tmp_path / "model", "t5", words=tuple(map(str, range(64)))))
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        (folder / name).unlink()
+    (folder / "spiece.model").write_bytes(model.getvalue())
+    reference = sentencepiece.SentencePieceProcessor(model_proto=model.getvalue())
+    encoder = TextEncoder.from_folder(str(folder))
+    assert encoder.tokenize(CAPTIONS)[0] == [[*reference.encode(caption), 1] for caption in CAPTIONS]
 
 
 @pytest.mark.parametrize("budget", [1, 10, 10_000])
