@@ -121,7 +121,7 @@ class Cascade:
         config = read_cascade(folder)
         stages = [_load(folder, entry, device) for entry in config.stages]
         encoder = TextEncoder.from_folder(
-            resolve(folder, config.encoder), max_length=config.max_length, device=str(device)
+            resolve(folder, config.encoder), config.encoder_dtype, config.max_length, str(device)
         )
         for stage in stages:
             if encoder.dim != stage.model.config.text_dim:

@@ -80,7 +80,8 @@ def sample_stage(
 
     extra: tuple[Tensor, ...] = ()
     if inputs.lowres_BCHW is not None:
-        level_B = torch.full((len(seeds),), settings.lowres_level, device=device)
+        level = min(settings.lowres_level, stage.diffusion.lowres_max_level)  # never one that training did not show
+        level_B = torch.full((len(seeds),), level, device=device)
         resized_BCHW = upsample(inputs.lowres_BCHW, (height, width))
         extra = augment_lowres(resized_BCHW, level_B, noise(AUGMENT), stage.diffusion)
     denoise = _denoiser(stage, settings, inputs, extra)
@@ -113,8 +114,10 @@ def _denoiser(stage: Stage, settings: SamplingConfig, inputs: Inputs, extra: Seq
             tokens, mask = _beside(text, negative)
             keep_B = torch.ones_like(keep_B)
         rest = [torch.cat([part] * copies) for part in extra]
-        output: Tensor = stage.model(x_BCHW, log_snr_B, tokens, mask, keep_B, *rest)
-        return output
+        # On a GPU in bf16, whose matrix units are ten times as fast as fp32 without them; steps stay fp32.
+        with torch.autocast(x_BCHW.device.type, torch.bfloat16, enabled=x_BCHW.device.type == "cuda"):
+            output: Tensor = stage.model(x_BCHW, log_snr_B, tokens, mask, keep_B, *rest)
+        return output.float()
 
     # Less time is less noise, so a higher log-SNR.
     high, low = stage.diffusion.log_snr(torch.tensor(settings.guidance_interval)).tolist()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 from pydantic import Field, ValidationError, model_validator
 
@@ -58,6 +58,9 @@ class CascadeConfig(Config):
     stages: list[StageEntry] = Field(description="from the base upwards")
     encoder: str = Field(description="text encoder: folder relative to the cascade's, or a hub name")
     max_length: int = Field(default=256, ge=1, description="tokens of a caption at most, as in training")
+    encoder_dtype: Literal["float32", "bfloat16", "float16"] = Field(
+        default="float32", description="its arithmetic, as in training"
+    )
     clip: str | None = Field(default=None, description="CLIP that ranks samples: folder or open_clip name; None: none")
     clip_pretrained: str | None = Field(default=None, description="open_clip tag or weights file, for `clip`")
     watermark: str | None = Field(default=None, description="text whose invisible mark images get; None: no mark")

@@ -35,6 +35,8 @@ from train.tasks.clip import ClipTaskConfig
 from train.tasks.diffusion import DiffusionStageConfig
 from train.tasks.t5 import T5TaskConfig
 
+# Of the text encoder: what whoever draws has to know besides the stages.
+MAX_LENGTH, DTYPE = TEXT_KEYS = ("embed.max_length", "embed.dtype")
 STORED_PIXELS = "download.max_pixels"  # what a stored picture may have: the limit of every stage that opens one
 
 

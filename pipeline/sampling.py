@@ -73,7 +73,8 @@ def run_cascade(run: Run) -> CascadeConfig:
         name: (artifacts[f"train.{name}"].path("export"), stage.resolution, stage.low_resolution)
         for name, stage in config.train.items()
     }
-    more: dict[str, Any] = {"max_length": config.embed.max_length, "watermark": config.sample.watermark}
+    more: dict[str, Any] = {"max_length": config.embed.max_length, "encoder_dtype": config.embed.dtype}
+    more |= {"watermark": config.sample.watermark}
     if "clip" in artifacts:
         clip = clip_spec(artifacts["clip"])
         more |= {"clip": str(clip["model"]), "clip_pretrained": clip["pretrained"]}

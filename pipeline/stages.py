@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum
 
-from pipeline.config import STORED_PIXELS, RunConfig
+from pipeline.config import STORED_PIXELS, TEXT_KEYS, RunConfig
 from pipeline.context import StageFunction
 from pipeline.steps import data, evaluate, judge, learn, models, page
 
@@ -62,11 +62,11 @@ def stages(config: RunConfig) -> list[Stage]:
         Stage(
             "sample",
             judge.sample,
-            ("sample", "listing.source", "seed"),
+            ("sample", "listing.source", *TEXT_KEYS, "seed"),
             (*cascade, "encoder", "clip"),
             judge.prompt_files,
             with_model,
         ),
-        Stage("evaluate", evaluate.evaluate, ("evaluate",), judged, evaluate.evaluate_sources, shards),
+        Stage("evaluate", evaluate.evaluate, ("evaluate", *TEXT_KEYS), judged, evaluate.evaluate_sources, with_model),
         Stage("report", page.report, (), (*page.REPORTED, *cascade, "sample", "evaluate")),
     ]

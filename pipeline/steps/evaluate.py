@@ -26,7 +26,7 @@ from pipeline.config import RunConfig
 from pipeline.context import Context
 from pipeline.steps import measure
 from pipeline.steps.judge import EVALUATE, trained_cascade
-from pipeline.steps.models import clip_identity, clip_spec, encoder_spec
+from pipeline.steps.models import clip_identity, clip_spec
 from pipeline.store import Artifact, Run, Shard
 
 COLUMNS = ["role", "prompt", "split", "language", "claim", "checks", "seed", "index", "chosen", "stage", "size"]
@@ -205,7 +205,7 @@ def _measured(ctx: Context, config: EvaluateConfig, clip: Any, first: Rows) -> d
     shards += measure.numbered(ctx.shards("pack"), measure.VALIDATION)
     if config.reference:
         shards += measure.numbered(measure.reference_shards(config.reference), measure.REFERENCE)
-    ctx.map_shards(measure.FeatureWorker, arguments | {"sizes": sizes}, shards, subfolder=measure.FOLDER)
+    ctx.map_shards(measure.FeatureWorker, arguments | {"sizes": sizes}, shards, subfolder=measure.FOLDER, on_gpu=True)
     paths = [ctx.path(marker.subfolder, output.path) for marker in ctx.finished for output in marker.outputs]
     sets, pairs = collect(paths, config.subsample, size)
     against = measure.REFERENCE if config.reference else measure.VALIDATION
@@ -322,14 +322,14 @@ def _sweep(
     sampled = ctx.inputs["sample"].manifest.config["sample"]["stages"]
     settings = {name: SamplingConfig(**values) for name, values in sampled.items()}
     more = {
-        "cascade": trained_cascade(ctx.inputs, settings, encoder_spec(ctx.inputs["encoder"])),
+        "cascade": trained_cascade(ctx, settings),
         "stage": stage,
         "points": points,
         "prompts": measure.claims_of(rows),
         "seed": rows[0]["seed"],
     }
     shards = [Shard(number, {}) for number in range(len(points))]
-    ctx.map_shards(measure.SweepWorker, {**arguments, **more}, shards, subfolder=measure.SWEEP)
+    ctx.map_shards(measure.SweepWorker, {**arguments, **more}, shards, subfolder=measure.SWEEP, on_gpu=True)
     table = []
     for number, point in enumerate(points):
         path = ctx.path(measure.SWEEP, f"{number:05d}.parquet")

@@ -19,11 +19,11 @@ from eval.clip import ClipScorer
 from eval.composition import check
 from eval.prompts import EvalPrompt, read_prompts, read_protocol, scene_prompts
 from eval.settings import CascadeConfig, SamplingConfig
-from pipeline.config import RunConfig, SampleConfig
+from pipeline.config import DTYPE, MAX_LENGTH, RunConfig, SampleConfig
 from pipeline.context import Context
 from pipeline.sampling import cascade_config, open_cascade
 from pipeline.steps.models import clip_spec, device, encoder_spec
-from pipeline.store import Artifact, Shard
+from pipeline.store import Shard
 
 SHOW, EVALUATE = "show", "evaluate"
 SCHEMA = pa.schema(
@@ -143,7 +143,7 @@ def _picture(stage: str, image: Image.Image, claim: Claim | None) -> dict[str, A
 def sample(ctx: Context) -> None:
     """Prompts through the cascade; N a prompt, of which CLIP picks the best."""
     config: SampleConfig = ctx.config["sample"]
-    cascade = trained_cascade(ctx.inputs, config.stages, encoder_spec(ctx.inputs["encoder"]))
+    cascade = trained_cascade(ctx, config.stages)
     cascade = cascade.model_copy(update={"watermark": config.watermark})
     work = prompts(config, ctx.config["listing.source"], ctx.config["seed"])
     arguments = {"cascade": cascade, "clip": clip_spec(ctx.inputs["clip"]), "config": config, "work": work}
@@ -151,12 +151,10 @@ def sample(ctx: Context) -> None:
     ctx.map_shards(SampleWorker, arguments | {"seed": ctx.config["seed"]}, shards, on_gpu=True)
 
 
-def trained_cascade(
-    inputs: Mapping[str, Artifact], sampling: Mapping[str, SamplingConfig], encoder: str
-) -> CascadeConfig:
-    """The cascade of the training stages among ``inputs``."""
+def trained_cascade(ctx: Context, sampling: Mapping[str, SamplingConfig]) -> CascadeConfig:
+    """The cascade of the training stages among the stage's inputs; prompts are read as captions were (`TEXT_KEYS`)."""
     trained = {}
-    for name, artifact in inputs.items():
+    for name, artifact in ctx.inputs.items():
         if name.startswith("train."):
             described = artifact.manifest.config[name]
             trained[name.removeprefix("train.")] = (
@@ -164,4 +162,5 @@ def trained_cascade(
                 described["resolution"],
                 described["low_resolution"],
             )
-    return cascade_config(trained, sampling, encoder)
+    text = {"max_length": ctx.config[MAX_LENGTH], "encoder_dtype": ctx.config[DTYPE]}
+    return cascade_config(trained, sampling, encoder_spec(ctx.inputs["encoder"]), **text)

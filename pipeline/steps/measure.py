@@ -29,6 +29,7 @@ from eval.protocol import Point
 from eval.settings import CascadeConfig
 from pipeline.fingerprint import digest
 from pipeline.sampling import open_cascade
+from pipeline.steps.models import device
 from pipeline.store import Shard
 from train.data import decode_pixels
 from train.reader import stored_pixels
@@ -91,7 +92,7 @@ class SweepWorker:
         prompts: Sequence[tuple[str, str | None]],
         seed: int,
     ) -> None:
-        with open_cascade(cascade) as self.cascade:
+        with open_cascade(cascade, device()) as self.cascade:
             self.models = _models(clip, features)
         self.stage, self.points, self.prompts, self.seed = stage, points, prompts, seed
 
@@ -119,8 +120,8 @@ class SweepWorker:
 
 def _models(clip: Any, features: Sequence[FeaturesConfig]) -> dict[str, Extractor]:
     """The run's CLIP always, for scores and retrieval, and whatever else is asked for."""
-    own = ClipScorer.load(clip)
-    return {OWN: own} | {config.key: load_extractor(config, own) for config in features}
+    own = ClipScorer.load(clip, device())
+    return {OWN: own} | {config.key: load_extractor(config, own, device()) for config in features}
 
 
 # ---------------------------------------------------------------------------------------------- tables

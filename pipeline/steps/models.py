@@ -42,7 +42,7 @@ def encoder(ctx: Context) -> None:
     """The frozen text encoder: loaded once as a check, or pretrained on the captions."""
     config = ctx.config["encoder"]
     if config.pretrain is None:
-        found = TextEncoder.from_folder(storage.local_folder(config.model))
+        found = TextEncoder.from_folder(storage.local_folder(config.model), "bfloat16")  # half the memory, on the head
         ctx.counters["dim"] = found.dim
     else:
         captions = [caption for path in ctx.inputs["download"].files() for caption in _captions(path)]

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import warnings
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,6 +16,7 @@ from PIL import Image
 
 import eval.cascade as cascade_module
 from dataprep.schema import UserError
+from eval import generate
 from eval.cascade import Cascade
 from eval.generate import pad_text
 from eval.settings import resolve
@@ -36,7 +39,7 @@ def encoder(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
     class Loader:
         @staticmethod
-        def from_folder(path: str, max_length: int, device: str) -> WordEncoder:
+        def from_folder(path: str, dtype: str, max_length: int, device: str) -> WordEncoder:
             asked.append(path)
             return WordEncoder()
 
@@ -51,6 +54,24 @@ def test_images_sizes_and_order(folder: Path, encoder: list[str]) -> None:
     assert [image.size for image in samples.images] == [(16, 16)] * 4
     assert samples.prompts == ["a cat", "a cat", "two dogs", "two dogs"] and samples.indices == [0, 1, 0, 1]
     assert cascade("a cat", stop_at="base").images[0].size == (8, 8)
+
+
+def test_the_low_resolution_input_is_noised_no_more_than_in_training(
+    folder: Path, encoder: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    levels, real = [], generate.augment_lowres
+
+    def noted(lowres: Any, level: Any, *rest: Any) -> Any:
+        levels.append(float(level[0]))
+        return real(lowres, level, *rest)
+
+    monkeypatch.setattr(generate, "augment_lowres", noted)
+    cascade = Cascade.from_pretrained(folder)
+    cascade("a cat", lowres_level=0.3)
+    trained_to = [stage.diffusion.model_copy(update={"lowres_max_level": 0.05}) for stage in cascade.stages]
+    shallow = [replace(stage, diffusion=to) for stage, to in zip(cascade.stages, trained_to, strict=True)]
+    Cascade(shallow, cascade.encoder)("a cat", lowres_level=0.3)
+    assert levels == pytest.approx([0.3, 0.05])
 
 
 def test_same_image_in_any_batch(folder: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -125,3 +126,22 @@ def test_local_weights_of_an_open_clip_model(tmp_path: Path) -> None:
     torch.save(model.state_dict(), tmp_path / "weights.pt")
     scorer = ClipScorer.load({"model": "ViT-S-32-alt", "pretrained": str(tmp_path / "weights.pt")})
     assert scorer.similarity([flat(9, 9, 9)], ["a dog"]).shape == (1,)
+
+
+@pytest.mark.parametrize(("pretrained", "quick"), [("openai", True), ("laion2b_s32b_b82k", False)])
+def test_the_activation_is_the_one_that_the_weights_were_trained_with(
+    pretrained: str, quick: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import open_clip
+    from open_clip.transformer import QuickGELU
+
+    create, built = open_clip.create_model_and_transforms, []
+
+    def untrained(name: str, pretrained: str, **options: Any) -> Any:
+        made = create("ViT-S-32-alt", pretrained=None, **options)
+        built.append(made[0])
+        return made
+
+    monkeypatch.setattr(open_clip, "create_model_and_transforms", untrained)
+    ClipScorer.load({"model": "ViT-L-14", "pretrained": pretrained})
+    assert any(isinstance(module, QuickGELU) for module in built[0].modules()) is quick

@@ -23,6 +23,7 @@ from eval.features import FeaturesConfig, check_features, describe_features, dis
 from eval.generate import Stage
 from eval.protocol import EvaluateConfig, SweepConfig, sweep_points
 from eval.settings import SamplingConfig, StageEntry
+from pipeline.config import DTYPE, MAX_LENGTH
 from pipeline.report import charts
 from pipeline.report.measures import measures
 from pipeline.steps import measure
@@ -40,7 +41,7 @@ def judged(root: Path, right: float, config: EvaluateConfig | None = None, **mor
     config = config or EvaluateConfig()
     run = make_run(root, right, **more)
     inputs = (*INPUTS, "train.base", "encoder") if config.sweep else INPUTS
-    ctx = context(run, "evaluate", {"evaluate": config}, inputs)
+    ctx = context(run, "evaluate", {"evaluate": config, MAX_LENGTH: 256, DTYPE: "float32"}, inputs)
     evaluate(ctx)
     metrics = storage.read_json(ctx.path("metrics.json"))
     assert isinstance(metrics, dict)
@@ -233,7 +234,7 @@ def test_sweep(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     entry = StageEntry(name="base", resolution=SIZE, path="p")
 
     @contextmanager
-    def opened(config: object) -> Iterator[Painter]:
+    def opened(config: object, device: str) -> Iterator[Painter]:
         yield Painter([Stage(entry, None, None)], None, None)
 
     monkeypatch.setattr(measure, "open_cascade", opened)
