@@ -11,9 +11,11 @@ export NO_ALBUMENTATIONS_UPDATE := 1
 demo: $(VENV)/.installed
 	$(BIN)/imagen-ray run configs/demo.yaml
 
-# Two processes: much of it waits for Ray to start. A file stays in one, since its tests share what was started.
+# Two processes: much of it waits for Ray to start. A file stays in one, since its tests share what was started; the
+# longest come first, lest the last one is waited for.
+LONGEST := tests/test_end_to_end.py tests/test_your_urls.py
 test: lint
-	$(BIN)/pytest -m "not slow" -n 2 --dist loadfile
+	$(BIN)/pytest -m "not slow" -n 2 --dist loadfile --no-loadscope-reorder $(LONGEST) tests
 
 test-slow: $(VENV)/.installed-dev
 	$(BIN)/pytest -m slow
