@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from train.order import Order, sample_seed
+from train.order import WHOLE, Order, Share, sample_seed
 
 
 class Place(NamedTuple):
@@ -81,6 +81,11 @@ class BucketOrder:
         bucket, inner = self._inner(positions)
         return self._outer(bucket, self.orders[bucket].row_ids(inner))
 
+    def depths(self, positions: np.ndarray) -> np.ndarray:
+        """As `Order.depths`, in the bucket."""
+        bucket, inner = self._inner(positions)
+        return self.orders[bucket].depths(inner)
+
     def group_of(self, rows: np.ndarray) -> np.ndarray:
         """The row group of each row."""
         return np.searchsorted(self.first, rows, side="right") - 1
@@ -90,7 +95,7 @@ class BucketOrder:
         bucket, inner = self._inner(np.array([position]))
         return self._outer(bucket, self.orders[bucket].others(int(inner[0])))
 
-    def around(self, positions: np.ndarray) -> tuple[list[int], list[int]]:
+    def around(self, positions: np.ndarray, share: Share = WHOLE) -> tuple[list[int], list[int]]:
         """As `Order.around`, in every bucket: which of them the next batch is of is soon another one."""
         place = self.place(int(positions[0]) // self.global_batch)
         bucket, inner = self._inner(positions)
@@ -98,7 +103,7 @@ class BucketOrder:
         spare: list[int] = []
         for number, (order, groups) in enumerate(zip(self.orders, self.members, strict=True)):
             at = inner if number == bucket else place.taken[number : number + 1] * self.global_batch
-            for found, target in zip(order.around(at), (wanted, spare), strict=True):
+            for found, target in zip(order.around(at, share), (wanted, spare), strict=True):
                 target += groups[found].tolist() if found else []
         return wanted, spare
 

@@ -13,6 +13,7 @@ from hashlib import blake2b
 from pathlib import Path
 
 import pyarrow as pa
+from filelock import FileLock
 
 
 class RowGroupCache:
@@ -24,18 +25,14 @@ class RowGroupCache:
         self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
 
     def get(self, key: str, make: Callable[[], pa.Table]) -> pa.Table:
-        """The table of ``key``: from the folder, or made and put there."""
+        """The table of ``key``: from the folder, or made and put there, by one of those who ask for it at a time."""
         path = self.folder / f"{blake2b(key.encode(), digest_size=16).hexdigest()}.arrow"
-        try:
-            with pa.memory_map(str(path)) as source:
-                table = pa.ipc.open_file(source).read_all()
-            os.utime(path)
+        if (table := _read(path)) is not None:
             return table
-        except FileNotFoundError:
-            pass
-        except pa.ArrowInvalid:  # a full disk, say, left a part of it
-            path.unlink(missing_ok=True)
-        table = make()
+        with FileLock(path.with_suffix(".lock")):
+            return table if (table := _read(path)) is not None else self._put(path, make())
+
+    def _put(self, path: Path, table: pa.Table) -> pa.Table:
         temporary = path.with_suffix(f".{uuid.uuid4().hex[:8]}.tmp")
         try:
             with pa.OSFile(str(temporary), "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
@@ -60,4 +57,19 @@ class RowGroupCache:
             if total <= self.limit:
                 break
             path.unlink(missing_ok=True)
+            path.with_suffix(".lock").unlink(missing_ok=True)
             total -= size
+
+
+def _read(path: Path) -> pa.Table | None:
+    """The table at ``path``, mapped; None where there is none, or a part of one."""
+    try:
+        with pa.memory_map(str(path)) as source:
+            table = pa.ipc.open_file(source).read_all()
+        os.utime(path)
+    except FileNotFoundError:
+        return None
+    except pa.ArrowInvalid:  # a full disk, say, left a part of it
+        path.unlink(missing_ok=True)
+        return None
+    return table

@@ -1,12 +1,14 @@
 """Batches as a pure function of (seed, step): the same samples for any number of ranks, with or without accumulation.
 
-Step s takes positions s*G to (s+1)*G of the endless stream that `train.order` describes, for a global batch of G.
+Step s takes positions s*G to (s+1)*G of the endless stream that `train.order` describes, for a global batch of G. Ranks
+deal them out by row group, so that each reads few of a window's: which samples an update sees does not change by that.
 Nothing is remembered between calls, so a resume needs only the step.
 """
 
 from __future__ import annotations
 
 import logging
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -17,7 +19,7 @@ from torch import Tensor
 
 from dataprep.schema import Shape, UserError
 from train.buckets import BucketOrder
-from train.order import Order, SampleRandom, sample_seed
+from train.order import WHOLE, Order, SampleRandom, Share, sample_seed
 from train.parts import Part, decode_pixels
 from train.reader import CorruptDataError, LoaderConfig, Reader
 from train.windows import Windows
@@ -41,6 +43,8 @@ class Stream(ABC):
             raise UserError(f"batch_size={global_batch}: give 1 or more")
         self.rows, self.seed, self.global_batch = rows, seed, global_batch
         self.order: Order | BucketOrder = order or Order([rows], 1, seed)
+        self.share = WHOLE  # of each window that this rank reads
+        self._deals: dict[tuple[int, bool], np.ndarray] = {}
 
     def __len__(self) -> int:
         return self.rows
@@ -54,12 +58,27 @@ class Stream(ABC):
                 f"take a multiple of {parts}"
             )
         size = self.global_batch // parts
-        start = step * self.global_batch + (micro * world + rank) * size
-        return np.arange(start, start + size, dtype=np.int64)
+        start = (rank * accumulation + micro) * size
+        return self._dealt(step, world > 1)[start : start + size]
+
+    def _dealt(self, step: int, by_group: bool) -> np.ndarray:
+        """The positions of a global batch, in the order in which ranks take them."""
+        positions = self._deals.get((step, by_group))
+        if positions is None:
+            positions = np.arange(step * self.global_batch, (step + 1) * self.global_batch, dtype=np.int64)
+            if by_group:
+                positions = positions[np.argsort(self.order.depths(positions), kind="stable")]
+            # A new dict each time: several threads may look while one adds.
+            self._deals = dict(list(self._deals.items())[1 - Order.KEPT :]) | {(step, by_group): positions}
+        return positions
 
     def batch(self, step: int, rank: int = 0, world: int = 1, micro: int = 0, accumulation: int = 1) -> Batch:
         """One micro-batch: what `gather` gives, and ``index``, the int64 stream positions (B,)."""
         positions = self.positions(step, rank, world, micro, accumulation)
+        if world > 1:
+            # A batch is a sample of its window: the row groups that a rank gets vary, by a deviation or two.
+            margin = 1 / math.sqrt(self.global_batch)
+            self.share = Share(rank / world - margin, (rank + 1) / world + margin)
         return self.gather(self.order.row_ids(positions), positions) | {"index": torch.from_numpy(positions)}
 
     @abstractmethod
@@ -88,7 +107,8 @@ class Loader(Stream):
 
     ``split`` keeps the rows of that split (None: all). ``crop`` cuts the same random window from every pixel column:
     ``crop`` pixels of the largest, proportionally fewer of smaller ones.
-    Row groups are read in the background, a window ahead; about two windows are in memory.
+    Row groups are read in the background, a window ahead; about two windows are in memory, of several ranks on each a
+    part of them.
     Raises UserError for missing columns, shards that are not aligned, an empty split, or an impossible crop; a batch
     raises CorruptDataError where ``config`` says so.
     """
@@ -115,6 +135,14 @@ class Loader(Stream):
 
     def _order(self, seed: int, global_batch: int, split: str | None) -> Order | BucketOrder:
         rows, window, bucket_of = self.reader.rows, self.reader.window_groups(), self.reader.bucket_of
+        held = window * float(rows.mean())
+        if window < len(rows) and held < global_batch:
+            log.warning(
+                "data.window_mb=%d holds some %d rows, fewer than batch_size=%d: each batch waits for the storage, "
+                "since only the next window is read ahead; set data.window_mb to %d or more",
+                *(self.reader.config.window_mb, held, global_batch),
+                math.ceil(self.reader.config.window_mb * global_batch / held),
+            )
         # Crops are of one shape, whatever the pictures': they need no batches of their own.
         if self.crop is not None or len(self.reader.buckets) == 1 or global_batch < 1:
             return Order(rows, window, seed)
@@ -145,7 +173,7 @@ class Loader(Stream):
         groups = self.order.group_of(rows)
         shapes = self._shapes(int(groups[0]))
         batch: Batch = {name: np.empty((len(rows), *shapes[name], 3), dtype=np.uint8) for name in self.columns}
-        futures = self.parts.enter(np.unique(groups), positions)
+        futures = self.parts.enter(np.unique(groups), positions, self.share)
         found: list[tuple[Part, int]] = []
         for at, (row, group) in enumerate(zip(rows.tolist(), groups.tolist(), strict=True)):
             try:

@@ -8,7 +8,7 @@ remembered between calls, so a seek costs what any other look-up costs.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -61,6 +61,16 @@ class Window:
     index: int
 
 
+class Share(NamedTuple):
+    """A part of a window's rows, by row group: from ``start`` to ``stop`` of 0 to 1."""
+
+    start: float
+    stop: float
+
+
+WHOLE = Share(0.0, 1.0)
+
+
 class Plan(NamedTuple):
     """One epoch: its row groups in shuffled order, and the offset at which each window starts, the end included."""
 
@@ -88,17 +98,30 @@ class Order:
 
     def row_ids(self, positions: np.ndarray) -> np.ndarray:
         """The row at each stream position: int64, of the same shape (n,)."""
-        epochs, offsets = np.divmod(positions, self.rows)
         out = np.empty(len(positions), dtype=np.int64)
-        for epoch in np.unique(epochs):
-            plan = self.plan(int(epoch))
-            at = np.flatnonzero(epochs == epoch)
-            windows = np.searchsorted(plan.starts, offsets[at], side="right") - 1
-            for index in np.unique(windows):
-                chosen = at[windows == index]
-                shuffled = self._rows_of(Window(int(epoch), int(index)))
-                out[chosen] = shuffled[offsets[chosen] - plan.starts[index]]
+        for window, chosen in self._by_window(positions):
+            start = self.plan(window.epoch).starts[window.index]
+            out[chosen] = self._rows_of(window)[positions[chosen] % self.rows - start]
         return out
+
+    def depths(self, positions: np.ndarray) -> np.ndarray:
+        """How many of its window's rows come before the row group of each position, as a share: float64 (n,)."""
+        out = np.empty(len(positions))
+        for window, chosen in self._by_window(positions):
+            groups = self.groups(window)
+            ends = np.cumsum(self.group_rows[groups])
+            at = np.searchsorted(groups, self.group_of(self.row_ids(positions[chosen])))
+            out[chosen] = (ends - self.group_rows[groups])[at] / ends[-1]
+        return out
+
+    def _by_window(self, positions: np.ndarray) -> Iterator[tuple[Window, np.ndarray]]:
+        """The windows of positions, and which positions are of each."""
+        epochs, offsets = np.divmod(positions, self.rows)
+        for epoch in np.unique(epochs):
+            at = np.flatnonzero(epochs == epoch)
+            windows = np.searchsorted(self.plan(int(epoch)).starts, offsets[at], side="right") - 1
+            for index in np.unique(windows):
+                yield Window(int(epoch), int(index)), at[windows == index]
 
     def group_of(self, rows: np.ndarray) -> np.ndarray:
         """The row group of each row."""
@@ -123,24 +146,26 @@ class Order:
         epoch, index = divmod(window.epoch * self.windows + window.index + by, self.windows)
         return Window(epoch, index)
 
-    def groups(self, window: Window) -> np.ndarray:
-        """The row groups of a window, ascending; none for one before the first epoch."""
+    def groups(self, window: Window, share: Share = WHOLE) -> np.ndarray:
+        """The row groups of a window, ascending, or those with a ``share`` of its rows; none before the first epoch."""
         if window.epoch < 0:
             return np.empty(0, dtype=np.int64)
         start = window.index * self.window_groups
-        return np.sort(self.plan(window.epoch).groups[start : start + self.window_groups])
+        groups = np.sort(self.plan(window.epoch).groups[start : start + self.window_groups])
+        ends = np.cumsum(self.group_rows[groups])
+        return groups[(ends > share.start * ends[-1]) & (ends - self.group_rows[groups] < share.stop * ends[-1])]
 
-    def around(self, positions: np.ndarray) -> tuple[list[int], list[int]]:
+    def around(self, positions: np.ndarray, share: Share = WHOLE) -> tuple[list[int], list[int]]:
         """Row groups that a batch at ``positions`` wants in memory, first those that it waits for, and those to leave
-        there if they are: its own, its window's, and from the middle of that on the next one's."""
-        first, _ = self.window(positions[0])
-        last, share = self.window(positions[-1])
+        there if they are: its window's, and from the middle of that on the next one's; of each the ``share``."""
+        first, _ = self.window(positions.min())
+        last, done = self.window(positions.max())
         before, after = self.neighbour(first, -1), self.neighbour(last, 1)
-        wanted = [*self.groups(first).tolist(), *self.groups(last).tolist()]
-        spare = self.groups(after).tolist()  # not to be dropped if it is there: a thread ahead asked for it
-        if share >= AHEAD:
+        wanted = [*self.groups(first, share).tolist(), *self.groups(last, share).tolist()]
+        spare = self.groups(after, share).tolist()  # not to be dropped if it is there: a thread ahead asked for it
+        if done >= AHEAD:
             return wanted + spare, []
-        return wanted, [*spare, *self.groups(before).tolist()]
+        return wanted, [*spare, *self.groups(before, share).tolist()]
 
     def plan(self, epoch: int) -> Plan:
         """The order of the row groups in ``epoch``."""

@@ -8,7 +8,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 import numpy as np
 
 from train.buckets import BucketOrder
-from train.order import Order
+from train.order import Order, Share
 from train.parts import Part
 from train.reader import Reader
 
@@ -22,12 +22,12 @@ class Windows:
         self.lock = threading.Lock()
         self.futures: dict[int, Future[Part]] = {}
 
-    def enter(self, groups: np.ndarray, positions: np.ndarray) -> dict[int, Future[Part]]:
+    def enter(self, groups: np.ndarray, positions: np.ndarray, share: Share) -> dict[int, Future[Part]]:
         """Sees to it that ``groups``, of a batch at ``positions``, are being read before anything else is.
 
-        Then come the others that the order wants. Returns the futures of ``groups``.
+        Then come the others that the order wants of its windows' ``share``. Returns the futures of ``groups``.
         """
-        wanted, spare = self.order.around(positions)
+        wanted, spare = self.order.around(positions, share)
         wanted = [*groups.tolist(), *wanted]
         with self.lock:
             for group in wanted:

@@ -96,7 +96,8 @@ def make_plan(config: RunConfig, table: Table, wanted: Wanted) -> Plan:
     rates = assumed_rates(config, assumptions, wanted.urls)
     if wanted.measured:
         rates = measure_rates(rates, wanted.measured)
-    models = [StageModel(name, stage, text.width, rates.padded) for name, stage in config.train.items()]
+    group = config.pack.row_group_rows
+    models = [StageModel(name, stage, text.width, rates.padded, group) for name, stage in config.train.items()]
     embedding = rates.embedding_bytes(text.width, config.embed.codec, config.embed.compression == "zstd")
     sample_bytes = {model.name: _sample_bytes(model, rates, embedding) for model in models}
     if wanted.machine:  # only this one is looked at

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -24,6 +25,7 @@ class StageModel:
     config: CascadeStageConfig
     text_dim: int
     tokens: int
+    group_rows: int = 128  # of the pack's row groups
 
     @cached_property
     def layout(self) -> str:
@@ -138,11 +140,18 @@ def gang(model: StageModel, machine: Machine, nodes: int, assumptions: Assumptio
     offload = 0.0
     if fit.setting.offload != "none":
         offload = model.parameters / (assumptions.offload_params_per_second * nodes)
-    reading = config.batch_size * sample_bytes / nodes
+    reading = config.batch_size * sample_bytes * _read_share(model, nodes, sample_bytes)
     loader = reading * 8 / (machine.internet_gbit * 1e9 * assumptions.network_share)
     step = max(compute + network + offload, loader)
     gbit = reading * 8 / step / 1e9
     return Gang(model.name, nodes, ranks, fit, compute, network, offload, loader, gbit, config.steps)
+
+
+def _read_share(model: StageModel, nodes: int, sample_bytes: float) -> float:
+    """The share of a window that a machine reads: its own rows, the margin of `train.data`, a row group cut in two."""
+    rows = max(model.config.batch_size, (model.config.data.window_mb << 20) / sample_bytes)
+    margin = 2 / math.sqrt(model.config.batch_size)
+    return 1.0 if nodes == 1 else min(1.0, 1 / nodes + margin + model.group_rows / rows)
 
 
 def _collectives(

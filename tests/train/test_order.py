@@ -58,9 +58,9 @@ def test_each_sample_once_an_epoch_and_one_global_batch(
     rows = sum(groups)
     steps = -(-3 * rows // batch)
     parted = whole_batches(stream(groups, window, seed, batch), steps, world, accumulation, workers)
-    alone = stream(groups, window, seed, batch)
-    assert parted == [alone.batch(step)["key"] for step in range(steps)]
-    flat = [row for step in parted for row in step]
+    alone = [stream(groups, window, seed, batch).batch(step)["key"] for step in range(steps)]
+    assert [sorted(step) for step in parted] == [sorted(step) for step in alone]
+    flat = [row for step in alone for row in step]
     for epoch in range(3):
         assert sorted(flat[epoch * rows : (epoch + 1) * rows]) == list(range(rows))
 
@@ -76,6 +76,25 @@ def test_a_seek_anywhere_agrees_with_its_window(groups: list[int], window: int, 
     others = order.others(position).tolist()
     assert row not in others
     assert len(others) + 1 == sum(order.group_rows[group] for group in order.groups(here))
+
+
+@pytest.mark.parametrize("world", [2, 8])
+def test_each_rank_reads_its_share_of_the_row_groups(world: int) -> None:
+    """Of 20 groups a window: an eighth of them, and what the draw of a batch and the cut of a group add to it."""
+    data = stream([128] * 200, 20, 3, 1024)
+    read: list[set[int]] = [set() for _ in range(world)]
+    foreseen: list[set[int]] = [set() for _ in range(world)]
+    for step in range(25_600 // 1024):
+        for rank in range(world):
+            positions = data.positions(step, rank, world)
+            read[rank] |= {*data.order.group_of(data.order.row_ids(positions)).tolist()}
+            data.batch(step, rank, world)
+            wanted, _ = data.order.around(positions, data.share)
+            foreseen[rank] |= set(wanted)
+    assert set().union(*read) == set(range(200))
+    for mine, ahead in zip(read, foreseen, strict=True):
+        assert len(ahead) / 200 < 1 / world + 2 / 1024**0.5 + 2.1 / 20
+        assert len(mine - ahead) <= 0.02 * 200  # read when they are asked for
 
 
 def test_one_window_is_a_uniform_permutation_of_all_rows() -> None:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from threading import Barrier
 
 import fsspec
 import numpy as np
@@ -84,6 +87,35 @@ def test_the_cache_is_bounded_and_survives_damage(tmp_path: Path) -> None:
         path.write_bytes(path.read_bytes()[:100])
     assert cache.get("9", make).equals(table)
     assert len(made) == 12
+
+
+def test_of_many_that_want_a_row_group_one_fetches_it(tmp_path: Path) -> None:
+    table, made, ready = pa.table({"x": np.zeros(10)}), [], Barrier(6)
+
+    def make() -> pa.Table:
+        made.append(1)
+        time.sleep(0.2)
+        return table
+
+    def ask(_: int) -> pa.Table:
+        ready.wait()
+        return RowGroupCache(30_000, tmp_path).get(
+            "one", make
+        )  # each with a cache object of its own, as processes have
+
+    with ThreadPoolExecutor(6) as pool:
+        assert all(found.equals(table) for found in pool.map(ask, range(6)))
+    assert len(made) == 1
+
+
+def test_a_window_of_fewer_rows_than_a_batch_is_warned_of(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    pack = write_pack(tmp_path / "p", 0, 400, sizes=(64,), raw_up_to=64, rows=8)
+    config = LoaderConfig(window_mb=1)
+    Loader([pack], None, COLUMN, "train", 0, 60, config=config)
+    assert not caplog.records
+    Loader([pack], None, COLUMN, "train", 0, 140, config=config)
+    assert "window_mb=1 holds some 70 rows, fewer than batch_size=140" in caplog.text
+    assert "set data.window_mb to 2 or more" in caplog.text
 
 
 def test_memory_holds_two_windows(tmp_path: Path) -> None:
