@@ -23,7 +23,7 @@ from pydantic import Field, field_validator, model_validator
 from dataprep.aspects import bucket_shapes, nearest_bucket
 from dataprep.decode import MAX_PIXELS, decode_rgb, read_shard_images, resize_to
 from dataprep.download import SUCCESS
-from dataprep.schema import BUCKET_COLUMN, SHAPES_KEY, Config, Shape, UserError, read_table, write_table
+from dataprep.schema import BUCKET_COLUMN, ORIGINAL_SIDE, SHAPES_KEY, Config, Shape, UserError, read_table, write_table
 
 ENCODING_KEY, SIZE_KEY = b"encoding", b"size"
 VALIDATION = "validation"  # the split whose rows come last
@@ -109,12 +109,14 @@ def pack_shard(
     downloads = _downloads(download_path, config)
     splits = _splits(downloads, selection_path)
     rows: list[dict[str, Any]] = []
-    captions = {row["key"]: [row[name] for name in ("caption", *config.captions)] for row in downloads.to_pylist()}
+    described = {row["key"]: row for row in downloads.to_pylist()}
     shapes = {size: config.shapes(size) for size in config.resolutions}
     buckets = list(shapes[config.resolutions[0]])
     for key, image in _selected_images(tar_path, splits, max_pixels):
-        texts = captions[key]
+        found = described[key]
+        texts = [found[name] for name in ("caption", *config.captions)]
         row = {"key": key, "caption": texts[0], "split": splits[key], "captions": [text or texts[0] for text in texts]}
+        row[ORIGINAL_SIDE] = min(found["original_width"], found["original_height"])
         row[BUCKET_COLUMN] = bucket = nearest_bucket(shapes[config.resolutions[0]], *image.shape[:2])
         for size in config.resolutions:
             row[pixels_column(size)] = _encode(resize_to(image, shapes[size][bucket], config.crop), size, config)
@@ -162,7 +164,7 @@ def _downloads(path: str | Path, config: PackConfig) -> pa.Table:
     if missing := [name for name in config.captions if name not in table.column_names]:
         own = ", ".join(name for name in table.column_names if pa.types.is_string(table.schema.field(name).type))
         raise UserError(f"pack.captions={missing[0]}: the listing has no such column (text columns: {own})")
-    return table.select(["key", "caption", "status", *config.captions])
+    return table.select(["key", "caption", "status", "original_width", "original_height", *config.captions])
 
 
 def _splits(downloads: pa.Table, selection_path: str | Path | None) -> dict[str, str]:
@@ -195,6 +197,7 @@ def _encode(image: np.ndarray, size: int, config: PackConfig) -> bytes:
 
 def _schema(config: PackConfig) -> pa.Schema:
     fields = [pa.field(name, pa.string()) for name in ("key", "caption", "split")]
+    fields.append(pa.field(ORIGINAL_SIDE, pa.int32()))
     if config.aspects:
         fields.append(pa.field(BUCKET_COLUMN, pa.string()))
     if config.captions:

@@ -30,6 +30,7 @@ KINDS = {
     "samples": 1,  # generated images: prompt, seed, size, png, clip_score
 }
 KIND_KEY, VERSION_KEY = b"imagen_ray.kind", b"imagen_ray.version"
+ORIGINAL_SIDE = "original_side"  # pack: the shorter side of the picture as it was fetched, in pixels
 # Pack: the column with the aspect bucket of a row, and where a pixel field says the {bucket: [height, width]}.
 BUCKET_COLUMN, SHAPES_KEY = "bucket", b"shapes"
 SHARD_DIGITS, SAMPLE_DIGITS = 5, 4  # of a key: the shard's number, or more from shard 100,000 on; the row in it

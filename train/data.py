@@ -105,10 +105,10 @@ class Loader(Stream):
     and with embeddings ``text_BLD`` float32, zero-padded to the longest of the batch, and ``text_mask_BL`` bool.
     Where images have several captions, one is drawn for each image and epoch.
 
-    ``split`` keeps the rows of that split (None: all). ``crop`` cuts the same random window from every pixel column:
-    ``crop`` pixels of the largest, proportionally fewer of smaller ones.
-    Row groups are read in the background, a window ahead; about two windows are in memory, of several ranks on each a
-    part of them.
+    ``split`` keeps the rows of that split (None: all), ``min_original`` those of originals with so many pixels a side.
+    ``crop`` cuts the same random window from every pixel column: ``crop`` pixels of the largest, fewer in proportion of
+    smaller ones. Row groups are read in the background, a window ahead; about two windows are in memory, of several
+    ranks on each a part of them.
     Raises UserError for missing columns, shards that are not aligned, an empty split, or an impossible crop; a batch
     raises CorruptDataError where ``config`` says so.
     """
@@ -123,8 +123,9 @@ class Loader(Stream):
         global_batch: int,
         crop: int | None = None,
         config: LoaderConfig = LoaderConfig(),  # noqa: B008 (frozen)
+        min_original: int = 0,
     ) -> None:
-        self.reader = Reader(pack_paths, embed_paths, columns, split, config)
+        self.reader = Reader(pack_paths, embed_paths, columns, split, config, min_original)
         self.columns, self.crop, self.with_text = tuple(columns), crop, embed_paths is not None
         self.sizes = {name: stored.size for name, stored in self.reader.shards[0].pixels.items()}
         self._check_crop()

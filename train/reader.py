@@ -18,7 +18,7 @@ from pydantic import Field
 from tenacity import Retrying, retry_if_exception_type, stop_after_attempt, wait_exponential
 
 from dataprep import storage
-from dataprep.schema import BUCKET_COLUMN, SQUARE, Config, Shape, UserError, check_kind, stored_shapes
+from dataprep.schema import BUCKET_COLUMN, ORIGINAL_SIDE, SQUARE, Config, Shape, UserError, check_kind, stored_shapes
 from train.cache import RowGroupCache
 from train.parts import RAW, Part, make_part
 
@@ -94,6 +94,7 @@ class Shard:
 class Reader:
     """The row groups of ``pack_paths`` that have rows of ``split`` (None: of any), with ``columns`` of pixels.
 
+    With ``min_original`` those alone whose original's shorter side has as many pixels.
     ``embed_paths`` are row-aligned with ``pack_paths``: k rows for each of theirs where an image has k captions.
     Paths are local or any fsspec URL. At first only footers and the split column are read.
     Raises UserError for what is missing, of another kind, or not aligned.
@@ -106,6 +107,7 @@ class Reader:
         columns: Sequence[str],
         split: str | None,
         config: LoaderConfig,
+        min_original: int = 0,
     ) -> None:
         if not pack_paths:
             raise UserError("training data: there are no pack shards; run the pack stage first")
@@ -118,7 +120,9 @@ class Reader:
         self.versions: dict[str, str] = {}  # of remote files, so that the cache does not mix two of one name
         with ThreadPoolExecutor(self.threads) as pool:
             pairs = [(path, embed_paths[at] if embed_paths else None) for at, path in enumerate(pack_paths)]
-            self.shards = list(pool.map(lambda pair: open_shard(pair[0], pair[1], self.columns, split), pairs))
+            self.shards = list(
+                pool.map(lambda pair: open_shard(pair[0], pair[1], self.columns, split, min_original), pairs)
+            )
         self.groups = [
             Group(number, int(index), shard.buckets[index])
             for number, shard in enumerate(self.shards)
@@ -126,7 +130,8 @@ class Reader:
         ]
         if not self.groups:
             found = ", ".join(sorted({name for shard in self.shards for name in shard.splits})) or "no rows at all"
-            raise UserError(f"training data: no row of split {split!r} (there are: {found}); loosen the filters")
+            large = f" from an original of min_original={min_original} pixels" if min_original else ""
+            raise UserError(f"training data: no row of split {split!r}{large} (there are: {found}); loosen the filters")
         self.rows = np.array([self.shards[group.shard].kept_rows[group.index] for group in self.groups])
         self.buckets = sorted({group.bucket for group in self.groups})
         self.bucket_of = np.array([self.buckets.index(group.bucket) for group in self.groups])  # of each row group
@@ -204,8 +209,11 @@ def open_parquet(path: str, verify: bool = False) -> Iterator[pq.ParquetFile]:
         yield file
 
 
-def open_shard(pack: str, embed: str | None, columns: tuple[str, ...], split: str | None) -> Shard:
-    """Reads the footers and the split column of a pack shard and its embedding shard; raises what `Reader` does."""
+def open_shard(
+    pack: str, embed: str | None, columns: tuple[str, ...], split: str | None, min_original: int = 0
+) -> Shard:
+    """Reads the footers and what tells the rows that count of a pack shard and its embedding shard; raises what
+    `Reader` does."""
     try:
         with open_parquet(pack) as file:
             check_kind(file.schema_arrow, pack, "pack")
@@ -213,6 +221,7 @@ def open_shard(pack: str, embed: str | None, columns: tuple[str, ...], split: st
             listed = "captions" in file.schema_arrow.names
             rows, size = _groups(file.metadata, {"key", "caption", "captions.list.element", *columns})
             splits = file.read(columns=["split"])["split"]
+            large = _large(file, pack, min_original)
             starts = np.concatenate([[0], np.cumsum(rows)])
             buckets = _buckets(file, pack, starts)
         if embed is not None:
@@ -228,9 +237,20 @@ def open_shard(pack: str, embed: str | None, columns: tuple[str, ...], split: st
             f"{pack}: it or its embeddings are no readable Parquet file ({error}); run its stage again"
         ) from error
     mask = np.ones(len(splits), bool) if split is None else pc.fill_null(pc.equal(splits, split), False).to_numpy()
+    mask = mask & large
     kept_rows = np.add.reduceat(mask, starts[:-1], dtype=np.int64) if len(mask) else np.zeros(0, np.int64)
     found = tuple(str(name) for name in pc.unique(splits).to_pylist())
     return Shard(pack, embed, starts, np.packbits(mask), kept_rows, found, buckets, pixels, listed, size)
+
+
+def _large(file: pq.ParquetFile, path: str, least: int) -> np.ndarray:
+    """Whether the original of each row had a shorter side of ``least`` pixels."""
+    if not least:
+        return np.ones(file.metadata.num_rows, bool)
+    if ORIGINAL_SIDE not in file.schema_arrow.names:
+        raise UserError(f"{path}: no column {ORIGINAL_SIDE}, which min_original={least} asks for; run pack again")
+    sides: np.ndarray = file.read(columns=[ORIGINAL_SIDE])[ORIGINAL_SIDE].to_numpy()
+    return sides >= least
 
 
 def _buckets(file: pq.ParquetFile, path: str, starts: np.ndarray) -> tuple[str, ...]:

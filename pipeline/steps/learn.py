@@ -53,7 +53,8 @@ def fit_diffusion(
     """Trains a diffusion stage on this rank."""
 
     def loader(split: str) -> Loader:
-        return Loader(pack, embed, stage_columns(config), split, seed, config.batch_size, config.crop, config.data)
+        columns, size = stage_columns(config), config.batch_size
+        return Loader(pack, embed, columns, split, seed, size, config.crop, config.data, config.min_original)
 
     task, data = DiffusionTask(config, text_width(embed)), loader(TRAIN)
     result = train_loop(task, config, data, folder, seed, loader(VALIDATION) if validate else None)

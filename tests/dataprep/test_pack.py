@@ -47,6 +47,9 @@ def test_selected_rows_in_every_resolution(shard, tmp_path):
     assert table["key"].to_pylist() == [keys[0], keys[3], keys[2]]  # validation comes last
     assert table["caption"].to_pylist() == ["caption 0", "caption 3", "caption 2"]
     assert table["split"].to_pylist() == ["train", "train", "validation"]
+    fetched = {row["key"]: row for row in read_table(shard[1], "download").to_pylist()}
+    sides = [min(fetched[key]["original_width"], fetched[key]["original_height"]) for key in table["key"].to_pylist()]
+    assert table["original_side"].to_pylist() == sides
     images = dict(read_shard_rgb(shard[0]))
     for size, encoding in ((16, "raw"), (64, "raw"), (80, "png")):
         name = f"pixels_{size}"

@@ -130,7 +130,9 @@ def shard(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
             member.size = len(data)
             tar.addfile(member, io.BytesIO(data))
     captions = [f"picture {row}" for row in range(40)]
-    write_table(pa.table({"key": keys, "caption": captions, "status": ["success"] * 40}), folder / "d", "download")
+    columns = {"key": keys, "caption": captions, "status": ["success"] * 40}
+    sizes = {name: pa.array([64] * 40, pa.int32()) for name in ("original_width", "original_height")}
+    write_table(pa.table(columns | sizes), folder / "d", "download")
     splits = ["train" if row % 8 else "validation" for row in range(40)]
     selected = {"key": keys, "keep": [True] * 40, "reason": pa.nulls(40, pa.string()), "split": splits}
     write_table(pa.table(selected), folder / "s", "selection")

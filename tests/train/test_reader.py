@@ -228,3 +228,18 @@ def test_shards_that_do_not_belong_together(tmp_path: Path) -> None:
     (tmp_path / "torn").write_bytes(Path(pack).read_bytes()[:-20])
     with pytest.raises(UserError, match=r"torn.*no readable Parquet"):
         Loader([str(tmp_path / "torn")], None, COLUMN, "train", 0, 8)
+
+
+def test_small_originals_can_be_left_out(tmp_path: Path) -> None:
+    pack, embed = write_pack(tmp_path / "p", 0, 40, rows=8), write_embeddings(tmp_path / "e", 0, 40, rows=8)
+    with pytest.raises(UserError, match="no column original_side, which min_original=64 asks for; run pack again"):
+        Loader([pack], [embed], COLUMN, "train", 0, 4, min_original=64)
+    table = pq.read_table(pack)  # the second row group has small ones alone
+    sides = [60 + index % 8 if index // 8 != 1 else 20 for index in range(40)]
+    table = table.append_column("original_side", pa.array(sides, pa.int32()))
+    write_table(table, pack, "pack", row_groups=[8] * 5, compression="none", write_page_checksum=True)
+    loader = Loader([pack], [embed], COLUMN, "train", 0, 4, min_original=64)
+    seen = {key for step in range(len(loader) // 4) for key in loader.batch(step)["key"]}
+    assert seen == {f"{index:05d}" for index in range(40) if sides[index] >= 64 and index % 8 != 7}
+    with pytest.raises(UserError, match="no row of split 'train' from an original of min_original=99 pixels"):
+        Loader([pack], [embed], COLUMN, "train", 0, 4, min_original=99)

@@ -29,6 +29,9 @@ class DiffusionStageConfig(Config):
     resolution: int = Field(description="height and width of the images that it makes")
     low_resolution: int | None = Field(None, ge=1, description="of the image it starts from; None: the base stage")
     crop: int | None = Field(None, ge=1, description="train on random crops of this size; None: on whole images")
+    min_original: int = Field(
+        0, ge=0, description="train on pictures whose original had so many pixels a shorter side; smaller were enlarged"
+    )
     model: str = Field("tiny-base", description="U-Net preset")
     unet: dict[str, Any] = Field(default_factory=dict, description="fields of the preset to replace")
     diffusion: DiffusionConfig = Field(default=DiffusionConfig(), description="noise, prediction, loss weighting")
