@@ -14,8 +14,9 @@ demo: $(VENV)/.installed
 # Two processes: much of it waits for Ray to start. A file stays in one, since its tests share what was started; the
 # longest come first, lest the last one is waited for.
 LONGEST := tests/test_end_to_end.py tests/test_your_urls.py
+OTHERS := $(filter-out $(LONGEST),$(wildcard tests/test_*.py)) tests/dataprep tests/eval tests/pipeline tests/train
 test: lint
-	$(BIN)/pytest -m "not slow" -n 2 --dist loadfile --no-loadscope-reorder $(LONGEST) tests
+	$(BIN)/pytest -m "not slow" -n 2 --dist loadfile --no-loadscope-reorder $(LONGEST) $(OTHERS)
 
 test-slow: $(VENV)/.installed-dev
 	$(BIN)/pytest -m slow

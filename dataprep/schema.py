@@ -24,7 +24,7 @@ KINDS = {
     "annotations": 1,  # row-aligned with download: sizes, perceptual hash, caption statistics, language
     "scores": 1,  # row-aligned with download: clip_similarity (null where there is no image), heads, clip_embedding
     "selection": 1,  # row-aligned with download: keep, reason, split
-    "pack": 1,  # kept rows only: key, caption, split, one binary column `pixels_<size>` a resolution
+    "pack": 1,  # kept rows only: key, caption, split, original_side, one binary column `pixels_<size>` a resolution
     "embeddings": 1,  # row-aligned with pack: key, caption, length, dim, codec, embedding, scale
     "features": 1,  # of judged pictures: id, set, size, digest of the caption, text, one column `image_<model>` a model
     "samples": 1,  # generated images: prompt, seed, size, png, clip_score

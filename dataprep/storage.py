@@ -40,7 +40,7 @@ def is_local(path: str) -> bool:
 
 def absolute(path: str) -> str:
     """``path`` as every process understands it: local ones made absolute, since workers have other working folders."""
-    return str(Path(path).expanduser().absolute()) if is_local(path) else path
+    return str(Path(os.path.expanduser(path)).absolute()) if is_local(path) else path
 
 
 def join(base: str, *parts: str) -> str:

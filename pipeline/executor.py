@@ -215,8 +215,8 @@ def _run_stage(
         shards=_kept(context.finished, outputs),
     )
     artifact = run.commit(manifest)
-    for subfolder in {"", *(marker.subfolder for marker in context.finished)}:
-        storage.remove(storage.join(folder, subfolder, MARKERS))
+    for place in {folder, *(storage.join(folder, part.subfolder) for part in context.finished if part.subfolder)}:
+        storage.remove(storage.join(place, MARKERS))
     _mark(run, record, name, state="done", seconds=seconds, finished=item.fingerprint)
     run.event("stage_finished", stage=name, seconds=seconds, counters=context.counters)
     counters = " ".join(f"{key}={value}" for key, value in context.counters.items())

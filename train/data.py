@@ -28,6 +28,7 @@ __all__ = ["Batch", "CaptionLoader", "Loader", "SampleRandom", "Stream", "decode
 
 log = logging.getLogger(__name__)
 Batch = dict[str, Any]
+TRAIN = "train"  # the split that is learned from
 
 
 class Stream(ABC):
@@ -79,6 +80,11 @@ class Stream(ABC):
             # A batch is a sample of its window: the row groups that a rank gets vary, by a deviation or two.
             margin = 1 / math.sqrt(self.global_batch)
             self.share = Share(rank / world - margin, (rank + 1) / world + margin)
+        return self.gather(self.order.row_ids(positions), positions) | {"index": torch.from_numpy(positions)}
+
+    def first(self, count: int) -> Batch:
+        """As `batch`, of the first ``count`` samples of the stream at most, without the rest of their batch."""
+        positions = np.arange(min(count, self.global_batch), dtype=np.int64)
         return self.gather(self.order.row_ids(positions), positions) | {"index": torch.from_numpy(positions)}
 
     @abstractmethod
@@ -136,13 +142,14 @@ class Loader(Stream):
 
     def _order(self, seed: int, global_batch: int, split: str | None) -> Order | BucketOrder:
         rows, window, bucket_of = self.reader.rows, self.reader.window_groups(), self.reader.bucket_of
-        held = window * float(rows.mean())
-        if window < len(rows) and held < global_batch:
+        held, needed = window * float(rows.mean()), 2 * global_batch * len(self.reader.buckets)
+        if split == TRAIN and window < len(rows) and held < needed:
             log.warning(
-                "data.window_mb=%d holds some %d rows, fewer than batch_size=%d: each batch waits for the storage, "
-                "since only the next window is read ahead; set data.window_mb to %d or more",
+                "data.window_mb=%d holds some %d rows that count, fewer than two batches of batch_size=%d (of each "
+                "bucket): training may wait for the storage, since the next window is read from the middle of this one "
+                "on; set data.window_mb to %d or more",
                 *(self.reader.config.window_mb, held, global_batch),
-                math.ceil(self.reader.config.window_mb * global_batch / held),
+                math.ceil(self.reader.config.window_mb * needed / held),
             )
         # Crops are of one shape, whatever the pictures': they need no batches of their own.
         if self.crop is not None or len(self.reader.buckets) == 1 or global_batch < 1:
@@ -174,7 +181,10 @@ class Loader(Stream):
         groups = self.order.group_of(rows)
         shapes = self._shapes(int(groups[0]))
         batch: Batch = {name: np.empty((len(rows), *shapes[name], 3), dtype=np.uint8) for name in self.columns}
-        futures = self.parts.enter(np.unique(groups), positions, self.share)
+        # What is read ahead follows the global batch: a rank's own part of it may lie anywhere in there.
+        first = int(positions[0]) // self.global_batch * self.global_batch
+        batch_ends = np.array([first, first + self.global_batch - 1])
+        futures = self.parts.enter(np.unique(groups), batch_ends, self.share)
         found: list[tuple[Part, int]] = []
         for at, (row, group) in enumerate(zip(rows.tolist(), groups.tolist(), strict=True)):
             try:
@@ -227,8 +237,11 @@ class Loader(Stream):
         return int(top), int(left)
 
     def _another(self, error: CorruptDataError, batch: Batch, at: int, position: int) -> tuple[Part, int]:
-        """The next row of the window that can be read, in place ``at``; raises ``error`` where the config says so."""
-        for row in self.order.others(position):
+        """Another row of the window, from a row group nearby, in place ``at``; ``error`` where the config says so."""
+        rows = self.order.others(position)
+        own = self.order.group_of(self.order.row_ids(np.array([position])))
+        # Nearby, since this rank holds those: it has but its share of the window.
+        for row in rows[np.argsort(np.abs(self.order.group_of(rows) - own), kind="stable")]:
             if not self.skip:
                 raise error
             if error.name not in self.corrupt:

@@ -36,6 +36,7 @@ from train.timing import Stopwatch, peak_memory_mb, peak_tflops
 
 log = logging.getLogger(__name__)
 Event = dict[str, Any]
+GRID = 8  # pictures of a grid of samples
 VALIDATION_STEP = -1  # the "step" of validation's random numbers: the same noise every time
 
 
@@ -312,7 +313,7 @@ class _Run:
     def _draw(self, step: int, validation: Stream) -> None:
         weights = self.engine.weights()
         if self.journal and isinstance(self.task, Draws):
-            self.journal.image("samples", self.task.draw(weights, validation.batch(0), self.seed), step)
+            self.journal.image("samples", self.task.draw(weights, validation.first(GRID), self.seed), step)
 
     def _save(self, step: int) -> None:
         self._collect()

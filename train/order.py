@@ -105,13 +105,14 @@ class Order:
         return out
 
     def depths(self, positions: np.ndarray) -> np.ndarray:
-        """How many of its window's rows come before the row group of each position, as a share: float64 (n,)."""
+        """Where the row at each position stands among those of its window, row group by row group: 0 to 1, (n,)."""
         out = np.empty(len(positions))
         for window, chosen in self._by_window(positions):
             groups = self.groups(window)
             ends = np.cumsum(self.group_rows[groups])
-            at = np.searchsorted(groups, self.group_of(self.row_ids(positions[chosen])))
-            out[chosen] = (ends - self.group_rows[groups])[at] / ends[-1]
+            rows = self.row_ids(positions[chosen])
+            at = np.searchsorted(groups, self.group_of(rows))
+            out[chosen] = (ends[at] - self.first[groups[at] + 1] + rows) / ends[-1]
         return out
 
     def _by_window(self, positions: np.ndarray) -> Iterator[tuple[Window, np.ndarray]]:

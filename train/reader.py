@@ -32,7 +32,9 @@ class LoaderConfig(Config):
     """How training data is read."""
 
     window_mb: int = Field(
-        256, ge=1, description="row groups that are shuffled among themselves; a rank holds up to twice this in memory"
+        256,
+        ge=1,
+        description="row groups that are shuffled among themselves; a rank holds its share of two windows",
     )
     cache_mb: int = Field(
         4096, ge=0, description="local disk for row groups from object storage, shared by a machine's ranks; 0: none"
@@ -77,7 +79,7 @@ class Shard:
     pack: str
     embed: str | None
     starts: np.ndarray  # int64 (groups + 1,): the first row of each row group
-    kept: np.ndarray  # bit a row: whether it is of the split that is read
+    kept: np.ndarray  # bit a row: whether it counts (split, min_original)
     kept_rows: np.ndarray  # int64 (groups,)
     splits: tuple[str, ...]
     buckets: tuple[str, ...]  # the aspect bucket of each row group
@@ -86,7 +88,7 @@ class Shard:
     bytes: int  # stored in the columns that are read, uncompressed
 
     def kept_of(self, group: int) -> np.ndarray:
-        """The rows of a row group that are of the split, int64, numbered within the group."""
+        """The rows of a row group that count, int64, numbered within the group."""
         bits = np.unpackbits(self.kept, count=int(self.starts[-1]))
         return np.flatnonzero(bits[self.starts[group] : self.starts[group + 1]])
 
@@ -96,7 +98,7 @@ class Reader:
 
     With ``min_original`` those alone whose original's shorter side has as many pixels.
     ``embed_paths`` are row-aligned with ``pack_paths``: k rows for each of theirs where an image has k captions.
-    Paths are local or any fsspec URL. At first only footers and the split column are read.
+    Paths are local or any fsspec URL. At first only footers and the columns that tell which rows count are read.
     Raises UserError for what is missing, of another kind, or not aligned.
     """
 

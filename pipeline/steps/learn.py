@@ -13,11 +13,11 @@ from pipeline.config import CascadeStageConfig
 from pipeline.context import Context
 from pipeline.ray_train import run_training
 from train.config import TrainConfig
-from train.data import Loader
+from train.data import TRAIN, Loader
 from train.loop import train as train_loop
 from train.tasks.diffusion import DiffusionTask, stage_columns
 
-TRAIN, VALIDATION = "train", "validation"
+VALIDATION = "validation"
 
 
 def fit(ctx: Context, function: Callable[..., dict[str, Any]], arguments: dict[str, Any], config: TrainConfig) -> None:
@@ -54,7 +54,8 @@ def fit_diffusion(
 
     def loader(split: str) -> Loader:
         columns, size = stage_columns(config), config.batch_size
-        return Loader(pack, embed, columns, split, seed, size, config.crop, config.data, config.min_original)
+        least = config.min_original if split == TRAIN else 0  # few are held out, of whatever size
+        return Loader(pack, embed, columns, split, seed, size, config.crop, config.data, least)
 
     task, data = DiffusionTask(config, text_width(embed)), loader(TRAIN)
     result = train_loop(task, config, data, folder, seed, loader(VALIDATION) if validate else None)

@@ -9,7 +9,10 @@ import pytest
 
 from dataprep import storage
 from dataprep.schema import UserError, sample_key, split_key
-from pipeline.store import Artifact, Manifest, Output, Run, describe, verify
+from pipeline.config import load_config
+from pipeline.executor import Planned, _run_stage
+from pipeline.stages import Stage
+from pipeline.store import Artifact, Manifest, Marker, Output, Run, describe, verify, write_marker
 
 
 def make(run: Run, stage: str, files: dict[str, bytes]) -> None:
@@ -88,3 +91,17 @@ def test_shards_beyond_a_hundred_thousand_are_shards_too() -> None:
         (100_000, 34),
     ]
     assert sample_key(0, 34) == "000000034" and sample_key(100_000, 34) == "1000000034"
+
+
+def test_the_markers_of_a_finished_stage_go_on_an_object_store_too() -> None:
+    """Paths there are literal: an empty part in the middle would name nothing."""
+    run = Run("memory://bucket/markers/run")
+    config, folder = load_config("configs/smoke.yaml", [f"run={run.root}"]), run.stage_folder("listing", "f" * 20)
+    parts = [Marker(number, "w", {}, [], {}, subfolder) for number, subfolder in enumerate(("", "pass-001"))]
+    for part in parts:
+        write_marker(storage.join(folder, part.subfolder) if part.subfolder else folder, part)
+    stage = Stage("listing", lambda ctx: ctx.finished.extend(parts), ())
+    hashed = {key: {} for key in ("config", "inputs", "versions", "code", "sources")}
+    record = {"stages": {"listing": {}}}
+    _run_stage(Planned(stage, "f" * 20, hashed, None, ""), {}, None, config=config, run=run, record=record)
+    assert storage.list_files(folder) == ["manifest.json"]

@@ -111,11 +111,34 @@ def test_of_many_that_want_a_row_group_one_fetches_it(tmp_path: Path) -> None:
 def test_a_window_of_fewer_rows_than_a_batch_is_warned_of(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     pack = write_pack(tmp_path / "p", 0, 400, sizes=(64,), raw_up_to=64, rows=8)
     config = LoaderConfig(window_mb=1)
-    Loader([pack], None, COLUMN, "train", 0, 60, config=config)
+    Loader([pack], None, COLUMN, "train", 0, 35, config=config)
+    Loader([pack], None, COLUMN, "validation", 0, 40, config=config)
     assert not caplog.records
-    Loader([pack], None, COLUMN, "train", 0, 140, config=config)
-    assert "window_mb=1 holds some 70 rows, fewer than batch_size=140" in caplog.text
+    Loader([pack], None, COLUMN, "train", 0, 70, config=config)
+    assert "window_mb=1 holds some 70 rows that count, fewer than two batches of batch_size=70" in caplog.text
     assert "set data.window_mb to 2 or more" in caplog.text
+
+
+def test_a_row_that_cannot_be_read_is_stood_in_for_from_nearby(tmp_path: Path) -> None:
+    """A rank has its share of the window in memory: what stands in must not be read from elsewhere."""
+    pack = write_pack(tmp_path / "p", 0, 400, sizes=(64,), raw_up_to=64, rows=8)
+    damage(pack, 20, "pixels_64")
+    loader = Loader([pack], None, COLUMN, "train", 0, 40, config=LoaderConfig(window_mb=1000, on_corrupt="skip"))
+    for step in range(9):
+        keys = loader.batch(step)["key"]
+        rows = loader.order.row_ids(loader.positions(step))
+        for row, key in zip(rows, keys, strict=True):
+            if loader.order.group_of(row) == 20:
+                assert int(key) // 8 in (19, 21)
+    assert len(loader.corrupt) == 1
+
+
+def test_the_first_samples_alone(tmp_path: Path) -> None:
+    pack, embed = write_pack(tmp_path / "p", 0, 40, rows=8), write_embeddings(tmp_path / "e", 0, 40, rows=8)
+    loader = Loader([pack], [embed], COLUMN, "train", 0, 20)
+    few, whole = loader.first(8), loader.batch(0)
+    assert few["key"] == whole["key"][:8] and torch.equal(few["index"], whole["index"][:8])
+    assert len(loader.first(99)["key"]) == 20
 
 
 def test_memory_holds_two_windows(tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from train.models.export import save_stage
 from train.models.presets import unet_config
 from train.models.unet import UNet, UNetConfig
 
-GRID, GRID_STEPS = 8, 16  # pictures of a grid of samples, and network evaluations for it
+GRID_STEPS = 16  # network evaluations for a grid of samples
 GOLDEN = 0.6180339887498949  # steps of this size, modulo 1, cover [0, 1) evenly however many there are
 
 
@@ -125,15 +125,14 @@ class DiffusionTask:
 
     @torch.no_grad()
     def draw(self, weights: dict[str, Tensor], batch: Batch, seed: int) -> np.ndarray:
-        """The stage's own images for the first captions of a batch above the true ones, uint8 RGB (2H, n W, 3).
+        """The stage's own images for the captions of a batch above the true ones, uint8 RGB (2H, n W, 3).
 
         Quick and rough: no guidance, few steps; a super-resolution stage starts from the batch's true small images.
         """
         model = self.build()
         model.load_state_dict(weights)
         model.eval()
-        config, count = self.config.diffusion, min(GRID, len(batch["key"]))
-        batch = {name: value[:count] for name, value in batch.items()}
+        config = self.config.diffusion
         true_BHWC = batch[self.columns[0]]
         condition = {"text_BLD": batch["text_BLD"], "text_mask_BL": batch["text_mask_BL"]}
         random = SampleRandom(seed, -1, batch["index"].tolist())
