@@ -48,6 +48,7 @@ class BucketOrder:
             rows = self.group_rows[groups]
             share = round(window_groups * int(rows.sum()) / max(1, self.rows))
             self.orders.append(Order(rows, max(1, share), sample_seed(seed, number, 0, "bucket")))
+        self.windows = max(order.windows for order in self.orders)
         self.sizes = np.array([order.rows for order in self.orders], np.int64)
         self._rounds: dict[int, np.ndarray] = {}
 

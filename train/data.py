@@ -60,7 +60,11 @@ class Stream(ABC):
             )
         size = self.global_batch // parts
         start = (rank * accumulation + micro) * size
-        return self._dealt(step, world > 1)[start : start + size]
+        return self._dealt(step, self._dealt_by_group(world))[start : start + size]
+
+    def _dealt_by_group(self, world: int) -> bool:
+        """Whether ranks get rows of few row groups each. A set of one window stays in memory anyway."""
+        return world > 1 and self.order.windows > 1
 
     def _dealt(self, step: int, by_group: bool) -> np.ndarray:
         """The positions of a global batch, in the order in which ranks take them."""
@@ -76,7 +80,7 @@ class Stream(ABC):
     def batch(self, step: int, rank: int = 0, world: int = 1, micro: int = 0, accumulation: int = 1) -> Batch:
         """One micro-batch: what `gather` gives, and ``index``, the int64 stream positions (B,)."""
         positions = self.positions(step, rank, world, micro, accumulation)
-        if world > 1:
+        if self._dealt_by_group(world):
             # A batch is a sample of its window: the row groups that a rank gets vary, by a deviation or two.
             margin = 1 / math.sqrt(self.global_batch)
             self.share = Share(rank / world - margin, (rank + 1) / world + margin)
