@@ -113,7 +113,7 @@ class ClipScorer:
 
     def _in_batches(self, items: list[Any], encode: Callable[[list[Any]], Tensor], size: int = 0) -> np.ndarray:
         size = size or self.batch_size
-        # On a GPU in half precision, as open_clip's own scripts do; cosines differ in the fourth digit.
+        # On a GPU in half precision, as the loop of open_clip's README.
         with torch.autocast("cuda", torch.float16, enabled=self.device.startswith("cuda")):
             parts = [
                 functional.normalize(encode(items[start : start + size]).float(), dim=-1).cpu().numpy()

@@ -114,7 +114,7 @@ def _denoiser(stage: Stage, settings: SamplingConfig, inputs: Inputs, extra: Seq
             tokens, mask = _beside(text, negative)
             keep_B = torch.ones_like(keep_B)
         rest = [torch.cat([part] * copies) for part in extra]
-        # On a GPU in bf16, whose matrix units are ten times as fast as fp32 without them; steps stay fp32.
+        # On a GPU in bf16, which its matrix units are made for; the sampler's own steps stay fp32.
         with torch.autocast(x_BCHW.device.type, torch.bfloat16, enabled=x_BCHW.device.type == "cuda"):
             output: Tensor = stage.model(x_BCHW, log_snr_B, tokens, mask, keep_B, *rest)
         return output.float()
