@@ -1,9 +1,9 @@
-"""Captions with lengths as they are on the web, and pictures with a spectrum like photographs: drawn, none fetched.
+"""Synthetic captions with the lengths of web captions, and synthetic images with the spectrum of photographs.
 
-Lengths are log-normal: half of the captions have at most 11 words, one in ten more than 25, one in a hundred more than
-about 50, with one in 500 a paragraph of up to 400. LAION's and COYO's alt texts are about so (median 9 to 11 words, a
-long tail). Words are invented, their frequency is Zipf's. One in eight captions is an earlier one again, as boilerplate
-and reposts make it.
+Lengths are log-normal: half of the captions have at most 11 words, one in ten has more than 25, one in a hundred more
+than about 50, and one in 500 is a paragraph of up to 400. The alt texts of LAION and COYO are similar (median 9 to 11
+words, a long tail). Words are invented, with a Zipf distribution. One in eight captions repeats an earlier one, as
+boilerplate and reposts do.
 """
 
 from __future__ import annotations
@@ -15,18 +15,18 @@ MEDIAN_WORDS, SPREAD = 11, 0.65
 PARAGRAPHS, REPEATS = 1 / 500, 1 / 8
 
 
-def lengths(count: int, rng: np.random.Generator) -> np.ndarray:
-    """Words of each caption, int64, at least 1."""
+def sample_lengths(count: int, rng: np.random.Generator) -> np.ndarray:
+    """Returns the number of words of each caption, int64 (count,), at least 1."""
     words = np.exp(rng.normal(np.log(MEDIAN_WORDS), SPREAD, count))
     paragraph = rng.random(count) < PARAGRAPHS
     return np.maximum(1, np.where(paragraph, rng.integers(100, 401, count), words)).astype(np.int64)
 
 
-def captions(count: int, vocabulary: int, rng: np.random.Generator) -> list[str]:
-    """Captions of words ``w0`` to ``w<vocabulary - 1>``."""
+def make_captions(count: int, vocabulary: int, rng: np.random.Generator) -> list[str]:
+    """Returns captions of the words ``w0`` to ``w<vocabulary - 1>``."""
     share = 1 / np.arange(1, vocabulary + 1)
     texts: list[str] = []
-    for length in lengths(count, rng):
+    for length in sample_lengths(count, rng):
         if texts and rng.random() < REPEATS:
             texts.append(texts[int(rng.integers(len(texts)))])
         else:
@@ -34,8 +34,8 @@ def captions(count: int, vocabulary: int, rng: np.random.Generator) -> list[str]
     return texts
 
 
-def photo(rng: np.random.Generator, size: int) -> np.ndarray:
-    """uint8 RGB (size, size, 3): noise of all scales, each octave half as strong as the one below it."""
+def make_photo(rng: np.random.Generator, size: int) -> np.ndarray:
+    """Returns uint8 RGB (size, size, 3): noise at every scale, each octave half as strong as the coarser one."""
     out = np.full((size, size, 3), 128, np.float32)
     side, strength = 2, 50.0
     while side <= size:

@@ -1,13 +1,15 @@
-"""What distribution costs: a second node on the same cores, and a resume with nothing to do of 10,000 shards.
+"""Cost of distribution: a second node on the same cores, and a resume of 10,000 shards with nothing to do.
 
-``python -m benchmarks.cluster RUN``, with a finished run (such as runs/demo) whose listing, download, pack, encoder and
-CLIP are worked on again, elsewhere. Three clusters on one machine: a node of one CPU, one of two CPUs, two of one CPU
-each, by turns. Rates are of the steady state: rows of the shards that end after every worker's first, over the time
-they took. Ratios are of one turn, and the median of all turns is kept.
+    python -m benchmarks.cluster RUN
 
-The resume is of a run folder as a run of 10,000 shards leaves it, on a local disk and on S3 (moto's server, a process
-of its own on the same cores): once finished, so that the command finds all stages done, and once with a download whose
-driver died before its manifest.
+RUN is a finished run such as runs/demo, whose listing, download, pack, encoder and CLIP are the inputs. Three clusters
+take turns on one machine: a node of one CPU, one of two CPUs, two of one CPU each. Rates are of the steady state: rows
+of the shards that end after every worker's first, over the time that they took. A ratio compares the clusters of one
+turn; the median over the turns is reported.
+
+The resume is of a run folder as a run of 10,000 shards leaves it, on a local disk and on S3 (moto's server in its own
+process on the same cores): finished, so that the command finds all stages done; and with a download whose driver died
+before it wrote the manifest.
 """
 
 from __future__ import annotations
@@ -19,59 +21,79 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
-from pathlib import Path
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import ray
 from ray.cluster_utils import Cluster
 
-from benchmarks.result import claim, write
-from dataprep import storage
-from dataprep.redact import FORGOTTEN_FILE, ForgottenList
-from pipeline.cluster import connect
-from pipeline.config import ClusterConfig, RunConfig, load_config
-from pipeline.executor import PUBLISHED, plan
-from pipeline.shards import map_shards
-from pipeline.steps.data import DownloadWorker, EmbedWorker, ScoreWorker
-from pipeline.steps.models import clip_spec, encoder_spec
-from pipeline.store import Index, Manifest, Marker, Output, Run, Shard, read_markers, write_marker
+from benchmarks.result import make_claim, write_result
+from dataprep.io import storage
+from dataprep.io.redact import FORGOTTEN_FILE, ForgottenList
+from pipeline.config import RunConfig
+from pipeline.config_loading import load_config
+from pipeline.execution.plan import plan_run
+from pipeline.runtime.config import ClusterConfig
+from pipeline.runtime.context import Context
+from pipeline.runtime.ray_session import connect_ray
+from pipeline.runtime.shard_map import map_shards
+from pipeline.runtime.shard_worker import ShardTask, ShardWorker
+from pipeline.stages.clip import read_clip_spec
+from pipeline.stages.download import DownloadWorker
+from pipeline.stages.embed import EmbedWorker
+from pipeline.stages.score import ScoreWorker
+from pipeline.stages.text_encoder import encoder_location
+from pipeline.store.artifact import Manifest, Shard, ShardRecord
+from pipeline.store.markers import Marker, MarkerBatches, Output, read_markers, write_marker
+from pipeline.store.run import Run
 
-SHAPES = {"one node of 1 CPU": (1,), "one node of 2 CPUs": (2,), "two nodes of 1 CPU": (1, 1)}
-REPEAT, ROUNDS = 3, 3  # times that each shard of the run is worked on; turns of each cluster
-SHARDS, SHARDED = 10_000, ("download", "annotate", "score", "select", "pack", "embed")
+CLUSTERS = {"one node of 1 CPU": (1,), "one node of 2 CPUs": (2,), "two nodes of 1 CPU": (1, 1)}  # CPUs per node
+REPEAT, ROUNDS = 3, 3  # passes over each shard of the run; turns of each cluster
+SHARDS, SHARDED_STAGES = 10_000, ("download", "annotate", "score", "select", "pack", "embed")
+WORKERS: dict[str, type[ShardWorker]] = {"download": DownloadWorker, "score": ScoreWorker, "embed": EmbedWorker}
+FINGERPRINT = "0" * 20
 
 
-class Stamped:
-    """Another worker, with the time at which each shard ended among its counters."""
+class TimedWorker:
+    """Wraps the worker of ``stage`` and adds the time at which each shard ended to its counters."""
 
-    def __init__(self, worker: type, arguments: dict[str, Any]) -> None:
-        self.worker = worker(**arguments)
+    def __init__(self, stage: str, arguments: Mapping[str, Any]) -> None:
+        self.worker = WORKERS[stage](**arguments)
 
-    def __call__(self, shard: Shard, out: Path) -> dict[str, int]:
-        """As the other worker."""
-        return self.worker(shard, out) | {"ended_ms": int(time.time() * 1000)}
+    def __call__(self, task: ShardTask) -> dict[str, int]:
+        """Runs the wrapped worker."""
+        return self.worker(task) | {"ended_ms": int(time.time() * 1000)}
+
+
+@dataclass(frozen=True)
+class StagePass:
+    """The work of a stage: arguments of its worker, shards, and the counter that is its unit of work."""
+
+    arguments: dict[str, Any]
+    shards: list[Shard]
+    unit: str
 
 
 @contextmanager
-def cluster(cpus: tuple[int, ...]) -> Iterator[None]:
-    """Nodes of so many CPUs, raylets of their own, and this process connected to them."""
+def start_cluster(cpus: Sequence[int]) -> Iterator[ClusterConfig]:
+    """Starts a raylet per node, with ``cpus`` CPUs each, and connects this process; yields the cluster's config."""
     store = {"object_store_memory": 100 << 20}
-    made = Cluster(initialize_head=True, head_node_args={"num_cpus": cpus[0], **store})
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": cpus[0], **store})
     try:
         for count in cpus[1:]:
-            made.add_node(num_cpus=count, **store)
-        connect(ClusterConfig(address=made.address))
-        yield
+            cluster.add_node(num_cpus=count, **store)
+        config = ClusterConfig(address=cluster.address, retries=0)
+        connect_ray(config)
+        yield config
     finally:
         ray.shutdown()
-        made.shutdown()
+        cluster.shutdown()
 
 
-def passes(run: Run) -> dict[str, tuple[type, dict[str, Any], list[Shard], str]]:
-    """stage -> worker, arguments, shards, and the counter that is its unit of work."""
+def make_passes(run: Run) -> dict[str, StagePass]:
+    """Returns the work of each measured stage."""
     found, config = run.artifacts(), RunConfig.model_validate(run.record()["config"], strict=False)
     download = {
         "config": config.download,
@@ -79,61 +101,68 @@ def passes(run: Run) -> dict[str, tuple[type, dict[str, Any], list[Shard], str]]
         "seed": config.seed,
         "forgotten": ForgottenList(path=run.path(FORGOTTEN_FILE)),
     }
-    score = {"clip": clip_spec(found["clip"]), "max_pixels": 1 << 24, "heads": {}, "embeddings": False}
-    embed = {"config": config.embed, "encoder": encoder_spec(found["encoder"])}
+    score = {"clip": read_clip_spec(found["clip"]), "max_pixels": 1 << 24, "heads": {}, "embeddings": False}
+    embed = {"config": config.embed, "encoder": encoder_location(found["encoder"])}
 
-    def shards(stage: str) -> list[Shard]:
+    def list_shards(stage: str) -> list[Shard]:
         pieces = [{f"{stage}.{name}": path for name, path in shard.files.items()} for shard in found[stage].shards]
         return [Shard(number, files) for number, files in enumerate(pieces * REPEAT)]
 
     return {
-        "download": (DownloadWorker, download, shards("listing"), "rows"),
-        "score": (ScoreWorker, score, shards("download"), "rows"),
-        "embed": (EmbedWorker, embed, shards("pack"), "captions"),
+        "download": StagePass(download, list_shards("listing"), "rows"),
+        "score": StagePass(score, list_shards("download"), "rows"),
+        "embed": StagePass(embed, list_shards("pack"), "captions"),
     }
 
 
-def rate(markers: list[Marker], workers: int, unit: str) -> float:
-    """Units a second, once each worker has ended its first shard."""
+def run_pass(stage: str, work: StagePass, cluster: ClusterConfig, folder: str) -> list[Marker]:
+    """Runs the stage's worker over its shards, as a stage of a new run in ``folder``; returns the shards' markers."""
+    run = Run(folder)
+    outputs = run.stage_folder(stage, FINGERPRINT)
+    ctx = Context(stage=stage, config=None, inputs=None, folder=outputs, run=run, cluster=cluster)
+    map_shards(ctx, TimedWorker, {"stage": stage, "arguments": work.arguments}, work.shards)
+    return ctx.finished
+
+
+def compute_rate(markers: Sequence[Marker], workers: int, unit: str) -> float:
+    """Returns units per second, from the moment at which each worker has ended its first shard."""
     ended = sorted(markers, key=lambda marker: marker.counters["ended_ms"])
     seconds = (ended[-1].counters["ended_ms"] - ended[workers - 1].counters["ended_ms"]) / 1000
     return sum(marker.counters[unit] for marker in ended[workers:]) / seconds
 
 
-def turn(run: Run, name: str) -> dict[str, float]:
-    """stage -> units a second, on the cluster of that name."""
-    cpus, rates = SHAPES[name], {}
-    with cluster(cpus), tempfile.TemporaryDirectory() as folder:
-        for stage, (worker, arguments, shards, unit) in passes(run).items():
-            given = {"worker": worker, "arguments": arguments}
-            done = map_shards(Stamped, given, shards, storage.join(folder, stage), label=stage, retries=0)
-            rates[stage] = rate(done.shards, sum(cpus), unit)
-            print(f"{name}: {stage} {rates[stage]:.0f} {unit}/s", flush=True)
+def measure_turn(run: Run, name: str) -> dict[str, float]:
+    """Returns the units per second of each stage on the cluster ``name``."""
+    cpus, rates = CLUSTERS[name], {}
+    with start_cluster(cpus) as cluster, tempfile.TemporaryDirectory() as folder:
+        for stage, work in make_passes(run).items():
+            rates[stage] = compute_rate(run_pass(stage, work, cluster, folder), sum(cpus), work.unit)
+            print(f"{name}: {stage} {rates[stage]:.0f} {work.unit}/s", flush=True)
     return rates
 
 
-def throughput(run: Run) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """Rows and claims of the three clusters."""
-    turns = [{name: turn(run, name) for name in SHAPES} for _ in range(ROUNDS)]
+def measure_throughput(run: Run) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """Returns rows and claims about the three clusters."""
+    turns = [{name: measure_turn(run, name) for name in CLUSTERS} for _ in range(ROUNDS)]
     rows, claims = [], []
-    single, wide, two = SHAPES
+    single, wide, two = CLUSTERS
     for stage in turns[0][single]:
         row: dict[str, Any] = {"stage": stage}
-        for name in SHAPES:
+        for name in CLUSTERS:
             row[f"{name}, rows/s"] = [round(found[name][stage], 1) for found in turns]
         ratios = [found[two][stage] / found[wide][stage] for found in turns]
         sums = [found[two][stage] / (2 * found[single][stage]) for found in turns]
-        rows.append(row | {"two nodes of 1 CPU, of twice one node of 1": round(statistics.median(sums), 3)})
-        text = f"{stage}: two nodes of 1 CPU against one node of 2 CPUs, the same cores"
-        claims.append(claim(text, statistics.median(ratios), "ratio", 0.9))
+        rows.append(row | {"two nodes of 1 CPU over twice one node of 1 CPU": round(statistics.median(sums), 3)})
+        text = f"{stage}: two nodes of 1 CPU over one node of 2 CPUs, the same cores"
+        claims.append(make_claim(text, statistics.median(ratios), "ratio", 0.9))
     return rows, claims
 
 
 # ------------------------------------------------------------------------------------------------ resume
 
 
-def markers(stage: str) -> list[Marker]:
-    """Those of 10,000 shards, as large as real ones."""
+def make_markers(stage: str) -> list[Marker]:
+    """Returns the markers of `SHARDS` shards, as large as real ones."""
     extensions = ("tar", "parquet") if stage == "download" else ("parquet",)
     return [
         Marker(
@@ -147,24 +176,32 @@ def markers(stage: str) -> list[Marker]:
     ]
 
 
-def finished_run(root: str) -> list[str]:
-    """A run folder with every stage finished, six of them of 10,000 shards; returns the command that runs it again."""
+def make_finished_run(root: str) -> list[str]:
+    """Makes a finished run whose `SHARDED_STAGES` have `SHARDS` shards; returns the command that runs it again."""
     overrides = [f"run={root}", "download.retry_failed=0"]
     config, run = load_config("configs/smoke.yaml", overrides), Run(root)
-    for item in plan(config, run):
-        name, folder = item.stage.name, run.stage_folder(item.stage.name, item.fingerprint)
-        known = markers(name) if name in SHARDED else []
-        outputs = [output for marker in known for output in marker.outputs]
-        for published in PUBLISHED.get(name, ()):
-            storage.write_bytes(storage.join(folder, published), b"{}")
-        parts, versions = item.parts, item.parts["versions"]
-        inputs, values = parts["inputs"], parts["config"]
-        run.commit(Manifest(name, item.fingerprint, inputs, values, outputs, {}, 1.0, versions, shards=known))
+    for item in plan_run(config, run):
+        name, parts = item.stage.name, item.parts
+        markers = make_markers(name) if name in SHARDED_STAGES else []
+        for published in item.stage.type.published:
+            storage.write_bytes(storage.join(run.stage_folder(name, item.fingerprint), published), b"{}")
+        manifest = Manifest(
+            stage=name,
+            fingerprint=item.fingerprint,
+            inputs=parts.inputs,
+            config=parts.config,
+            outputs=[output for marker in markers for output in marker.outputs],
+            counters={},
+            seconds=1.0,
+            versions=parts.versions,
+            shards=[ShardRecord.from_marker(marker) for marker in markers],
+        )
+        run.commit(manifest)
     return [sys.executable, "-m", "pipeline", "run", "configs/smoke.yaml", *overrides]
 
 
-def timed(words: list[str]) -> tuple[float, float]:
-    """Wall and CPU seconds of a command that succeeds."""
+def time_command(words: list[str]) -> tuple[float, float]:
+    """Returns the wall and CPU seconds of a command, which must succeed."""
     before, started = resource.getrusage(resource.RUSAGE_CHILDREN), time.monotonic()
     subprocess.run(words, check=True, stdout=subprocess.DEVNULL)
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
@@ -172,14 +209,14 @@ def timed(words: list[str]) -> tuple[float, float]:
     return time.monotonic() - started, cpu
 
 
-def unfinished(root: str) -> float:
-    """Seconds to read 10,000 markers of a stage whose driver died."""
+def time_markers(root: str) -> float:
+    """Returns the seconds it takes to read the markers of a stage whose driver died."""
     folder = Run(root).stage_folder("download", "e" * 20)
-    index = Index(folder, [])
-    known = markers("download")
+    index = MarkerBatches(folder, [])
+    known = make_markers("download")
     for marker in known:
         index.add(marker)
-    for marker in known[-400:]:  # written since the last batch
+    for marker in known[-400:]:  # since the last batch
         write_marker(folder, marker)
     started = time.monotonic()
     assert [asdict(marker) for marker in read_markers(folder).values()] == [asdict(marker) for marker in known]
@@ -187,8 +224,8 @@ def unfinished(root: str) -> float:
 
 
 @contextmanager
-def s3() -> Iterator[str]:
-    """The URL of a bucket on a server of its own process."""
+def start_s3() -> Iterator[str]:
+    """Starts an S3 server in its own process; yields the URL of a bucket."""
     port = 9123
     address = f"http://127.0.0.1:{port}"
     words = [sys.executable, "-m", "moto.server", "--port", str(port)]
@@ -200,7 +237,7 @@ def s3() -> Iterator[str]:
             try:
                 storage.filesystem("s3://bench")[0].mkdir("bench")
                 break
-            except Exception:  # it is still starting; what is wrong for good shows at the first file
+            except Exception:  # still starting; a lasting error shows at the first file
                 time.sleep(0.3)
         yield "s3://bench"
     finally:
@@ -208,30 +245,29 @@ def s3() -> Iterator[str]:
         server.wait()
 
 
-def resumes() -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """Rows and claims of resumes with nothing to do."""
-    rows = []
-    with tempfile.TemporaryDirectory() as folder, s3() as bucket:
+def measure_resumes() -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """Returns rows and claims about resumes with nothing to do."""
+    rows, claims = [], []
+    with tempfile.TemporaryDirectory() as folder, start_s3() as bucket:
         for where, root in (("local disk", folder), ("S3", bucket)):
-            wall, cpu = timed(finished_run(storage.join(root, "run")))
-            row = {"resume of 10,000 shards on": where, "finished, seconds": round(wall, 2)}
-            row |= {"finished, CPU seconds": round(cpu, 2)}
-            rows.append(row | {"unfinished, markers read in seconds": round(unfinished(storage.join(root, "run")), 2)})
-            print(rows[-1], flush=True)
-    claims = [
-        claim(f"a resume with nothing to do, 10,000 shards, {row['resume of 10,000 shards on']}", value, "s", 30, True)
-        for row in rows
-        for value in [max(row["finished, seconds"], row["unfinished, markers read in seconds"])]
-    ]
+            wall, cpu = time_command(make_finished_run(storage.join(root, "run")))
+            markers = time_markers(storage.join(root, "run"))
+            row: dict[str, Any] = {"resume of 10,000 shards on": where, "finished, seconds": round(wall, 2)}
+            row |= {"finished, CPU seconds": round(cpu, 2), "unfinished, markers read in seconds": round(markers, 2)}
+            rows.append(row)
+            print(row, flush=True)
+            text = f"resume with nothing to do, 10,000 shards, {where}"
+            slower = max(row["finished, seconds"], row["unfinished, markers read in seconds"])
+            claims.append(make_claim(text, slower, "s", 30, at_most=True))
     return rows, claims
 
 
 def main() -> None:
-    """Both parts; without a RUN the second alone, and nothing is written."""
-    rows, claims = resumes()
+    """Measures both parts and writes the result; without RUN measures the resumes only and writes nothing."""
+    rows, claims = measure_resumes()
     if len(sys.argv) == 2:
-        more_rows, more_claims = throughput(Run(sys.argv[1]))
-        write("cluster", more_rows + rows, more_claims + claims, ("ray", "torch", "s3fs", "pyarrow"))
+        more_rows, more_claims = measure_throughput(Run(sys.argv[1]))
+        write_result("cluster", more_rows + rows, more_claims + claims, ("ray", "torch", "s3fs", "pyarrow"))
     for entry in claims:
         print(entry)
 

@@ -1,10 +1,10 @@
-"""The demo's base trained on float32 embeddings and on int8 ones: the same weights, batches and noise, two loss curves.
+"""Loss curves of the demo's base on float32 and on int8 embeddings, with the same weights, batches and noise.
 
     python -m benchmarks.codec_training [ENCODER_FOLDER]
 
 Scenes of the embedded corpus at 16x16 with their captions. The encoder is a folder, such as that of a finished demo run
-(RUN/stages/encoder/<fingerprint>/export), or a T5 of the demo's size with random weights. Plain AdamW, one thread. A
-third run on float32 with other initial weights shows how far apart two runs are anyway.
+(RUN/stages/encoder/<fingerprint>/export); by default a T5 of the demo's size with random weights. Plain AdamW, one
+thread. A third run on float32 with other initial weights shows the difference between two runs that differ in the seed.
 """
 
 from __future__ import annotations
@@ -16,24 +16,26 @@ from typing import Any
 import numpy as np
 import torch
 
-from benchmarks.result import claim, write
-from dataprep.codec import dequantise, quantise
-from dataprep.decode import resize_square
-from dataprep.drawing import draw
-from dataprep.grammar import draw_claim, render
-from dataprep.text import TextEncoder
-from train.data import Batch, Stream
-from train.diffusion.objective import DiffusionConfig
-from train.order import SampleRandom
-from train.tasks.diffusion import DiffusionStageConfig, DiffusionTask
-from train.tasks.t5 import T5Task, T5TaskConfig
+from benchmarks.result import make_claim, write_result
+from dataprep.images.resize import resize_square
+from dataprep.synthetic.grammar import render_caption, sample_claim
+from dataprep.synthetic.renderer import draw_scene
+from dataprep.text.embedding_codec import dequantise, quantise
+from dataprep.text.encoder import TextEncoder
+from train.diffusion.config import DiffusionConfig
+from train.loader.loader import Batch, Stream
+from train.loader.sampler import SampleRandom
+from train.tasks.diffusion import DiffusionTask
+from train.tasks.diffusion_config import DiffusionStageConfig
+from train.tasks.t5 import T5Task
+from train.tasks.t5_config import T5TaskConfig
 
 SCENES, STEPS, BATCH, WINDOW = 512, 120, 16, 20
 RATE, WARMUP = 2e-3, 20
 
 
 class Scenes(Stream):
-    """Pictures with embeddings in memory."""
+    """Images with embeddings, in memory."""
 
     def __init__(self, pixels: np.ndarray, texts: list[np.ndarray]) -> None:
         super().__init__(len(pixels), 0, BATCH)
@@ -50,8 +52,8 @@ class Scenes(Stream):
         return {"pixels_16": self.pixels[at], "text_BLD": self.text_BLD[at], "text_mask_BL": self.mask_BL[at]}
 
 
-def train(data: Scenes, weights_seed: int) -> list[float]:
-    """The loss of each step."""
+def train_model(data: Scenes, weights_seed: int) -> list[float]:
+    """Returns the loss of each step."""
     config = DiffusionStageConfig(
         resolution=16, model="tiny-base", diffusion=DiffusionConfig(weighting="plain", log_snr_shift=-1.0)
     )
@@ -74,8 +76,8 @@ def train(data: Scenes, weights_seed: int) -> list[float]:
     return losses
 
 
-def embeddings(captions: list[str]) -> tuple[list[np.ndarray], str]:
-    """The captions' float32 embeddings, and by what."""
+def embed_captions(captions: list[str]) -> tuple[list[np.ndarray], str]:
+    """Returns the captions' float32 embeddings, and what encoded them."""
     if len(sys.argv) > 1:
         return TextEncoder.from_folder(sys.argv[1]).encode(captions), "the folder given"
     torch.manual_seed(0)
@@ -86,17 +88,17 @@ def embeddings(captions: list[str]) -> tuple[list[np.ndarray], str]:
 
 
 def main() -> None:
-    """Draws, embeds, trains three times, and prints and keeps the curves."""
+    """Draws and embeds scenes, trains three times, prints the curves and writes the result."""
     torch.set_num_threads(1)
     rng = np.random.default_rng(0)
-    claims_drawn = [draw_claim(rng) for _ in range(SCENES)]
-    pixels = np.stack([resize_square(draw(drawn, rng, 64), 16) for drawn in claims_drawn])
-    plain, encoder = embeddings([render(drawn) for drawn in claims_drawn])
+    scenes = [sample_claim(rng) for _ in range(SCENES)]
+    pixels = np.stack([resize_square(draw_scene(scene, rng, 64), 16) for scene in scenes])
+    plain, encoder = embed_captions([render_caption(scene) for scene in scenes])
     stored = [dequantise(*quantise(text, "int8")) for text in plain]
     curves = {
-        "float32": train(Scenes(pixels, plain), 0),
-        "int8": train(Scenes(pixels, stored), 0),
-        "float32, other initial weights": train(Scenes(pixels, plain), 1),
+        "float32": train_model(Scenes(pixels, plain), 0),
+        "int8": train_model(Scenes(pixels, stored), 0),
+        "float32, other initial weights": train_model(Scenes(pixels, plain), 1),
     }
     rows: list[dict[str, Any]] = [{"encoder": encoder, "scenes": SCENES, "batch": BATCH, "steps": STEPS}]
     for start in range(0, STEPS, WINDOW):
@@ -105,14 +107,13 @@ def main() -> None:
     for row in rows:
         print(row)
     late = {name: float(np.mean(curve[STEPS // 2 :])) for name, curve in curves.items()}
-    apart = abs(late["int8"] / late["float32"] - 1)
-    anyway = abs(late["float32, other initial weights"] / late["float32"] - 1)
-    text = "loss on int8 beside float32, second half, relative difference"
-    kept = [claim(text, apart, "share", 0.02, at_most=True)]
-    kept.append(
-        claim("that difference over the one of other initial weights", apart / anyway, "times", 1.0, at_most=True)
-    )
-    write("codec_training", rows, kept, ("torch", "transformers"))
+    difference = abs(late["int8"] / late["float32"] - 1)
+    baseline = abs(late["float32, other initial weights"] / late["float32"] - 1)
+    seeds = "that difference over the one of other initial weights"
+    text = "relative difference of the loss on int8 and on float32, second half"
+    claims = [make_claim(text, difference, "share", 0.02, at_most=True)]
+    claims.append(make_claim(seeds, difference / baseline, "times", 1.0, at_most=True))
+    write_result("codec_training", rows, claims, ("torch", "transformers"))
 
 
 if __name__ == "__main__":

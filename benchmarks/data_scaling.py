@@ -1,16 +1,16 @@
-"""Cost against work: time and memory of listing, annotate, select and near-duplicate search from 10^3 to 10^6 rows.
+"""Time and memory of listing, annotate, select and near-duplicate search against the number of rows, 10^3 to 10^6.
 
     python -m benchmarks.data_scaling
 
-Each measurement is a process of its own: CPU-seconds of the work alone, imports left out, and the process's peak
-resident memory. What is worked on is generated before, by another process:
+Each measurement runs in its own process: CPU-seconds of the work without imports, and the peak resident memory of the
+process. Another process makes the inputs:
 
-- listing: a Parquet list in LAION's columns to listing shards;
-- annotate: download shards of small pictures (32 x 32, a pool of 64 of them) with English, Chinese and German captions;
-  a million of them take longer than all the rest together, some minutes;
-- select: annotations and scores through every default rule, repeated captions, exact and near duplicates, and the top
-  80% by similarity: of the rows 5% repeat an earlier picture, exactly or nearly;
-- dedup: the near-duplicate search of select alone, over 64-bit hashes and thumbnails already on disk.
+- listing: a Parquet list with LAION's columns to listing shards;
+- annotate: download shards of small images (32x32, from a pool of 64) with English, Chinese and German captions; a
+  million of them take some minutes, longer than everything else together;
+- select: annotations and scores through every default filter, repeated captions, exact and near duplicates, and the top
+  80% by similarity; 5% of the rows repeat an earlier image, exactly or nearly;
+- dedup: the near-duplicate search of select alone, over 64-bit hashes and thumbnails on disk.
 """
 
 from __future__ import annotations
@@ -24,17 +24,17 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from benchmarks.result import claim, write
+from benchmarks.result import make_claim, write_result
 
 SIZES = (1_000, 10_000, 100_000, 1_000_000)
 REPEATS = {1_000: 2, 10_000: 2, 100_000: 1, 1_000_000: 1}
 SHARD = 5_000
 PHASES = ("listing", "select", "dedup", "annotate")
-LINEAR, FLAT = 1.5, 1.3  # the targets
+LINEAR, FLAT = 1.5, 1.3  # targets
 
 
-def captions(count: int, first: int) -> list[str]:
-    """Captions of three languages; a tenth of them recur."""
+def make_captions(count: int, first: int) -> list[str]:
+    """Returns captions in three languages; a tenth of them recur."""
     forms = (
         "a photo of a red house number {} by the lake",
         "湖边的红色房子第{}号的照片",
@@ -43,8 +43,8 @@ def captions(count: int, first: int) -> list[str]:
     return [forms[index % 3].format(index // 10 if index % 10 == 0 else index) for index in range(first, first + count)]
 
 
-def make_list(folder: Path, rows: int) -> None:
-    """A Parquet list in LAION's columns."""
+def write_list(folder: Path, rows: int) -> None:
+    """Writes a Parquet list with LAION's columns."""
     import numpy as np
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -54,15 +54,15 @@ def make_list(folder: Path, rows: int) -> None:
         count = min(SHARD, rows - start)
         numbers = {name: rng.random(count) for name in ("similarity", "punsafe", "pwatermark")}
         urls = [f"http://images{index % 97}.example/{index:09d}.jpg" for index in range(start, start + count)]
-        table = pa.table({"URL": urls, "TEXT": captions(count, start)} | numbers)
+        table = pa.table({"URL": urls, "TEXT": make_captions(count, start)} | numbers)
         writer = writer or pq.ParquetWriter(folder / "list.parquet", table.schema)
         writer.write_table(table)
     assert writer is not None
     writer.close()
 
 
-def make_downloads(folder: Path, rows: int) -> None:
-    """Download shards whose pictures come from a small pool."""
+def write_downloads(folder: Path, rows: int) -> None:
+    """Writes download shards whose images come from a small pool."""
     import io
     import tarfile
 
@@ -70,7 +70,7 @@ def make_downloads(folder: Path, rows: int) -> None:
     import numpy as np
     import pyarrow as pa
 
-    from dataprep.schema import write_table
+    from dataprep.io.parquet import write_table
 
     rng = np.random.default_rng(0)
     pool = [cv2.imencode(".png", rng.integers(0, 256, (32, 32, 3), dtype=np.uint8))[1].tobytes() for _ in range(64)]
@@ -84,7 +84,7 @@ def make_downloads(folder: Path, rows: int) -> None:
                 tar.addfile(member, io.BytesIO(pool[index % 64]))
         columns = {
             "key": keys,
-            "caption": captions(count, start),
+            "caption": make_captions(count, start),
             "status": ["success"] * count,
             "sha256": ["0"] * count,
         }
@@ -92,8 +92,8 @@ def make_downloads(folder: Path, rows: int) -> None:
         write_table(pa.table(columns | sizes), folder / f"{shard:05d}.parquet", "download")
 
 
-def pictures(rng: Any, count: int) -> tuple[Any, Any]:
-    """Hashes and thumbnails of which 5% nearly repeat another of the block, and half of these exactly."""
+def make_hashes(rng: Any, count: int) -> tuple[Any, Any]:
+    """Returns hashes (N,) and thumbnails (N, 192); 5% repeat an earlier one of the block, half of these exactly."""
     import numpy as np
 
     hash_N = rng.integers(0, 2**64, count, dtype=np.uint64)
@@ -106,21 +106,22 @@ def pictures(rng: Any, count: int) -> tuple[Any, Any]:
     return hash_N, thumbnail_ND
 
 
-def make_annotations(folder: Path, rows: int) -> None:
-    """Annotations and scores."""
+def write_annotations(folder: Path, rows: int) -> None:
+    """Writes annotations and scores."""
     import hashlib
 
     import numpy as np
     import pyarrow as pa
 
-    from dataprep.annotate import SCHEMA, alpha_share, count_words
-    from dataprep.schema import write_table
+    from dataprep.annotate import compute_alpha_share, count_words
+    from dataprep.io.parquet import write_table
+    from dataprep.io.schemas import ANNOTATIONS
 
     rng = np.random.default_rng(0)
     for shard, start in enumerate(range(0, rows, SHARD)):
         count = min(SHARD, rows - start)
-        hash_N, thumbnail_ND = pictures(rng, count)
-        texts, side = captions(count, start), rng.integers(50, 500, (count, 2))
+        hash_N, thumbnail_ND = make_hashes(rng, count)
+        texts, side = make_captions(count, start), rng.integers(50, 500, (count, 2))
         columns = {
             "key": [f"{index:09d}" for index in range(start, start + count)],
             "ok": rng.random(count) < 0.95,
@@ -134,90 +135,92 @@ def make_annotations(folder: Path, rows: int) -> None:
             "caption": texts,
             "caption_chars": [len(text) for text in texts],
             "caption_words": [count_words(text) for text in texts],
-            "alpha_share": [alpha_share(text) for text in texts],
+            "alpha_share": [compute_alpha_share(text) for text in texts],
             "language": ["en"] * count,
             "language_confidence": [0.9] * count,
         }
-        arrays = [pa.array(columns[field.name]).cast(field.type) for field in SCHEMA]
-        write_table(pa.table(arrays, schema=SCHEMA), folder / f"a{shard:05d}.parquet", "annotations")
+        arrays = [pa.array(columns[field.name]).cast(field.type) for field in ANNOTATIONS]
+        write_table(pa.table(arrays, schema=ANNOTATIONS), folder / f"a{shard:05d}.parquet", "annotations")
         scores = {"key": columns["key"], "clip_similarity": pa.array(rng.random(count), pa.float32())}
         write_table(pa.table(scores), folder / f"s{shard:05d}.parquet", "scores")
 
 
-def make_hashes(folder: Path, rows: int) -> None:
-    """Hashes and thumbnails as plain files."""
+def write_hashes(folder: Path, rows: int) -> None:
+    """Writes hashes and thumbnails as raw files."""
     import numpy as np
 
     rng = np.random.default_rng(0)
     with open(folder / "hash", "wb") as hashes, open(folder / "thumbnail", "wb") as thumbnails:
         for start in range(0, rows, SHARD):
-            hash_N, thumbnail_ND = pictures(rng, min(SHARD, rows - start))
+            hash_N, thumbnail_ND = make_hashes(rng, min(SHARD, rows - start))
             hashes.write(hash_N.tobytes())
             thumbnails.write(thumbnail_ND.tobytes())
 
 
 def run_listing(folder: Path, rows: int) -> dict[str, Any]:
-    """The stage's work."""
-    from dataprep.sources import ListingConfig, write_listing
+    """Does the stage's work."""
+    from dataprep.listing.config import ListingConfig
+    from dataprep.listing.writer import write_listing
 
     config = ListingConfig(source="table", path=str(folder / "list.parquet"), rows_per_shard=SHARD)
     with tempfile.TemporaryDirectory(dir=folder) as out:
-        return measured(lambda: write_listing(config, 0, out))
+        return measure_work(lambda: write_listing(config, 0, out))
 
 
 def run_annotate(folder: Path, rows: int) -> dict[str, Any]:
-    """The stage's work, one shard after the other."""
-    from dataprep.annotate import AnnotateConfig, annotate_shard
+    """Does the stage's work, one shard after another."""
+    from dataprep.annotate import annotate_shard
+    from dataprep.annotate_config import AnnotateConfig
 
     def work() -> dict[str, int]:
         for tar in sorted(folder.glob("*.tar")):
             annotate_shard(tar, tar.with_suffix(".parquet"), folder / "out", AnnotateConfig())
         return {"rows": rows}
 
-    return measured(work)
+    return measure_work(work)
 
 
 def run_select(folder: Path, rows: int) -> dict[str, Any]:
-    """The stage's work; selection tables are written as the stage does."""
-    from dataprep.rules import SelectConfig
-    from dataprep.schema import write_table
-    from dataprep.select import PairShard, select
+    """Does the stage's work, including the selection tables."""
+    from dataprep.filters.config import SelectConfig
+    from dataprep.filters.select import PairShard, select_pairs
+    from dataprep.io.parquet import write_table
 
     files = sorted(folder.glob("a*.parquet"))
     shards = [PairShard(str(path), str(path.with_name("s" + path.name[1:]))) for path in files]
     config = SelectConfig(top_similarity=0.8, max_caption_repeats=1)
 
     def work() -> dict[str, int]:
-        done = select(shards, config, lambda place, table: write_table(table, folder / "out", "selection"))
+        done = select_pairs(shards, config, lambda place, table: write_table(table, folder / "out", "selection"))
         return {"kept": done.kept}
 
-    return measured(work)
+    return measure_work(work)
 
 
 def run_dedup(folder: Path, rows: int) -> dict[str, Any]:
-    """The search over what was spilled."""
+    """Searches the hashes and thumbnails, copied into a column store."""
     import numpy as np
 
-    from dataprep.filters.near import NearDuplicates
-    from dataprep.rules import SelectConfig
-    from dataprep.spill import Spill
+    from dataprep.filters.column_store import ColumnStore
+    from dataprep.filters.config import SelectConfig
+    from dataprep.filters.near_duplicates import NearDuplicates
 
     config = SelectConfig()
     assert config.near_duplicate_bits is not None
-    with tempfile.TemporaryDirectory(dir=folder) as scratch, Spill(scratch) as spill:
+    with tempfile.TemporaryDirectory(dir=folder) as scratch, ColumnStore(scratch) as store:
         for start in range(0, rows, SHARD):
             count = min(SHARD, rows - start)
-            spill.append("phash", np.fromfile(folder / "hash", np.uint64, count, offset=start * 8))
+            store.append("phash", np.fromfile(folder / "hash", np.uint64, count, offset=start * 8))
             thumbnail = np.fromfile(folder / "thumbnail", np.uint8, count * 192, offset=start * 192)
-            spill.append("thumbnail", thumbnail.reshape(count, 64, 3))
+            store.append("thumbnail", thumbnail.reshape(count, 64, 3))
         left_M = np.ones(rows, bool)
         rule = NearDuplicates(config.near_duplicate_bits, config.near_duplicate_colour)
-        found = measured(lambda: rule.drop(spill, left_M))
+        found = measure_work(lambda: rule.drop(store, left_M))
     return found | {"kept": int(left_M.sum())}
 
 
-def measured(work: Any) -> dict[str, Any]:
-    """CPU-seconds of ``work`` and the peak memory of the process, with what it counted."""
+def measure_work(work: Any) -> dict[str, Any]:
+    """Runs ``work``; returns its CPU-seconds, the peak memory of the process in MiB and its counters."""
     start = time.process_time()
     counters = work()
     seconds = time.process_time() - start
@@ -226,12 +229,12 @@ def measured(work: Any) -> dict[str, Any]:
     return {"cpu_seconds": seconds, "peak_mb": peak / 1024} | (counters or {})
 
 
-MAKE = {"listing": make_list, "annotate": make_downloads, "select": make_annotations, "dedup": make_hashes}
-RUN = {"listing": run_listing, "annotate": run_annotate, "select": run_select, "dedup": run_dedup}
+INPUTS = {"listing": write_list, "annotate": write_downloads, "select": write_annotations, "dedup": write_hashes}
+WORK = {"listing": run_listing, "annotate": run_annotate, "select": run_select, "dedup": run_dedup}
 
 
-def in_process(job: str, phase: str, rows: int, folder: str) -> str:
-    """Runs this script for one job; its last line."""
+def run_job(job: str, phase: str, rows: int, folder: str) -> str:
+    """Runs this module for one job in its own process; returns its output."""
     command = [sys.executable, "-m", "benchmarks.data_scaling", job, phase, str(rows), folder]
     return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
 
@@ -242,11 +245,11 @@ def main() -> None:
     for phase in PHASES:
         for rows in SIZES:
             with tempfile.TemporaryDirectory(prefix="imagen-ray-scaling-") as folder:
-                in_process("make", phase, rows, folder)
-                runs = [json.loads(in_process("run", phase, rows, folder)) for _ in range(REPEATS[rows])]
+                run_job("inputs", phase, rows, folder)
+                runs = [json.loads(run_job("work", phase, rows, folder)) for _ in range(REPEATS[rows])]
             seconds, peak = median(run["cpu_seconds"] for run in runs), max(run["peak_mb"] for run in runs)
             row = {"phase": phase, "rows": rows, "cpu_seconds": round(seconds, 3), "peak_mb": round(peak, 1)}
-            row |= {"microseconds_a_row": round(seconds / rows * 1e6, 2), "runs": REPEATS[rows]}
+            row |= {"microseconds_per_row": round(seconds / rows * 1e6, 2), "runs": REPEATS[rows]}
             row |= {name: runs[0][name] for name in ("kept",) if name in runs[0]}
             found.append(row)
             print(row, flush=True)
@@ -254,13 +257,15 @@ def main() -> None:
     for phase in PHASES:
         sizes = {row["rows"]: row for row in found if row["phase"] == phase}
         large, small = sizes.pop(max(sizes)), sizes[10_000]
-        # Small sizes carry the start-up: a row is cheapest at a middle one, which is what the largest has to meet.
-        least = min(row["microseconds_a_row"] for row in sizes.values())
-        slower, name = large["microseconds_a_row"] / least, f"{phase}, {large['rows']:,} rows"
+        # Start-up dominates small sizes: the largest is compared with the cheapest smaller size.
+        least = min(row["microseconds_per_row"] for row in sizes.values())
+        slower, name = large["microseconds_per_row"] / least, f"{phase}, {large['rows']:,} rows"
         larger = large["peak_mb"] / small["peak_mb"]
-        claims.append(claim(f"{name} to the best smaller size: CPU time a row", slower, "ratio", LINEAR, at_most=True))
-        claims.append(claim(f"{name} to 10,000: peak memory", larger, "ratio", FLAT, at_most=True))
-    write("data_scaling", found, claims, ("numpy", "pyarrow", "py3langid", "ImageHash"))
+        claims.append(
+            make_claim(f"{name} over the best smaller size: CPU time per row", slower, "ratio", LINEAR, at_most=True)
+        )
+        claims.append(make_claim(f"{name} over 10,000: peak memory", larger, "ratio", FLAT, at_most=True))
+    write_result("data_scaling", found, claims, ("numpy", "pyarrow", "py3langid", "ImageHash"))
 
 
 if __name__ == "__main__":
@@ -268,6 +273,6 @@ if __name__ == "__main__":
         main()
     else:
         job, phase, rows, folder = sys.argv[1:]
-        result = (MAKE if job == "make" else RUN)[phase](Path(folder), int(rows))
+        result = (INPUTS if job == "inputs" else WORK)[phase](Path(folder), int(rows))
         if result is not None:
             print(json.dumps(result))

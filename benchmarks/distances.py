@@ -1,10 +1,10 @@
-"""The streaming pass over features: right to 1e-6, the same for any number of files, memory flat in images.
+"""Streaming pass over image features: error (1e-6), independence of the number of files, memory by number of images.
 
     python -m benchmarks.distances
 
-Features are random, of 64 dimensions. "Independent" is float64 throughout on the features held in memory: means and
+Features are random, of 64 dimensions. The independent computation uses float64 on features held in memory: means and
 covariances by numpy, the root of their product by scipy.linalg.sqrtm, KID's sums by numpy over whole matrices. Memory
-is the peak of a process of its own that reads files of 1,000 images each.
+is the peak of a separate process that reads files of 1,000 images each.
 """
 
 from __future__ import annotations
@@ -22,48 +22,51 @@ import numpy as np
 import pyarrow as pa
 from scipy.linalg import sqrtm
 
-from benchmarks.result import claim, write
-from dataprep.schema import write_table
-from eval.distances import FeatureSet, frechet_distance, kernel_distance
+from benchmarks.result import make_claim, write_result
+from dataprep.io.parquet import write_table
+from eval.metrics.distances import frechet_distance, kernel_distance
+from eval.metrics.feature_sets import FeatureSet
 
 DIM, SUBSAMPLE, SIZES, SPLITS = 64, 1000, (1_000, 10_000, 100_000), (1, 7, 50)
 EQUAL, FLAT = 1e-6, 1.1
 
 
 def main() -> None:
-    """Measures, prints and writes the result; with a folder as the argument reads it and prints the peak."""
+    """Measures, prints and writes the result; given a folder, reads its files and prints the peak memory."""
     if len(sys.argv) > 1:
-        read(sys.argv[1])
+        measure_pass(sys.argv[1])
         return
-    # Of one size, so that KID takes both sets whole.
-    one, other = _features(3000, 1), _features(3000, 2) + np.float32(0.1)
-    found = [_both(_collected(one, parts, 5000), _collected(other, parts, 5000)) for parts in SPLITS]
-    expected = _independent(one.astype(np.float64), other.astype(np.float64))
+    # Equal sizes, so that KID uses both sets whole.
+    one, other = _make_features(3000, 1), _make_features(3000, 2) + np.float32(0.1)
+    found = [
+        _measure_distances(_collect_parts(one, parts, 5000), _collect_parts(other, parts, 5000)) for parts in SPLITS
+    ]
+    expected = _compute_independently(one.astype(np.float64), other.astype(np.float64))
     errors = {key: abs(found[0][key] / value - 1) for key, value in expected.items()}
-    rows: list[dict[str, Any]] = [{"images": size, **_peak(size)} for size in SIZES]
-    claims = [_exact(f"relative difference of {key}", error, EQUAL) for key, error in errors.items()]
+    rows: list[dict[str, Any]] = [{"images": size, **_measure_peak(size)} for size in SIZES]
+    claims = [_make_exact_claim(f"relative error of {key}", error, EQUAL) for key, error in errors.items()]
     spread = max(abs(each[key] - found[0][key]) for each in found for key in expected)
-    claims.append(_exact(f"difference between {SPLITS} files", spread, 0.0))
+    claims.append(_make_exact_claim(f"largest difference between {SPLITS} files", spread, 0.0))
     ratio = rows[-1]["peak_mib"] / rows[0]["peak_mib"]
-    claims.append(claim(f"peak memory of {SIZES[-1]} images over {SIZES[0]}", ratio, "x", FLAT, at_most=True))
-    write("distances", rows, claims, ("numpy", "scipy", "pyarrow"), dim=DIM)
+    claims.append(make_claim(f"peak memory of {SIZES[-1]} images over {SIZES[0]}", ratio, "x", FLAT, at_most=True))
+    write_result("distances", rows, claims, ("numpy", "scipy", "pyarrow"), dim=DIM)
 
 
-def _both(one: FeatureSet, other: FeatureSet) -> dict[str, float]:
+def _measure_distances(one: FeatureSet, other: FeatureSet) -> dict[str, float]:
     kid, _ = kernel_distance(np.stack(one.sample.taken()), np.stack(other.sample.taken()), size=len(one))
     return {"fd": frechet_distance(one.moments, other.moments), "kid": kid}
 
 
-def _exact(text: str, value: float, target: float) -> dict[str, Any]:
-    """A claim that is not rounded: it is far below what four digits show."""
-    return claim(text, value, "", target, at_most=True) | {"value": float(f"{value:.2e}")}
+def _make_exact_claim(text: str, value: float, target: float) -> dict[str, Any]:
+    """Returns a claim whose value is not rounded: it is far below four decimals."""
+    return make_claim(text, value, "", target, at_most=True) | {"value": float(f"{value:.2e}")}
 
 
-def _features(count: int, seed: int) -> np.ndarray:
+def _make_features(count: int, seed: int) -> np.ndarray:
     return np.random.default_rng(seed).normal(0, 0.1, (count, DIM)).astype(np.float32)
 
 
-def _collected(features_ND: np.ndarray, parts: int, subsample: int) -> FeatureSet:
+def _collect_parts(features_ND: np.ndarray, parts: int, subsample: int) -> FeatureSet:
     whole, start = FeatureSet(DIM, subsample), 0
     for part in np.array_split(features_ND, parts):
         other = FeatureSet(DIM, subsample)
@@ -73,7 +76,7 @@ def _collected(features_ND: np.ndarray, parts: int, subsample: int) -> FeatureSe
     return whole
 
 
-def _independent(a: np.ndarray, b: np.ndarray) -> dict[str, float]:
+def _compute_independently(a: np.ndarray, b: np.ndarray) -> dict[str, float]:
     one, other = np.cov(a, rowvar=False), np.cov(b, rowvar=False)
     fd = np.square(a.mean(0) - b.mean(0)).sum() + np.trace(one + other - 2 * sqrtm(one @ other).real)
     within = []
@@ -84,10 +87,10 @@ def _independent(a: np.ndarray, b: np.ndarray) -> dict[str, float]:
     return {"fd": float(fd), "kid": float(kid)}
 
 
-def _peak(size: int) -> dict[str, float]:
+def _measure_peak(size: int) -> dict[str, float]:
     with tempfile.TemporaryDirectory() as folder:
         for number in range(size // 1000):
-            vectors = pa.FixedSizeListArray.from_arrays(pa.array(_features(1000, number).ravel()), DIM)
+            vectors = pa.FixedSizeListArray.from_arrays(pa.array(_make_features(1000, number).ravel()), DIM)
             ids = [f"{number}-{row}" for row in range(1000)]
             columns = {"id": ids, "set": ["sample"] * 1000, "size": pa.array([64] * 1000, pa.int32()), "caption": ids}
             table = pa.table({**columns, "text": vectors, "image_clip": vectors})
@@ -98,13 +101,13 @@ def _peak(size: int) -> dict[str, float]:
     return dict(json.loads(done.stdout.splitlines()[-1]))
 
 
-def read(folder: str) -> None:
-    """One pass over the files of ``folder``, in this process; prints its peak and the pass's CPU-seconds as JSON."""
-    from pipeline.steps.evaluate import collect
+def measure_pass(folder: str) -> None:
+    """Reads the files of ``folder`` in one pass; prints the peak memory and CPU-seconds as JSON."""
+    from eval.metrics.feature_tables import collect_features
 
     before = resource.getrusage(resource.RUSAGE_SELF)
     paths: Sequence[str] = sorted(map(str, Path(folder).glob("*.parquet")))
-    collect(paths, SUBSAMPLE, 64)
+    collect_features(paths, SUBSAMPLE, 64)
     after = resource.getrusage(resource.RUSAGE_SELF)
     spent = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
     extra = (after.ru_maxrss - before.ru_maxrss) / 1024

@@ -1,13 +1,13 @@
-"""Download speed: imagen-ray beside img2dataset, the same list and settings, from the same loopback server.
+"""Download speed of imagen-ray and img2dataset: the same list, settings and loopback server.
 
     python -m benchmarks.download [--rows 2000] [--rounds 3]
 
-The list: 85% JPEG, 10% PNG, 5% WebP, photographs' sizes (shorter side log-normal about 420 pixels, as large web lists
-have: 36% at 512 or more, 5% at 1024 or more), 3% dead links, 1% cut files. One process a side, 64 requests in flight,
-256 pixels for the shorter side, JPEG quality 95, tar shards of 1000, sha256, no retries, no EXIF; img2dataset with its
-own multiprocessing distributor, ours with robots.txt, TDM and the address guard at work. The server runs in a process
-of its own, which is not counted. CPU-seconds are those of the process tree. ``starting`` is what was spent before the
-first request came in, imports above all: it is taken off for the first claim, where img2dataset is at its best.
+The list: 85% JPEG, 10% PNG, 5% WebP, sizes of photographs (shorter side log-normal around 420 pixels, as in large web
+lists: 36% at 512 or more, 5% at 1024 or more), 3% dead links, 1% truncated files. One process per side, 64 concurrent
+requests, 256 pixels for the shorter side, JPEG quality 95, tar shards of 1000, sha256, no retries, no EXIF; img2dataset
+with its multiprocessing distributor, ours with robots.txt, TDM and the address guard enabled. The server runs in its
+own process, which is not counted. CPU-seconds are those of the process tree. ``starting`` is the time before the first
+request, mostly imports; the first claim subtracts it, which favours img2dataset.
 """
 
 from __future__ import annotations
@@ -37,18 +37,18 @@ import pyarrow.parquet as pq
 import uvloop
 from PIL import Image
 
-from benchmarks.result import claim, write
+from benchmarks.result import make_claim, write_result
 
 FILES, ROWS_PER_SHARD, CONCURRENCY, SIZE, QUALITY, TIMEOUT = 400, 1000, 64, 256, 95, 10
 HOST = "bench.test"
 SIDES = ("img2dataset", "imagen-ray")
 
 
-# ---------------------------------------------------------------------------------------------- the web
+# ---------------------------------------------------------------------------------------------- server
 
 
-def photo(index: int) -> bytes | None:
-    """File ``index``: smooth colours with grain, compressed about as a photograph is; None for a dead link."""
+def make_photo(index: int) -> bytes | None:
+    """Returns file ``index``: smooth colours with grain, which compress like a photograph; None for a dead link."""
     rng = np.random.default_rng(index)
     kind, quality = rng.choice(["JPEG", "PNG", "WEBP"], p=(0.85, 0.10, 0.05)), int(rng.integers(75, 93))
     short = float(np.clip(rng.lognormal(np.log(420), 0.55), 100, 2400))
@@ -59,29 +59,29 @@ def photo(index: int) -> bytes | None:
     image = np.clip(smooth + rng.integers(-9, 10, smooth.shape, np.int16), 0, 255).astype(np.uint8)
     buffer = io.BytesIO()
     Image.fromarray(image).save(buffer, kind, **({} if kind == "PNG" else {"quality": quality}))
-    trouble, data = rng.random(), buffer.getvalue()
-    return None if trouble < 0.03 else data[: len(data) // 2] if trouble < 0.04 else data
+    failure, data = rng.random(), buffer.getvalue()
+    return None if failure < 0.03 else data[: len(data) // 2] if failure < 0.04 else data
 
 
 class Server(asyncio.Protocol):
-    """Answers GET /{number} out of memory; keeps connections where the client does."""
+    """Answers GET /{number} from memory; keeps connections alive if the client does."""
 
-    answers: list[bytes] = []  # noqa: RUF012 - one list for every connection
-    first = 0.0  # when the first file was asked for, on the clock that all processes share
+    answers: list[bytes] = []  # noqa: RUF012 - shared by all connections
+    first = 0.0  # time of the first request for a file, on the monotonic clock that all processes share
 
     def connection_made(self, transport: Any) -> None:
-        """A client came."""
+        """Accepts a connection."""
         self.transport, self.head = transport, b""
 
     def data_received(self, data: bytes) -> None:
-        """A part of a request."""
+        """Answers the requests that are complete."""
         self.head += data
         while b"\r\n\r\n" in self.head:
             request, _, self.head = self.head.partition(b"\r\n\r\n")
             name = request.split(b" ", 2)[1][1:]
-            if name == b"first":  # the benchmark itself asks, and starts afresh
-                said, Server.first = str(Server.first).encode(), 0.0
-                self.transport.write(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%s" % (len(said), said))
+            if name == b"first":  # from the benchmark itself: returns the time and resets it
+                first, Server.first = str(Server.first).encode(), 0.0
+                self.transport.write(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%s" % (len(first), first))
                 continue
             Server.first = Server.first or time.monotonic()
             missing = b"HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\n\r\n"
@@ -90,10 +90,10 @@ class Server(asyncio.Protocol):
                 self.transport.close()
 
 
-def serve() -> None:
-    """Serves until it is ended; prints the port first."""
+def run_server() -> None:
+    """Prints the port and serves until the process is terminated."""
     for index in range(FILES):
-        data = photo(index)
+        data = make_photo(index)
         status = b"404 Not Found" if data is None else b"200 OK"
         length = str(len(data or b"")).encode()
         Server.answers.append(b"HTTP/1.1 %s\r\nContent-Length: %s\r\n\r\n%s" % (status, length, data or b""))
@@ -107,8 +107,8 @@ def serve() -> None:
 
 
 @contextmanager
-def served() -> Iterator[int]:
-    """The server in a process of its own; gives its port."""
+def start_server() -> Iterator[int]:
+    """Starts the server in its own process; yields its port."""
     process = subprocess.Popen([sys.executable, "-m", "benchmarks.download", "--serve"], stdout=subprocess.PIPE)
     try:
         assert process.stdout is not None
@@ -118,15 +118,15 @@ def served() -> Iterator[int]:
         process.wait()
 
 
-# ---------------------------------------------------------------------------------------------- the sides
+# ---------------------------------------------------------------------------------------------- sides
 
 
 def run_img2dataset(port: int, rows: int, folder: Path) -> dict[str, Any]:
-    """As its README has it."""
+    """Downloads with img2dataset, called as in its README."""
     os.environ["NO_ALBUMENTATIONS_UPDATE"] = "1"
     from img2dataset import download
 
-    table = pa.table({"url": [f"http://127.0.0.1:{port}/{i}" for i in range(rows)], "caption": ["a picture"] * rows})
+    table = pa.table({"url": [f"http://127.0.0.1:{port}/{i}" for i in range(rows)], "caption": ["an image"] * rows})
     pq.write_table(table, folder / "list.parquet")
     download(
         url_list=str(folder / "list.parquet"),
@@ -152,31 +152,35 @@ def run_img2dataset(port: int, rows: int, folder: Path) -> dict[str, Any]:
 
 
 def run_imagen_ray(port: int, rows: int, folder: Path, shares: bool = False) -> dict[str, Any]:
-    """What a worker of the download stage does, shard after shard."""
-    from dataprep.download import DownloadConfig, download_shard
-    from dataprep.fetch import FetchConfig
-    from dataprep.schema import write_table
+    """Downloads with the code of the download stage, one shard after another.
 
-    clock = phases() if shares else {}
+    With ``shares``, also returns the share of CPU time of each part of the work.
+    """
+    from dataprep.download.config import DownloadConfig, FetchConfig
+    from dataprep.download.shard import download_shard
+    from dataprep.io.parquet import write_table
+
+    clock = time_parts() if shares else {}
     fetch = FetchConfig(timeout=float(TIMEOUT), retries=0, concurrency=CONCURRENCY)
     config = DownloadConfig(fetch=fetch, image_size=SIZE, resize_mode="keep_ratio", encode_quality=QUALITY)
     images, started = 0, time.process_time()
     for shard, start in enumerate(range(0, rows, ROWS_PER_SHARD)):
         urls = [f"http://{HOST}/{i}" for i in range(start, min(start + ROWS_PER_SHARD, rows))]
-        table = pa.table({"url": urls, "caption": ["a picture"] * len(urls)})
+        table = pa.table({"url": urls, "caption": ["an image"] * len(urls)})
         write_table(table, folder / "list.parquet", "listing")
         hosts = {HOST: ("127.0.0.1", port)}
         images += download_shard(folder / "list.parquet", shard, folder, config, hosts)["success"]
     whole = time.process_time() - started
     found = {name: seconds / whole for name, seconds in clock.items()}
     if shares:
-        found["fetch, and all else"] = 1 - sum(found.values())
+        found["fetch and everything else"] = 1 - sum(found.values())
     return {"images": images, "shares": {name: round(share, 3) for name, share in found.items()}}
 
 
-def phases() -> dict[str, float]:
-    """CPU-seconds of the parts of the work, gathered from now on (of the thread that each runs in)."""
-    from dataprep import decode, download, resize
+def time_parts() -> dict[str, float]:
+    """Patches the parts of the work to add up their CPU-seconds (of the calling thread) in the returned dict."""
+    from dataprep.download import shard
+    from dataprep.images import decode, store
 
     clock: dict[str, float] = {}
     lock = threading.Lock()
@@ -193,17 +197,21 @@ def phases() -> dict[str, float]:
 
         return call
 
-    decode.Picture.__init__ = timed("decode", decode.Picture.__init__)  # type: ignore[method-assign]
-    decode.Picture.rgb = timed("decode", decode.Picture.rgb)  # type: ignore[method-assign]
-    resize.scale = timed("resize", resize.scale)  # type: ignore[assignment]
-    resize.encode = timed("encode", resize.encode)  # type: ignore[assignment]
-    download._write_tar = timed("write", download._write_tar)
-    download.write_table = timed("write", download.write_table)  # type: ignore[attr-defined]
+    def patch(owner: Any, attribute: str, name: str) -> None:
+        function = getattr(owner, attribute)  # AttributeError if it was renamed
+        setattr(owner, attribute, timed(name, function))
+
+    patch(decode.OpenImage, "__init__", "decode")
+    patch(decode.OpenImage, "decode", "decode")
+    patch(store, "scale_image", "resize")
+    patch(store, "encode_image", "encode")
+    patch(shard, "_write_tar", "write")
+    patch(shard, "write_table", "write")
     return clock
 
 
-def measure(side: str, port: int, rows: int, *flags: str) -> dict[str, Any]:
-    """Runs one side in a process of its own: images, seconds, CPU-seconds of its tree, the tree's peak memory."""
+def measure_side(side: str, port: int, rows: int, *flags: str) -> dict[str, Any]:
+    """Runs one side in its own process; returns images, seconds, CPU-seconds and peak memory of its process tree."""
     with tempfile.TemporaryDirectory(prefix="download-bench-") as folder:
         words = [sys.executable, "-m", "benchmarks.download", "--side", side, "--port", str(port), "--rows", str(rows)]
         start = time.monotonic()
@@ -212,19 +220,19 @@ def measure(side: str, port: int, rows: int, *flags: str) -> dict[str, Any]:
         )
         seen: list[tuple[float, float, int]] = []
         stop = threading.Event()
-        watcher = threading.Thread(target=watch, args=(process.pid, seen, stop))
+        watcher = threading.Thread(target=watch_processes, args=(process.pid, seen, stop))
         watcher.start()
         assert process.stdout is not None
-        said = process.stdout.read().decode()
+        output = process.stdout.read().decode()
         _, status, usage = os.wait4(process.pid, 0)
         end = time.monotonic()
         process.returncode = os.waitstatus_to_exitcode(status)
         stop.set()
         watcher.join()
-        assert process.returncode == 0, f"{side} failed: {said}"
+        assert process.returncode == 0, f"{side} failed: {output}"
     with urlopen(f"http://127.0.0.1:{port}/first") as answer:
         first = float(answer.read())
-    return json.loads(said.strip().splitlines()[-1]) | {
+    return json.loads(output.strip().splitlines()[-1]) | {
         "side": side,
         "rows": rows,
         "seconds": round(end - start, 3),
@@ -235,22 +243,22 @@ def measure(side: str, port: int, rows: int, *flags: str) -> dict[str, Any]:
     }
 
 
-def watch(pid: int, seen: list[tuple[float, float, int]], stop: threading.Event) -> None:
-    """Notes (time, CPU-seconds, bytes of memory) of a process tree; shared pages are counted in each process."""
+def watch_processes(pid: int, seen: list[tuple[float, float, int]], stop: threading.Event) -> None:
+    """Appends (time, CPU-seconds, bytes of memory) of a process tree; shared pages count in each process."""
     while not stop.wait(0.05):
         try:
             tree = [psutil.Process(pid), *psutil.Process(pid).children(recursive=True)]
-            cpu = sum(sum(process.cpu_times()[:4]) for process in tree)  # own and those of children that ended
+            cpu = sum(sum(process.cpu_times()[:4]) for process in tree)  # including children that ended
             seen.append((time.monotonic(), cpu, sum(process.memory_info().rss for process in tree)))
         except psutil.Error:
             continue
 
 
-# ---------------------------------------------------------------------------------------------- the comparison
+# ---------------------------------------------------------------------------------------------- comparison
 
 
 def main() -> None:
-    """Runs the rounds and writes the result."""
+    """Parses the command line and runs the comparison, a side or the server."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--rows", type=int, default=2000)
     parser.add_argument("--rounds", type=int, default=3)
@@ -261,30 +269,30 @@ def main() -> None:
     parser.add_argument("--shares", action="store_true")
     options = parser.parse_args()
     if options.serve:
-        serve()
+        run_server()
     elif options.side == "img2dataset":
         print(json.dumps(run_img2dataset(options.port, options.rows, options.folder)))
     elif options.side:
         print(json.dumps(run_imagen_ray(options.port, options.rows, options.folder, options.shares)))
     else:
-        compare(options.rows, options.rounds)
+        compare_sides(options.rows, options.rounds)
 
 
-def compare(count: int, rounds: int) -> None:
-    """Both sides in turn, ``rounds`` times; claims from the medians."""
+def compare_sides(count: int, rounds: int) -> None:
+    """Runs both sides in turn, ``rounds`` times; writes the result with claims about the medians."""
     rows: list[dict[str, Any]] = []
-    with served() as port:
+    with start_server() as port:
         for turn in range(rounds):
             for side in SIDES if turn % 2 == 0 else SIDES[::-1]:
-                rows.append({"round": turn} | measure(side, port, count))
+                rows.append({"round": turn} | measure_side(side, port, count))
                 print(rows[-1], flush=True)
-        shares = {"round": None} | measure("imagen-ray", port, count, "--shares")  # timing costs a little: apart
+        shares = {"round": None} | measure_side("imagen-ray", port, count, "--shares")  # separate: timing costs CPU
         print(shares, flush=True)
     claims = []
     for text, key, starting in (
-        ("images a CPU-second, starting taken off", "cpu_seconds", 0),
-        ("images a CPU-second, starting counted", "cpu_seconds", 1),
-        ("images a second in one process, starting taken off", "seconds", 0),
+        ("images per CPU-second, without starting", "cpu_seconds", 0),
+        ("images per CPU-second, with starting", "cpu_seconds", 1),
+        ("images per second in one process, without starting", "seconds", 0),
     ):
         theirs, ours = (
             median(
@@ -294,11 +302,11 @@ def compare(count: int, rounds: int) -> None:
             )
             for side in SIDES
         )
-        claims.append(claim(f"{text}: {ours:.0f} against img2dataset's {theirs:.0f}", ours / theirs, "x", 1.5))
+        claims.append(make_claim(f"{text}: {ours:.0f} against img2dataset's {theirs:.0f}", ours / theirs, "x", 1.5))
     memory = [median(row["peak_mib"] for row in rows if row["side"] == side) for side in SIDES]
-    claims.append(claim("peak memory against img2dataset's", memory[1] / memory[0], "x", 1.0, at_most=True))
+    claims.append(make_claim("peak memory over img2dataset's", memory[1] / memory[0], "x", 1.0, at_most=True))
     packages = ("img2dataset", "opencv-python-headless", "simplejpeg", "pillow", "aiohttp", "uvloop")
-    write("download", [*rows, shares], claims, packages)
+    write_result("download", [*rows, shares], claims, packages)
 
 
 if __name__ == "__main__":

@@ -1,12 +1,12 @@
-"""Our embed stage beside two plain scripts: one pads every caption to 256 tokens, one to the longest of its batch.
+"""The embed stage against two plain scripts: one pads every caption to 256 tokens, one to the longest of its batch.
 
     python -m benchmarks.embed
 
-The captions are drawn: `benchmarks.captions` says how. The encoder is a T5 v1.1 with random weights (2 layers, 256
-wide, gated GELU), since speed does not depend on what it has learned, in float32, on one thread. Each side has the same
-captions in the same order; the plain scripts have batches of 64 captions and the same fused attention. The sides take
-turns, each pass in a process of its own, and the median of the CPU-seconds is kept. Tokens are those of the captions as
-given, repeats included and padding not, so all sides are asked for the same number.
+Captions are synthetic, see `benchmarks.captions`. The encoder is a T5 v1.1 with random weights (2 layers, width 256,
+gated GELU), since speed does not depend on the weights, in float32, on one thread. Each side gets the same captions in
+the same order; the plain scripts use batches of 64 captions and the same fused attention. The sides take turns, each
+pass in its own process; the median of the CPU-seconds is reported. Tokens are counted over the captions as given, with
+repeats and without padding, so the count is the same for all sides.
 """
 
 from __future__ import annotations
@@ -15,27 +15,30 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
 import torch
 
-from benchmarks.apart import apart, cpu_seconds, peak_mb
-from benchmarks.captions import captions
-from benchmarks.result import claim, write
-from dataprep.codec import STORED, dequantise, quantise
-from dataprep.embed import EmbedConfig, embed_shard
-from dataprep.schema import read_table, write_table
-from dataprep.text import TextEncoder
-from dataprep.torchvision_operators import declare_torchvision_operators
+from benchmarks.captions import make_captions
+from benchmarks.forked import measure_cpu_seconds, measure_peak_mb, run_forked
+from benchmarks.result import make_claim, write_result
+from dataprep.io.model_imports import declare_torchvision_operators
+from dataprep.io.parquet import read_table, write_table
+from dataprep.text.config import EmbedConfig
+from dataprep.text.embed import embed_shard
+from dataprep.text.embedding_codec import dequantise, quantise
+from dataprep.text.encoder import TextEncoder
 
 CAPTIONS, ROUNDS, BATCH, LONGEST, VOCABULARY = 256, 3, 64, 256, 2000
+CODECS: tuple[Literal["float16", "int8"], ...] = ("float16", "int8")
+COMPRESSIONS: tuple[Literal["none", "zstd"], ...] = ("none", "zstd")
 SIDES = ("padded to 256", "padded to the longest", "ours")
 
 
 def save_model(folder: Path) -> None:
-    """A T5 v1.1 with random weights and a tokenizer of whole words."""
+    """Saves a T5 v1.1 with random weights and a word-level tokenizer."""
     declare_torchvision_operators()
     from tokenizers import Tokenizer, models, pre_tokenizers, processors
     from transformers import PreTrainedTokenizerFast, T5Config, T5EncoderModel
@@ -52,8 +55,8 @@ def save_model(folder: Path) -> None:
 
 
 @torch.inference_mode()
-def plain(encoder: TextEncoder, texts: list[str], padding: str) -> Iterator[np.ndarray]:
-    """A plain script: batches in the order given, padded; yields each caption's tokens, float32 (L, D)."""
+def encode_plainly(encoder: TextEncoder, texts: list[str], padding: str) -> Iterator[np.ndarray]:
+    """Encodes padded batches in the given order; yields each caption's token states, float32 (L, D)."""
     for start in range(0, len(texts), BATCH):
         batch = encoder.tokenizer(
             texts[start : start + BATCH], padding=padding, truncation=True, max_length=LONGEST, return_tensors="pt"
@@ -63,87 +66,94 @@ def plain(encoder: TextEncoder, texts: list[str], padding: str) -> Iterator[np.n
             yield state[mask.bool()].numpy()
 
 
-def measure(side: str, folder: Path) -> dict[str, float]:
-    """One pass of one side, in this process; it leaves its embeddings in ``folder``."""
+def measure_side(side: str, folder: Path) -> dict[str, float]:
+    """Runs one pass of one side in this process; writes its embeddings into ``folder``."""
     encoder = TextEncoder.from_folder(str(folder / "encoder"), max_length=LONGEST)
     texts = read_table(folder / "pack.parquet", "pack", ["caption"])["caption"].to_pylist()
-    cpu, memory = cpu_seconds(), peak_mb()
+    cpu, memory = measure_cpu_seconds(), measure_peak_mb()
     if side == "ours":
         embed_shard(folder / "pack.parquet", folder / "ours.parquet", encoder, EmbedConfig())
     else:
         padding = "max_length" if side == SIDES[0] else "longest"
-        found = list(plain(encoder, texts, padding))
+        found = list(encode_plainly(encoder, texts, padding))
         np.save(folder / f"{padding}.npy", np.concatenate(found))
-    return {"cpu_s": cpu_seconds() - cpu, "grown_mb": peak_mb() - memory}
+    return {"cpu_s": measure_cpu_seconds() - cpu, "grown_mb": measure_peak_mb() - memory}
 
 
-def cosines(one_TD: np.ndarray, other_TD: np.ndarray) -> np.ndarray:
-    """Cosine of each pair of tokens (T,)."""
+def compute_cosines(one_TD: np.ndarray, other_TD: np.ndarray) -> np.ndarray:
+    """Returns the cosine of each pair of tokens, float64 (T,)."""
     sizes_T = np.linalg.norm(one_TD, axis=1) * np.linalg.norm(other_TD, axis=1)
     return (one_TD.astype(np.float64) * other_TD).sum(1) / sizes_T
 
 
-def compare(folder: Path) -> dict[str, float]:
-    """How far our embeddings are from the plain script's: by computing, and by storing."""
+def measure_cosines(folder: Path) -> dict[str, float]:
+    """Returns the smallest cosine of a token: between ours and the plain script's ("computed"), and per codec."""
     encoder = TextEncoder.from_folder(str(folder / "encoder"), max_length=LONGEST)
     texts = read_table(folder / "pack.parquet", "pack", ["caption"])["caption"].to_pylist()
     ours_TD, plain_TD = np.concatenate(encoder.encode(texts)), np.load(folder / "longest.npy")
-    found = {"computed": float(cosines(ours_TD, plain_TD).min())}
-    for codec in STORED:
-        found[codec] = float(cosines(dequantise(*quantise(ours_TD, codec)), ours_TD).min())
+    found = {"computed": float(compute_cosines(ours_TD, plain_TD).min())}
+    for codec in CODECS:
+        found[codec] = float(compute_cosines(dequantise(*quantise(ours_TD, codec)), ours_TD).min())
     return found
 
 
-def sizes(folder: Path, tokens: int, dim: int) -> list[dict[str, Any]]:
-    """Bytes a caption in every form; ours are files, whole, with keys and captions."""
+def measure_sizes(folder: Path, tokens: int, dim: int) -> list[dict[str, Any]]:
+    """Returns the bytes per caption of every format; ours are whole files, with keys and captions."""
     encoder = TextEncoder.from_folder(str(folder / "encoder"), max_length=LONGEST)
     rows: list[dict[str, Any]] = [
-        {"form": "padded float32", "bytes_a_caption": LONGEST * dim * 4},
-        {"form": "padded float16", "bytes_a_caption": LONGEST * dim * 2},
-        {"form": "float32 at true length", "bytes_a_caption": round(tokens * dim * 4 / CAPTIONS)},
+        {"format": "padded float32", "bytes_per_caption": LONGEST * dim * 4},
+        {"format": "padded float16", "bytes_per_caption": LONGEST * dim * 2},
+        {"format": "float32 at true length", "bytes_per_caption": round(tokens * dim * 4 / CAPTIONS)},
     ]
-    for codec in STORED:
-        for compression in ("none", "zstd"):
+    for codec in CODECS:
+        for compression in COMPRESSIONS:
             path = folder / "size.parquet"
             embed_shard(folder / "pack.parquet", path, encoder, EmbedConfig(codec=codec, compression=compression))
             size = round(path.stat().st_size / CAPTIONS)
-            rows.append({"form": f"ours, {codec}, {compression}", "bytes_a_caption": size})
+            rows.append({"format": f"ours, {codec}, {compression}", "bytes_per_caption": size})
     return rows
 
 
 def main() -> None:
-    """Makes captions and model, lets the sides take turns, and prints and keeps the result."""
+    """Makes captions and model, runs the sides in turns, prints and writes the result."""
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory(prefix="imagen-ray-bench-") as scratch:
         folder = Path(scratch)
-        apart(save_model, folder / "encoder")
-        texts = captions(CAPTIONS, VOCABULARY, np.random.default_rng(0))
+        run_forked(save_model, folder / "encoder")
+        texts = make_captions(CAPTIONS, VOCABULARY, np.random.default_rng(0))
         keys = [f"{number:09d}" for number in range(CAPTIONS)]
-        write_table(pa.table({"key": keys, "caption": texts}), folder / "pack.parquet", "pack")
+        write_table(
+            pa.table({"key": keys, "caption": texts, "captions": [[text] for text in texts]}),
+            folder / "pack.parquet",
+            "pack",
+        )
         passes: dict[str, list[dict[str, float]]] = {side: [] for side in SIDES}
         for _ in range(ROUNDS):
             for side in SIDES:
-                passes[side].append(apart(measure, side, folder))
+                passes[side].append(run_forked(measure_side, side, folder))
         lengths = [min(LONGEST, len(text.split()) + 1) for text in texts]
-        off, forms = apart(compare, folder), apart(sizes, folder, sum(lengths), 256)
+        cosines, forms = run_forked(measure_cosines, folder), run_forked(measure_sizes, folder, sum(lengths), 256)
     rows: list[dict[str, Any]] = []
     for side in SIDES:
         cpu = median(one["cpu_s"] for one in passes[side])
-        row = {"side": side, "tokens_a_cpu_second": round(sum(lengths) / cpu), "cpu_s": round(cpu, 2)}
+        row = {"side": side, "tokens_per_cpu_second": round(sum(lengths) / cpu), "cpu_s": round(cpu, 2)}
         rows.append(row | {name: round(median(one[name] for one in passes[side])) for name in ("grown_mb",)})
     lengths_row = {"captions": CAPTIONS, "distinct": len(set(texts)), "tokens": sum(lengths)}
     lengths_row |= {f"length_p{share}": int(np.percentile(lengths, share)) for share in (50, 90, 99, 100)}
-    rate = {row["side"]: row["tokens_a_cpu_second"] for row in rows}
-    size = {form["form"]: form["bytes_a_caption"] for form in forms}
+    rate = {row["side"]: row["tokens_per_cpu_second"] for row in rows}
+    size = {form["format"]: form["bytes_per_caption"] for form in forms}
     claims = [
-        claim("tokens a CPU-second over padding to 256", rate["ours"] / rate[SIDES[0]], "times", 3.0),
-        claim(
-            "tokens a CPU-second over padding to the longest of the batch", rate["ours"] / rate[SIDES[1]], "times", 1.0
+        make_claim("tokens per CPU-second over padding to 256", rate["ours"] / rate[SIDES[0]], "times", 3.0),
+        make_claim(
+            "tokens per CPU-second over padding to the batch's longest",
+            rate["ours"] / rate[SIDES[1]],
+            "times",
+            1.0,
         ),
-        claim("least cosine of a token, ours and the plain script's", off["computed"], "cosine", 0.9999),
-        claim("least cosine of a token stored as float16", off["float16"], "cosine", 0.9999),
-        claim("least cosine of a token stored as int8", off["int8"], "cosine", 0.999),
-        claim(
+        make_claim("smallest cosine of a token, ours and the plain script's", cosines["computed"], "cosine", 0.9999),
+        make_claim("smallest cosine of a token stored as float16", cosines["float16"], "cosine", 0.9999),
+        make_claim("smallest cosine of a token stored as int8", cosines["int8"], "cosine", 0.999),
+        make_claim(
             "bytes of int8 over float16, files",
             size["ours, int8, none"] / size["ours, float16, none"],
             "times",
@@ -153,7 +163,7 @@ def main() -> None:
     ]
     for row in [lengths_row, *rows, *forms]:
         print(row)
-    write("embed", [lengths_row, *rows, *forms], claims, ("torch", "transformers", "pyarrow", "numpy"))
+    write_result("embed", [lengths_row, *rows, *forms], claims, ("torch", "transformers", "pyarrow", "numpy"))
 
 
 if __name__ == "__main__":

@@ -1,9 +1,8 @@
-"""The loaders of `benchmarks.loader`: each writes the same samples in its own form, and iterates over them.
+"""The loaders of `benchmarks.loader`: each writes the same samples in its own format, and iterates over them.
 
-A side is a class with ``write(samples, folder)``, and an instance over a folder with ``epoch()``, an iterator of
-batches (pixels uint8 (B, H, W, 3), text float32 (B, L, D), mask bool (B, L)), and ``middle(step)``, the batch of that
-step as somebody who resumes there gets it. Peers decode JPEG with Pillow, as they do by themselves; "cv2" in a name
-means that they were given the decoder that we use.
+A side is a class with ``write(samples, folder)``. An instance reads a folder: ``epoch()`` is an iterator of batches
+(pixels uint8 (B, H, W, 3), text float32 (B, L, D), mask bool (B, L)), and ``middle(step)`` returns the batch of that
+step as a resume would. Peers decode JPEG with Pillow, their default; "cv2" in a name means that they use our decoder.
 """
 
 from __future__ import annotations
@@ -13,7 +12,7 @@ import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import cv2
 import numpy as np
@@ -22,12 +21,15 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from dataprep.codec import encode
-from dataprep.embed import SCHEMA, EmbedConfig, write_embeddings
-from dataprep.pack import ENCODING_KEY, PackConfig, write_pack
-from dataprep.torchvision_operators import declare_torchvision_operators
-from train.data import Loader
-from train.reader import LoaderConfig
+from dataprep.io.model_imports import declare_torchvision_operators
+from dataprep.io.pack_format import ENCODING_KEY
+from dataprep.pack import write_pack
+from dataprep.pack_config import PackConfig
+from dataprep.text.config import EmbedConfig
+from dataprep.text.embed import SCHEMA, write_embeddings
+from dataprep.text.embedding_codec import encode_embedding
+from train.loader.config import LoaderConfig
+from train.loader.loader import Loader
 
 BATCH, SIZE = 64, 64
 SHARD_ROWS = 1024
@@ -37,7 +39,7 @@ Triple = tuple[Tensor, Tensor, Tensor]
 
 @dataclass
 class Sample:
-    """What every side stores."""
+    """A sample that every side stores."""
 
     key: str
     caption: str
@@ -45,8 +47,8 @@ class Sample:
     text_LD: np.ndarray  # float16
 
 
-def collate(images: list[np.ndarray], texts: list[np.ndarray]) -> Triple:
-    """What a careful user of the peers writes: pads to the longest of the batch."""
+def collate_batch(images: list[np.ndarray], texts: list[np.ndarray]) -> Triple:
+    """Stacks images and pads texts to the longest of the batch, as a careful user of the peers would."""
     longest = max(len(text) for text in texts)
     text_BLD = np.zeros((len(texts), longest, texts[0].shape[1]), np.float32)
     mask_BL = np.zeros((len(texts), longest), bool)
@@ -55,27 +57,30 @@ def collate(images: list[np.ndarray], texts: list[np.ndarray]) -> Triple:
     return torch.from_numpy(np.stack(images)), torch.from_numpy(text_BLD), torch.from_numpy(mask_BL)
 
 
-def pillow(data: bytes) -> np.ndarray:
-    """JPEG to uint8 RGB."""
+def decode_with_pillow(data: bytes) -> np.ndarray:
+    """Decodes a JPEG to uint8 RGB (H, W, 3)."""
     return np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))
 
 
-def opencv(data: bytes) -> np.ndarray:
-    """The same, as our loader does it."""
-    return cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR_RGB)
+def decode_with_opencv(data: bytes) -> np.ndarray:
+    """Decodes a JPEG to uint8 RGB (H, W, 3), as our loader does."""
+    image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR_RGB)
+    assert image is not None
+    return image
 
 
 # ---------------------------------------------------------------------------------------------- ours
 
 
 class OursJpeg:
-    """Pack and embedding shards: the same JPEG bytes, float16."""
+    """Our pack and embedding shards: the same JPEG bytes, float16."""
 
-    encoding, codec = "jpeg", "float16"
-    compression: Any = "none"
+    encoding = "jpeg"
+    codec: Literal["float16", "int8"] = "float16"
+    compression: Literal["none", "zstd"] = "none"
 
     def __init__(self, folder: Path, workers: int = 0) -> None:
-        # Several windows an epoch, so that row groups are read, mixed and let go all the time.
+        # Several windows per epoch, so that row groups are read, shuffled and evicted all the time.
         config = LoaderConfig(window_mb=WINDOW_MB)
         packs = sorted(str(path) for path in folder.glob("p*"))
         embeds = sorted(str(path) for path in folder.glob("e*"))
@@ -94,17 +99,20 @@ class OursJpeg:
         name, raw = f"pixels_{SIZE}", cls.encoding == "raw"
         pack_config = PackConfig(resolutions=(SIZE,), raw_up_to=SIZE if raw else 0, encoding="jpeg")
         pixels = pa.field(name, pa.binary(), metadata={ENCODING_KEY: cls.encoding.encode()})
-        schema = pa.schema([*[pa.field(text, pa.string()) for text in ("key", "caption", "split")], pixels])
+        texts = [pa.field(text, pa.string()) for text in ("key", "caption", "split")]
+        schema = pa.schema([*texts, pa.field("captions", pa.list_(pa.string())), pixels])
         embed_config = EmbedConfig(codec=cls.codec, compression=cls.compression)
         for number, start in enumerate(range(0, len(samples), SHARD_ROWS)):
             part = samples[start : start + SHARD_ROWS]
-            images = [opencv(sample.jpeg).tobytes() if raw else sample.jpeg for sample in part]
-            columns = {"key": [sample.key for sample in part], "caption": [sample.caption for sample in part]}
-            table = pa.table(columns | {"split": ["train"] * len(part), name: images}, schema=schema)
+            images = [decode_with_opencv(sample.jpeg).tobytes() if raw else sample.jpeg for sample in part]
+            columns: dict[str, list[Any]] = {"key": [sample.key for sample in part]}
+            columns |= {"caption": [sample.caption for sample in part], "split": ["train"] * len(part)}
+            columns |= {"captions": [[sample.caption] for sample in part], name: images}
+            table = pa.table(columns, schema=schema)
             write_pack(table, folder / f"p{number:05d}.parquet", pack_config)
             rows = []
             for sample in part:
-                data, scale = encode(sample.text_LD, cls.codec)
+                data, scale = encode_embedding(sample.text_LD, cls.codec)
                 row = {"key": sample.key, "caption": sample.caption, "length": len(sample.text_LD)}
                 row |= {"dim": sample.text_LD.shape[1], "codec": cls.codec, "embedding": data, "scale": scale}
                 rows.append(row)
@@ -122,11 +130,12 @@ class OursRaw(OursJpeg):
 class OursRawInt8(OursJpeg):
     """Raw pixels, int8."""
 
-    encoding, codec = "raw", "int8"
+    encoding = "raw"
+    codec = "int8"
 
 
 class OursRawZstd(OursRawInt8):
-    """Raw pixels, int8 compressed: what is smallest."""
+    """Raw pixels, int8 compressed with zstd: the smallest raw format."""
 
     compression = "zstd"
 
@@ -135,7 +144,7 @@ class OursRawZstd(OursRawInt8):
 
 
 class Memory:
-    """No loader at all: tensors in memory, text padded to the longest of all, rows drawn by index."""
+    """No loader: tensors in memory, text padded to the longest of all, rows taken by index."""
 
     def __init__(self, folder: Path, workers: int = 0) -> None:
         data = torch.load(folder / "all.pt")
@@ -154,12 +163,12 @@ class Memory:
 
     @staticmethod
     def write(samples: list[Sample], folder: Path) -> None:
-        pixels, text, mask = collate([opencv(s.jpeg) for s in samples], [s.text_LD for s in samples])
+        pixels, text, mask = collate_batch([decode_with_opencv(s.jpeg) for s in samples], [s.text_LD for s in samples])
         torch.save({"pixels": pixels, "text": text, "lengths": mask.sum(1)}, folder / "all.pt")
 
 
 class WebDataset:
-    """Tars with .jpg, .txt and .npy, shards and a buffer of 1,000 samples shuffled."""
+    """Tars with .jpg, .txt and .npy; shuffles the shards and a buffer of 1,000 samples."""
 
     decode = "rgb8"
 
@@ -168,9 +177,9 @@ class WebDataset:
 
         tars = sorted(str(path) for path in folder.glob("*.tar"))
         data = webdataset.WebDataset(tars, shardshuffle=len(tars), seed=0, empty_check=False).shuffle(1000)
-        data = data.decode(self.decode) if self.decode else data.decode(webdataset.handle_extension("jpg", opencv))
+        data = data.decode(self.decode or webdataset.handle_extension("jpg", decode_with_opencv))
         pairs = data.to_tuple("jpg", "npy").batched(
-            BATCH, collation_fn=lambda rows: collate(*map(list, zip(*rows, strict=True)))
+            BATCH, collation_fn=lambda rows: collate_batch(*map(list, zip(*rows, strict=True)))
         )
         self.data = webdataset.WebLoader(pairs, batch_size=None, num_workers=workers)
 
@@ -178,7 +187,7 @@ class WebDataset:
         return iter(self.data)
 
     def middle(self, step: int) -> Triple:
-        for at, batch in enumerate(self.data):  # there is no other way
+        for at, batch in enumerate(self.data):  # it cannot seek
             if at == step:
                 return batch
         raise AssertionError
@@ -193,13 +202,13 @@ class WebDataset:
 
 
 class WebDatasetCv2(WebDataset):
-    """The same with our decoder."""
+    """The same, with our decoder."""
 
     decode = ""
 
 
 class Mds:
-    """mosaicml-streaming from a local folder, its own shuffle and its own resumption."""
+    """mosaicml-streaming from a local folder, with its own shuffle and resumption."""
 
     def __init__(self, folder: Path, workers: int = 0) -> None:
         from streaming import StreamingDataLoader, StreamingDataset
@@ -211,7 +220,7 @@ class Mds:
 
     @staticmethod
     def collate(rows: list[dict[str, Any]]) -> Triple:
-        return collate([np.asarray(row["image"].convert("RGB")) for row in rows], [row["text"] for row in rows])
+        return collate_batch([np.asarray(row["image"].convert("RGB")) for row in rows], [row["text"] for row in rows])
 
     def epoch(self) -> Iterator[Triple]:
         return iter(self.loader)
@@ -237,17 +246,17 @@ class Mds:
 
 
 class MdsCv2(Mds):
-    """The same with our decoder."""
+    """The same, with our decoder."""
 
     image = "bytes"
 
     @staticmethod
     def collate(rows: list[dict[str, Any]]) -> Triple:
-        return collate([opencv(row["image"]) for row in rows], [row["text"] for row in rows])
+        return collate_batch([decode_with_opencv(row["image"]) for row in rows], [row["text"] for row in rows])
 
 
 class HuggingFace:
-    """A datasets.Dataset of Arrow files, shuffled by indices, an Image column and the embedding as bytes."""
+    """A datasets.Dataset of Arrow files shuffled by indices: an Image column, and the embedding as bytes."""
 
     def __init__(self, folder: Path, workers: int = 0) -> None:
         import datasets
@@ -259,7 +268,7 @@ class HuggingFace:
 
     def collate(self, rows: list[dict[str, Any]]) -> Triple:
         texts = [np.frombuffer(row["text"], np.float16).reshape(-1, self.dim) for row in rows]
-        return collate([self.pixels(row["image"]) for row in rows], texts)
+        return collate_batch([self.pixels(row["image"]) for row in rows], texts)
 
     @staticmethod
     def pixels(image: Any) -> np.ndarray:
@@ -280,8 +289,8 @@ class HuggingFace:
         image = datasets.Image() if cls.as_image else datasets.Value("binary")
         features = {"key": datasets.Value("string"), "caption": datasets.Value("string")}
         features |= {"image": image, "text": datasets.Value("binary")}
-        columns = {"key": [s.key for s in samples], "caption": [s.caption for s in samples]}
-        jpegs = [{"bytes": s.jpeg, "path": None} if cls.as_image else s.jpeg for s in samples]
+        columns: dict[str, list[Any]] = {"key": [s.key for s in samples], "caption": [s.caption for s in samples]}
+        jpegs: list[Any] = [{"bytes": s.jpeg, "path": None} if cls.as_image else s.jpeg for s in samples]
         columns |= {"image": jpegs, "text": [s.text_LD.tobytes() for s in samples]}
         datasets.disable_progress_bars()
         made = datasets.Dataset.from_dict(columns, features=datasets.Features(features))
@@ -290,13 +299,13 @@ class HuggingFace:
 
 
 class HuggingFaceCv2(HuggingFace):
-    """The same with our decoder."""
+    """The same, with our decoder."""
 
     as_image = False
 
     @staticmethod
     def pixels(image: Any) -> np.ndarray:
-        return opencv(image)
+        return decode_with_opencv(image)
 
 
 SIDES: dict[str, Any] = {
@@ -315,7 +324,7 @@ SIDES: dict[str, Any] = {
 
 
 def import_peers() -> None:
-    """Before the clocks run."""
+    """Imports the peers before anything is measured."""
     declare_torchvision_operators()  # mosaicml-streaming imports torchvision
     import datasets  # noqa: F401
     import streaming  # noqa: F401

@@ -1,4 +1,4 @@
-"""Ranks of a gloo group on this machine, forked from a process that has imported what they need: quick to start."""
+"""Starts the ranks of a gloo group on this machine, forked from a process that has already imported what they need."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
-# What a rank imports on first use.
+# Modules that a rank imports on first use.
 IMPORTS = ("deepspeed", "deepspeed.runtime.zero.stage3", "torch.utils.tensorboard", "torch._dynamo")
 
 
 def warm_up() -> None:
-    """Imports what a rank would, before there are ranks."""
+    """Imports what the ranks need, before they are forked."""
     torch.set_num_threads(1)
     os.environ.setdefault("DS_ACCELERATOR", "cpu")
     for name in IMPORTS:
@@ -25,7 +25,7 @@ def warm_up() -> None:
 
 
 def start(function: Callable[..., None], world: int, *arguments: Any) -> mp.ProcessContext:
-    """Begins ``function(rank, world, *arguments)`` on every rank of a group of its own; `join` waits for its end."""
+    """Starts ``function(rank, world, *arguments)`` on every rank of a new group; `join` waits for its end."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -34,7 +34,7 @@ def start(function: Callable[..., None], world: int, *arguments: Any) -> mp.Proc
 
 
 def join(group: mp.ProcessContext) -> None:
-    """Waits for a group; raises what a rank of it raised."""
+    """Waits for a group; raises what one of its ranks raised."""
     while not group.join():
         pass
 

@@ -1,4 +1,4 @@
-"""What every benchmark writes: ``benchmarks/results/<name>.json``, in one form, and its claims on the terminal."""
+"""Writes a benchmark's result to ``benchmarks/results/<name>.json`` and prints its claims."""
 
 from __future__ import annotations
 
@@ -13,39 +13,41 @@ from typing import Any
 RESULTS = Path(__file__).parent / "results"
 
 
-def machine() -> dict[str, Any]:
-    """The processor, its cores, and the memory in GiB."""
+def describe_machine() -> dict[str, Any]:
+    """Returns the CPU's name, the number of cores and the memory in GiB."""
     lines = Path("/proc/cpuinfo").read_text().splitlines()
     cpu = next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
     return {"cpu": cpu, "cores": os.cpu_count(), "memory_gib": round(memory, 1), "gpu": None}
 
 
-def commit() -> str | None:
-    """The commit that the benchmark ran at; None outside of git."""
+def read_commit() -> str | None:
+    """Returns the commit that is checked out; None outside of git."""
     here = Path(__file__).parent
     found = subprocess.run(["git", "rev-parse", "HEAD"], cwd=here, capture_output=True, text=True, check=False)
     return found.stdout.strip() or None
 
 
-def claim(text: str, value: float, unit: str, target: float, at_most: bool = False) -> dict[str, Any]:
-    """One claim; it is met where ``value`` reaches ``target``, or with ``at_most`` does not go beyond it."""
+def make_claim(text: str, value: float, unit: str, target: float, at_most: bool = False) -> dict[str, Any]:
+    """Returns a claim, which is met if ``value`` is at least ``target``, or with ``at_most`` at most ``target``."""
     met = value <= target if at_most else value >= target
     return {"claim": text, "value": round(value, 4), "unit": unit, "target": target, "met": bool(met)}
 
 
-def write(
+def write_result(
     name: str, rows: list[dict[str, Any]], claims: list[dict[str, Any]], packages: tuple[str, ...], **more: Any
 ) -> None:
-    """Writes the result of benchmark ``name`` and prints its claims; ``packages``: whose versions matter.
+    """Writes the result of the benchmark ``name`` and prints its claims.
 
-    ``more`` adds keys, or replaces those that are known better (commit, date, versions).
+    Args:
+        packages: distributions whose versions are recorded.
+        more: further keys, or better values of commit, date and versions.
     """
     result = {
         "benchmark": name,
-        "commit": commit(),
+        "commit": read_commit(),
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "machine": machine(),
+        "machine": describe_machine(),
         "versions": {package: version(package) for package in packages},
         "rows": rows,
         "claims": claims,
@@ -56,7 +58,7 @@ def write(
         print(f"{entry['claim']}: {entry['value']} {entry['unit']} (target {entry['target']}, met: {entry['met']})")
 
 
-def rows_of(name: str) -> list[dict[str, Any]]:
-    """The rows of the result of benchmark ``name`` that is kept."""
+def read_rows(name: str) -> list[dict[str, Any]]:
+    """Returns the rows of the recorded result of the benchmark ``name``."""
     rows: list[dict[str, Any]] = json.loads((RESULTS / f"{name}.json").read_text())["rows"]
     return rows

@@ -1,11 +1,11 @@
-"""Scoring pairs by CLIP: ours against plain loops of open_clip's own calls, over the same tars, in one process.
+"""CLIP scoring: ours against plain loops of open_clip's own calls, over the same tars, in one process.
 
     python -m benchmarks.score [PAIRS]
 
-The model is open_clip's ViT-S-32-alt with random weights (a score's cost does not depend on them): the smallest of its
-towers at 224 pixels, so that a CPU gets through. Pictures are 256-pixel JPEGs of the embedded corpus with its captions.
-Peers: the loop of open_clip's README, a pair at a time; and the same in batches of 64. CPU-seconds of the process,
-one thread of torch, runs interleaved, the least of the rounds.
+The model is open_clip's ViT-S-32-alt with random weights (which do not affect the cost): its smallest tower at 224
+pixels, fast enough for a CPU. Images are 256-pixel JPEGs of the embedded corpus with its captions. Peers: the loop of
+open_clip's README, one pair at a time; and the same in batches of 64. CPU-seconds of the process, one torch thread,
+interleaved runs, minimum of the rounds.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ import torch
 from PIL import Image
 from torch.nn import functional
 
-from benchmarks.result import claim, write
-from dataprep.decode import read_shard_images, read_shard_rgb
-from dataprep.drawing import draw
-from dataprep.schema import read_table, write_table
-from dataprep.torchvision_operators import declare_torchvision_operators
-from eval.clip import ClipScorer, score_shard
-from eval.prompts import scene_prompts
-from eval.scoring import ahead
+from benchmarks.result import make_claim, write_result
+from dataprep.images.decode import read_shard_images, read_shard_rgb
+from dataprep.io.model_imports import declare_torchvision_operators
+from dataprep.io.parquet import read_table, write_table
+from dataprep.synthetic.renderer import draw_scene
+from eval.clip.fast_inference import read_ahead
+from eval.clip.scorer import ClipScorer, score_shard
+from eval.sampling.prompts import scene_prompts
 
 MODEL, BATCH, ROUNDS, PAIRS = "ViT-S-32-alt", 64, 8, 64
 TARGET, EQUAL = 1.5, 1e-4
@@ -49,49 +49,52 @@ def main() -> None:
         folder = Path(scratch)
         torch.manual_seed(0)
         torch.save(open_clip.create_model(MODEL, pretrained=None).state_dict(), folder / "weights.pt")
-        tar, table = _shard(folder, pairs)
+        tar, table = _write_shard(folder, pairs)
         model, _, transform = open_clip.create_model_and_transforms(MODEL, pretrained=str(folder / "weights.pt"))
         model.eval()
         tokenizer = open_clip.get_tokenizer(MODEL)
         scorer = ClipScorer.load({"model": MODEL, "pretrained": str(folder / "weights.pt")}, batch_size=BATCH)
         ways: dict[str, Callable[[], np.ndarray]] = {
-            "open_clip, a pair at a time": lambda: _plain(model, transform, tokenizer, tar, 1),
-            f"open_clip, batches of {BATCH}": lambda: _plain(model, transform, tokenizer, tar, BATCH),
-            "imagen-ray": lambda: _ours(scorer, tar, table, folder / "scores.parquet"),
+            "open_clip, a pair at a time": lambda: _score_plainly(model, transform, tokenizer, tar, 1),
+            f"open_clip, batches of {BATCH}": lambda: _score_plainly(model, transform, tokenizer, tar, BATCH),
+            "imagen-ray": lambda: _score_ours(scorer, tar, table, folder / "scores.parquet"),
         }
         seconds: dict[str, list[float]] = {name: [] for name in ways}
         scores: dict[str, np.ndarray] = {}
         for _ in range(ROUNDS):
             for name, way in ways.items():
-                before = _cpu()
+                before = _read_cpu_seconds()
                 scores[name] = way()
-                seconds[name].append(_cpu() - before)
+                seconds[name].append(_read_cpu_seconds() - before)
     single, batched, ours = ways
     rows: list[dict[str, Any]] = [
         {"way": name, "pairs": pairs, "cpu_seconds": round(min(spent), 3), "pairs_per_cpu_second": pairs / min(spent)}
         for name, spent in seconds.items()
     ]
-    apart = max(float(np.abs(scores[ours] - scores[peer]).max()) for peer in (single, batched))
+    difference = max(float(np.abs(scores[ours] - scores[peer]).max()) for peer in (single, batched))
     claims = [
-        claim(f"against {batched}", min(seconds[batched]) / min(seconds[ours]), "x fewer CPU-seconds", TARGET),
-        claim(f"against {single}", min(seconds[single]) / min(seconds[ours]), "x fewer CPU-seconds", TARGET),
+        make_claim(f"CPU-seconds of {batched} over ours", min(seconds[batched]) / min(seconds[ours]), "x", TARGET),
+        make_claim(f"CPU-seconds of {single} over ours", min(seconds[single]) / min(seconds[ours]), "x", TARGET),
     ]
-    # Not rounded: the difference is far below what four digits show.
+    # Not rounded: the difference is far below four decimals.
     claims.append(
-        claim("largest difference of a score", apart, "cosine", EQUAL, at_most=True) | {"value": float(f"{apart:.2e}")}
+        make_claim("largest difference of a score", difference, "cosine", EQUAL, at_most=True)
+        | {"value": float(f"{difference:.2e}")}
     )
-    write("score", rows, claims, ("torch", "open_clip_torch", "pillow"), model=MODEL, rounds=ROUNDS)
+    write_result("score", rows, claims, ("torch", "open_clip_torch", "pillow"), model=MODEL, rounds=ROUNDS)
 
 
-def _shard(folder: Path, pairs: int) -> tuple[Path, Path]:
-    """A download shard of drawings: tar and table."""
+def _write_shard(folder: Path, pairs: int) -> tuple[Path, Path]:
+    """Writes a download shard of drawings; returns its tar and its table."""
     prompts = scene_prompts(-(-pairs // 2), 0)[:pairs]
     keys = [f"{index:09d}" for index in range(pairs)]
     with tarfile.open(folder / "00000.tar", "w") as tar:
         for key, item in zip(keys, prompts, strict=True):
             assert item.claim is not None
             buffer = io.BytesIO()
-            Image.fromarray(draw(item.claim, np.random.default_rng(int(key)), 256)).save(buffer, "JPEG", quality=95)
+            Image.fromarray(draw_scene(item.claim, np.random.default_rng(int(key)), 256)).save(
+                buffer, "JPEG", quality=95
+            )
             info = tarfile.TarInfo(f"{key}.jpg")
             info.size = buffer.tell()
             buffer.seek(0)
@@ -101,11 +104,11 @@ def _shard(folder: Path, pairs: int) -> tuple[Path, Path]:
     return folder / "00000.tar", folder / "00000.parquet"
 
 
-def _plain(model: Any, transform: Any, tokenizer: Any, tar: Path, batch: int) -> np.ndarray:
-    """What people write: open the file, transform, encode both, normalise, multiply."""
+def _score_plainly(model: Any, transform: Any, tokenizer: Any, tar: Path, batch: int) -> np.ndarray:
+    """Scores as open_clip's README does: open, transform, encode both, normalise, multiply; returns float32 (N,)."""
     captions = read_table(tar.with_suffix(".parquet"), "download", ["caption"])["caption"].to_pylist()
     found = []
-    for start, images in _batches(tar, transform, batch):
+    for start, images in _read_batches(tar, transform, batch):
         with torch.no_grad():
             image_BD = functional.normalize(model.encode_image(torch.stack(images)), dim=-1)
             text_BD = functional.normalize(model.encode_text(tokenizer(captions[start : start + len(images)])), dim=-1)
@@ -113,7 +116,7 @@ def _plain(model: Any, transform: Any, tokenizer: Any, tar: Path, batch: int) ->
     return np.concatenate(found)
 
 
-def _batches(tar: Path, transform: Any, batch: int) -> Iterator[tuple[int, list[torch.Tensor]]]:
+def _read_batches(tar: Path, transform: Any, batch: int) -> Iterator[tuple[int, list[torch.Tensor]]]:
     images: list[torch.Tensor] = []
     start = 0
     for _, data in read_shard_images(tar):
@@ -125,13 +128,13 @@ def _batches(tar: Path, transform: Any, batch: int) -> Iterator[tuple[int, list[
         yield start, images
 
 
-def _ours(scorer: ClipScorer, tar: Path, table: Path, out: Path) -> np.ndarray:
-    """The worker of the stage `score`."""
-    score_shard(ahead(read_shard_rgb(tar)), table, out, scorer)
+def _score_ours(scorer: ClipScorer, tar: Path, table: Path, out: Path) -> np.ndarray:
+    """Scores as the worker of the stage `score` does; returns float32 (N,)."""
+    score_shard(read_ahead(read_shard_rgb(tar)), table, out, scorer)
     return np.asarray(read_table(out, "scores")["clip_similarity"].to_numpy())
 
 
-def _cpu() -> float:
+def _read_cpu_seconds() -> float:
     used = resource.getrusage(resource.RUSAGE_SELF)
     return used.ru_utime + used.ru_stime
 

@@ -3,28 +3,31 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
+from typing import Literal
 
 import pytest
 import torch
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path[:0] = [str(ROOT / "tests" / "dataprep"), str(ROOT / "tests" / "train")]
-from encoder_fakes import save_encoder  # noqa: E402
-from pack_fakes import COLOURS, SIDES, write_pack  # noqa: E402
-
-from dataprep.embed import EmbedConfig, embed_shard, load_encoder  # noqa: E402
-from pipeline.cli import main  # noqa: E402
-from train.data import Loader  # noqa: E402
-from train.order import SampleRandom  # noqa: E402
-from train.tasks.diffusion import DiffusionStageConfig, DiffusionTask  # noqa: E402
+from dataprep.text.config import EmbedConfig
+from dataprep.text.embed import embed_shard, load_encoder
+from pipeline.cli.main import main
+from pipeline.runtime import ray_session
+from tests.helpers.encoders import save_encoder
+from tests.helpers.packs import COLOURS, SIDES, write_pack
+from tests.helpers.paths import ROOT
+from train.loader.loader import Loader
+from train.loader.sampler import SampleRandom
+from train.tasks.diffusion import DiffusionTask
+from train.tasks.diffusion_config import DiffusionStageConfig
 
 WORDS = ("<pad>", "</s>", "<unk>", "a", "square", "on", "the", "一个", "正方形", *COLOURS, *SIDES)
 
 
 @pytest.mark.parametrize(("kind", "codec", "width"), [("bert", "int8", 16), ("mt5", "float16", 32)])
-def test_an_encoder_of_another_kind_trains_a_step(tmp_path: Path, kind: str, codec: str, width: int) -> None:
+def test_an_encoder_of_another_kind_trains_a_step(
+    tmp_path: Path, kind: str, codec: Literal["int8", "float16"], width: int
+) -> None:
     encoder = save_encoder(tmp_path / "encoder", kind, WORDS)
     pack = write_pack(tmp_path / "p", 0, 16, rows=8)
     config = EmbedConfig(codec=codec)
@@ -47,9 +50,8 @@ def test_an_encoder_of_another_kind_trains_a_step(tmp_path: Path, kind: str, cod
 def test_a_folder_of_no_encoder_ends_with_exit_2(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from pipeline import cluster
 
-    monkeypatch.setattr(cluster, "connect", lambda config: pytest.fail("Ray was started"))
+    monkeypatch.setattr(ray_session, "connect_ray", lambda config: pytest.fail("Ray was started"))
     folder = Path(save_encoder(tmp_path / "gpt", "gpt2"))
     described = json.loads((folder / "config.json").read_text()) | {"architectures": ["GPT2LMHeadModel"]}
     (folder / "config.json").write_text(json.dumps(described))
@@ -59,4 +61,4 @@ def test_a_folder_of_no_encoder_ends_with_exit_2(
         main([*words, f"encoder.model={folder}"])
     printed = capsys.readouterr().err
     assert caught.value.code == 2, printed
-    assert "is a GPT2LMHeadModel, no text encoder" in printed and len(printed.strip().splitlines()) == 1
+    assert "is a GPT2LMHeadModel, not a text encoder" in printed and len(printed.strip().splitlines()) == 1

@@ -14,11 +14,12 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[1]
+from tests.helpers.paths import ROOT
+
 SMOKE = "configs/smoke.yaml"
 STAGES = (
     "listing download annotate encoder clip score select pack embed card "
@@ -154,7 +155,7 @@ def test_every_row_has_a_status_and_the_planted_trouble_is_found(killed_run: dic
 
 
 @pytest.mark.parametrize(("width", "scheme"), [(380, "dark"), (1440, "light")])
-def test_the_report_in_a_browser(killed_run: dict[str, Any], width: int, scheme: str) -> None:
+def test_the_report_in_a_browser(killed_run: dict[str, Any], width: int, scheme: Literal["light", "dark"]) -> None:
     """Opens offline: no request, no error, nothing wider than the screen, every chart and section with content."""
     chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
     if chromium is None:
@@ -211,7 +212,7 @@ def test_sample_draws_from_the_run(killed_run: dict[str, Any], tmp_path: Path) -
     assert printed.split() == [str(out), *(str(tmp_path / f"cat-{i:03d}.png") for i in range(3))]
     one = Image.open(tmp_path / "cat-001.png")
     assert one.size == (64, 64)
-    assert one.text["prompt"] == "two small red circles left of a blue square"
+    assert one.info["prompt"] == "two small red circles left of a blue square"
     again = tmp_path / "again.png"
     finish(command(*words, "--out", str(again)))
     assert Image.open(again).tobytes() == Image.open(out).tobytes()
@@ -219,7 +220,7 @@ def test_sample_draws_from_the_run(killed_run: dict[str, Any], tmp_path: Path) -
 
 ALONE = """
 import sys
-from eval.cascade import Cascade
+from eval.sampling.cascade import Cascade
 samples = Cascade.from_pretrained(sys.argv[1])("two small red circles left of a blue square", num=3, seed=1)
 samples.images[1].save(sys.argv[2])
 print(sorted({"ray", "deepspeed", "pipeline"} & set(sys.modules)))
@@ -229,8 +230,8 @@ print(sorted({"ray", "deepspeed", "pipeline"} & set(sys.modules)))
 def test_an_export_draws_the_same_without_the_run(killed_run: dict[str, Any], tmp_path: Path) -> None:
     from PIL import Image
 
-    from eval.cascade import Cascade
-    from pipeline.export import export_run
+    from eval.sampling.cascade import Cascade
+    from pipeline.inference.export import export_run
 
     run, out = str(killed_run["run"]), tmp_path / "export"
     export_run(run, out, licence="cc0-1.0")
@@ -244,7 +245,7 @@ def test_an_export_draws_the_same_without_the_run(killed_run: dict[str, Any], tm
     card = (out / "README.md").read_text()
     metrics = json.loads((out / "metrics.json").read_text())
     assert "license: cc0-1.0" in card and f"all {metrics['composition']['seen']['all']:.0%}" in card
-    assert f"{metrics['clip_score']:.3f}" in card and "drawn scenes of plain shapes" in card
+    assert f"{metrics['clip_score']:.3f}" in card and "rendered scenes of simple shapes" in card
     export_run(run, tmp_path / "raw", weights="raw")
     raw, averaged = Cascade.from_pretrained(tmp_path / "raw"), Cascade.from_pretrained(out)
     assert raw.digest != averaged.digest

@@ -13,7 +13,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from test_end_to_end import SMOKE, STAGES, Head, command, events, finish, manifests, outputs
+
+from tests.helpers.paths import ROOT
+from tests.test_end_to_end import SMOKE, STAGES, Head, command, events, finish, manifests, outputs
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 
@@ -72,7 +74,7 @@ def test_the_smoke_run_on_two_nodes(cluster: Head, run: Path) -> None:
     plain = subprocess.run(
         [*ray, "python", "-m", "pipeline", "run", SMOKE, f"run={run}"],
         env=cluster.env | {"PYTHONPATH": os.environ.get("PYTHONPATH", "")},
-        cwd=Path(__file__).resolve().parents[1],
+        cwd=ROOT,
         capture_output=True,
         text=True,
         timeout=300,

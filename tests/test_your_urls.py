@@ -20,7 +20,8 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-ROOT = Path(__file__).resolve().parents[1]
+from tests.helpers.paths import ROOT
+
 COUNT = 300
 FEW_STEPS = [
     f"{loop}.steps=2" for loop in ("encoder.pretrain", "clip.train", "train.base", "train.sr64", "train.sr256")

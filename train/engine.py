@@ -1,6 +1,6 @@
-"""The engine around a model: DeepSpeed, its optimizer with the average, and state by parameter under every ZeRO stage.
+"""Engine around a model: DeepSpeed, the optimizer with the EMA, and state by parameter under every ZeRO stage.
 
-The only module that imports deepspeed, and only inside functions: the device must be chosen before that import.
+The only module that imports deepspeed, and only inside functions: the device must be chosen before the import.
 """
 
 from __future__ import annotations
@@ -22,20 +22,21 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
-from dataprep.schema import UserError
-from train.config import TrainConfig, ds_config
-from train.memory import keep_freed_memory
-from train.optim import EMA, AdafactorEma, AdamWEma, parameter_groups
+from dataprep.io.errors import UserError
+from train.config import TrainConfig
+from train.deepspeed_config import deepspeed_config
+from train.malloc import keep_freed_memory
+from train.optimizers import EMA, AdafactorEma, AdamWEma, parameter_groups
 
-MASTER = "weight"  # beside the optimizer's slots, the name of the fp32 weight itself
-# How models of ours, of transformers and of open_clip are told to recompute their blocks in the backward pass.
+MASTER = "weight"  # name of the fp32 weight beside the optimizer's slots
+# Methods of our models, transformers' and open_clip's that enable recomputation in the backward pass.
 RECOMPUTE = ("enable_recompute", "gradient_checkpointing_enable", "set_grad_checkpointing")
 
 
 def init_process_group(timeout: float = 1800) -> tuple[int, int]:
-    """Rank and world size; joins the group that the environment names, or makes one of this process alone.
+    """Joins the process group that the environment names, or creates one of this process; returns rank, world size.
 
-    ``timeout`` seconds in a collective mean that another rank is gone or hangs: gloo raises, NCCL ends the process.
+    A collective that takes ``timeout`` seconds means a lost or hung rank: gloo raises, NCCL ends the process.
     """
     if not dist.is_initialized():
         backend = "nccl" if torch.cuda.is_available() else "gloo"
@@ -46,17 +47,17 @@ def init_process_group(timeout: float = 1800) -> tuple[int, int]:
     return dist.get_rank(), dist.get_world_size()
 
 
-def _deepspeed() -> Any:
-    """The deepspeed module, imported for the device at hand, quiet, with its communication on torch's group."""
+def _import_deepspeed() -> Any:
+    """Imports deepspeed for the available device, silenced, with its communication on torch's process group."""
     os.environ.setdefault("DS_ACCELERATOR", "cuda" if torch.cuda.is_available() else "cpu")
     os.environ.setdefault("LOCAL_RANK", str(dist.get_rank() % max(1, torch.cuda.device_count())))
     import deepspeed
     from deepspeed.utils import logger
 
     logger.setLevel(logging.ERROR)
-    # DeepSpeed calls collectives by the names that torch is about to drop, and torch says so at every step.
+    # DeepSpeed calls collectives by deprecated names, and torch warns at every step.
     warnings.filterwarnings("ignore", message=r"`torch\.distributed\.\w+` is deprecated", category=FutureWarning)
-    # On CPUs init_distributed would compile a shared-memory operator, over a minute, that training never calls.
+    # On CPUs init_distributed would compile a shared-memory operator, which takes over a minute and is never called.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     deepspeed.init_distributed(auto_mpi_discovery=False, verbose=False)
     _import_muon()
@@ -64,7 +65,7 @@ def _deepspeed() -> Any:
 
 
 def _import_muon() -> None:
-    """Imports what ZeRO asks about at each update, an optimizer, without torch.compile: that costs a rank a second."""
+    """Imports an optimizer that ZeRO looks up at each update, without torch.compile, which would cost a second."""
     from deepspeed.runtime import compiler
 
     compile_, compiler.compile = compiler.compile, lambda: lambda function: function
@@ -75,15 +76,15 @@ def _import_muon() -> None:
 
 
 @dataclass(frozen=True)
-class Update:
-    """What one optimizer update did."""
+class OptimizerUpdate:
+    """Result of one optimizer update."""
 
-    grad_norm: float  # before clipping; not finite where the update was skipped
+    grad_norm: float  # before clipping; not finite if the update was skipped
     applied: bool
 
 
-class _Alone:
-    """What DeepSpeed's engine does for one rank without ZeRO, by torch alone: nothing to shard, nothing to reduce."""
+class _SingleRankEngine:
+    """DeepSpeed's engine for one rank without ZeRO in plain PyTorch: nothing to shard or reduce."""
 
     def __init__(self, module: nn.Module, optimizer: AdamWEma | AdafactorEma, accumulation: int) -> None:
         self.module, self.optimizer, self.accumulation, self.micro = module, optimizer, accumulation, 0
@@ -108,11 +109,10 @@ class _Alone:
 
 
 class Engine:
-    """A model with its optimizer and average on this rank; call it like the model.
+    """A model with its optimizer and EMA on this rank; call it like the model.
 
-    Under DeepSpeed, but for a rank that is alone, without ZeRO and raw DeepSpeed keys: that one is plain torch.
-
-    All methods are collective: every rank calls them in the same order.
+    Uses DeepSpeed, except for world size 1, zero_stage 0 and no raw keys: then plain PyTorch. All methods are
+    collective: every rank calls them in the same order.
     """
 
     def __init__(self, module: nn.Module, config: TrainConfig) -> None:
@@ -131,24 +131,24 @@ class Engine:
             enable_recompute(module)
         self.mixed = config.precision == "bf16" and config.zero_stage == 0  # the parameters stay fp32
         if self.mixed:
-            # Inside the module: DeepSpeed ends an autocast around it that it was not told of, and says so to nobody.
+            # Inside the module: DeepSpeed silently disables an autocast around it that is not in its config.
             module.forward = torch.autocast(self.device.type, torch.bfloat16)(module.forward)
         if config.compile:
             _check_compiler()
             module.compile()
         groups = parameter_groups(module.to(self.device), config.weight_decay)
-        self.optimizer = _optimizer(groups, config)
-        settings = ds_config(config, self.world, self.parameters)
+        self.optimizer = _create_optimizer(groups, config)
+        settings = deepspeed_config(config, self.world, self.parameters)
         if self.world == 1 and config.zero_stage == 0 and not config.deepspeed:
-            self.deepspeed: Any = _Alone(module, self.optimizer, config.accumulation)
+            self.deepspeed: Any = _SingleRankEngine(module, self.optimizer, config.accumulation)
         else:
-            self.deepspeed, self.wrapper, *_ = _deepspeed().initialize(
+            self.deepspeed, self.wrapper, *_ = _import_deepspeed().initialize(
                 model=module, optimizer=self.optimizer, config=settings, dist_init_required=False
             )
         self._allocate()
 
     def _allocate(self) -> None:
-        """Optimizer state before the first update, so that a checkpoint can be read into it."""
+        """Creates optimizer state before the first update, so that a checkpoint can be loaded into it."""
         masters: list[Tensor]
         if self.config.zero_stage == 0:
             masters = [*self.params.values()]
@@ -159,11 +159,11 @@ class Engine:
         self.optimizer.allocate(masters)
         self.masters = masters
         if self.config.zero_stage in (1, 2):
-            # What DeepSpeed does after its first update: lets safe_get_full_optimizer_state find the state.
+            # DeepSpeed does this after its first update; safe_get_full_optimizer_state needs it.
             self.wrapper._lazy_init_hp_params_optimizer_state()
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """The model's forward. With bf16, float inputs of two or more axes go in as bf16; results come out as fp32."""
+        """Runs the forward pass. With bf16, float inputs of two or more axes become bf16; outputs become fp32."""
         if self.config.precision == "fp32":
             return self.deepspeed(*args, **kwargs)
         if self.mixed:
@@ -172,38 +172,38 @@ class Engine:
         return tree_map(_to_fp32, self.deepspeed(*args, **kwargs))
 
     def train(self, mode: bool = True) -> None:
-        """Training or evaluation mode (dropout)."""
+        """Sets training or evaluation mode (dropout)."""
         self.deepspeed.train(mode)
 
     def seed(self, seed: int) -> None:
-        """Seeds torch's global generators, of the CPU and of this rank's GPU, quicker than `torch.manual_seed`."""
+        """Seeds torch's global generators of the CPU and of this rank's GPU, faster than `torch.manual_seed`."""
         torch.default_generator.manual_seed(seed)
         if self.device.type == "cuda":
             torch.cuda.manual_seed(seed)
 
     def backward(self, loss: Tensor) -> None:
-        """Gradients of one micro-batch's mean loss; averaged over ranks and accumulation."""
+        """Adds the gradients of a micro-batch's mean loss; averaged over ranks and accumulation."""
         self.deepspeed.backward(loss)
 
-    def step(self, learning_rate: float) -> Update:
-        """Ends a micro-batch; at the last of an update, clips and updates, or skips where the norm is not finite."""
+    def step(self, learning_rate: float) -> OptimizerUpdate:
+        """Ends a micro-batch; after the last of an update, clips and updates, or skips if the norm is not finite."""
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate
         last = self.deepspeed.is_gradient_accumulation_boundary()
         if not last:
             self.deepspeed.step()
-            return Update(math.nan, False)
+            return OptimizerUpdate(math.nan, False)
         if self.config.zero_stage == 0:
             norm = float(nn.utils.clip_grad_norm_(self.params.values(), self.config.grad_clip))
             self.optimizer.skip = not math.isfinite(norm)
             self.deepspeed.step()
-            return Update(norm, not self.optimizer.skip)
+            return OptimizerUpdate(norm, not self.optimizer.skip)
         skipped = self.deepspeed.skipped_steps
         self.deepspeed.step()
-        return Update(float(self.deepspeed.get_global_grad_norm()), self.deepspeed.skipped_steps == skipped)
+        return OptimizerUpdate(float(self.deepspeed.get_global_grad_norm()), self.deepspeed.skipped_steps == skipped)
 
     def mean(self, value: Tensor) -> Tensor:
-        """The mean of ``value`` over the ranks."""
+        """Returns the mean of ``value`` over the ranks."""
         if self.world == 1:
             return value.detach()
         total = value.detach().clone()
@@ -211,54 +211,54 @@ class Engine:
         return total / self.world
 
     def updates(self) -> int:
-        """Updates applied since the first step, skipped ones left out."""
+        """Returns the number of applied updates since the first step, without skipped ones."""
         return int(max(self.optimizer.state[master]["step"].item() for master in self.masters))
 
     def slots(self, name: str) -> tuple[str, ...]:
-        """What `full_state` gives of a parameter: ``weight``, then the optimizer's state."""
+        """Returns the keys of a parameter in `full_state`: ``weight``, then the optimizer's state."""
         return (MASTER, *self.optimizer.slots(self.shapes[name]))
 
     def full_state(self) -> Iterator[tuple[str, dict[str, Tensor]]]:
-        """Parameter by parameter: its name, and on the CPU its fp32 weight and every optimizer slot, whole."""
+        """Yields per parameter its name, and its fp32 weight and every optimizer slot, whole, on the CPU."""
         for name, param in self.params.items():
-            yield name, {slot: self._get(param, slot) for slot in self.slots(name)}
+            yield name, {slot: self._read_slot(param, slot) for slot in self.slots(name)}
 
     def load_parameter(self, name: str, state: Mapping[str, Tensor]) -> None:
-        """Sets one parameter to what `full_state` gave of it, at any world size and ZeRO stage."""
+        """Sets a parameter and its state from `full_state`, at any world size and ZeRO stage."""
         param = self.params[name]
         for slot in self.slots(name):
-            self._set(param, slot, state[slot].to(self.device))
+            self._write_slot(param, slot, state[slot].to(self.device))
         with self._writable(param):
             param.data.copy_(state[MASTER])
 
     def set_updates(self, updates: int) -> None:
-        """Sets what `updates` gives."""
+        """Sets the number that `updates` returns."""
         for master in self.masters:
             self.optimizer.state[master]["step"].fill_(float(updates))
 
     def buffers(self) -> dict[str, Tensor]:
-        """What a model keeps besides trained parameters (frozen ones, running statistics), as it is on this rank."""
+        """Returns the model's state besides trained parameters (frozen ones, running statistics) on this rank."""
         state = self.module.state_dict()
         shared = {param.data_ptr() for param in self.params.values()}
         names = [name for name in state if name not in self.params and state[name].data_ptr() not in shared]
         return {name: state[name].detach().cpu().clone() for name in names}
 
     def load_buffers(self, buffers: Mapping[str, Tensor]) -> None:
-        """Sets what `buffers` gave."""
+        """Sets the state that `buffers` returned."""
         state = self.module.state_dict()
         for name, value in buffers.items():
             state[name].copy_(value)
 
     def weights(self, slot: str = EMA) -> dict[str, Tensor]:
-        """A state dict on the CPU, with the averages (or another slot) in the place of the trained parameters."""
-        return {name: self._get(param, slot) for name, param in self.params.items()} | self.buffers()
+        """Returns a state dict on the CPU, with the EMA (or another slot) in place of the trained parameters."""
+        return {name: self._read_slot(param, slot) for name, param in self.params.items()} | self.buffers()
 
     def _writable(self, param: nn.Parameter) -> Any:
         if self.config.zero_stage != 3:
             return nullcontext()
-        return _deepspeed().zero.GatheredParameters([param], modifier_rank=0)
+        return _import_deepspeed().zero.GatheredParameters([param], modifier_rank=0)
 
-    def _get(self, param: nn.Parameter, slot: str) -> Tensor:
+    def _read_slot(self, param: nn.Parameter, slot: str) -> Tensor:
         if self.config.zero_stage == 0:
             value = param if slot == MASTER else self.optimizer.state[param][slot]
         else:
@@ -267,12 +267,12 @@ class Engine:
             value = safe_get_full_fp32_param(param) if slot == MASTER else safe_get_full_optimizer_state(param, slot)
         return value.detach().to("cpu", torch.float32, copy=True)
 
-    def _set(self, param: nn.Parameter, slot: str, value: Tensor) -> None:
+    def _write_slot(self, param: nn.Parameter, slot: str, value: Tensor) -> None:
         if self.config.zero_stage == 0:
             (param.data if slot == MASTER else self.optimizer.state[param][slot]).copy_(value)
             return
         if self.config.zero_stage == 3:
-            # DeepSpeed's own setter fails where a parameter does not divide evenly among the ranks.
+            # DeepSpeed's own setter fails for a parameter that does not divide evenly among the ranks.
             sharded = param._z3_optimizer  # type: ignore[attr-defined]
             key = None if slot == MASTER else slot
             share, _ = sharded._get_fp32_opt_state_partition(param, release_swap_buffers=False, optim_state_key=key)
@@ -288,30 +288,30 @@ class Engine:
             safe_set_full_optimizer_state(param, value, slot)
 
 
-def _optimizer(groups: list[dict[str, Any]], config: TrainConfig) -> AdamWEma | AdafactorEma:
+def _create_optimizer(groups: list[dict[str, Any]], config: TrainConfig) -> AdamWEma | AdafactorEma:
     if config.optimizer == "adafactor":
         return AdafactorEma(groups, config.learning_rate, config.ema_decay)
     return AdamWEma(groups, config.learning_rate, config.ema_decay, betas=(config.beta1, config.beta2))
 
 
 def _check_compiler() -> None:
-    """torch.compile builds C++ for a CPU, and a launcher in C for a GPU."""
+    """Raises UserError without a compiler: torch.compile builds C++ for a CPU, and a launcher in C for a GPU."""
     named = [os.environ[name] for name in ("CXX", "CC") if name in os.environ]
     if not any(shutil.which(name) for name in (*named, "g++", "clang++", "gcc", "clang")):
         raise UserError("compile=true needs a C++ compiler, and PATH has none; install g++, or set compile=false")
 
 
 def enable_recompute(module: nn.Module) -> None:
-    """Makes a model keep only its blocks' inputs for the backward pass; UserError where it does not know how to."""
+    """Makes a model keep only its blocks' inputs for the backward pass; UserError if it has no method for that."""
     for name in RECOMPUTE:
         if hasattr(module, name):
             getattr(module, name)()
             return
-    raise UserError("activation_checkpointing=true: this model has no blocks to recompute; set it to false")
+    raise UserError("activation_checkpointing=true: this model cannot recompute blocks; set it to false")
 
 
 def _to_bf16(value: Any) -> Any:
-    """Data goes to the network's precision; vectors, such as noise levels, are too fine-grained for bf16."""
+    """Casts data to bf16, except vectors: noise levels and the like need more precision."""
     if isinstance(value, Tensor) and value.is_floating_point() and value.ndim >= 2:
         return value.to(torch.bfloat16)
     return value

@@ -1,4 +1,4 @@
-"""Where an update's time goes, the memory it takes, and how much of the GPU it uses."""
+"""Time, memory and GPU utilisation of updates."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from contextlib import contextmanager
 import torch
 
 PARTS = ("data", "forward", "backward", "step")
-# Dense peak in TFLOP/s at bf16, by a part of the device's name (NVIDIA's data sheets; no sparsity).
+# Dense peak in TFLOP/s at bf16, without sparsity, by a part of the device's name (NVIDIA's data sheets).
 PEAK_TFLOPS = {"H200": 989.0, "H100": 989.0, "A100": 312.0, "L40S": 362.0, "L4": 121.0, "V100": 125.0, "T4": 65.0}
 
 
 class Stopwatch:
     """Seconds in each part of an update, summed over a log window.
 
-    On a GPU the parts are timed by events in its stream, read once a window, so that nothing waits for the clock;
-    "data" is the host's wait for a batch there too.
+    On a GPU, events in its stream time the parts and are read once per window, which avoids synchronisation; "data" is
+    the host's wait for a batch there too.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -28,7 +28,7 @@ class Stopwatch:
 
     @contextmanager
     def part(self, name: str) -> Iterator[None]:
-        """Times what happens inside."""
+        """Times the body of the context."""
         if self.cuda and name != "data":
             start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
             start.record()
@@ -40,8 +40,8 @@ class Stopwatch:
         yield
         self.seconds[name] += time.perf_counter() - began
 
-    def window(self, updates: int) -> dict[str, float]:
-        """Milliseconds an update in each part since the last call, as ``<part>_ms``."""
+    def collect_ms(self, updates: int) -> dict[str, float]:
+        """Returns milliseconds per update in each part since the last call, as ``<part>_ms``."""
         if self.events:
             torch.cuda.synchronize()
             for name, start, end in self.events:
@@ -53,14 +53,14 @@ class Stopwatch:
 
 
 def peak_memory_mb(device: torch.device) -> float:
-    """The most memory that was in use so far: of the GPU, or on a CPU of the process."""
+    """Returns the peak memory so far: of the GPU, or on a CPU of the process."""
     if device.type == "cuda":
         return round(torch.cuda.max_memory_allocated(device) / 2**20, 1)
     return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, 1)  # Linux counts it in KiB
 
 
 def peak_tflops(device: torch.device, given: float | None) -> float | None:
-    """The GPU's dense peak: as given, else by its name; None for a CPU or an unknown GPU."""
+    """Returns the GPU's dense peak: as given, else by its name; None for a CPU or an unknown GPU."""
     if given is not None or device.type != "cuda":
         return given
     name = torch.cuda.get_device_name(device)

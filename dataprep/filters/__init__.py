@@ -1,1 +1,1 @@
-"""Rules that keep or drop annotated pairs, one class a rule, grouped by what they look at."""
+"""Filters keep or drop annotated pairs, one class per filter; `registry.FILTERS` lists them."""

@@ -1,67 +1,122 @@
-"""Filters on how well caption and picture agree, by CLIP."""
+"""Filters on the agreement of caption and image, by CLIP similarity."""
 
 from __future__ import annotations
 
-import numpy as np
-import pyarrow as pa
+from collections.abc import Collection
+from typing import TYPE_CHECKING, ClassVar, Literal, Self
 
-from dataprep.filters.base import column, limit
-from dataprep.spill import Spill
+import numpy as np
+from pydantic import Field
+
+from dataprep.filters.base import LIST_HAS, RowFilter, SetFilter, read_floats, round_limit
+from dataprep.filters.column_store import ColumnStore
+from dataprep.io.config import Config
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 BLOCK = 1 << 16  # rows read at a time
-DIGIT = 16  # bits of a sort key that a pass decides
+DIGIT = 16  # bits of a sort key that one pass fixes
+OR_SCORE = f"{LIST_HAS}, or set select.similarity=score"
+REMEDIES = {
+    "clip_similarity": ("select.similarity=score", "the score stage gives it; run it"),
+    "listed_similarity_b32": ("select.similarity=listed_similarity_b32", OR_SCORE),
+    "listed_similarity_l14": ("select.similarity=listed_similarity_l14", OR_SCORE),
+}
 
 
-class MinSimilarity:
-    """Keeps pairs with a CLIP similarity of at least ``least``; a pair without one goes."""
+class SimilarityKeys(Config):
+    """The key shared by both filters."""
 
-    name = "min_similarity"
+    similarity: Literal["score", "listed_similarity_b32", "listed_similarity_l14"] = Field(
+        default="score", description="source of similarities: this run's CLIP, or the list's ViT-B/32 or ViT-L/14"
+    )
+
+    def similarity_column(self) -> str:
+        """Returns the column to read."""
+        return "clip_similarity" if self.similarity == "score" else self.similarity
+
+
+class MinSimilarityKeys(SimilarityKeys):
+    """Keys of `MinSimilarity`."""
+
+    min_similarity: float | None = Field(
+        default=None, ge=-1, le=1, description="minimum CLIP similarity; clip.min_similarity overrides it"
+    )
+
+
+class MinSimilarity(RowFilter):
+    """Keeps pairs with a CLIP similarity of at least ``least``; drops pairs without one."""
+
+    keys = MinSimilarityKeys
+    off: ClassVar = {"min_similarity": None}
+    remedies: ClassVar = REMEDIES
+    catches = frozenset({"wrong_caption", "boilerplate"})
 
     def __init__(self, least: float, measured: str = "clip_similarity") -> None:
         self.least, self.columns = least, (measured,)
 
-    def verdict(self, rows: pa.Table) -> tuple[np.ndarray, str]:
+    @classmethod
+    def from_config(cls, config: MinSimilarityKeys, available: Collection[str]) -> Self | None:
+        return None if config.min_similarity is None else cls(config.min_similarity, config.similarity_column())
+
+    def judge(self, rows: pa.Table) -> tuple[np.ndarray, str]:
         (measured,) = self.columns
-        least = limit(rows, measured, self.least)
-        return column(rows, measured) >= least, f"CLIP similarity below {self.least:g}"
+        least = round_limit(rows, measured, self.least)
+        return read_floats(rows, measured) >= least, f"CLIP similarity below {self.least:g}"
 
 
-class TopSimilarity:
-    """Keeps the ``fraction`` of the pairs with the highest CLIP similarity, ties with the last of them too.
+class TopSimilarityKeys(SimilarityKeys):
+    """Keys of `TopSimilarity`."""
 
-    DataComp's clip_score rule: at or above the value at the sorted index, over the pairs that earlier filters left.
-    A pair without a similarity goes, and does not count.
+    top_similarity: float | None = Field(
+        default=None, gt=0, le=1, description="keep this share by CLIP similarity (DataComp: 0.3)"
+    )
+
+
+class TopSimilarity(SetFilter):
+    """Keeps the ``fraction`` of pairs with the highest CLIP similarity, including ties with the last of them.
+
+    DataComp's clip_score rule: at or above the value at the sorted index, over the pairs that earlier filters kept.
+    Pairs without a similarity are dropped and do not count.
     """
 
-    name = "top_similarity"
+    keys = TopSimilarityKeys
+    off: ClassVar = {"top_similarity": None}
+    remedies: ClassVar = REMEDIES
+    catches = frozenset({"wrong_caption", "boilerplate"})
 
     def __init__(self, fraction: float, measured: str = "clip_similarity") -> None:
         self.fraction, self.columns = fraction, (measured,)
         self.reason = f"CLIP similarity not in the top {fraction:.0%}"
 
-    def keys(self, rows: pa.Table) -> dict[str, np.ndarray]:
-        return {"similarity": column(rows, *self.columns)}
+    @classmethod
+    def from_config(cls, config: TopSimilarityKeys, available: Collection[str]) -> Self | None:
+        return None if config.top_similarity is None else cls(config.top_similarity, config.similarity_column())
 
-    def drop(self, spill: Spill, left_M: np.ndarray) -> None:
-        for position_B, value_B in spill.blocks("similarity", left_M, BLOCK):
+    def extract(self, rows: pa.Table) -> dict[str, np.ndarray]:
+        return {"similarity": read_floats(rows, *self.columns)}
+
+    def drop(self, store: ColumnStore, left_M: np.ndarray) -> None:
+        for position_B, value_B in store.read_blocks("similarity", left_M, BLOCK):
             left_M[position_B[np.isnan(value_B)]] = False
         count = int(left_M.sum())
         if count:
-            least = nth_largest(spill, "similarity", left_M, min(int(count * self.fraction), count - 1))
-            for position_B, value_B in spill.blocks("similarity", left_M, BLOCK):
+            least = find_nth_largest(store, "similarity", left_M, min(int(count * self.fraction), count - 1))
+            for position_B, value_B in store.read_blocks("similarity", left_M, BLOCK):
                 left_M[position_B[value_B < least]] = False
 
 
-def nth_largest(spill: Spill, name: str, left_M: np.ndarray, rank: int) -> float:
-    """The value at index ``rank`` of the column in descending order, over the rows that are left.
+def find_nth_largest(store: ColumnStore, name: str, left_M: np.ndarray, rank: int) -> float:
+    """Returns the value at index ``rank`` of the column in descending order, over the rows that are left.
 
-    A radix selection: each of four passes over the file decides 16 bits of the answer, whatever the number of rows.
+    Radix selection: each of four passes over the file fixes 16 bits of the answer, for any number of rows.
     """
     prefix = 0
     for shift in range(64 - DIGIT, -1, -DIGIT):
         count_D = np.zeros(1 << DIGIT, np.int64)
-        for _, value_B in spill.blocks(name, left_M, BLOCK):
-            key_B = sort_key(value_B)
+        for _, value_B in store.read_blocks(name, left_M, BLOCK):
+            key_B = to_sort_key(value_B)
             same_B = (key_B >> np.uint64(shift + DIGIT) == prefix) if shift + DIGIT < 64 else np.ones(len(key_B), bool)
             digit_B = (key_B[same_B] >> np.uint64(shift)) & np.uint64((1 << DIGIT) - 1)
             count_D += np.bincount(digit_B.astype(np.int64), minlength=1 << DIGIT)
@@ -73,7 +128,7 @@ def nth_largest(spill: Spill, name: str, left_M: np.ndarray, rank: int) -> float
     return float(np.array(bits, np.uint64).view(np.float64))
 
 
-def sort_key(value_B: np.ndarray) -> np.ndarray:
-    """uint64 in the order of the float64 values; minus zero counts as zero."""
+def to_sort_key(value_B: np.ndarray) -> np.ndarray:
+    """Maps float64 to uint64 in the same order; minus zero equals zero."""
     bits_B = (value_B + 0.0).view(np.uint64)
     return np.where(bits_B >> np.uint64(63), ~bits_B, bits_B | np.uint64(1 << 63))

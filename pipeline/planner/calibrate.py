@@ -1,4 +1,4 @@
-"""Measures the machine at hand for the table of `imagen-ray plan`: arithmetic, an update, encoders, JPEG, disk.
+"""Measures this machine for the catalog of `imagen-ray plan`: FLOPs, a training step, encoders, JPEG, disk.
 
 Everything is small and takes about a minute: products of matrices and convolutions for the peak, real forward and
 backward passes of the config's base for its share of the peak, encoders of random weights for theirs. A stage whose
@@ -24,60 +24,64 @@ import yaml
 from PIL import Image
 from torch import nn
 from torch.nn import functional
+from torch.utils._pytree import tree_map_only
 from torch.utils.flop_counter import FlopCounterMode
 
-from dataprep.decode import decode_rgb, resize_square
-from dataprep.schema import UserError
-from dataprep.torchvision_operators import declare_torchvision_operators
-from pipeline.config import RunConfig, parse_yaml
-from pipeline.planner.encoders import VOCABULARY, clip_cost, text_cost
-from pipeline.planner.network import step_inputs
-from pipeline.planner.table import Machine
+from dataprep.images.decode import decode_rgb
+from dataprep.images.resize import resize_square
+from dataprep.io.errors import UserError
+from dataprep.io.model_imports import declare_torchvision_operators
+from pipeline.config import RunConfig
+from pipeline.config_loading import parse_yaml
+from pipeline.planner.catalog import Machine
+from pipeline.planner.encoders import VOCABULARY, estimate_clip_cost, estimate_text_cost
+from pipeline.planner.network import make_step_inputs
 from pipeline.planner.training import StageModel
-from pipeline.planner.units import flops
-from train.models.clip import ClipModelConfig, build_clip
-from train.models.unet import UNet, UNetConfig
+from pipeline.units import format_flops
+from train.models.backbones import build_denoiser
+from train.models.clip import build_clip
+from train.models.clip_config import ClipModelConfig
 from train.timing import peak_tflops
 
-SECONDS = 2.0  # that each measurement goes on at least
-SIDE = 2048  # of the matrices
-STAND_IN = "small-base"  # is measured where the config's base does not fit
-PICTURE = 512  # pixels a side of the JPEG that is decoded
+SECONDS = 2.0  # minimum duration of a measurement
+MATRIX_SIDE = 2048
+STAND_IN = "small-base"  # measured in place of a base that does not fit in memory
+JPEG_SIDE = 512  # pixels
 DISK_MB = 256
 
 
 @dataclass(frozen=True)
 class Calibration:
-    """An entry of the table, and what was measured on the way, in sentences."""
+    """A catalog entry, and the measurements as text."""
 
     machine: Machine
     lines: list[str]
 
 
 def calibrate_machine(config: RunConfig, price: float, network_gbit: float) -> Calibration:
-    """Measures for the stages of ``config``. Dollars an hour and Gbit/s cannot be measured and are given."""
+    """Measures this machine for the stages of ``config``; price (dollars per hour) and network (Gbit/s) are given."""
     cuda = torch.cuda.is_available()
     device = torch.device("cuda" if cuda else "cpu")
     dtype = torch.bfloat16 if cuda else torch.float32
-    matmul, conv = matmul_tflops(device, dtype), conv_tflops(device, dtype)
-    sheet = peak_tflops(device, None)  # a GPU's data sheet, where it is known
-    tflops = sheet or max(matmul, conv)
-    memory, ram = _memory_gb(device), _ram_gb()
-    model, what = _base(config, memory)
-    step = unet_tflops(model, device, dtype)
-    tokens, clip = text_rate(config, device, dtype), clip_rate(config, device, dtype)
+    matmul, conv = measure_matmul_tflops(device, dtype), measure_conv_tflops(device, dtype)
+    data_sheet = peak_tflops(device, None)  # None for an unknown GPU
+    tflops = data_sheet or max(matmul, conv)
+    memory, ram = _read_memory_gb(device), _read_ram_gb()
+    model, what = _choose_base(config, memory)
+    step = measure_update_tflops(model, device, dtype)
+    tokens, clip = measure_text_rate(config, device, dtype), measure_clip_rate(config, device, dtype)
     encode = max(tokens[1], clip[1])
-    images, disk = images_per_core(), disk_mb_s()
+    images, disk = measure_decode_rate(), measure_disk_speed()
     lines = [
-        f"{_device_name(device)}: matrices {rate(matmul)}, convolutions {rate(conv)} at {_short(dtype)}",
-        f"update of {what}: {rate(step)}, MFU {min(1.0, step / tflops):.1%} of {rate(tflops)}",
-        f"text encoder: {tokens[0]:,.0f} tokens a second, {rate(tokens[1])}",
-        f"CLIP: {clip[0]:,.1f} images a second, {rate(clip[1])}",
-        f"JPEG of {PICTURE} x {PICTURE} decoded and resized: {images:,.0f} a second and core; disk {disk:,.0f} MB/s",
+        f"{_read_device_name(device)}: matmul {format_rate(matmul)}, conv {format_rate(conv)} at {_name_dtype(dtype)}",
+        f"update of {what}: {format_rate(step)}, MFU {min(1.0, step / tflops):.1%} of {format_rate(tflops)}",
+        f"text encoder: {tokens[0]:,.0f} tokens/s, {format_rate(tokens[1])}",
+        f"CLIP: {clip[0]:,.1f} images/s, {format_rate(clip[1])}",
+        f"JPEG of {JPEG_SIDE} x {JPEG_SIDE} decoded and resized: {images:,.0f}/s per core; disk {disk:,.0f} MB/s",
     ]
     machine = Machine(
         gpus=torch.cuda.device_count() if cuda else 0,
-        device=_device_name(device),
+        device=_read_device_name(device),
         memory_gb=round(memory, 1),
         tflops=round(tflops, 4),
         mfu=round(min(1.0, max(1e-4, step / tflops)), 4),
@@ -95,55 +99,53 @@ def calibrate_machine(config: RunConfig, price: float, network_gbit: float) -> C
 
 
 def write_entry(path: Path, name: str, machine: Machine) -> None:
-    """Puts the machine into the table at ``path``; what else is there stays. UserError for a file that is no table."""
+    """Adds the machine to the catalog at ``path``; raises UserError for a file that is not a catalog."""
     tree = parse_yaml(path.read_bytes(), str(path)) if path.exists() else {}
     if not isinstance(tree or {}, dict) or not isinstance((tree or {}).get("machines") or {}, dict):
-        raise UserError(f"--out {path}: there is a file that is no table of machines; give another name")
+        raise UserError(f"--out {path}: the file exists and is not a catalog of machines; give another name")
     tree = dict(tree or {})
     tree["machines"] = dict(tree.get("machines") or {}) | {name: machine.model_dump(exclude_none=True)}
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(yaml.safe_dump(tree, sort_keys=False, allow_unicode=True))
 
 
-def matmul_tflops(device: torch.device, dtype: torch.dtype) -> float:
-    """What a product of square matrices reaches."""
-    a, b = (torch.randn(SIDE, SIDE, device=device, dtype=dtype) for _ in range(2))
-    return 2 * SIDE**3 / seconds_each(lambda: a @ b, device) / 1e12
+def measure_matmul_tflops(device: torch.device, dtype: torch.dtype) -> float:
+    """Returns the TFLOP/s of a product of square matrices."""
+    a, b = (torch.randn(MATRIX_SIDE, MATRIX_SIDE, device=device, dtype=dtype) for _ in range(2))
+    return 2 * MATRIX_SIDE**3 / measure_seconds(lambda: a @ b, device) / 1e12
 
 
-def conv_tflops(device: torch.device, dtype: torch.dtype) -> float:
-    """What a 3x3 convolution of 256 channels at 32x32 reaches, channels last."""
+def measure_conv_tflops(device: torch.device, dtype: torch.dtype) -> float:
+    """Returns the TFLOP/s of a 3x3 convolution of 256 channels at 32x32, channels last."""
     image = torch.randn(16, 256, 32, 32, device=device, dtype=dtype).contiguous(memory_format=torch.channels_last)
     kernel = torch.randn(256, 256, 3, 3, device=device, dtype=dtype).contiguous(memory_format=torch.channels_last)
     operations = 2 * 16 * 256 * 256 * 9 * 32 * 32
-    return operations / seconds_each(lambda: functional.conv2d(image, kernel, padding=1), device) / 1e12
+    return operations / measure_seconds(lambda: functional.conv2d(image, kernel, padding=1), device) / 1e12
 
 
-def unet_tflops(model: StageModel, device: torch.device, dtype: torch.dtype) -> float:
-    """Operations a second of forward and backward passes (three forwards' worth) at a small batch."""
-    layout = UNetConfig.model_validate_json(model.layout)
+def measure_update_tflops(model: StageModel, device: torch.device, dtype: torch.dtype) -> float:
+    """Returns the TFLOP/s of forward and backward passes (three times the forward's operations) at a small batch."""
     batch = 16 if device.type == "cuda" else 4
-    net = UNet(layout).to(device, dtype)
-    inputs = {
-        name: value.to(device) for name, value in step_inputs(layout, batch, model.side, model.tokens, dtype).items()
-    }
+    net = build_denoiser(model.layout).to(device, dtype)
+    given = make_step_inputs(model.layout, batch, model.side, model.tokens, dtype)
+    inputs = tree_map_only(torch.Tensor, lambda value: value.to(device), given)
 
     def step() -> None:
-        net(**inputs).float().square().mean().backward()
+        net(*inputs).float().square().mean().backward()
         net.zero_grad(set_to_none=True)
 
-    return 3 * model.forward * batch / seconds_each(step, device) / 1e12
+    return 3 * model.forward * batch / measure_seconds(step, device) / 1e12
 
 
-def text_rate(config: RunConfig, device: torch.device, dtype: torch.dtype) -> tuple[float, float]:
-    """Tokens and TFLOP a second of layers of the text encoder's widths, random weights, captions of 20 tokens.
+def measure_text_rate(config: RunConfig, device: torch.device, dtype: torch.dtype) -> tuple[float, float]:
+    """Returns (tokens/s, TFLOP/s) of the text encoder's layers with random weights and captions of 20 tokens.
 
-    Of a large encoder four layers are timed: all are alike.
+    At most four layers are timed: all are alike.
     """
     declare_torchvision_operators()  # transformers imports torchvision
     from transformers import T5Config, T5EncoderModel
 
-    cost = text_cost(config.encoder)
+    cost = estimate_text_cost(config.encoder)
     layers = min(4, cost.layers)
     sizes = T5Config(
         vocab_size=VOCABULARY,
@@ -156,23 +158,23 @@ def text_rate(config: RunConfig, device: torch.device, dtype: torch.dtype) -> tu
     )
     model = T5EncoderModel(sizes).to(device, dtype).eval()
     ids = torch.randint(0, VOCABULARY, (64, 20), device=device)
-    each = _inference(lambda: model(input_ids=ids), device)
+    each = _measure_inference(lambda: model(input_ids=ids), device)
     tokens = ids.numel() / each * layers / cost.layers
-    return tokens, tokens * cost.flops_a_token / 1e12
+    return tokens, tokens * cost.flops_per_token / 1e12
 
 
-def clip_rate(config: RunConfig, device: torch.device, dtype: torch.dtype) -> tuple[float, float]:
-    """Images and TFLOP a second of the image tower of the config's CLIP, random weights."""
-    side, tower = _image_tower(config)
+def measure_clip_rate(config: RunConfig, device: torch.device, dtype: torch.dtype) -> tuple[float, float]:
+    """Returns (images/s, TFLOP/s) of the image tower of the config's CLIP, with random weights."""
+    side, tower = _build_image_tower(config)
     tower = tower.to(device, dtype).eval()
     image = torch.randn(16, 3, side, side, device=device, dtype=dtype)
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         tower(image)
-    each = _inference(lambda: tower(image), device)
+    each = _measure_inference(lambda: tower(image), device)
     return 16 / each, counter.get_total_flops() / each / 1e12
 
 
-def _image_tower(config: RunConfig) -> tuple[int, nn.Module]:
+def _build_image_tower(config: RunConfig) -> tuple[int, nn.Module]:
     if config.clip.train is not None:
         own = ClipModelConfig(**config.clip.train.model_dump(include=set(ClipModelConfig.model_fields)))
         small: nn.Module = build_clip(own, VOCABULARY, 1, 0).get_submodule("visual")
@@ -180,20 +182,20 @@ def _image_tower(config: RunConfig) -> tuple[int, nn.Module]:
     declare_torchvision_operators()
     import open_clip
 
-    name = clip_cost(config.clip).model
+    name = estimate_clip_cost(config.clip).model
     side = open_clip.get_model_config(name)["vision_cfg"].get("image_size", 224)
     tower: nn.Module = open_clip.create_model(name, pretrained=None, pretrained_hf=False).visual
     return int(side), tower
 
 
-def images_per_core() -> float:
-    """Pictures a second that one core decodes and brings to 256 pixels, of a JPEG as rich as a photograph."""
+def measure_decode_rate() -> float:
+    """Returns how many JPEGs with the detail of a photograph one core decodes and resizes to 256 pixels per second."""
     random = np.random.default_rng(0)
-    coarse = random.integers(0, 256, (PICTURE // 8, PICTURE // 8, 3), dtype=np.uint8)
-    smooth = np.asarray(Image.fromarray(coarse).resize((PICTURE, PICTURE), Image.Resampling.BICUBIC), np.int16)
-    picture = np.clip(smooth + random.normal(0, 6, smooth.shape), 0, 255).astype(np.uint8)
+    coarse = random.integers(0, 256, (JPEG_SIDE // 8, JPEG_SIDE // 8, 3), dtype=np.uint8)
+    smooth = np.asarray(Image.fromarray(coarse).resize((JPEG_SIDE, JPEG_SIDE), Image.Resampling.BICUBIC), np.int16)
+    image = np.clip(smooth + random.normal(0, 6, smooth.shape), 0, 255).astype(np.uint8)
     data = io.BytesIO()
-    Image.fromarray(picture).save(data, "JPEG", quality=90)
+    Image.fromarray(image).save(data, "JPEG", quality=90)
     content = data.getvalue()
     began, done = time.thread_time(), 0
     while time.thread_time() - began < SECONDS:
@@ -202,8 +204,8 @@ def images_per_core() -> float:
     return done / (time.thread_time() - began)
 
 
-def disk_mb_s() -> float:
-    """MB/s of a file written to the temporary folder and brought to the disk."""
+def measure_disk_speed() -> float:
+    """Returns the MB/s of a file written to the temporary folder and synced to disk."""
     block = os.urandom(1 << 20)
     folder = tempfile.mkdtemp(prefix="imagen-ray-")
     try:
@@ -218,51 +220,51 @@ def disk_mb_s() -> float:
         shutil.rmtree(folder)
 
 
-def seconds_each(call: Callable[[], Any], device: torch.device) -> float:
-    """Seconds a call, the median of several over `SECONDS`, after one that warms up."""
+def measure_seconds(call: Callable[[], Any], device: torch.device) -> float:
+    """Returns the seconds per call: the median over `SECONDS`, after one call to warm up."""
     call()
     times: list[float] = []
     ends = time.perf_counter() + SECONDS
     while time.perf_counter() < ends or len(times) < 3:
-        _wait(device)
+        _synchronize(device)
         began = time.perf_counter()
         call()
-        _wait(device)
+        _synchronize(device)
         times.append(time.perf_counter() - began)
     return float(np.median(times))
 
 
-def _inference(call: Callable[[], Any], device: torch.device) -> float:
+def _measure_inference(call: Callable[[], Any], device: torch.device) -> float:
     with torch.inference_mode():
-        return seconds_each(call, device)
+        return measure_seconds(call, device)
 
 
-def _wait(device: torch.device) -> None:
+def _synchronize(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.synchronize()
 
 
-def _base(config: RunConfig, memory_gb: float) -> tuple[StageModel, str]:
-    """The config's first stage, or the stand-in where its weights, gradients and activations would not fit."""
+def _choose_base(config: RunConfig, memory_gb: float) -> tuple[StageModel, str]:
+    """Returns the config's first stage, or the stand-in if its weights, gradients and activations would not fit."""
     name, stage = next(iter(config.train.items()))
-    model = StageModel(name, stage, text_cost(config.encoder).width, 20)
+    model = StageModel(name, stage, estimate_text_cost(config.encoder).width, 20)
     if model.parameters * 16 < 0.5 * memory_gb * 1e9:
         return model, f"train.{name} ({stage.model})"
-    small = stage.model_copy(update={"model": STAND_IN, "unet": {}})
+    small = stage.model_copy(update={"model": STAND_IN, "model_overrides": {}})
     return StageModel(name, small, model.text_dim, 20), f"{STAND_IN}, since {stage.model} does not fit here"
 
 
-def _memory_gb(device: torch.device) -> float:
+def _read_memory_gb(device: torch.device) -> float:
     if device.type == "cuda":
         return torch.cuda.get_device_properties(device).total_memory / 1e9
-    return _ram_gb()
+    return _read_ram_gb()
 
 
-def _ram_gb() -> float:
+def _read_ram_gb() -> float:
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9
 
 
-def _device_name(device: torch.device) -> str:
+def _read_device_name(device: torch.device) -> str:
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     lines: Mapping[str, str] = {}
@@ -272,10 +274,10 @@ def _device_name(device: torch.device) -> str:
     return lines.get("model name", "CPU")
 
 
-def rate(tflops: float) -> str:
-    """Operations a second, from TFLOP/s."""
-    return f"{flops(tflops * 1e12)}/s"
+def format_rate(tflops: float) -> str:
+    """Returns TFLOP/s as text."""
+    return f"{format_flops(tflops * 1e12)}/s"
 
 
-def _short(dtype: torch.dtype) -> str:
+def _name_dtype(dtype: torch.dtype) -> str:
     return "bf16" if dtype == torch.bfloat16 else "fp32"

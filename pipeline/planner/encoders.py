@@ -1,7 +1,7 @@
-"""What the frozen encoders cost: operations a token of the text encoder, operations a pair of CLIP, their widths.
+"""Cost of the frozen encoders: FLOPs per token of the text encoder, FLOPs per pair of CLIP, and their widths.
 
-A model that the config makes itself, and a local folder, say their sizes; of a hub name nothing is fetched: those known
-here are counted, another is taken for the largest, and the plan says so.
+A model trained in the run and a local folder tell their sizes. Nothing is downloaded for a hub name: known sizes are
+counted, any other counts as the largest, and the plan says so.
 """
 
 from __future__ import annotations
@@ -16,8 +16,9 @@ from typing import Any
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from dataprep.torchvision_operators import declare_torchvision_operators
-from pipeline.config import ClipConfig, EncoderConfig
+from dataprep.io.model_imports import declare_torchvision_operators
+from pipeline.stages.clip import ClipConfig
+from pipeline.stages.text_encoder import EncoderConfig
 from train.models.clip import build_clip
 
 # d_model, d_ff, layers, heads x width of a head, of the encoders of T5 v1.1, Flan-T5 and mT5 (their config.json).
@@ -42,7 +43,7 @@ class TextCost:
     layers: int
     inner: int  # heads x width of a head
     parameters: int
-    flops_a_token: float
+    flops_per_token: float
     note: str
 
 
@@ -51,13 +52,13 @@ class ClipCost:
     """A CLIP that scores pairs."""
 
     name: str
-    model: str  # open_clip's name of what was counted; empty: trained here
+    model: str  # open_clip name of the counted model; empty: trained in the run
     width: int
-    flops_a_pair: float
+    flops_per_pair: float
 
 
-def text_cost(config: EncoderConfig) -> TextCost:
-    """Counted from the sizes of the model that ``config`` names."""
+def estimate_text_cost(config: EncoderConfig) -> TextCost:
+    """Returns the cost of the text encoder, counted from its sizes."""
     if config.pretrain is not None:
         own = config.pretrain
         return _t5("trained here", own.d_model, own.d_ff, own.layers, own.d_model, own.vocabulary, "its own sizes")
@@ -71,20 +72,20 @@ def text_cost(config: EncoderConfig) -> TextCost:
         layers = read.get("num_layers") or read.get("num_hidden_layers", 12)
         return _t5(name, width, hidden, layers, inner, read.get("vocab_size", VOCABULARY), "the folder's config.json")
     size = next((size for size in sorted(T5_SIZES, key=len, reverse=True) if name.lower().endswith(size)), None)
-    note = "by its name" if size else "not known here: taken for a T5-XXL; use a local folder to have it counted"
+    note = "by its name" if size else "unknown size, counted as T5-XXL; use a local folder for its real size"
     return _t5(name, *T5_SIZES[size or "xxl"], VOCABULARY, note)
 
 
 def _t5(name: str, width: int, hidden: int, layers: int, inner: int, vocabulary: int, note: str) -> TextCost:
-    """An encoder with gated feed-forward layers: 4 projections and 3 matrices a layer, and attention itself."""
+    """Returns the cost of an encoder with gated feed-forward layers: 7 matrices per layer, and attention."""
     matrices = layers * (4 * width * inner + 3 * width * hidden)
     attention = layers * 4 * inner * PROBE_TOKENS
     parameters = matrices + vocabulary * width
     return TextCost(name, width, hidden, layers, inner, parameters, 2.0 * matrices + attention, note)
 
 
-def clip_cost(config: ClipConfig) -> ClipCost:
-    """Counted on the meta device by running the model over one pair."""
+def estimate_clip_cost(config: ClipConfig) -> ClipCost:
+    """Returns the cost of CLIP, counted by running it over one pair on the meta device."""
     if config.train is not None:
         own = config.train
         with torch.device("meta"):
@@ -102,13 +103,13 @@ def _open_clip(name: str) -> ClipCost:
     sizes = open_clip.get_model_config(known)
     root = logging.getLogger()
     level = root.level
-    root.setLevel(logging.ERROR)  # it warns that a model without weights has none
+    root.setLevel(logging.ERROR)  # silences the warning about missing weights
     try:
         with torch.device("meta"):
             model = open_clip.create_model(known, pretrained=None, device="meta", pretrained_hf=False)
     finally:
         root.setLevel(level)
-    label = name if known == name else f"{name} (taken for {known})"
+    label = name if known == name else f"{name} (counted as {known})"
     side = sizes["vision_cfg"].get("image_size", 224)
     return _count(
         label, known, model, side if isinstance(side, int) else side[0], sizes["text_cfg"].get("context_length", 77)

@@ -1,18 +1,18 @@
-"""Memory of a rank, by ZeRO stage and offload, as this project's engine keeps it; and the smallest setting that fits.
+"""Memory of a rank by ZeRO stage and offload, as `train.engine` uses it, and the smallest setting that fits.
 
 With P parameters, N ranks, b bytes a weight in the network (4; with bf16 and ZeRO 2):
 
-    ZeRO   weights   gradients   masters   moments   average   buckets
+    ZeRO   weights   gradients   masters   moments   EMA       buckets
     0      4 P       4 P         -         8 P       4 P       -
     1      b P       b P         4 P / N   8 P / N   4 P / N   b min(P, 5e8)
     2      b P       b P / N     4 P / N   8 P / N   4 P / N   b min(P, 5e8)
     3      b P / N   b P / N     4 P / N   8 P / N   4 P / N   b min(P, 5e8) + b min(P, 1e9) gathered
 
-A network of up to 50M parameters has no such bucket: its new gradients stay where they are until all are there, which
-counts beside the activations that are then still live. ZeRO 3 leaves parameters of up to 1e5 elements whole.
+Below 50M parameters DeepSpeed keeps gradients in place instead of in a bucket, so they overlap with live activations.
+ZeRO 3 does not shard parameters of up to 1e5 elements.
 
-Adafactor (ZeRO 0 alone) keeps a row and a column of each matrix in the place of 8 P. What is offloaded is in the
-machine's memory instead. The step itself makes the gradients' fp32 partition, 4 P / N, when no activations are live.
+Adafactor (ZeRO 0 only) keeps a row and a column of each matrix instead of 8 P. Offloaded state is in machine memory.
+The step makes the fp32 partition of the gradients, 4 P / N, when no activations are live.
 `benchmarks/zero_memory.py` and `benchmarks/plan.py` hold this against what training processes hold.
 """
 
@@ -22,18 +22,17 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from pipeline.planner.network import CONTIGUOUS, Activations
-from pipeline.planner.table import Assumptions, Machine
+from pipeline.planner.catalog import Assumptions, Machine
+from pipeline.planner.network import Activations
+from train.deepspeed_config import CONTIGUOUS_ABOVE, MAX_BUCKET, MAX_LIVE
 
-BUCKET = 500_000_000  # elements of DeepSpeed's gradient bucket, as train.config.ds_config bounds it
-GATHERED = 1_000_000_000  # parameters that ZeRO 3 keeps gathered at most (stage3_max_live_parameters)
 HOST_SHARE = 0.9  # of a machine's own memory that offloaded state may take
 Offload = Literal["none", "optimizer", "all"]
 
 
 @dataclass(frozen=True)
-class Setting:
-    """What of a training config decides how much memory it takes."""
+class MemorySetting:
+    """The part of a training config that decides its memory."""
 
     optimizer: str
     zero: int
@@ -49,61 +48,63 @@ class Setting:
 
     @property
     def autocast(self) -> bool:
-        """bf16 with the weights themselves in fp32."""
+        """bf16 with fp32 weights."""
         return self.precision == "bf16" and self.zero == 0
 
     @property
     def weight_bytes(self) -> int:
-        """Bytes a weight and a gradient have in the network."""
+        """Bytes per weight and per gradient in the network."""
         return 2 if self.precision == "bf16" and self.zero else 4
 
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes of a rank by what they hold; ``host`` is its part of the machine's memory, the others are the device's."""
+    """Bytes of a rank by content; ``host`` is machine memory, the rest device memory."""
 
     weights: float
     gradients: float
     optimizer: float  # masters and moments
-    average: float
+    ema: float
     buckets: float
     activations: float
-    update: float  # what the update itself makes, when no activations are live
+    update: float  # made by the optimizer step, when no activations are live
     host: float = 0.0
 
     @property
     def states(self) -> float:
-        """What stays from step to step, gradients included."""
-        return self.weights + self.gradients + self.optimizer + self.average
+        """Persistent bytes, gradients included."""
+        return self.weights + self.gradients + self.optimizer + self.ema
 
     @property
     def device(self) -> float:
-        """The most that is live at once."""
+        """Peak bytes."""
         return self.states + self.buckets + max(self.activations, self.update)
 
 
-def rank_memory(parameters: int, setting: Setting, ranks: int, followed: Activations, micro_batch: int) -> Memory:
-    """Memory of one of ``ranks`` ranks at a micro batch."""
+def estimate_memory(
+    parameters: int, setting: MemorySetting, ranks: int, followed: Activations, micro_batch: int
+) -> Memory:
+    """Returns the memory of one of ``ranks`` ranks at a micro batch."""
     own = setting.weight_bytes
     activations = followed.with_gradients(micro_batch) if setting.zero >= 2 else followed.of(micro_batch)
     weights, gradients = float(own * parameters), float(own * parameters)
     moments = 0.001 if setting.optimizer == "adafactor" else 8.0
     if setting.zero == 0:
         return Memory(weights, gradients, moments * parameters, 4.0 * parameters, 0, activations, 0)
-    optimizer, average = (4 + moments) * parameters / ranks, 4.0 * parameters / ranks
-    buckets = float(own * min(parameters, BUCKET)) if parameters > CONTIGUOUS else 0.0
+    optimizer, ema = (4 + moments) * parameters / ranks, 4.0 * parameters / ranks
+    buckets = float(own * min(parameters, MAX_BUCKET)) if parameters > CONTIGUOUS_ABOVE else 0.0
     if setting.zero >= 2:
         gradients /= ranks
     if setting.zero == 3:
         whole = own * followed.persistent
         weights = whole + (weights - whole) / ranks
-        buckets += own * min(parameters, GATHERED)
+        buckets += own * min(parameters, MAX_LIVE)
     update = 4.0 * parameters / ranks if own == 2 else 0.0
-    memory = Memory(weights, gradients, optimizer, average, buckets, activations, update)
+    memory = Memory(weights, gradients, optimizer, ema, buckets, activations, update)
     if setting.offload == "none":
         return memory
-    host = optimizer + average + 4.0 * parameters / ranks
-    memory = replace(memory, optimizer=0.0, average=0.0, update=0.0, gradients=gradients if setting.zero == 1 else 0.0)
+    host = optimizer + ema + 4.0 * parameters / ranks
+    memory = replace(memory, optimizer=0.0, ema=0.0, update=0.0, gradients=gradients if setting.zero == 1 else 0.0)
     return (
         replace(memory, host=host)
         if setting.offload == "optimizer"
@@ -111,8 +112,8 @@ def rank_memory(parameters: int, setting: Setting, ranks: int, followed: Activat
     )
 
 
-def needed(memory: Memory, machine: Machine, assumptions: Assumptions) -> float:
-    """Bytes that one device has to have."""
+def count_device_bytes(memory: Memory, machine: Machine, assumptions: Assumptions) -> float:
+    """Returns the bytes that one device needs."""
     fixed = assumptions.memory_fixed_gb * 1e9 if machine.gpus else 0.0
     return memory.device * (1 + assumptions.memory_reserve) + fixed
 
@@ -121,26 +122,26 @@ def needed(memory: Memory, machine: Machine, assumptions: Assumptions) -> float:
 class Fit:
     """A setting that fits a machine."""
 
-    setting: Setting
+    setting: MemorySetting
     micro_batch: int
     memory: Memory
     needed: float  # bytes of a device
 
 
-def settings(optimizer: str, precision: str) -> Iterator[Setting]:
-    """Settings to try, the quickest first: what is sharded costs network, recomputing a third more, offloading most."""
+def list_settings(optimizer: str, precision: str) -> Iterator[MemorySetting]:
+    """Yields settings, fastest first: sharding costs network, recomputation a third more FLOPs, offloading most."""
     if optimizer == "adafactor":
         for recompute in (False, True):
-            yield Setting("adafactor", 0, "none", recompute, precision)
+            yield MemorySetting("adafactor", 0, "none", recompute, precision)
     for recompute in (False, True):
         for zero in (1, 2, 3):
-            yield Setting("adamw", zero, "none", recompute, precision)
-    yield Setting("adamw", 2, "optimizer", True, precision)
-    yield Setting("adamw", 3, "optimizer", True, precision)
-    yield Setting("adamw", 3, "all", True, precision)
+            yield MemorySetting("adamw", zero, "none", recompute, precision)
+    yield MemorySetting("adamw", 2, "optimizer", True, precision)
+    yield MemorySetting("adamw", 3, "optimizer", True, precision)
+    yield MemorySetting("adamw", 3, "all", True, precision)
 
 
-def smallest_fit(
+def find_smallest_fit(
     parameters: int,
     optimizer: str,
     precision: str,
@@ -148,17 +149,17 @@ def smallest_fit(
     machine: Machine,
     nodes: int,
     assumptions: Assumptions,
-    followed: Callable[[Setting], Activations],
+    followed: Callable[[MemorySetting], Activations],
 ) -> Fit | None:
-    """The first of `settings` that fits at a micro batch worth the while, else at any; None where none does.
+    """Returns the first setting that fits with ``assumptions.least_micro_batch``, else with any; None if none does.
 
-    ``rank_batch``: samples of an update that fall to a rank; a micro batch divides it.
+    ``rank_batch``: samples per rank and step; a micro batch divides it.
     """
     ranks = machine.units * nodes
     least = min(assumptions.least_micro_batch, rank_batch)
     fits = (
-        _largest(parameters, setting, rank_batch, ranks, machine, assumptions, followed)
-        for setting in settings(optimizer, precision)
+        _fit_largest_batch(parameters, setting, rank_batch, ranks, machine, assumptions, followed)
+        for setting in list_settings(optimizer, precision)
     )
     found = None
     for fit in fits:
@@ -168,26 +169,27 @@ def smallest_fit(
     return found
 
 
-def _largest(
+def _fit_largest_batch(
     parameters: int,
-    setting: Setting,
+    setting: MemorySetting,
     rank_batch: int,
     ranks: int,
     machine: Machine,
     assumptions: Assumptions,
-    followed: Callable[[Setting], Activations],
+    followed: Callable[[MemorySetting], Activations],
 ) -> Fit | None:
-    """The setting at the largest micro batch that fits and divides the rank's share; beyond 64 nothing is gained."""
-    empty = rank_memory(parameters, setting, ranks, Activations(0, 0), 0)
-    if needed(empty, machine, assumptions) > machine.memory_gb * 1e9 or _host(empty, machine) > HOST_SHARE:
-        return None  # without its activations already: they need not be followed
+    """Returns the setting with the largest micro batch that fits and divides the rank's batch, at most 64."""
+    empty = estimate_memory(parameters, setting, ranks, Activations(0, 0), 0)
+    too_large = count_device_bytes(empty, machine, assumptions) > machine.memory_gb * 1e9
+    if too_large or _measure_host_share(empty, machine) > HOST_SHARE:
+        return None  # even without activations, which are costly to trace
     for micro in sorted((m for m in range(1, min(rank_batch, 64) + 1) if rank_batch % m == 0), reverse=True):
-        memory = rank_memory(parameters, setting, ranks, followed(setting), micro)
-        if (size := needed(memory, machine, assumptions)) <= machine.memory_gb * 1e9:
+        memory = estimate_memory(parameters, setting, ranks, followed(setting), micro)
+        if (size := count_device_bytes(memory, machine, assumptions)) <= machine.memory_gb * 1e9:
             return Fit(setting, micro, memory, size)
     return None
 
 
-def _host(memory: Memory, machine: Machine) -> float:
-    """Share of the machine's own memory that its ranks take."""
+def _measure_host_share(memory: Memory, machine: Machine) -> float:
+    """Returns the share of the machine's memory that its ranks take."""
     return memory.host * machine.units / (machine.ram_gb * 1e9)

@@ -1,8 +1,8 @@
-"""What one training step of a U-Net costs: parameters, operations, and bytes of activations. Nothing is computed.
+"""Cost of a denoiser's training step: FLOPs and bytes of activations, found without computing anything.
 
-Operations are counted on the meta device, where attention is the plain matrix products that it stands for. Activations
-are followed on fake tensors, where attention is the fused kernel that training uses: of every operation's output it is
-noted when it is made and when it is let go, in a forward and a backward pass, gradients of parameters left out.
+FLOPs are counted on the meta device, where attention is plain matrix products. Activations are traced on fake tensors,
+where attention is the fused kernel of training: the allocation and release of every output is followed through a
+forward and a backward pass, without the gradients of parameters.
 """
 
 from __future__ import annotations
@@ -21,94 +21,101 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 from torch.utils.flop_counter import FlopCounterMode
 
-from train.models.unet import UNet, UNetConfig
+from train.deepspeed_config import CONTIGUOUS_ABOVE, PERSISTENT_UP_TO
+from train.engine import enable_recompute
+from train.models.backbones import build_denoiser
+from train.models.base import Conditions, DenoiserConfig
 
-PROBE = 4  # samples of the batch whose activations are followed; more of them take proportionally more
-CONTIGUOUS = 50_000_000  # parameters above which train.config.ds_config asks for one buffer of gradients
-PERSISTENT = 100_000  # elements up to which ZeRO 3 leaves a parameter whole (stage3_param_persistence_threshold)
+StepInputs = tuple[Tensor, Tensor, Conditions]  # noisy image, log-SNR, conditions
+PROBE = 4  # samples whose activations are traced; more take proportionally more
 
 
 @dataclass(frozen=True)
 class Activations:
-    """The most bytes that are live at once in a step beside weights, gradients and optimizer.
+    """Peak bytes of a step without weights, gradients and optimizer.
 
-    ``bytes_a_sample`` grows with the micro batch. ``fixed`` does not: autocast's bf16 copies of the weights; nor does
-    ``floor``, the gradient of the largest parameter. ``gradients_a_sample`` is for networks whose new gradients stay
-    until all are there (ZeRO 2 and 3 of small ones): activations that are live when, with these, most is.
-    ``persistent``: elements of parameters that ZeRO 3 leaves whole.
+    Attributes:
+        bytes_per_sample: grows with the micro batch.
+        floor: the gradient of the largest parameter.
+        fixed: bf16 copies of the weights under autocast.
+        gradients: of all parameters, if they are kept until all are computed (small networks, ZeRO 2 and 3).
+        gradients_per_sample: activations live at the peak of activations plus such gradients.
+        persistent: elements of parameters that ZeRO 3 does not shard.
     """
 
-    bytes_a_sample: float
+    bytes_per_sample: float
     floor: int
     fixed: int = 0
     gradients: int = 0
-    gradients_a_sample: float = 0.0
+    gradients_per_sample: float = 0.0
     persistent: int = 0
 
     def of(self, micro_batch: int) -> float:
-        """Bytes at a micro batch, gradients let go one by one."""
-        return max(self.fixed + self.bytes_a_sample * micro_batch, self.floor)
+        """Returns the bytes of a micro batch if each gradient is released at once."""
+        return max(self.fixed + self.bytes_per_sample * micro_batch, self.floor)
 
     def with_gradients(self, micro_batch: int) -> float:
-        """The same where new gradients stay until all are there."""
-        return max(self.of(micro_batch), self.gradients + self.gradients_a_sample * micro_batch)
+        """Returns the bytes of a micro batch if gradients are kept until all are computed."""
+        return max(self.of(micro_batch), self.gradients + self.gradients_per_sample * micro_batch)
 
 
-def forward_flops(config: UNetConfig, size: int, tokens: int) -> int:
-    """Floating-point operations of the forward pass of one sample, two a multiplication; attention counted.
+def count_forward_flops(config: DenoiserConfig, size: int, tokens: int) -> int:
+    """Returns the FLOPs of the forward pass of one sample, two per multiplication, attention included.
 
-    ``size``: pixels a side of what it is trained on; ``tokens``: caption tokens, padding included.
+    ``size``: pixels per side; ``tokens``: caption tokens including padding.
     """
     with torch.device("meta"):
-        model, inputs = UNet(config), step_inputs(config, 1, size, tokens, torch.float32)
+        model, inputs = build_denoiser(config), make_step_inputs(config, 1, size, tokens, torch.float32)
         with torch.no_grad(), FlopCounterMode(display=False) as counter:
-            model(**inputs)
+            model(*inputs)
     return int(counter.get_total_flops())
 
 
 @cache
-def activations(config: str, size: int, tokens: int, precision: str, recompute: bool, autocast: bool) -> Activations:
-    """Followed through one step of `PROBE` samples. ``config`` is the JSON of a `UNetConfig`, which can be remembered.
+def trace_activations(
+    config: DenoiserConfig, size: int, tokens: int, precision: str, recompute: bool, autocast: bool
+) -> Activations:
+    """Traces the activations of one step of `PROBE` samples.
 
-    ``precision`` fp32 or bf16; ``autocast``: bf16 with fp32 weights, as training does without ZeRO.
+    ``precision``: fp32 or bf16; ``autocast``: bf16 with fp32 weights, as in training without ZeRO.
     """
-    layout = UNetConfig.model_validate_json(config)
     dtype = torch.bfloat16 if precision == "bf16" and not autocast else torch.float32
     with FakeTensorMode():
         with _default_dtype(dtype):
-            model = UNet(layout)
+            model = build_denoiser(config)
         if recompute:
-            model.enable_recompute()
-        inputs = step_inputs(layout, PROBE, size, tokens, dtype)
-        peak = peak_bytes(model, inputs, autocast)
+            enable_recompute(model)
+        inputs = make_step_inputs(config, PROBE, size, tokens, dtype)
+        peak = measure_peak_bytes(model, inputs, autocast)
         sizes = [param.numel() * param.element_size() for param in model.parameters()]
         numbers = [param.numel() for param in model.parameters()]
-        loose = sum(numbers) <= CONTIGUOUS
-        kept = max(peak_bytes(model, inputs, autocast, keep_gradients=True) - sum(sizes), 0) if loose else 0
+        loose = sum(numbers) <= CONTIGUOUS_ABOVE
+        kept = max(measure_peak_bytes(model, inputs, autocast, keep_gradients=True) - sum(sizes), 0) if loose else 0
     fixed = min(peak, sum(sizes) // 2) if autocast else 0
-    persistent = sum(number for number in numbers if number <= PERSISTENT)
+    persistent = sum(number for number in numbers if number <= PERSISTENT_UP_TO)
     gradients = sum(sizes) if loose else 0
     return Activations((peak - fixed) / PROBE, max(sizes), fixed, gradients, kept / PROBE, persistent)
 
 
-def peak_bytes(
-    model: nn.Module, inputs: dict[str, Tensor], autocast: bool = False, keep_gradients: bool = False
+def measure_peak_bytes(
+    model: nn.Module, inputs: StepInputs, autocast: bool = False, keep_gradients: bool = False
 ) -> int:
-    """Bytes live at once at most in a forward and a backward pass, beside parameters.
+    """Returns the peak bytes of a forward and a backward pass without parameters, on fake or real tensors.
 
-    Works on fake tensors as on real ones. A parameter's gradient is let go as soon as it is there, or with
-    ``keep_gradients`` when all are.
+    A parameter's gradient is released as soon as it is computed, or with ``keep_gradients`` once all are.
     """
     trained = [param for param in model.parameters() if param.requires_grad]
-    handles = [] if keep_gradients else [param.register_post_accumulate_grad_hook(_let_go) for param in trained]
+    handles = (
+        [] if keep_gradients else [param.register_post_accumulate_grad_hook(_release_gradient) for param in trained]
+    )
     if autocast:
         norms = [module for module in model.modules() if isinstance(module, nn.GroupNorm | nn.LayerNorm)]
         handles += [module.register_forward_pre_hook(_to_fp32) for module in norms]
-    live = Live([*model.parameters(), *model.buffers()])
+    live = LiveBytes([*model.parameters(), *model.buffers()])
     with live:
-        live.note(inputs.values())
+        live.count_storages(tree_iter(inputs))
         with torch.autocast("cpu", torch.bfloat16) if autocast else nullcontext():
-            output = model(**inputs)
+            output = model(*inputs)
         output.float().square().mean().backward()
     for handle in handles:
         handle.remove()
@@ -116,21 +123,21 @@ def peak_bytes(
     return live.peak
 
 
-def _let_go(param: Tensor) -> None:
+def _release_gradient(param: Tensor) -> None:
     param.grad = None
 
 
-class Live(TorchDispatchMode):
-    """Follows the bytes of the storages that operations make; ``own`` are tensors that are not counted."""
+class LiveBytes(TorchDispatchMode):
+    """Counts the bytes of live storages; ``own`` are tensors that are not counted."""
 
     def __init__(self, own: list[Tensor]) -> None:
         super().__init__()
-        self.kept = [tensor.untyped_storage() for tensor in own]  # alive, so that no other gets their address
+        self.kept = [tensor.untyped_storage() for tensor in own]  # kept alive so that their addresses are not reused
         self.sizes = {storage._cdata: 0 for storage in self.kept}
         self.live = self.peak = 0
 
-    def note(self, tensors: Any) -> None:
-        """Counts the storages under ``tensors`` that are new."""
+    def count_storages(self, tensors: Any) -> None:
+        """Counts new storages among ``tensors``."""
         for tensor in tensors:
             if isinstance(tensor, Tensor):
                 storage = tensor.untyped_storage()
@@ -145,28 +152,26 @@ class Live(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
-        self.note(tree_iter(result))
+        self.count_storages(tree_iter(result))
         return result
 
 
 def _to_fp32(module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
-    """What autocast does to the inputs of norms on a GPU, and not on a CPU."""
+    """Casts the input of a norm to fp32, as autocast does on a GPU but not on a CPU."""
     return (args[0].float(), *args[1:])
 
 
-def step_inputs(config: UNetConfig, batch: int, size: int, tokens: int, dtype: torch.dtype) -> dict[str, Tensor]:
-    """What the U-Net takes, with nothing in it."""
+def make_step_inputs(config: DenoiserConfig, batch: int, size: int, tokens: int, dtype: torch.dtype) -> StepInputs:
+    """What the network takes, with nothing in it."""
     image = torch.zeros(batch, config.image_channels, size, size, dtype=dtype)
-    given = {
-        "x_BCHW": image,
-        "log_snr_B": torch.zeros(batch),
-        "text_BLD": torch.zeros(batch, tokens, config.text_dim, dtype=dtype),
-        "text_mask_BL": torch.ones(batch, tokens, dtype=torch.bool),
-        "text_keep_B": torch.ones(batch, dtype=torch.bool),
-    }
+    conditions = Conditions(
+        text_BLD=torch.zeros(batch, tokens, config.text_dim, dtype=dtype),
+        text_mask_BL=torch.ones(batch, tokens, dtype=torch.bool),
+        text_keep_B=torch.ones(batch, dtype=torch.bool),
+    )
     if config.lowres:
-        given |= {"lowres_BCHW": torch.zeros_like(image), "lowres_log_snr_B": torch.zeros(batch)}
-    return given
+        conditions = conditions._replace(lowres_BCHW=torch.zeros_like(image), lowres_log_snr_B=torch.zeros(batch))
+    return image, torch.zeros(batch), conditions
 
 
 @contextmanager

@@ -1,6 +1,6 @@
-"""How many rows go from stage to stage and how large they are: assumed, or measured in a run that has been made.
+"""Rows and bytes from stage to stage: assumed, or measured on an earlier run.
 
-A trial of one per cent with the same config says better than any assumption what the whole will take:
+A 1% trial with the same config predicts the whole run better than any assumption:
 ``imagen-ray run CONFIG listing.limit=10000 run=runs/trial --until embed``, then ``imagen-ray plan CONFIG --measured
 runs/trial``.
 """
@@ -12,13 +12,16 @@ from dataclasses import dataclass, field, replace
 
 import pyarrow.parquet as pq
 
-from dataprep import storage
-from dataprep.codec import SCALE, STORED
-from dataprep.download import DownloadConfig
-from dataprep.pack import PackConfig, pixels_column
+from dataprep.download.config import DownloadConfig
+from dataprep.images.pixel_encodings import PIXEL_ENCODINGS
+from dataprep.io import storage
+from dataprep.io.pack_format import pixels_column
+from dataprep.pack_config import PackConfig
+from dataprep.text.embedding_codec import SCALE, STORED
 from pipeline.config import RunConfig
-from pipeline.planner.table import Assumptions
-from pipeline.store import Artifact, Run
+from pipeline.planner.catalog import Assumptions
+from pipeline.store.artifact import Artifact
+from pipeline.store.run import Run
 
 RAW_CHANNELS = 3
 MICRO_BATCH = 16  # captions that are padded to the longest among them
@@ -26,51 +29,54 @@ MICRO_BATCH = 16  # captions that are padded to the longest among them
 
 @dataclass(frozen=True)
 class Rates:
-    """Shares and sizes; ``origin`` says of each by name whether it was assumed or where it was measured."""
+    """Shares and sizes; ``origin`` says by name which are measured and where."""
 
     urls: int
-    success: float  # pictures a URL
-    keep: float  # kept pairs a picture
-    tokens: float  # a caption
+    success: float  # images per URL
+    keep: float  # kept pairs per image
+    tokens: float  # per caption
     padded: int  # tokens of the longest caption of a micro batch
-    download_bytes: float  # a picture, in its tar and table
-    pixel_bytes: dict[int, float]  # a picture, by resolution
-    pack_row_bytes: float  # what a row of pack has beside its pixels
-    embed_share: float  # stored size of the embeddings' values over their plain size
-    embed_row_bytes: float  # what a row of embeddings has beside its values
+    download_bytes: float  # per image, in tar and table
+    pixel_bytes: dict[int, float]  # per image, by resolution
+    pack_row_bytes: float  # per row of pack, without pixels
+    embed_share: float  # stored over uncompressed size of the embedding values
+    embed_row_bytes: float  # per row of embeddings, without values
     origin: dict[str, str] = field(default_factory=dict)
 
     @property
-    def pictures(self) -> float:
-        """Pictures that are fetched."""
+    def images(self) -> float:
+        """Downloaded images."""
         return self.urls * self.success
 
     @property
     def pairs(self) -> float:
-        """Pairs that are kept."""
-        return self.pictures * self.keep
+        """Kept pairs."""
+        return self.images * self.keep
 
     def embedding_bytes(self, width: int, codec: str, compressed: bool) -> float:
-        """Bytes of a caption's embedding, with its row's other columns."""
-        return plain_bytes(self.tokens, width, codec) * (self.embed_share if compressed else 1) + self.embed_row_bytes
+        """Returns the bytes of a caption's embedding, including its row's other columns."""
+        return (
+            count_plain_bytes(self.tokens, width, codec) * (self.embed_share if compressed else 1)
+            + self.embed_row_bytes
+        )
 
 
-def plain_bytes(tokens: float, width: int, codec: str) -> float:
-    """Bytes of so many tokens in a codec, not compressed."""
+def count_plain_bytes(tokens: float, width: int, codec: str) -> float:
+    """Returns the uncompressed bytes of ``tokens`` in a codec."""
     return tokens * (width * STORED[codec].itemsize + (SCALE.itemsize if codec == "int8" else 0))
 
 
-def assumed_rates(config: RunConfig, assumptions: Assumptions, urls: int | None = None) -> Rates:
-    """From the config and the table alone; ``urls`` replaces the number of rows."""
+def assume_rates(config: RunConfig, assumptions: Assumptions, urls: int | None = None) -> Rates:
+    """Returns rates from config and assumptions; ``urls`` overrides the number of rows."""
     rows, origin = count_urls(config, assumptions) if urls is None else (urls, "--urls")
-    pixels = {size: _pixel_bytes(size, config.pack, assumptions) for size in config.pack.resolutions}
+    pixels = {size: _estimate_pixel_bytes(size, config.pack, assumptions) for size in config.pack.resolutions}
     return Rates(
         rows,
         assumptions.download_success,
         assumptions.keep_share,
         min(assumptions.caption_tokens, config.embed.max_length),
         min(assumptions.padded_tokens, config.embed.max_length),
-        _stored_bytes(config.download, assumptions),
+        _estimate_stored_bytes(config.download, assumptions),
         pixels,
         assumptions.row_bytes,
         assumptions.zstd_share,
@@ -80,7 +86,7 @@ def assumed_rates(config: RunConfig, assumptions: Assumptions, urls: int | None 
 
 
 def count_urls(config: RunConfig, assumptions: Assumptions) -> tuple[int, str]:
-    """Rows of the list, and how that is known: from the config, from files that are here, or assumed."""
+    """Returns the rows of the list and their origin: the config, local files, or the assumption."""
     listing = config.listing
     if listing.source == "scenes":
         return min(listing.scenes.count, listing.limit or listing.scenes.count), "listing.scenes.count"
@@ -93,27 +99,27 @@ def count_urls(config: RunConfig, assumptions: Assumptions) -> tuple[int, str]:
     return assumptions.urls, "assumed"
 
 
-def _pixel_bytes(size: int, config: PackConfig, assumptions: Assumptions) -> float:
-    how = config.stored_in(size)
+def _estimate_pixel_bytes(size: int, config: PackConfig, assumptions: Assumptions) -> float:
+    how = config.encoding_of(size)
     if how == "raw":
         return float(RAW_CHANNELS * size * size)
-    return size * size * (assumptions.png_bits if how == "png" else assumptions.jpeg_bits) / 8
+    return size * size * (assumptions.png_bits if PIXEL_ENCODINGS[how].lossless else assumptions.jpeg_bits) / 8
 
 
-def _stored_bytes(config: DownloadConfig, assumptions: Assumptions) -> float:
+def _estimate_stored_bytes(config: DownloadConfig, assumptions: Assumptions) -> float:
     bits = assumptions.png_bits if config.encode_format == "png" else assumptions.jpeg_bits
     area = config.image_size**2 * (assumptions.aspect_area if config.resize_mode == "keep_ratio" else 1)
     return area * bits / 8 + assumptions.tar_bytes
 
 
 def measure_rates(rates: Rates, folder: str) -> Rates:
-    """``rates`` with all that the finished stages of the run at ``folder`` show. UserError where there is no run."""
+    """Returns ``rates`` updated by the finished stages of a run; raises UserError if there is no run at ``folder``."""
     artifacts = Run(folder).artifacts()
     where = f"measured in {folder}"
     found = rates
     if download := artifacts.get("download"):
-        rows, pictures = download.manifest.counters["rows"], max(1, download.manifest.counters["success"])
-        found = replace(found, success=pictures / rows, download_bytes=_size(download) / pictures)
+        rows, images = download.manifest.counters["rows"], max(1, download.manifest.counters["success"])
+        found = replace(found, success=images / rows, download_bytes=_sum_output_bytes(download) / images)
         found = replace(found, origin=found.origin | dict.fromkeys(("success", "download_bytes"), where))
     if select := artifacts.get("select"):
         counters = select.manifest.counters
@@ -127,19 +133,19 @@ def measure_rates(rates: Rates, folder: str) -> Rates:
 
 
 def _measure_pack(rates: Rates, pack: Artifact, where: str) -> Rates:
-    columns = column_bytes(pack)
+    columns = count_column_bytes(pack)
     rows = max(1, pack.manifest.counters["rows"])
     pixels = {
         size: columns[pixels_column(size)] / rows if pixels_column(size) in columns else assumed
         for size, assumed in rates.pixel_bytes.items()
     }
-    rest = _size(pack) - sum(size for name, size in columns.items() if name.startswith("pixels_"))
+    rest = _sum_output_bytes(pack) - sum(size for name, size in columns.items() if name.startswith("pixels_"))
     origin = rates.origin | dict.fromkeys(("pixel_bytes", "pack_row_bytes"), where)
     return replace(rates, pixel_bytes=pixels, pack_row_bytes=rest / rows, origin=origin)
 
 
 def _measure_embed(rates: Rates, embed: Artifact, where: str) -> Rates:
-    counters, columns = embed.manifest.counters, column_bytes(embed)
+    counters, columns = embed.manifest.counters, count_column_bytes(embed)
     rows, tokens = max(1, counters["captions"]), counters["tokens"]
     with storage.local_copy(embed.files()[0]) as local:
         table = pq.read_table(local, columns=["dim", "codec", "length"])
@@ -147,16 +153,16 @@ def _measure_embed(rates: Rates, embed: Artifact, where: str) -> Rates:
     longest = [max(lengths[start : start + MICRO_BATCH]) for start in range(0, len(lengths), MICRO_BATCH)]
     padded = round(sum(longest) / len(longest))
     values = columns["embedding"] + columns["scale"]
-    share = values / max(1.0, plain_bytes(tokens, first["dim"], first["codec"]))
+    share = values / max(1.0, count_plain_bytes(tokens, first["dim"], first["codec"]))
     origin = rates.origin | dict.fromkeys(("tokens", "padded", "embed_row_bytes"), where)
-    rest = (_size(embed) - values) / rows
-    if share < 0.995:  # compressed: else it says nothing of what zstd would do
+    rest = (_sum_output_bytes(embed) - values) / rows
+    if share < 0.995:  # compressed; otherwise zstd's share stays assumed
         rates, origin = replace(rates, embed_share=share), origin | {"embed_share": where}
     return replace(rates, tokens=tokens / rows, padded=padded, embed_row_bytes=rest, origin=origin)
 
 
-def column_bytes(artifact: Artifact) -> dict[str, int]:
-    """Stored bytes of each Parquet column over all shards of an artifact."""
+def count_column_bytes(artifact: Artifact) -> dict[str, int]:
+    """Returns the stored bytes per Parquet column over all shards of an artifact."""
     total: dict[str, int] = {}
     for path in artifact.files():
         with storage.local_copy(path) as local:
@@ -169,5 +175,5 @@ def column_bytes(artifact: Artifact) -> dict[str, int]:
     return total
 
 
-def _size(artifact: Artifact) -> int:
+def _sum_output_bytes(artifact: Artifact) -> int:
     return sum(output.bytes for output in artifact.manifest.outputs)

@@ -1,4 +1,4 @@
-"""A cascade stage's training on a number of machines: which setting fits, how long an update takes, and why."""
+"""Training of a cascade stage on a number of machines: which setting fits, and the time per step with its bound."""
 
 from __future__ import annotations
 
@@ -6,120 +6,120 @@ import math
 from dataclasses import dataclass
 from functools import cached_property
 
-from pipeline.config import CascadeStageConfig
-from pipeline.planner.memory import Fit, Setting, smallest_fit
-from pipeline.planner.network import Activations, activations, forward_flops
-from pipeline.planner.table import Assumptions, Machine
-from pipeline.planner.units import HOUR
-from train.models.presets import parameter_count, unet_config
-from train.models.unet import UNetConfig
+from pipeline.planner.catalog import Assumptions, Machine
+from pipeline.planner.memory import Fit, MemorySetting, find_smallest_fit
+from pipeline.planner.network import Activations, count_forward_flops, trace_activations
+from pipeline.units import HOUR
+from train.models.backbones import count_parameters
+from train.models.base import DenoiserConfig
+from train.tasks.diffusion_config import DiffusionTrainingConfig
 
-BACKWARD, RECOMPUTE = 2, 1  # passes' worth of operations of the backward pass, and of computing the blocks again
+BACKWARD, RECOMPUTE = 2, 1  # forward passes' worth of operations of the backward pass, and of recomputing the blocks
 
 
 @dataclass(frozen=True)
 class StageModel:
-    """What a cascade stage's network costs, whatever it is trained on."""
+    """What a cascade stage's network costs, independent of the machine."""
 
     name: str
-    config: CascadeStageConfig
+    config: DiffusionTrainingConfig
     text_dim: int
     tokens: int
     group_rows: int = 128  # of the pack's row groups
 
     @cached_property
-    def layout(self) -> str:
-        """The U-Net's config as JSON."""
-        return self._unet.model_dump_json()
+    def layout(self) -> DenoiserConfig:
+        """The network's config."""
+        return self.config.denoiser_config(self.text_dim)
 
     @property
     def side(self) -> int:
-        """Pixels a side of what it is trained on."""
+        """Pixels per side of a training sample."""
         return self.config.crop or self.config.resolution
 
     @cached_property
     def parameters(self) -> int:
         """Trained parameters."""
-        return parameter_count(self._unet)
+        return count_parameters(self.layout)
 
     @cached_property
     def forward(self) -> int:
-        """Operations of a forward pass of one training sample."""
-        return forward_flops(self._unet, self.side, self.tokens)
+        """FLOPs of a forward pass of one training sample."""
+        return count_forward_flops(self.layout, self.side, self.tokens)
 
     @cached_property
     def whole(self) -> int:
-        """The same of a whole picture, as in sampling."""
+        """FLOPs of a forward pass of a whole image, as in sampling."""
         if self.side == self.config.resolution:
             return self.forward
-        return forward_flops(self._unet, self.config.resolution, self.tokens)
-
-    @property
-    def _unet(self) -> UNetConfig:
-        return unet_config(self.config.model, **(self.config.unet | {"text_dim": self.text_dim}))
+        return count_forward_flops(self.layout, self.config.resolution, self.tokens)
 
     @property
     def update_flops(self) -> float:
-        """Operations of one update, nothing recomputed."""
+        """FLOPs of one step without recomputation."""
         return float((1 + BACKWARD) * self.forward * self.config.batch_size)
 
     @property
     def samples(self) -> int:
-        """Samples that the whole training sees."""
+        """Samples seen in training."""
         return self.config.steps * self.config.batch_size
 
-    def own_setting(self) -> Setting:
-        """As the config has it."""
+    def own_setting(self) -> MemorySetting:
+        """Returns the config's setting."""
         own = self.config
-        return Setting(own.optimizer, own.zero_stage, own.offload, own.activation_checkpointing, own.precision)
+        return MemorySetting(own.optimizer, own.zero_stage, own.offload, own.activation_checkpointing, own.precision)
 
-    def activations(self, setting: Setting) -> Activations:
-        """Of a micro batch under a setting."""
-        return activations(self.layout, self.side, self.tokens, setting.precision, setting.recompute, setting.autocast)
+    def activations(self, setting: MemorySetting) -> Activations:
+        """Returns the activations of a micro batch under a setting."""
+        return trace_activations(
+            self.layout, self.side, self.tokens, setting.precision, setting.recompute, setting.autocast
+        )
 
 
 @dataclass(frozen=True)
-class Gang:
-    """A stage's training on ``nodes`` machines. Seconds are of one update."""
+class TrainingGroup:
+    """A stage's training on ``nodes`` machines. Seconds are per step."""
 
     stage: str
     nodes: int
     ranks: int
     fit: Fit
     compute: float
-    network: float  # collectives, not hidden behind the computation
+    network: float  # collectives, not overlapped
     offload: float
-    loader: float  # what reading batches would take alone; it goes on beside the rest
-    loader_gbit: float  # that a machine reads at the planned speed
+    loader: float  # reading batches, overlapped with the rest
+    loader_gbit: float  # read per machine at the planned speed
     steps: int
 
     @property
     def step(self) -> float:
-        """Seconds of an update."""
+        """Seconds per step."""
         return max(self.compute + self.network + self.offload, self.loader)
 
     @property
     def hours(self) -> float:
-        """Of the whole training, nothing lost."""
+        """Hours of the whole training without failures."""
         return self.step * self.steps / HOUR
 
     @property
     def bound(self) -> str:
-        """What takes most."""
+        """The slowest part."""
         parts = {"GPU": self.compute, "network": self.network, "offloading": self.offload}
         return "loader" if self.loader > sum(parts.values()) else max(parts, key=lambda name: parts[name])
 
 
-def gang(model: StageModel, machine: Machine, nodes: int, assumptions: Assumptions, sample_bytes: float) -> Gang | None:
-    """The stage on so many machines with the smallest setting that fits; None where none fits.
+def plan_group(
+    model: StageModel, machine: Machine, nodes: int, assumptions: Assumptions, sample_bytes: float
+) -> TrainingGroup | None:
+    """Returns the stage on ``nodes`` machines with the smallest setting that fits.
 
-    ``sample_bytes``: what a training sample reads of pack and embeddings. A number of machines whose ranks do not
-    divide the batch is None too.
+    None if none fits, or if the ranks do not divide the batch. ``sample_bytes``: bytes of pack and embeddings that a
+    training sample reads.
     """
     config, ranks = model.config, machine.units * nodes
     if config.batch_size % ranks:
         return None
-    fit = smallest_fit(
+    fit = find_smallest_fit(
         model.parameters,
         config.optimizer,
         config.precision,
@@ -136,31 +136,31 @@ def gang(model: StageModel, machine: Machine, nodes: int, assumptions: Assumptio
     if machine.gpus:
         micro_batches = config.batch_size // (ranks * fit.micro_batch)
         compute = max(compute, micro_batches * assumptions.launch_ms / 1e3)
-    network = _collectives(model.parameters, fit, config.batch_size // ranks, machine, nodes, assumptions)
+    network = _estimate_collectives(model.parameters, fit, config.batch_size // ranks, machine, nodes, assumptions)
     offload = 0.0
     if fit.setting.offload != "none":
         offload = model.parameters / (assumptions.offload_params_per_second * nodes)
-    reading = config.batch_size * sample_bytes * _read_share(model, nodes, sample_bytes)
+    reading = config.batch_size * sample_bytes * _estimate_read_share(model, nodes, sample_bytes)
     loader = reading * 8 / (machine.internet_gbit * 1e9 * assumptions.network_share)
     step = max(compute + network + offload, loader)
     gbit = reading * 8 / step / 1e9
-    return Gang(model.name, nodes, ranks, fit, compute, network, offload, loader, gbit, config.steps)
+    return TrainingGroup(model.name, nodes, ranks, fit, compute, network, offload, loader, gbit, config.steps)
 
 
-def _read_share(model: StageModel, nodes: int, sample_bytes: float) -> float:
-    """The share of a window that a machine reads: its own rows, the margin of `train.data`, a row group cut in two."""
+def _estimate_read_share(model: StageModel, nodes: int, sample_bytes: float) -> float:
+    """Returns the share of a window that a machine reads: its rows, the loader's margin, and half row groups."""
     rows = max(model.config.batch_size, (model.config.data.window_mb << 20) / sample_bytes)
     margin = 2 / math.sqrt(model.config.batch_size)
     return 1.0 if nodes == 1 else min(1.0, 1 / nodes + margin + model.group_rows / rows)
 
 
-def _collectives(
+def _estimate_collectives(
     parameters: int, fit: Fit, rank_batch: int, machine: Machine, nodes: int, assumptions: Assumptions
 ) -> float:
-    """Seconds an update: gradients are reduced and weights gathered, in rings within and then between machines.
+    """Returns seconds per step to reduce gradients and gather weights, in rings within and then between machines.
 
-    ZeRO 3 gathers the weights twice a micro batch. DeepSpeed hides next to nothing of this in ZeRO 0 to 2, and as we
-    ask for it in ZeRO 3 neither.
+    ZeRO 3 gathers the weights twice per micro batch. DeepSpeed overlaps next to nothing of this in ZeRO 0 to 2, nor in
+    ZeRO 3 as configured here.
     """
     size = float(fit.setting.weight_bytes * parameters)
     micro = rank_batch // fit.micro_batch

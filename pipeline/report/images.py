@@ -1,4 +1,4 @@
-"""Pictures and captions taken out of artifacts for the report, small and as data URLs."""
+"""Images and captions of artifacts for the report: small, as data URLs."""
 
 from __future__ import annotations
 
@@ -12,43 +12,43 @@ from typing import Any
 import pyarrow as pa
 from PIL import Image
 
-from dataprep import storage
-from dataprep.redact import BLANK, FORGOTTEN
-from dataprep.schema import read_table
-from pipeline.store import Artifact
+from dataprep.io import storage
+from dataprep.io.failure_reasons import FORGOTTEN
+from dataprep.io.parquet import KINDS, read_table
+from pipeline.store.artifact import Artifact
 
-THUMBNAIL = 96  # pixels, the longer side
-NOTED = "examples.json"  # of the selection: {filter: [{"shard", "key"}]}
-Place = tuple[int, str]  # (shard, key)
+THUMBNAIL = 96  # pixels of the longer side
+DROPPED = "examples.json"  # of stage select: {filter: [{shard, key}]}, the first rows that each filter dropped
+RowKey = tuple[int, str]  # (shard, key)
 
 
-def png_url(data: bytes) -> str:
-    """A PNG file as a data URL."""
+def encode_png_url(data: bytes) -> str:
+    """Returns a PNG file as a data URL."""
     return "data:image/png;base64," + base64.b64encode(data).decode()
 
 
-def lossless_url(data: bytes) -> str:
-    """A PNG file as a data URL of fewer bytes: the same pixels as WebP."""
+def encode_lossless_url(data: bytes) -> str:
+    """Returns the pixels of a PNG file as a lossless WebP data URL, which is smaller."""
     with Image.open(io.BytesIO(data)) as image:
-        return webp_url(image, lossless=True)
+        return encode_webp_url(image, lossless=True)
 
 
-def webp_url(image: Image.Image, **options: Any) -> str:
-    """A picture as a WebP data URL; ``options`` are the encoder's."""
+def encode_webp_url(image: Image.Image, **options: Any) -> str:
+    """Returns an image as a WebP data URL; ``options`` go to the encoder."""
     buffer = io.BytesIO()
     image.convert("RGB").save(buffer, "WEBP", **options)
     return "data:image/webp;base64," + base64.b64encode(buffer.getvalue()).decode()
 
 
-def thumbnail_url(data: bytes) -> str:
-    """A stored image, at most `THUMBNAIL` pixels a side, as a WebP data URL."""
+def encode_thumbnail_url(data: bytes) -> str:
+    """Returns a stored image, at most `THUMBNAIL` pixels wide and high, as a WebP data URL."""
     with Image.open(io.BytesIO(data)) as image:
         image.thumbnail((THUMBNAIL, THUMBNAIL))
-        return webp_url(image, quality=85)
+        return encode_webp_url(image, quality=85)
 
 
-def read_members(tar: str, names: Iterable[str]) -> dict[str, bytes]:
-    """The files of a tar whose name without its extension is in ``names`` and that are images."""
+def read_tar_images(tar: str, names: Iterable[str]) -> dict[str, bytes]:
+    """Returns the image files of a tar whose name without extension is in ``names``."""
     wanted, found = set(names), {}
     with storage.local_copy(tar) as local, tarfile.open(local) as archive:
         for member in archive:
@@ -60,42 +60,33 @@ def read_members(tar: str, names: Iterable[str]) -> dict[str, bytes]:
     return found
 
 
-def dropped_examples(download: Artifact, select: Artifact, each: int) -> list[dict[str, Any]]:
-    """For every filter that dropped rows: its reason, how many, and up to ``each`` of them with picture and caption."""
-    places = first_dropped(select, each)
+def collect_dropped_examples(download: Artifact, select: Artifact, count: int) -> list[dict[str, Any]]:
+    """Returns reason, count and up to ``count`` examples for every filter that dropped rows."""
+    dropped = read_first_dropped(select)
     groups = [
         {
             "reason": f"{step['filter']}: {step['reason']}",
             "count": step["dropped"],
-            "items": pictures_at(download, places.get(step["filter"], [])[:each]),
+            "items": load_examples(download, dropped.get(step["filter"], [])[:count]),
         }
         for step in storage.read_json(select.path("funnel.json"))
         if step["dropped"]
     ]
     if redacted := select.manifest.counters.get("redacted"):
-        groups.append({"reason": BLANK["selection"]["reason"], "count": redacted, "items": []})
+        groups.append({"reason": (KINDS["selection"].blank or {})["reason"], "count": redacted, "items": []})
     return groups
 
 
-def first_dropped(select: Artifact, each: int) -> dict[str, list[Place]]:
-    """A filter -> the first rows that it dropped: as the selection has noted them, else looked for in its tables."""
-    if select.has(NOTED):
-        noted = storage.read_json(select.path(NOTED))
-        return {name: [(item["shard"], item["key"]) for item in items] for name, items in noted.items()}
-    found: dict[str, list[Place]] = defaultdict(list)
-    for shard in select.shards:
-        table = read_table(shard.files["parquet"], "selection", ["key", "reason"])
-        for key, reason in zip(table["key"].to_pylist(), table["reason"].to_pylist(), strict=True):
-            name = (reason or "").partition(":")[0]
-            if name and len(found[name]) < each:
-                found[name].append((shard.id, key))
-    return found
+def read_first_dropped(select: Artifact) -> dict[str, list[RowKey]]:
+    """Returns the first rows that each filter dropped."""
+    noted = storage.read_json(select.path(DROPPED))
+    return {name: [(item["shard"], item["key"]) for item in items] for name, items in noted.items()}
 
 
-def kept_examples(download: Artifact, select: Artifact, count: int) -> list[dict[str, Any]]:
-    """``count`` kept rows, evenly spread over the set."""
+def collect_kept_examples(download: Artifact, select: Artifact, count: int) -> list[dict[str, Any]]:
+    """Returns ``count`` kept rows, evenly spread over the data set."""
     step = max(1, select.manifest.counters["kept"] // count) if count else 1
-    places: list[Place] = []
+    places: list[RowKey] = []
     seen = 0
     for shard in select.shards:
         table = read_table(shard.files["parquet"], "selection", ["key", "keep"])
@@ -103,11 +94,11 @@ def kept_examples(download: Artifact, select: Artifact, count: int) -> list[dict
         first = -seen % step
         places += [(shard.id, key) for key in kept.to_pylist()[first::step]]
         seen += len(kept)
-    return pictures_at(download, places[:count])
+    return load_examples(download, places[:count])
 
 
-def pictures_at(download: Artifact, places: Sequence[Place]) -> list[dict[str, Any]]:
-    """Caption, note and picture of each place, in order; what is forgotten by now is left out."""
+def load_examples(download: Artifact, places: Sequence[RowKey]) -> list[dict[str, Any]]:
+    """Returns caption, note and image of each row, in order, without rows that were forgotten since."""
     shards = {shard.id: shard for shard in download.shards}
     wanted: dict[int, list[str]] = defaultdict(list)
     for shard, key in places:
@@ -119,11 +110,11 @@ def pictures_at(download: Artifact, places: Sequence[Place]) -> list[dict[str, A
         table = read_table(files["parquet"], "download", ["key", "url", "caption", "error_message"])
         found = table.filter(pa.compute.is_in(table["key"], pa.array(keys, pa.string()))).to_pylist()
         rows |= {row["key"]: row for row in found}
-        images |= read_members(files["tar"], keys)
+        images |= read_tar_images(files["tar"], keys)
     items = []
     for _, key in places:
         row, data = rows[key], images.get(key)
         if row["error_message"] != FORGOTTEN:
-            src = thumbnail_url(data) if data else None
+            src = encode_thumbnail_url(data) if data else None
             items.append({"caption": row["caption"], "note": row["error_message"] or row["url"], "src": src})
     return items

@@ -1,7 +1,7 @@
 "use strict";
-// The theme: the system's, until the button says otherwise. Charts follow it.
+// The theme follows the system until the button is used; charts follow the theme.
 const root = document.documentElement, narrow = matchMedia("(max-width: 480px)");
-function draw() {
+function drawCharts() {
   const style = getComputedStyle(root);
   const text = style.getPropertyValue("--text").trim(), line = style.getPropertyValue("--line").trim();
   for (const node of document.querySelectorAll("[data-chart]")) {
@@ -10,22 +10,22 @@ function draw() {
     for (const name of ["xaxis", "xaxis2", "yaxis", "yaxis2"]) {
       if (layout[name]) layout[name] = { ...layout[name], gridcolor: line, zerolinecolor: line, linecolor: line };
     }
-    // A finger that scrolls the page must not zoom into a chart.
+    // Scrolling by touch must not zoom into a chart.
     layout.dragmode = matchMedia("(pointer: coarse)").matches ? false : "zoom";
     if (narrow.matches) { layout.margin = { ...layout.margin, l: 44, r: 8 }; layout.font.size = 11; }
-    Plotly.react(node, figure.data, layout, { responsive: true, displaylogo: false, displayModeBar: narrow.matches ? false : "hover" });
+    Plotly.react(node, figure.data, layout, { responsive: true, displayModeBar: false });
   }
 }
-function theme(name) { root.dataset.theme = name; draw(); }
+function theme(name) { root.dataset.theme = name; drawCharts(); }
 const dark = matchMedia("(prefers-color-scheme: dark)");
 theme(dark.matches ? "dark" : "light");
 dark.addEventListener("change", (event) => theme(event.matches ? "dark" : "light"));
 document.getElementById("theme").addEventListener("click", () => theme(root.dataset.theme === "dark" ? "light" : "dark"));
 
-// What is wider than the screen shows its middle first.
+// Content wider than the screen starts at its middle.
 for (const box of document.querySelectorAll(".centre")) box.scrollLeft = (box.scrollWidth - box.clientWidth) / 2;
 
-// A click on a column's head sorts by it: numbers as numbers, a second click the other way.
+// A click on a table head sorts by that column, numbers numerically; a second click reverses.
 function sort(head) {
   const index = [...head.parentNode.children].indexOf(head), body = head.closest("table").tBodies[0];
   const up = head.getAttribute("aria-sort") !== "ascending";
@@ -40,17 +40,17 @@ function sort(head) {
   for (const row of [...body.rows].sort((a, b) => (up ? order(a, b) : order(b, a)))) body.append(row);
 }
 
-// A click on a picture shows it large; the arrow keys go on to its neighbours.
-const zoom = document.getElementById("zoom"), pictures = [...document.querySelectorAll("[data-zoom]")];
+// A click on an image enlarges it; the arrow keys go to its neighbours.
+const zoom = document.getElementById("zoom"), images = [...document.querySelectorAll("[data-zoom]")];
 let shown = 0;
 function show(number) {
-  shown = (number + pictures.length) % pictures.length;
-  const picture = pictures[shown], said = picture.closest("figure")?.querySelector("figcaption small")?.textContent;
+  shown = (number + images.length) % images.length;
+  const image = images[shown], note = image.closest("figure")?.querySelector("figcaption small")?.textContent;
   const large = zoom.querySelector("img");
-  large.src = picture.src;
-  large.alt = picture.alt;
-  large.classList.toggle("wide", picture.naturalWidth > picture.naturalHeight);
-  zoom.querySelector("p").textContent = [picture.alt, picture.dataset.note ?? said].filter(Boolean).join(" · ");
+  large.src = image.src;
+  large.alt = image.alt;
+  large.classList.toggle("wide", image.naturalWidth > image.naturalHeight);
+  zoom.querySelector("p").textContent = [image.alt, image.dataset.note ?? note].filter(Boolean).join(" · ");
   if (!zoom.open) zoom.showModal();
 }
 zoom.addEventListener("click", (event) => { if (event.target.tagName !== "P") zoom.close(); });
@@ -60,10 +60,10 @@ zoom.addEventListener("keydown", (event) => {
 });
 function act(target) {
   if (target.matches("th")) sort(target);
-  else if (target.matches("[data-zoom]")) show(pictures.indexOf(target));
+  else if (target.matches("[data-zoom]")) show(images.indexOf(target));
 }
 document.querySelector("main").addEventListener("click", (event) => act(event.target));
 document.querySelector("main").addEventListener("keydown", (event) => {
   if (event.key === "Enter" || event.key === " ") { if (event.target.matches("th, [data-zoom]")) event.preventDefault(); act(event.target); }
 });
-document.getElementById("only-wrong")?.addEventListener("change", (event) => document.getElementById("judged").classList.toggle("only", event.target.checked));
+document.getElementById("only-wrong")?.addEventListener("change", (event) => document.getElementById("evaluated").classList.toggle("only", event.target.checked));

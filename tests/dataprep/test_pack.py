@@ -1,24 +1,34 @@
 from __future__ import annotations
 
 import io
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from picture_fakes import encoded, picture
 from PIL import Image
 from pydantic import ValidationError
 
-from dataprep.decode import read_shard_rgb, resize_square
-from dataprep.download import DownloadConfig, download_shard
-from dataprep.fetch import FetchConfig
-from dataprep.pack import ENCODING_KEY, PackConfig, pack_shard
-from dataprep.schema import UserError, read_table, write_table
+from dataprep.download.config import DownloadConfig, FetchConfig
+from dataprep.download.shard import download_shard
+from dataprep.images.decode import read_shard_rgb
+from dataprep.images.pixel_encodings import PIXEL_ENCODINGS, PixelEncoding
+from dataprep.images.resize import resize_square
+from dataprep.io.errors import UserError
+from dataprep.io.pack_format import ENCODING_KEY
+from dataprep.io.parquet import read_table, write_table
+from dataprep.pack import pack_shard
+from dataprep.pack_config import PackConfig
+from tests.helpers.images import encoded, picture
+from tests.helpers.web import Web
+from train.loader.reader import read_pixel_encoding
+from train.loader.row_group import decode_pixels
 
 
 @pytest.fixture
-def shard(web, tmp_path):
+def shard(web: Web, tmp_path: Path) -> tuple[Path, Path]:
     urls = [web.put(f"/{index}.png", encoded(picture(index, 120, 90))) for index in range(4)] + [web.url("/gone")]
     captions = [f"caption {index}" for index in range(5)]
     write_table(pa.table({"url": urls, "caption": captions}), tmp_path / "l.parquet", "listing")
@@ -27,17 +37,17 @@ def shard(web, tmp_path):
     return tmp_path / "00000.tar", tmp_path / "00000.parquet"
 
 
-def selection(path, keys, keep, splits):
+def selection(path: Path, keys: list[str], keep: list[bool], splits: Any) -> Path:
     columns = {"key": keys, "keep": keep, "reason": [None if k else "x: y" for k in keep], "split": splits}
     write_table(pa.table(columns), path, "selection")
     return path
 
 
-def pixels(data, encoding):
+def pixels(data: bytes, encoding: str) -> np.ndarray:
     return np.asarray(Image.open(io.BytesIO(data))) if encoding != "raw" else np.frombuffer(data, np.uint8)
 
 
-def test_selected_rows_in_every_resolution(shard, tmp_path):
+def test_selected_rows_in_every_resolution(shard: tuple[Path, Path], tmp_path: Path) -> None:
     keys = read_table(shard[1], "download")["key"].to_pylist()
     splits = ["train", None, "validation", "train", None]
     chosen = selection(tmp_path / "s.parquet", keys, [bool(split) for split in splits], splits)
@@ -46,6 +56,7 @@ def test_selected_rows_in_every_resolution(shard, tmp_path):
     table = read_table(tmp_path / "p.parquet", "pack")
     assert table["key"].to_pylist() == [keys[0], keys[3], keys[2]]  # validation comes last
     assert table["caption"].to_pylist() == ["caption 0", "caption 3", "caption 2"]
+    assert table["captions"].to_pylist() == [["caption 0"], ["caption 3"], ["caption 2"]]
     assert table["split"].to_pylist() == ["train", "train", "validation"]
     fetched = {row["key"]: row for row in read_table(shard[1], "download").to_pylist()}
     sides = [min(fetched[key]["original_width"], fetched[key]["original_height"]) for key in table["key"].to_pylist()]
@@ -60,19 +71,19 @@ def test_selected_rows_in_every_resolution(shard, tmp_path):
     assert pq.ParquetFile(tmp_path / "p.parquet").num_row_groups == 2  # of one split each
 
 
-def test_without_a_selection_every_image_is_packed(shard, tmp_path):
+def test_without_a_selection_every_image_is_packed(shard: tuple[Path, Path], tmp_path: Path) -> None:
     assert pack_shard(*shard, None, tmp_path / "p.parquet", PackConfig(resolutions=(8,)))["rows"] == 4
     assert set(read_table(tmp_path / "p.parquet", "pack")["split"].to_pylist()) == {"train"}
 
 
-def test_an_empty_selection_gives_an_empty_shard(shard, tmp_path):
+def test_an_empty_selection_gives_an_empty_shard(shard: tuple[Path, Path], tmp_path: Path) -> None:
     keys = read_table(shard[1], "download")["key"].to_pylist()
     chosen = selection(tmp_path / "s.parquet", keys, [False] * 5, pa.nulls(5, pa.string()))
     assert pack_shard(*shard, chosen, tmp_path / "p.parquet", PackConfig()) == {"rows": 0, "validation": 0}
     assert read_table(tmp_path / "p.parquet", "pack").num_rows == 0
 
 
-def test_several_captions(web, tmp_path):
+def test_several_captions(web: Web, tmp_path: Path) -> None:
     urls = [web.put(f"/{index}.png", encoded(picture(index, 40, 40))) for index in range(2)]
     columns = {"url": urls, "caption": ["one", "two"], "alt": ["1", None], "title": ["i", "ii"]}
     write_table(pa.table(columns), tmp_path / "l.parquet", "listing")
@@ -87,7 +98,7 @@ def test_several_captions(web, tmp_path):
 
 
 @pytest.mark.parametrize("compression", ["none", "lz4", "zstd"])
-def test_compression_is_of_raw_pixels_alone(shard, tmp_path, compression):
+def test_compression_applies_to_raw_pixels_only(shard: tuple[Path, Path], tmp_path: Path, compression: Any) -> None:
     config = PackConfig(resolutions=(16, 80), compression=compression)
     pack_shard(*shard, None, tmp_path / "p.parquet", config)
     group = pq.read_metadata(tmp_path / "p.parquet").row_group(0)
@@ -97,7 +108,7 @@ def test_compression_is_of_raw_pixels_alone(shard, tmp_path, compression):
     assert "RLE_DICTIONARY" not in found["pixels_16"].encodings and not found["pixels_16"].is_stats_set
 
 
-def test_jpeg_and_rerun(shard, tmp_path):
+def test_jpeg_and_rerun(shard: tuple[Path, Path], tmp_path: Path) -> None:
     config = PackConfig(resolutions=(80,), encoding="jpeg", raw_up_to=0)
     for name in ("a", "b"):
         pack_shard(*shard, None, tmp_path / name, config)
@@ -107,7 +118,25 @@ def test_jpeg_and_rerun(shard, tmp_path):
     assert pixels(table["pixels_80"][0].as_py(), "jpeg").shape == (80, 80, 3)
 
 
-def test_a_selection_of_another_shard_is_refused(shard, tmp_path):
+def test_a_new_encoding_is_a_choice_of_the_config_and_is_read_back(
+    shard: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(ValidationError, match="'bmp' is unknown; take one of png, jpeg"):
+        PackConfig(encoding="bmp")
+    monkeypatch.setitem(PIXEL_ENCODINGS, "bmp", PixelEncoding(lambda config: [], lossless=True))
+    columns = []
+    for encoding in ("png", "bmp"):
+        path = tmp_path / encoding
+        pack_shard(*shard, None, path, PackConfig(resolutions=(80,), encoding=encoding, raw_up_to=0))
+        stored = read_pixel_encoding(str(path), pq.read_schema(path), "pixels_80")
+        assert stored.encoding == encoding
+        columns.append(
+            [decode_pixels(data, encoding, (80, 80)) for data in pq.read_table(path)["pixels_80"].to_pylist()]
+        )
+    np.testing.assert_array_equal(columns[0], columns[1])
+
+
+def test_a_selection_of_another_shard_is_refused(shard: tuple[Path, Path], tmp_path: Path) -> None:
     chosen = selection(tmp_path / "s.parquet", ["x"], [True], ["train"])
     with pytest.raises(ValueError, match="select again"):
         pack_shard(*shard, chosen, tmp_path / "p.parquet", PackConfig())
@@ -115,11 +144,3 @@ def test_a_selection_of_another_shard_is_refused(shard, tmp_path):
     chosen = selection(tmp_path / "s.parquet", keys, [True] * 5, ["train"] * 5)  # the last has no image
     with pytest.raises(ValueError, match="4 of 5 selected images"):
         pack_shard(*shard, chosen, tmp_path / "p.parquet", PackConfig())
-
-
-def test_config_errors():
-    with pytest.raises(ValidationError, match="stands twice"):
-        PackConfig(resolutions=(16, 16))
-    with pytest.raises(ValidationError):
-        PackConfig(resolutions=())
-    assert PackConfig.model_validate({"resolutions": [8, 32]}).resolutions == (8, 32)  # as YAML gives it

@@ -8,12 +8,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from dataprep.schema import UserError
-from pipeline.cli import main
-from pipeline.config import load_config
-from pipeline.steps.data import listing_sources
+from dataprep.io.errors import UserError
+from pipeline.cli.main import main
+from pipeline.config_loading import load_config
+from pipeline.stages.listing import list_sources
+from tests.helpers.paths import ROOT
 
-LAION = str(Path(__file__).resolve().parents[2] / "configs" / "laion.yaml")
+LAION = str(ROOT / "configs" / "laion.yaml")
 COLUMNS = {"URL": ["http://a.example/1.jpg"], "TEXT": ["a red bicycle"], "WIDTH": [800], "HEIGHT": [600]}
 SCORES = {"similarity": [0.3], "punsafe": [0.1], "pwatermark": [0.1], "aesthetic": [6.0], "NSFW": ["UNLIKELY"]}
 
@@ -48,14 +49,14 @@ def test_a_column_that_the_list_lacks_is_named_before_any_work(
     path = small_list(tmp_path, *([column] if column else []))
     config = load_config(LAION, [f"listing.path={path}", *overrides])
     with pytest.raises(UserError) as caught:
-        listing_sources(config)
+        list_sources(config)
     assert all(word in str(caught.value) for word in words), caught.value
 
 
 def test_what_a_stage_will_make_counts_as_there(tmp_path: Path) -> None:
     head = "score.heads.watermark={path: w.pt}"
     config = load_config(LAION, [f"listing.path={small_list(tmp_path, 'pwatermark')}", head])
-    assert listing_sources(config) == [str(tmp_path / "part.parquet")]
+    assert list_sources(config) == [str(tmp_path / "part.parquet")]
 
 
 def test_an_unknown_recipe_is_named_with_the_nearest() -> None:

@@ -1,4 +1,4 @@
-"""Settings of the training tests."""
+"""Fixtures of the training tests."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 
 @pytest.fixture(autouse=True, scope="session")
 def one_thread() -> Iterator[None]:
-    """Tiny tensors: more threads only wait for each other."""
+    """Sets one thread: for tiny tensors more threads are slower."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield

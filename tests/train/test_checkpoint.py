@@ -1,34 +1,34 @@
-"""Checkpoints: overlapped with training, pruned, refused where they belong to another run, whole or passed over."""
+"""Checkpoints: overlapped with training, pruned, refused if of another run, skipped if torn."""
 
 from __future__ import annotations
 
 import json
 import logging
+import shutil
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from train_fakes import ToyData, ToyTask, config, rows, run
 
-from dataprep import storage
-from dataprep.schema import UserError
+from dataprep.io import storage
+from dataprep.io.errors import UserError
+from tests.helpers.toys import ToyData, ToyTask, config, rows, run
 from train import checkpoint
 from train.loop import train
 
 
 @pytest.fixture(scope="module")
 def stopped(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run that was stopped at step 16, with checkpoints of 6 and 12."""
+    """A run killed at step 16, with checkpoints of steps 6 and 12."""
     folder = tmp_path_factory.mktemp("stopped")
     run(folder, 16)
     return folder
 
 
-def copy(folder: Path, to: Path) -> Path:
-    import shutil
-
+def copy_run(folder: Path, to: Path) -> Path:
     return Path(shutil.copytree(folder, to / "run"))
 
 
@@ -45,10 +45,10 @@ def copy(folder: Path, to: Path) -> Path:
         ("no marker", r"no commit.json"),
     ],
 )
-def test_the_checkpoint_before_a_bad_one_is_used_and_the_bad_one_named(
+def test_torn_checkpoints_are_logged_and_skipped(
     stopped: Path, tmp_path: Path, damage: str, why: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    folder = copy(stopped, tmp_path)
+    folder = copy_run(stopped, tmp_path)
     newest = folder / "checkpoints/step-00000012"
     share, state, marker = (newest / name for name in ("rank-00000.safetensors", "state.json", "commit.json"))
     data = share.read_bytes()
@@ -76,8 +76,8 @@ def test_the_checkpoint_before_a_bad_one_is_used_and_the_bad_one_named(
     assert f"step-00000012 is torn ({why})" in caplog.text
 
 
-def test_nothing_whole_means_a_start_from_nothing(stopped: Path, tmp_path: Path) -> None:
-    folder = copy(stopped, tmp_path)
+def test_without_a_whole_checkpoint_training_starts_over(stopped: Path, tmp_path: Path) -> None:
+    folder = copy_run(stopped, tmp_path)
     for marker in folder.glob("checkpoints/*/commit.json"):
         marker.unlink()
     result = run(folder)
@@ -92,9 +92,9 @@ def test_nothing_whole_means_a_start_from_nothing(stopped: Path, tmp_path: Path)
         ({"optimizer": "adafactor"}, "another config: optimizer was adamw, now it is adafactor"),
     ],
 )
-def test_another_config_is_refused(stopped: Path, tmp_path: Path, changes: dict, message: str) -> None:
+def test_another_config_is_refused(stopped: Path, tmp_path: Path, changes: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message):
-        run(copy(stopped, tmp_path), **changes)
+        run(copy_run(stopped, tmp_path), **changes)
 
 
 def test_another_seed_other_data_and_another_model_are_refused(stopped: Path, tmp_path: Path) -> None:
@@ -107,7 +107,7 @@ def test_another_seed_other_data_and_another_model_are_refused(stopped: Path, tm
             super().__init__()
             self.rows = 40
 
-    folder = str(copy(stopped, tmp_path))
+    folder = str(copy_run(stopped, tmp_path))
     with pytest.raises(UserError, match="seed was 0, now it is 1"):
         train(ToyTask(), config(), ToyData(), folder, 1)
     with pytest.raises(UserError, match="training samples was 50, now it is 40"):
@@ -116,34 +116,34 @@ def test_another_seed_other_data_and_another_model_are_refused(stopped: Path, tm
         train(Wider(), config(), ToyData(), folder, 0)
 
 
-def test_where_and_how_it_computes_may_differ(stopped: Path, tmp_path: Path) -> None:
-    folder = copy(stopped, tmp_path)
+def test_resumable_settings_may_differ(stopped: Path, tmp_path: Path) -> None:
+    folder = copy_run(stopped, tmp_path)
     result = run(folder, steps=24, zero_stage=3, offload="optimizer", accumulation=2, workers=0, log_every=2)
     assert result is not None and (result["resumed_from"], result["step"]) == (12, 24)
 
 
-def test_some_are_kept_for_good(tmp_path: Path) -> None:
+def test_every_nth_checkpoint_is_kept(tmp_path: Path) -> None:
     run(tmp_path, checkpoint_every=2, keep_last=2, keep_every=8)
     kept = sorted(int(path.name[5:]) for path in (tmp_path / "checkpoints").iterdir())
     assert kept == [8, 16, 18, 20]
 
 
-def test_training_goes_on_while_a_checkpoint_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_training_continues_while_a_checkpoint_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The write of step 6 waits until step 10 is logged: without overlap this would never end."""
-    logged, write = threading.Event(), checkpoint._write
+    logged, write = threading.Event(), checkpoint._write_tensors
     seen: list[tuple[str, int]] = []
 
-    def slow(*arguments):
+    def slow(*arguments: Any) -> dict[str, Any]:
         assert logged.wait(60)
         return write(*arguments)
 
-    def on_event(event: dict) -> None:
+    def on_event(event: dict[str, Any]) -> None:
         seen.append((event["kind"], event.get("step") or event["row"]["step"]))
         if seen[-1] == ("log", 10):
-            assert checkpoint.newest(str(tmp_path / "checkpoints")) is None
+            assert checkpoint.find_newest(str(tmp_path / "checkpoints")) is None
             logged.set()
 
-    monkeypatch.setattr(checkpoint, "_write", slow)
+    monkeypatch.setattr(checkpoint, "_write_tensors", slow)
     train(ToyTask(), config(log_every=2), ToyData(), str(tmp_path), 0, on_event=on_event)
     assert seen.index(("checkpoint", 6)) > seen.index(("log", 10))
     assert [step for kind, step in seen if kind == "checkpoint"] == [6, 12, 18, 20]
@@ -155,23 +155,23 @@ def test_training_goes_on_while_a_checkpoint_is_written(tmp_path: Path, monkeypa
 
 
 def test_training_waits_for_a_checkpoint_that_takes_too_long(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The write of step 6 ends only after step 9 is logged; three updates may run beside it, so step 10 is not."""
-    logged, write, beside = threading.Event(), checkpoint._write, list[int]()
+    """The write of step 6 ends only after step 9 is logged; three updates may overlap it, so step 10 is not."""
+    logged, write, beside = threading.Event(), checkpoint._write_tensors, list[int]()
     seen: list[int] = []
 
-    def slow(*arguments):
+    def slow(*arguments: Any) -> dict[str, Any]:
         assert logged.wait(60)
-        time.sleep(0.3)  # in which training would go on
+        time.sleep(0.3)  # time in which training could continue
         beside.append(seen[-1])
         return write(*arguments)
 
-    def on_event(event: dict) -> None:
+    def on_event(event: dict[str, Any]) -> None:
         if event["kind"] == "log":
             seen.append(event["row"]["step"])
         if event["kind"] == "log" and seen[-1] >= 9:
             logged.set()
 
-    monkeypatch.setattr(checkpoint, "_write", slow)
+    monkeypatch.setattr(checkpoint, "_write_tensors", slow)
     train(ToyTask(), config(log_every=1, overlap_save=3, steps=12), ToyData(), str(tmp_path), 0, on_event=on_event)
     assert beside[0] == 9 and seen[-1] == 12
 
@@ -180,18 +180,18 @@ def test_training_waits_for_a_checkpoint_that_takes_too_long(tmp_path: Path, mon
 def test_a_checkpoint_that_cannot_be_written_stops_the_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, overlap: int
 ) -> None:
-    def full(*_):
+    def full(*_: Any) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(checkpoint, "_write", full)
+    monkeypatch.setattr(checkpoint, "_write_tensors", full)
     with pytest.raises(RuntimeError, match=r"could not be written: rank 0: OSError: .*No space left"):
         run(tmp_path, overlap_save=overlap)
 
 
-def test_an_object_store_will_do(tmp_path: Path) -> None:
+def test_checkpoints_on_an_object_store(tmp_path: Path) -> None:
     folder = f"memory://{tmp_path.name}-store"
     run(folder, 16)
-    assert checkpoint.newest(f"{folder}/checkpoints") == f"{folder}/checkpoints/step-00000012"
+    assert checkpoint.find_newest(f"{folder}/checkpoints") == f"{folder}/checkpoints/step-00000012"
     result = run(folder)
     assert result is not None and result["resumed_from"] == 12
     assert storage.exists(f"{folder}/export/weights.safetensors")

@@ -1,4 +1,4 @@
-"""The engine: its state goes around, and what computes differently computes the same."""
+"""The engine: state round trips, and equal results of equivalent settings."""
 
 from __future__ import annotations
 
@@ -6,16 +6,19 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any, Literal
 
 import pytest
 import torch
 from torch import nn
 
-from dataprep.schema import UserError
+from dataprep.io.errors import UserError
+from tests.helpers.paths import ROOT
+from tests.helpers.unets import unet_config
 from train.config import TrainConfig
 from train.engine import Engine, enable_recompute
-from train.models.presets import unet_config
-from train.models.unet import UNet
+from train.models.base import Conditions
+from train.models.unet.unet import UNet
 
 
 class Net(nn.Module):
@@ -42,12 +45,12 @@ class Net(nn.Module):
     ],
     ids=str,
 )
-def test_state_goes_around(settings: dict) -> None:
-    """A state put into a fresh engine is read back bit by bit, buffers too, and the next update is the same."""
+def test_state_round_trip(settings: dict[str, Any]) -> None:
+    """State loaded into a fresh engine reads back bit by bit, buffers too, and the next updates are equal."""
     config = TrainConfig(batch_size=2, **settings)
     torch.manual_seed(1)
     source = Engine(Net(), config)
-    source.module.seen.fill_(5)
+    source.module.get_buffer("seen").fill_(5)
     for _ in range(3):
         source.backward(source(torch.randn(2, 4)).square().mean())
         source.step(0.01)
@@ -71,7 +74,7 @@ def test_state_goes_around(settings: dict) -> None:
 
 
 @pytest.mark.parametrize("stage", [0, 2, 3])
-def test_recomputed_blocks_give_the_same_gradients(stage: int) -> None:
+def test_recomputed_blocks_give_the_same_gradients(stage: Literal[0, 2, 3]) -> None:
     """Two updates of a U-Net with dropout, with and without activation checkpointing."""
     weights = []
     for recompute in (False, True):
@@ -80,7 +83,8 @@ def test_recomputed_blocks_give_the_same_gradients(stage: int) -> None:
         engine = Engine(net, TrainConfig(batch_size=2, zero_stage=stage, activation_checkpointing=recompute))
         for update in range(2):
             torch.manual_seed(update)
-            inputs = torch.randn(2, 3, 16, 16), torch.zeros(2), torch.randn(2, 4, 8), torch.ones(2, 4).bool()
+            x, level = torch.randn(2, 3, 16, 16), torch.zeros(2)
+            inputs = x, level, Conditions(torch.randn(2, 4, 8), torch.ones(2, 4).bool())
             engine.backward(engine(*inputs).square().mean() + engine(*inputs).mean())
             engine.step(0.01)
         weights.append(engine.weights("weight"))
@@ -100,12 +104,11 @@ def test_a_model_without_blocks_cannot_recompute() -> None:
         enable_recompute(nn.Linear(2, 2))
 
 
-def test_it_trains_on_a_machine_without_a_compiler(tmp_path: Path) -> None:
-    """PATH leads nowhere, so nothing can be built just in time; a fresh home, so that nothing was built before."""
-    script = "from train_fakes import run; print(run('out', zero_stage=2)['step'])"
+def test_training_needs_no_compiler(tmp_path: Path) -> None:
+    """An empty PATH prevents just-in-time builds, a fresh home cached ones."""
+    script = "from tests.helpers.toys import run; print(run('out', zero_stage=2)['step'])"
     env = {key: value for key, value in os.environ.items() if key not in ("CC", "CXX", "TORCH_EXTENSIONS_DIR")}
-    here = Path(__file__).parent
-    env |= {"PATH": str(tmp_path / "nothing"), "HOME": str(tmp_path), "PYTHONPATH": f"{here.parents[1]}:{here}"}
+    env |= {"PATH": str(tmp_path / "nothing"), "HOME": str(tmp_path), "PYTHONPATH": str(ROOT)}
     done = subprocess.run(
         [sys.executable, "-c", script], cwd=tmp_path, env=env, capture_output=True, text=True, check=False
     )
@@ -115,7 +118,7 @@ def test_it_trains_on_a_machine_without_a_compiler(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow  # the first compilation takes its time
-def test_a_compiled_model_learns_the_same() -> None:
+def test_a_compiled_model_trains_the_same() -> None:
     weights = []
     for compiled in (False, True):
         torch.manual_seed(0)
@@ -130,13 +133,13 @@ def test_a_compiled_model_learns_the_same() -> None:
 
 
 @pytest.mark.parametrize("raw", [{}, {"wall_clock_breakdown": False}], ids=["torch", "deepspeed"])
-def test_bf16_without_zero_computes_in_bf16_as_it_would_on_a_gpu(raw: dict, monkeypatch: pytest.MonkeyPatch) -> None:
-    """DeepSpeed asks whether autocast is on for CUDA, and where it is, turns it off: on a CPU that would not show."""
+def test_bf16_without_zero_computes_in_bf16(raw: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    """DeepSpeed disables autocast that is on for CUDA; make it see the CPU's, or this test could not fail."""
     asked = torch.is_autocast_enabled
     monkeypatch.setattr(torch, "is_autocast_enabled", lambda kind="cpu": asked(kind))
     engine = Engine(Net(), TrainConfig(batch_size=2, zero_stage=0, precision="bf16", deepspeed=raw))
-    seen = []
-    engine.module.first.register_forward_hook(lambda module, given, out: seen.append(out.dtype))
+    first, seen = engine.module.get_submodule("first"), list[torch.dtype]()
+    first.register_forward_hook(lambda module, given, out: seen.append(out.dtype))
     assert engine(torch.randn(2, 4)).dtype == torch.float32
     assert seen == [torch.bfloat16]
-    assert engine.module.first.weight.dtype == torch.float32
+    assert next(first.parameters()).dtype == torch.float32

@@ -1,4 +1,4 @@
-"""The loop on one rank: resume, torn checkpoints, the guard, the log, the export."""
+"""The loop on one rank: resume, skipped updates, log, export."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
-from train_fakes import ToyData, ToyTask, config, rows, run
 
-from dataprep.schema import UserError
-from dataprep.storage import read_json_lines
+from dataprep.io.errors import UserError
+from dataprep.io.storage import read_json_lines
+from tests.helpers.toys import ToyData, ToyTask, config, rows, run
 from train import checkpoint
-from train.guards import NonFiniteError
 from train.loop import train
+from train.watchdog import NonFiniteError
 
 
 @pytest.fixture(scope="module")
@@ -28,7 +28,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_log_has_a_row_a_window_and_validation_at_the_end(whole: Path) -> None:
+def test_log_has_a_row_per_window_and_validation_at_the_end(whole: Path) -> None:
     log = rows(whole)
     assert [row["step"] for row in log] == [4, 8, 12, 16, 20]
     assert "validation_loss" in log[-1] and "validation_loss" not in log[0]
@@ -45,7 +45,7 @@ def test_resumed_run_logs_the_same(whole: Path, tmp_path: Path, stop: int) -> No
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
 
 
-def test_finished_run_does_nothing_again(whole: Path) -> None:
+def test_finished_run_does_nothing(whole: Path) -> None:
     before = (whole / "log.jsonl").read_bytes()
     result = run(whole)
     assert result is not None and result["resumed_from"] == 20
@@ -73,17 +73,17 @@ def test_keeps_the_last_and_marks_hashes(whole: Path) -> None:
 
 
 def test_no_checkpoint_yet(tmp_path: Path) -> None:
-    assert checkpoint.newest(str(tmp_path / "none")) is None
+    assert checkpoint.find_newest(str(tmp_path / "none")) is None
 
 
-def test_accumulation_and_threads_change_nothing_but_rounding(whole: Path, tmp_path: Path) -> None:
+def test_accumulation_and_threads_change_only_rounding(whole: Path, tmp_path: Path) -> None:
     run(tmp_path, accumulation=4, workers=0)
     for ours, theirs in zip(rows(tmp_path), rows(whole), strict=True):
         assert ours["loss"] == pytest.approx(theirs["loss"], rel=1e-5)
         assert ours["grad_norm"] == pytest.approx(theirs["grad_norm"], rel=1e-4)
 
 
-def test_validation_is_in_pieces_as_training_is(whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_validation_uses_micro_batches_too(whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A validation batch in one piece would need accumulation times the memory of training."""
     sizes, loss = set(), ToyTask.loss
 
@@ -100,8 +100,8 @@ def test_validation_is_in_pieces_as_training_is(whole: Path, tmp_path: Path, mon
 @pytest.mark.parametrize(
     "changes", [{}, {"accumulation": 2}, {"precision": "bf16"}, {"optimizer": "adafactor"}], ids=str
 )
-def test_one_rank_without_zero_is_what_deepspeed_would_do(tmp_path: Path, changes: dict) -> None:
-    """A raw key brings DeepSpeed in, and changes nothing."""
+def test_one_rank_without_zero_equals_deepspeed(tmp_path: Path, changes: dict[str, Any]) -> None:
+    """A raw key enables DeepSpeed, which changes nothing."""
     for name, raw in (("torch", {}), ("deepspeed", {"wall_clock_breakdown": False})):
         run(tmp_path / name, deepspeed=raw, **changes)
     assert rows(tmp_path / "torch") == rows(tmp_path / "deepspeed")
@@ -129,7 +129,7 @@ def test_non_finite_steps_are_skipped_then_stop_the_run(tmp_path: Path, stage: i
         train(ToyTask(), config(max_skipped=3, zero_stage=stage), ToyData(poison=tuple(range(50))), str(tmp_path), 0)
 
 
-def test_one_bad_sample_is_survived(tmp_path: Path) -> None:
+def test_training_survives_one_bad_sample(tmp_path: Path) -> None:
     result = train(ToyTask(), config(), ToyData(poison=(7,)), str(tmp_path), 0)
     # Position p of the stream is row order[p]: each epoch of 50 meets row 7 once, 160 samples thrice or four times.
     assert result["skipped"] in (3, 4)
@@ -141,9 +141,9 @@ def test_one_bad_sample_is_survived(tmp_path: Path) -> None:
 def test_events_come_in_order(tmp_path: Path) -> None:
     seen: list[tuple[str, int]] = []
 
-    def on_event(event: dict) -> None:
+    def on_event(event: dict[str, Any]) -> None:
         if event["kind"] == "checkpoint":
-            assert checkpoint.torn(event["path"]) is None
+            assert checkpoint.find_damage(event["path"]) is None
         seen.append((event["kind"], event.get("step") or event["row"]["step"]))
 
     train(ToyTask(), config(steps=8, overlap_save=0), ToyData(), str(tmp_path), 0, on_event=on_event)

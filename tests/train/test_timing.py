@@ -1,4 +1,4 @@
-"""The clock of an update, and what MFU is made of."""
+"""Timing of updates, memory and peak TFLOP/s."""
 
 from __future__ import annotations
 
@@ -10,22 +10,22 @@ import torch
 from train.timing import PARTS, Stopwatch, peak_memory_mb, peak_tflops
 
 
-def test_parts_add_up_and_start_again() -> None:
+def test_parts_add_up_and_reset() -> None:
     clock = Stopwatch(torch.device("cpu"))
     for _ in range(2):
         with clock.part("forward"):
             time.sleep(0.01)
-    row = clock.window(2)
+    row = clock.collect_ms(2)
     assert set(row) == {f"{part}_ms" for part in PARTS}
     assert row["forward_ms"] >= 10 and row["data_ms"] == 0
-    assert set(clock.window(1).values()) == {0.0}
+    assert set(clock.collect_ms(1).values()) == {0.0}
 
 
-def test_memory_is_told_in_megabytes() -> None:
+def test_memory_is_in_megabytes() -> None:
     assert 50 < peak_memory_mb(torch.device("cpu")) < 1e6
 
 
-def test_peak_is_known_by_the_devices_name(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_peak_is_found_by_device_name(monkeypatch: pytest.MonkeyPatch) -> None:
     assert peak_tflops(torch.device("cpu"), None) is None and peak_tflops(torch.device("cpu"), 5.0) == 5.0
     for name, peak in (("NVIDIA H200", 989.0), ("NVIDIA A100-SXM4-80GB", 312.0), ("Other", None)):
         monkeypatch.setattr(torch.cuda, "get_device_name", lambda _, name=name: name)

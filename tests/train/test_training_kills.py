@@ -1,4 +1,4 @@
-"""SIGKILL at every point of an update and of a save, to either rank and to the driver: nothing is lost or doubled."""
+"""SIGKILL at every point of an update and of a save, to either rank and the driver: no step is lost or duplicated."""
 
 from __future__ import annotations
 
@@ -13,23 +13,31 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
-from train_fakes import ToyData, rows
 
-HERE = Path(__file__).parent
+from tests.helpers.paths import ROOT
+from tests.helpers.toys import ToyData, rows
+
 POINTS = ("data", "forward", "backward", "optimizer", "in save", "before marker", "after marker")
 EVERY = 4  # steps between checkpoints
 
 
-def go(folder: Path, plan: list[list[Any]], steps: int, **changes: Any) -> None:
+def run_killed(folder: Path, plan: list[list[Any]], steps: int, **changes: Any) -> None:
     changes = {"steps": steps, "checkpoint_every": EVERY, "zero_stage": 2} | changes
-    env = os.environ | {"PYTHONPATH": f"{HERE.parents[1]}:{HERE}"}
-    words = [sys.executable, str(HERE / "kill_group.py"), str(folder), json.dumps(changes), json.dumps(plan)]
+    env = os.environ | {"PYTHONPATH": str(ROOT)}
+    words = [
+        sys.executable,
+        "-m",
+        "tests.helpers.kill_group",
+        str(folder),
+        json.dumps(changes),
+        json.dumps(plan),
+    ]
     done = subprocess.run(words, env=env, capture_output=True, text=True, timeout=400, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
 
 
-def check(folder: Path, plan: list[list[Any]], steps: int, most: int) -> int:
-    """The broken run ends like the whole one; the same samples at each step; gives the repeated steps."""
+def check_run(folder: Path, plan: list[list[Any]], steps: int, most: int) -> int:
+    """Checks that the killed run equals the whole one, with the same samples per step; returns the repeated steps."""
     killed, whole = folder / "killed", folder / "whole"
     assert len(list((killed / "kills").iterdir())) == len(plan)
     assert rows(killed / "run") == rows(whole / "run")
@@ -49,19 +57,19 @@ def check(folder: Path, plan: list[list[Any]], steps: int, most: int) -> int:
 def test_a_kill_at_every_point(tmp_path: Path) -> None:
     victims = ("rank0", "rank1", "driver")
     plan = [[point, victims[at % 3], 3 * at + 2] for at, point in enumerate(POINTS)]
-    go(tmp_path, plan, 28, overlap_save=0)
-    assert check(tmp_path, plan, 28, EVERY) > 0
+    run_killed(tmp_path, plan, 28, overlap_save=0)
+    assert check_run(tmp_path, plan, 28, EVERY) > 0
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("overlap", [0, 2, 100])
 def test_every_victim_at_every_point(tmp_path: Path, overlap: int) -> None:
-    """21 kills in one run. With overlap, steps that ran beside an unfinished save may be repeated too."""
+    """21 kills in one run. With overlap, steps during an unfinished save may be repeated too."""
     victims = ("rank0", "driver", "rank1")
     plan = [[point, victim, 0] for victim in victims for point in POINTS]
     plan = [[point, victim, 3 * at + 2] for at, (point, victim, _) in enumerate(plan)]
-    go(tmp_path, plan, 72, overlap_save=overlap)
-    most = EVERY + min(overlap, EVERY)  # the next save waits for the one before
-    repeated = check(tmp_path, plan, 72, most)
+    run_killed(tmp_path, plan, 72, overlap_save=overlap)
+    most = EVERY + min(overlap, EVERY)  # the next save waits for the previous one
+    repeated = check_run(tmp_path, plan, 72, most)
     print(f"overlap_save={overlap}: {len(plan)} kills, repeated steps: {repeated} of 72")
     assert repeated > 0

@@ -6,42 +6,42 @@ Images are (B, C, H, W), float; clean images lie in [-1, 1].
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from train.diffusion.schedules import Prediction, x0_from
+from train.diffusion.config import Prediction, Threshold
+from train.diffusion.schedules import x0_from_output
 
-Threshold = Literal["none", "static", "dynamic"]
 # (noisy image (B, C, H, W), log-SNR (B,)) -> predicted clean image (B, C, H, W)
-Denoiser = Callable[[Tensor, Tensor], Tensor]
+PredictX0 = Callable[[Tensor, Tensor], Tensor]
 
 
-class Interval(NamedTuple):
-    """Log-SNRs between which guidance is on, ends included."""
+class LogSnrInterval(NamedTuple):
+    """Log-SNRs between which guidance is on, both ends included."""
 
     low: float = -float("inf")
     high: float = float("inf")
 
 
-ALWAYS = Interval()
+ALL_LEVELS = LogSnrInterval()
 
 
-def guide(conditional: Tensor, unconditional: Tensor, scale: float) -> Tensor:
-    """w * conditional + (1 - w) * unconditional (equation 2); the same in eps, x_0 and v, since all are linear."""
+def apply_guidance(conditional: Tensor, unconditional: Tensor, scale: float) -> Tensor:
+    """Returns w * conditional + (1 - w) * unconditional (equation 2); the same for eps, x_0 and v: all are linear."""
     return unconditional + scale * (conditional - unconditional)
 
 
-def rescale(guided_BCHW: Tensor, conditional_BCHW: Tensor, share: float) -> Tensor:
-    """Brings a guided output's standard deviation back to the conditional one's (Lin et al. 2024, equations 15, 16).
+def rescale_guidance(guided_BCHW: Tensor, conditional_BCHW: Tensor, share: float) -> Tensor:
+    """Rescales a guided output to the conditional one's standard deviation (Lin et al. 2024, equations 15 and 16).
 
-    Guidance widens it, which shows as over-exposed colours. ``share`` in [0, 1] is how much of that is taken back.
+    Guidance increases it, which over-exposes colours. ``share`` in [0, 1] is how much of the increase to undo.
     """
     if share == 0:
         return guided_BCHW
-    wanted, found = (x.std(dim=(1, 2, 3), keepdim=True) for x in (conditional_BCHW, guided_BCHW))
-    return guided_BCHW * (1 + share * (wanted / found.clamp(min=1e-8) - 1))
+    target, actual = (x.std(dim=(1, 2, 3), keepdim=True) for x in (conditional_BCHW, guided_BCHW))
+    return guided_BCHW * (1 + share * (target / actual.clamp(min=1e-8) - 1))
 
 
 def static_threshold(x0_BCHW: Tensor) -> Tensor:
@@ -57,7 +57,7 @@ def dynamic_threshold(x0_BCHW: Tensor, percentile: float = 0.995) -> Tensor:
 
 
 def apply_threshold(x0_BCHW: Tensor, kind: Threshold, percentile: float = 0.995) -> Tensor:
-    """Thresholds by name; ValueError for an unknown one."""
+    """Applies a threshold by name; raises ValueError for an unknown one."""
     if kind == "none":
         return x0_BCHW
     if kind == "static":
@@ -73,26 +73,26 @@ def guided_denoiser(
     scale: float,
     threshold: Threshold = "dynamic",
     percentile: float = 0.995,
-    interval: Interval = ALWAYS,
-    rescaled: float = 0.0,
-) -> Denoiser:
-    """A denoiser for the samplers out of a network.
+    interval: LogSnrInterval = ALL_LEVELS,
+    rescale: float = 0.0,
+) -> PredictX0:
+    """Builds the denoiser for the samplers from a network.
 
-    ``model(x, log_snr, keep_B)`` predicts with the caption where ``keep_B`` is True, and where it is False without it,
-    or with a negative prompt, which is the caller's to put there. It is called once a step: on 2B rows, the first half
-    with the caption; or on B rows where ``scale`` is 1 or the noise level, which all rows of a call share, is outside
-    of ``interval`` (Kynkaanniemi et al. 2024). ``rescaled`` is the share of `rescale`.
+    ``model(x, log_snr, keep_B)`` predicts with the caption where ``keep_B`` is True; where it is False, without it or
+    with a negative prompt, which the caller substitutes. It is called once per step: on 2B rows, the first half with
+    the caption; or on B rows where ``scale`` is 1 or the noise level, the same for all rows, is outside ``interval``
+    (Kynkaanniemi et al. 2024). ``rescale`` is the share for `rescale_guidance`.
     """
 
-    def denoise(x_BCHW: Tensor, log_snr_B: Tensor) -> Tensor:
+    def predict_x0(x_BCHW: Tensor, log_snr_B: Tensor) -> Tensor:
         batch = x_BCHW.shape[0]
         if scale == 1 or not interval.low <= float(log_snr_B[0]) <= interval.high:
             output = model(x_BCHW, log_snr_B, torch.ones(batch, dtype=torch.bool, device=x_BCHW.device)).float()
         else:
             keep = torch.arange(2 * batch, device=x_BCHW.device) < batch
             both = model(torch.cat([x_BCHW, x_BCHW]), torch.cat([log_snr_B, log_snr_B]), keep).float()
-            output = rescale(guide(both[:batch], both[batch:], scale), both[:batch], rescaled)
-        x0_BCHW = x0_from(prediction, output, x_BCHW, log_snr_B)
+            output = rescale_guidance(apply_guidance(both[:batch], both[batch:], scale), both[:batch], rescale)
+        x0_BCHW = x0_from_output(prediction, output, x_BCHW, log_snr_B)
         return apply_threshold(x0_BCHW, threshold, percentile)
 
-    return denoise
+    return predict_x0

@@ -1,4 +1,4 @@
-"""Noise that is a function of the sample, not of the batch it is in."""
+"""Noise as a function of the sample, independent of its batch."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ MASK64 = (1 << 64) - 1
 
 
 def noise_seed(*parts: int) -> int:
-    """One 63-bit seed out of several whole numbers, order counted (the finaliser of SplitMix64, chained)."""
+    """Hashes integers, in order, into one 63-bit seed (finaliser of SplitMix64, chained)."""
     state = 0x9E3779B97F4A7C15
     for part in parts:
         state = (state ^ (part & MASK64)) * 0xBF58476D1CE4E5B9 & MASK64
@@ -21,9 +21,9 @@ def noise_seed(*parts: int) -> int:
 
 
 def sample_noise(seeds: Sequence[Sequence[int]], shape: Sequence[int], device: torch.device | str = "cpu") -> Tensor:
-    """Standard normal noise (B, *shape), row i a function of the numbers ``seeds[i]`` alone, whatever the batch.
+    """Returns standard normal noise (B, *shape), float32; row i depends on the integers ``seeds[i]`` alone.
 
-    Drawn on the CPU, so that a GPU gets the same noise.
+    Generated on the CPU, so that it is the same on every device.
     """
     rows = [torch.randn(*shape, generator=torch.Generator().manual_seed(noise_seed(*seed))) for seed in seeds]
     return torch.stack(rows).to(device)

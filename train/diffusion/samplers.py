@@ -1,43 +1,46 @@
-"""Samplers as pure functions ``sampler(denoise, x_init, log_snrs, noise) -> x_0``, and the noise levels they visit.
+"""Samplers as pure functions ``sampler(denoise, x_init, log_snrs, noise) -> x_0``, and their noise levels.
 
 ``denoise(x, log_snr_B) -> x_0`` is a denoiser (see guidance.py); ``log_snrs`` (steps + 1,) rises from noise to clean;
-``noise(step) -> (B, C, H, W)`` gives the standard normal noise of a step and is not called by deterministic samplers.
-Each sampler evaluates the denoiser ``steps`` times, at all but the last of ``log_snrs``; its last answer is the result.
+``noise(step) -> (B, C, H, W)`` returns the standard normal noise of a step; deterministic samplers do not call it.
+Each sampler evaluates the denoiser ``steps`` times, at all ``log_snrs`` but the last, and returns its last prediction.
+Light: importing it loads no torch, so that configs can take their choices from `SAMPLERS`.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Literal
+from typing import TYPE_CHECKING, TypeAlias
 
-import torch
-from torch import Tensor
-
-from train.diffusion.guidance import Denoiser
 from train.diffusion.schedules import alpha_sigma, eps_from_x0
 
-Noise = Callable[[int], Tensor]
-SamplerName = Literal["ddpm", "ddim", "dpmpp_2m", "dpmpp_2m_sde", "unipc"]
-Spacing = Literal["time", "log_snr", "karras"]
-Sampler = Callable[[Denoiser, Tensor, Tensor, Noise], Tensor]
+if TYPE_CHECKING:
+    from torch import Tensor
 
-# Noise over signal of 80 and 0.002: beyond, all is noise, or none is left that 8 bits could show (Karras et al. 2022).
-WIDEST, NARROWEST = -2 * math.log(80), -2 * math.log(0.002)
+    from train.diffusion.config import Spacing
+    from train.diffusion.guidance import PredictX0
+
+Noise: TypeAlias = "Callable[[int], Tensor]"
+Sampler: TypeAlias = "Callable[[PredictX0, Tensor, Tensor, Noise], Tensor]"
+
+# Noise-to-signal ratios of 80 and 0.002: pure noise, and noise too weak for 8 bits (Karras et al. 2022).
+LEAST_LOG_SNR, MOST_LOG_SNR = -2 * math.log(80), -2 * math.log(0.002)
 UNIPC_ORDER = 3
-RHO = 7.0  # how much closer steps lie at little noise (Karras et al. 2022, equation 5)
+KARRAS_RHO = 7.0  # concentration of steps at low noise (Karras et al. 2022, equation 5)
 
 
 def sampling_log_snrs(
     log_snr: Callable[[Tensor], Tensor], steps: int, spacing: Spacing = "time", start: float = 1.0
 ) -> Tensor:
-    """Log-SNRs (steps + 1,), float32, from time ``start`` (1: pure noise) down to 0 (clean).
+    """Returns log-SNRs (steps + 1,), float32, from time ``start`` (1: pure noise) down to 0 (clean).
 
-    spacing: evenly in ``time``; evenly in ``log_snr``; or ``karras``, evenly in the 7th root of noise over signal. The
-    last two leave out log-SNRs where nothing is left to do. Where the schedule stands still, being clamped, there is
-    one value, so that no step is of length 0. ValueError where ``steps`` < 1, for a time outside of (0, 1] or an
+    ``spacing`` is uniform in ``time``, in ``log_snr``, or (``karras``) in the 7th root of noise over signal; the last
+    two skip the ends of the range, where the denoiser has nothing to do. Where the schedule is clamped, equal values
+    are merged, so that no step has length 0. Raises ValueError for ``steps`` < 1, ``start`` outside (0, 1], or an
     unknown spacing.
     """
+    import torch
+
     if steps < 1:
         raise ValueError(f"steps {steps} is too few; take 1 or more")
     if not 0 < start <= 1:
@@ -45,44 +48,44 @@ def sampling_log_snrs(
     if spacing == "time":
         values = log_snr(torch.linspace(start, 0, steps + 1, dtype=torch.float64)).float()
         return torch.cat([values[:1], values[1:][values.diff() > 0]])
-    first, last = log_snr(torch.tensor([start, 0.0], dtype=torch.float64)).double().clamp(WIDEST, NARROWEST)
+    first, last = log_snr(torch.tensor([start, 0.0], dtype=torch.float64)).double().clamp(LEAST_LOG_SNR, MOST_LOG_SNR)
     share = torch.linspace(0, 1, steps + 1, dtype=torch.float64)
     if spacing == "log_snr":
         return torch.lerp(first, last, share).float()
     if spacing == "karras":
-        high, low = (-first / 2 / RHO).exp(), (-last / 2 / RHO).exp()
-        return (-2 * RHO * torch.lerp(high, low, share).log()).float()
+        high, low = (-first / 2 / KARRAS_RHO).exp(), (-last / 2 / KARRAS_RHO).exp()
+        return (-2 * KARRAS_RHO * torch.lerp(high, low, share).log()).float()
     raise ValueError(f"spacing {spacing!r} is unknown; take one of time, log_snr, karras")
 
 
-def posterior(x_BCHW: Tensor, x0_BCHW: Tensor, now: Tensor, then: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and standard deviation of q(x_then | x_now, x_0), at log-SNRs (B,), ``then`` the less noisy.
+def posterior_mean_std(x_BCHW: Tensor, x0_BCHW: Tensor, now: Tensor, then: Tensor) -> tuple[Tensor, Tensor]:
+    """Returns mean and standard deviation of q(x_then | x_now, x_0) at log-SNRs (B,); ``then`` is the less noisy one.
 
     Ho et al. 2020, equation 7, in continuous time.
     """
     alpha, _ = alpha_sigma(now)
     alpha_then, sigma_then = alpha_sigma(then)
-    ratio = -torch.expm1(now - then).view(-1, 1, 1, 1)  # 1 - SNR(now) / SNR(then), the share that is resampled
+    ratio = -(now - then).expm1().view(-1, 1, 1, 1)  # 1 - SNR(now) / SNR(then), the resampled share
     return (1 - ratio) * alpha_then / alpha * x_BCHW + ratio * alpha_then * x0_BCHW, sigma_then * ratio.sqrt()
 
 
-def ddpm(denoise: Denoiser, x_BCHW: Tensor, log_snrs: Tensor, noise: Noise) -> Tensor:
+def ddpm(denoise: PredictX0, x_BCHW: Tensor, log_snrs: Tensor, noise: Noise) -> Tensor:
     """Ancestral sampling with the posterior's variance (Ho et al. 2020, algorithm 2)."""
     steps = len(log_snrs) - 1
     for step in range(steps):
-        now, then = level(log_snrs, step, x_BCHW), level(log_snrs, step + 1, x_BCHW)
+        now, then = log_snr_of_step(log_snrs, step, x_BCHW), log_snr_of_step(log_snrs, step + 1, x_BCHW)
         x0_BCHW = denoise(x_BCHW, now)
         if step == steps - 1:
             return x0_BCHW
-        mean, deviation = posterior(x_BCHW, x0_BCHW, now, then)
+        mean, deviation = posterior_mean_std(x_BCHW, x0_BCHW, now, then)
         x_BCHW = mean + deviation * noise(step)
     return x_BCHW
 
 
-def ddim(denoise: Denoiser, x_BCHW: Tensor, log_snrs: Tensor, noise: Noise) -> Tensor:
+def ddim(denoise: PredictX0, x_BCHW: Tensor, log_snrs: Tensor, noise: Noise) -> Tensor:
     """The deterministic first-order sampler (Song et al. 2021, equation 12 at eta = 0)."""
     for step in range(len(log_snrs) - 1):
-        now, then = level(log_snrs, step, x_BCHW), level(log_snrs, step + 1, x_BCHW)
+        now, then = log_snr_of_step(log_snrs, step, x_BCHW), log_snr_of_step(log_snrs, step + 1, x_BCHW)
         x0_BCHW = denoise(x_BCHW, now)
         if step == len(log_snrs) - 2:
             return x0_BCHW
@@ -91,74 +94,76 @@ def ddim(denoise: Denoiser, x_BCHW: Tensor, log_snrs: Tensor, noise: Noise) -> T
     return x_BCHW
 
 
-def dpmpp_2m(denoise: Denoiser, x_BCHW: Tensor, log_snrs: Tensor, noise: Noise) -> Tensor:
+def dpmpp_2m(denoise: PredictX0, x_BCHW: Tensor, log_snrs: Tensor, noise: Noise) -> Tensor:
     """DPM-Solver++(2M), second-order multistep (Lu et al. 2022, algorithm 2), first-order at first and last."""
     before: Tensor | None = None
     for step in range(len(log_snrs) - 1):
-        now, then = level(log_snrs, step, x_BCHW), level(log_snrs, step + 1, x_BCHW)
+        now, then = log_snr_of_step(log_snrs, step, x_BCHW), log_snr_of_step(log_snrs, step + 1, x_BCHW)
         x0_BCHW = denoise(x_BCHW, now)
         if step == len(log_snrs) - 2:
             return x0_BCHW
         alpha_then, sigma_then = alpha_sigma(then)
         _, sigma = alpha_sigma(now)
         half = (now - then).view(-1, 1, 1, 1) / 2  # the paper's lambda is half of log-SNR
-        direction = _ahead(log_snrs, step, x0_BCHW, before)
-        x_BCHW = sigma_then / sigma * x_BCHW - alpha_then * torch.expm1(half) * direction
+        direction = _extrapolate_x0(log_snrs, step, x0_BCHW, before)
+        x_BCHW = sigma_then / sigma * x_BCHW - alpha_then * half.expm1() * direction
         before = x0_BCHW
     return x_BCHW
 
 
-def dpmpp_2m_sde(denoise: Denoiser, x_BCHW: Tensor, log_snrs: Tensor, noise: Noise) -> Tensor:
-    """SDE-DPM-Solver++(2M) (Lu et al. 2022, appendix C): ancestral steps towards where the clean image is heading.
+def dpmpp_2m_sde(denoise: PredictX0, x_BCHW: Tensor, log_snrs: Tensor, noise: Noise) -> Tensor:
+    """SDE-DPM-Solver++(2M) (Lu et al. 2022, appendix C): ancestral steps towards an extrapolated clean image.
 
-    Fresh noise lets later evaluations mend the errors of earlier ones, as in `ddpm`, at second order.
+    Fresh noise lets later evaluations correct the errors of earlier ones, as in `ddpm`, at second order.
     """
     before: Tensor | None = None
     for step in range(len(log_snrs) - 1):
-        now, then = level(log_snrs, step, x_BCHW), level(log_snrs, step + 1, x_BCHW)
+        now, then = log_snr_of_step(log_snrs, step, x_BCHW), log_snr_of_step(log_snrs, step + 1, x_BCHW)
         x0_BCHW = denoise(x_BCHW, now)
         if step == len(log_snrs) - 2:
             return x0_BCHW
-        mean, deviation = posterior(x_BCHW, _ahead(log_snrs, step, x0_BCHW, before), now, then)
+        mean, deviation = posterior_mean_std(x_BCHW, _extrapolate_x0(log_snrs, step, x0_BCHW, before), now, then)
         x_BCHW = mean + deviation * noise(step)
         before = x0_BCHW
     return x_BCHW
 
 
-def _ahead(log_snrs: Tensor, step: int, x0_BCHW: Tensor, before: Tensor | None) -> Tensor:
-    """The clean image in the middle of a step, by a line through this evaluation and the one before."""
+def _extrapolate_x0(log_snrs: Tensor, step: int, x0_BCHW: Tensor, before: Tensor | None) -> Tensor:
+    """Extrapolates the clean image to the middle of a step from this evaluation and the previous one."""
     if before is None:
         return x0_BCHW
     ratio = (log_snrs[step] - log_snrs[step - 1]) / (log_snrs[step + 1] - log_snrs[step])
     return x0_BCHW + (x0_BCHW - before) / (2 * float(ratio))
 
 
-def unipc(denoise: Denoiser, x_BCHW: Tensor, log_snrs: Tensor, noise: Noise) -> Tensor:
+def unipc(denoise: PredictX0, x_BCHW: Tensor, log_snrs: Tensor, noise: Noise) -> Tensor:
     """UniPC of order 3 with B_2(h), data prediction, multistep (Zhao et al. 2023, algorithms 1 and 2).
 
-    Each evaluation serves twice: it corrects the point where it was taken, then predicts the next one. The order is
-    lower at the first steps, for want of history, and at the last ones, where the step in log-SNR is widest.
+    Each evaluation is used twice: to correct the current point and to predict the next. The order is lower in the first
+    steps, which lack history, and in the last ones, where steps in log-SNR are widest.
     """
     last, half = len(log_snrs) - 2, [float(value) / 2 for value in log_snrs]  # the paper's lambda is half of log-SNR
-    known: list[tuple[float, Tensor]] = []  # (lambda, clean image) of up to three evaluations, newest last
+    known: list[tuple[float, Tensor]] = []  # (lambda, clean image), newest last
     before_BCHW, order = x_BCHW, 1
     for step in range(last + 1):
-        x0_BCHW = denoise(x_BCHW, level(log_snrs, step, x_BCHW))
+        x0_BCHW = denoise(x_BCHW, log_snr_of_step(log_snrs, step, x_BCHW))
         if step == last:
             return x0_BCHW
         if known:
-            x_BCHW = _unified(before_BCHW, known[-order:], half[step], x0_BCHW)
+            x_BCHW = _unipc_step(before_BCHW, known[-order:], half[step], x0_BCHW)
         known = [*known, (half[step], x0_BCHW)][-UNIPC_ORDER:]
         order = min(len(known), last + 1 - step)
-        before_BCHW, x_BCHW = x_BCHW, _unified(x_BCHW, known[-order:], half[step + 1], None)
+        before_BCHW, x_BCHW = x_BCHW, _unipc_step(x_BCHW, known[-order:], half[step + 1], None)
     return x_BCHW
 
 
-def _unified(x_BCHW: Tensor, known: Sequence[tuple[float, Tensor]], to: float, there: Tensor | None) -> Tensor:
-    """From ``known[-1]``'s lambda to ``to``: UniP, or with the clean image ``there`` UniC (equations 8 and 3).
+def _unipc_step(x_BCHW: Tensor, known: Sequence[tuple[float, Tensor]], to: float, there: Tensor | None) -> Tensor:
+    """Steps from the lambda of ``known[-1]`` to ``to``: UniP, or UniC given the clean image ``there`` (eqs. 8 and 3).
 
-    Coefficients solve R rho = b, of which the degenerate second-order predictor and first-order corrector are 1/2.
+    Coefficients solve R rho = b; for the degenerate second-order predictor and first-order corrector they are 1/2.
     """
+    import torch
+
     (here, x0_BCHW), older, h = known[-1], known[:-1], to - known[-1][0]
     ratios = [(at - here) / h for at, _ in reversed(older)]
     slopes = [(image - x0_BCHW) / ratio for (_, image), ratio in zip(reversed(older), ratios, strict=True)]
@@ -177,7 +182,7 @@ def _unified(x_BCHW: Tensor, known: Sequence[tuple[float, Tensor]], to: float, t
     return float(sigma / sigma_here) * x_BCHW - float(alpha) * scale * moved
 
 
-SAMPLERS: dict[SamplerName, Sampler] = {
+SAMPLERS: dict[str, Sampler] = {
     "ddpm": ddpm,
     "ddim": ddim,
     "dpmpp_2m": dpmpp_2m,
@@ -186,13 +191,13 @@ SAMPLERS: dict[SamplerName, Sampler] = {
 }
 
 
-def sampler_named(name: SamplerName) -> Sampler:
-    """The sampler of that name; ValueError for an unknown one."""
+def find_sampler(name: str) -> Sampler:
+    """Returns the sampler ``name``; raises ValueError for an unknown one."""
     if name not in SAMPLERS:
         raise ValueError(f"sampler {name!r} is unknown; take one of {', '.join(SAMPLERS)}")
     return SAMPLERS[name]
 
 
-def level(log_snrs: Tensor, step: int, x_BCHW: Tensor) -> Tensor:
-    """``log_snrs[step]`` of every row (B,), where and as what ``x_BCHW`` is."""
+def log_snr_of_step(log_snrs: Tensor, step: int, x_BCHW: Tensor) -> Tensor:
+    """Returns ``log_snrs[step]`` for every row (B,), with the device and dtype of ``x_BCHW``."""
     return log_snrs[step].to(x_BCHW).expand(x_BCHW.shape[0])

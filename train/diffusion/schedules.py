@@ -2,74 +2,75 @@
 
 x_t = alpha x_0 + sigma eps with alpha^2 + sigma^2 = 1 and log_snr = log(alpha^2 / sigma^2), so alpha^2 is the sigmoid
 of log_snr. Time t runs from 0 (clean) to 1 (noise). B is the batch; images are (B, C, H, W), float, clean in [-1, 1].
+Light: importing it loads no torch, so that configs can take names from the registries that build on it.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Literal
+from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor
-from torch.nn import functional
+if TYPE_CHECKING:
+    from torch import Tensor
 
-ScheduleName = Literal["cosine", "linear"]
-Prediction = Literal["eps", "x0", "v"]
+    from train.diffusion.config import Prediction, ScheduleName
 
-# Beyond these the exact values are +-infinity; at +-20, sigma or alpha is 5e-5, below what float32 training resolves.
+# Beyond +-20 sigma or alpha is below 5e-5, the resolution of float32 training; the exact ends are +-infinity.
 LOG_SNR_LIMIT = 20.0
 
 
 def cosine_log_snr(t: Tensor) -> Tensor:
-    """The cosine schedule (Nichol and Dhariwal 2021) as log-SNR; t in [0, 1], any shape."""
-    return -2 * torch.log(torch.tan((t + 0.008) / 1.008 * (math.pi / 2)).clamp(min=1e-9).abs())
+    """Cosine schedule (Nichol and Dhariwal 2021) as log-SNR; t in [0, 1], any shape."""
+    return -2 * ((t + 0.008) / 1.008 * (math.pi / 2)).tan().clamp(min=1e-9).abs().log()
 
 
 def linear_log_snr(t: Tensor) -> Tensor:
-    """The 1000-step linear beta schedule 1e-4 to 0.02 in continuous time (F.3); t in [0, 1], any shape."""
-    return -torch.log(torch.expm1(1e-4 + 10 * t**2))
+    """1000-step linear beta schedule, 1e-4 to 0.02, in continuous time (F.3); t in [0, 1], any shape."""
+    return -(1e-4 + 10 * t**2).expm1().log()
 
 
 SCHEDULES: dict[ScheduleName, Callable[[Tensor], Tensor]] = {"cosine": cosine_log_snr, "linear": linear_log_snr}
 
 
 def log_snr_at(t: Tensor, schedule: ScheduleName, shift: float = 0.0) -> Tensor:
-    """Log-SNR at time t, clamped to +-`LOG_SNR_LIMIT`, float32.
+    """Returns log-SNR at time t, clamped to +-`LOG_SNR_LIMIT`, float32.
 
-    ``shift`` is added to it: 2 log(64 / size) makes an image of another size lose its content at the same time as one
-    of 64 pixels does (Hoogeboom et al. 2023, equation 4). ValueError for an unknown schedule.
+    ``shift`` is added: with 2 log(64 / size) an image of another size loses its content at the same time as one of 64
+    pixels (Hoogeboom et al. 2023, equation 4). Raises ValueError for an unknown schedule.
     """
     if schedule not in SCHEDULES:
         raise ValueError(f"schedule {schedule!r} is unknown; take one of {', '.join(SCHEDULES)}")
-    # At t = 1 the tangent overflows to a negative number in float32; the clamp below is what t = 1 means.
+    # At t = 1 the tangent overflows to a negative number in float32; the clamp below gives the value for t = 1.
     exact = SCHEDULES[schedule](t.double().clamp(0.0, 1.0)).float()
     return (exact + shift).clamp(-LOG_SNR_LIMIT, LOG_SNR_LIMIT)
 
 
 def log_snr_slope(log_snr_B: Tensor, schedule: ScheduleName, shift: float = 0.0) -> Tensor:
-    """-d log_snr/dt (B,), positive, at what `log_snr_at` gave; the clamp is looked through."""
+    """Returns -d log_snr/dt (B,), positive, at values of `log_snr_at`; ignores the clamp."""
     exact_B = log_snr_B - shift
     if schedule == "cosine":  # log_snr = -2 log tan u, and sin 2u = 1 / cosh(log_snr / 2)
-        return 2 * math.pi / 1.008 * torch.cosh(exact_B / 2)
-    beta_B = functional.softplus(-exact_B)  # the integral of beta, 1e-4 + 10 t^2, of which log_snr = -log expm1
-    return 20 * ((beta_B - 1e-4).clamp(min=0) / 10).sqrt() / torch.sigmoid(-exact_B)
+        return 2 * math.pi / 1.008 * (exact_B / 2).cosh()
+    from torch.nn import functional
+
+    beta_B = functional.softplus(-exact_B)  # integral of beta, 1e-4 + 10 t^2; log_snr = -log expm1 of it
+    return 20 * ((beta_B - 1e-4).clamp(min=0) / 10).sqrt() / (-exact_B).sigmoid()
 
 
 def alpha_sigma(log_snr_B: Tensor) -> tuple[Tensor, Tensor]:
-    """Signal and noise scales, shaped (B, 1, 1, 1) to multiply images; float64 of float64, else float32."""
-    log_snr = (log_snr_B if log_snr_B.dtype == torch.float64 else log_snr_B.float()).view(-1, 1, 1, 1)
-    return torch.sigmoid(log_snr).sqrt(), torch.sigmoid(-log_snr).sqrt()
+    """Returns signal and noise scales, (B, 1, 1, 1) to multiply images; float64 for float64, else float32."""
+    log_snr = (log_snr_B if log_snr_B.dtype.itemsize == 8 else log_snr_B.float()).view(-1, 1, 1, 1)
+    return log_snr.sigmoid().sqrt(), (-log_snr).sigmoid().sqrt()
 
 
 def add_noise(x0_BCHW: Tensor, noise_BCHW: Tensor, log_snr_B: Tensor) -> Tensor:
-    """x_t = alpha x_0 + sigma eps."""
+    """Returns x_t = alpha x_0 + sigma eps."""
     alpha, sigma = alpha_sigma(log_snr_B)
     return alpha * x0_BCHW + sigma * noise_BCHW
 
 
-def target_of(prediction: Prediction, x0_BCHW: Tensor, noise_BCHW: Tensor, log_snr_B: Tensor) -> Tensor:
-    """What the network is to predict: eps, x_0, or v = alpha eps - sigma x_0 (Salimans and Ho 2022)."""
+def prediction_target(prediction: Prediction, x0_BCHW: Tensor, noise_BCHW: Tensor, log_snr_B: Tensor) -> Tensor:
+    """Returns the target of the network: eps, x_0, or v = alpha eps - sigma x_0 (Salimans and Ho 2022)."""
     if prediction == "eps":
         return noise_BCHW
     if prediction == "x0":
@@ -80,8 +81,8 @@ def target_of(prediction: Prediction, x0_BCHW: Tensor, noise_BCHW: Tensor, log_s
     raise ValueError(f"prediction {prediction!r} is unknown; take one of eps, x0, v")
 
 
-def x0_from(prediction: Prediction, output_BCHW: Tensor, x_BCHW: Tensor, log_snr_B: Tensor) -> Tensor:
-    """The clean image that a network output stands for."""
+def x0_from_output(prediction: Prediction, output_BCHW: Tensor, x_BCHW: Tensor, log_snr_B: Tensor) -> Tensor:
+    """Converts a network output into the predicted clean image."""
     alpha, sigma = alpha_sigma(log_snr_B)
     if prediction == "eps":
         return (x_BCHW - sigma * output_BCHW) / alpha
@@ -93,6 +94,6 @@ def x0_from(prediction: Prediction, output_BCHW: Tensor, x_BCHW: Tensor, log_snr
 
 
 def eps_from_x0(x0_BCHW: Tensor, x_BCHW: Tensor, log_snr_B: Tensor) -> Tensor:
-    """The noise that, with this clean image, makes up x_t."""
+    """Converts a clean image into the noise that makes up x_t with it."""
     alpha, sigma = alpha_sigma(log_snr_B)
     return (x_BCHW - alpha * x0_BCHW) / sigma

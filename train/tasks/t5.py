@@ -1,6 +1,7 @@
-"""The task of a small T5: a tokenizer learned from the captions, then denoising (Raffel et al. 2020, 3.1 and 3.3.1).
+"""Task `t5`: a small T5, its tokenizer trained on the captions, then denoising (Raffel et al. 2020, 3.1 and 3.3.1).
 
-Used where no pretrained encoder is to be had. The export is an ordinary transformers folder of the encoder alone.
+For runs without a pretrained encoder. The export is a transformers folder of the encoder alone. Shape legend: B batch,
+L source tokens, T target tokens, V vocabulary.
 """
 
 from __future__ import annotations
@@ -8,55 +9,37 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from pydantic import Field
 from safetensors.torch import save_file
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from torch import Tensor, nn
 from torch.nn import functional
 from transformers import PreTrainedTokenizerFast, T5Config
 
-from dataprep.schema import Config, UserError
-from dataprep.torchvision_operators import declare_torchvision_operators
-from train.data import Batch, SampleRandom
+from dataprep.io.errors import UserError
+from dataprep.io.model_imports import import_transformers
+from train.loader.loader import Batch, CaptionLoader
+from train.loader.sampler import SampleRandom
+from train.loop import train
+from train.tasks.t5_config import T5TaskConfig, T5TrainingConfig
 
 PAD, EOS, UNK = "<pad>", "</s>", "<unk>"  # ids 0, 1, 2, as in T5
 PAD_ID, EOS_ID = 0, 1
-IGNORE = -100  # label of a position that has no loss
-# Scripts without spaces: every character is a word of its own, so that no token holds half a sentence.
+IGNORE = -100  # label of a position without loss
+# Scripts without spaces: every character is its own word, or one token could cover half a sentence.
 UNSPACED = r"[\p{Han}\p{Hiragana}\p{Katakana}\p{Thai}]"
 
 
-class T5TaskConfig(Config):
-    """A small T5 and how its text is corrupted."""
-
-    vocabulary: int = Field(2000, ge=300, description="token types at most, sentinels left out")
-    tokenizer_captions: int = Field(1_000_000, ge=1, description="captions that the tokenizer is learned from, at most")
-    sentinels: int = Field(32, ge=1, description="sentinel tokens: at most so many masked spans a caption")
-    d_model: int = Field(128, ge=8, description="width of the embeddings")
-    heads: int = Field(4, ge=1, description="attention heads")
-    d_ff: int = Field(256, ge=8, description="width of the feed-forward layers")
-    layers: int = Field(3, ge=1, description="encoder layers")
-    decoder_layers: int = Field(1, ge=1, description="decoder layers; the decoder is thrown away in the end")
-    dropout: float = Field(0.0, ge=0, lt=1, description="dropout of the network")
-    max_tokens: int = Field(128, ge=8, description="captions are cut to so many tokens in pretraining")
-    target: Literal["spans", "whole"] = Field(
-        "whole", description="what the decoder spells: the masked spans alone, or the whole caption"
-    )
-    noise_density: float = Field(0.3, gt=0, lt=1, description="share of the tokens that is masked; captions are short")
-    mean_span: float = Field(1.5, ge=1, description="mean length of a masked span, in tokens")
-
-
 def train_tokenizer(captions: Sequence[str], config: T5TaskConfig) -> PreTrainedTokenizerFast:
-    """A byte-level BPE tokenizer with T5's special tokens: pad 0, end 1 (ends every text), unk 2, sentinels last.
+    """Trains a byte-level BPE tokenizer with T5's special tokens: pad 0, end 1 (of every text), unk 2, sentinels last.
 
-    Any text is covered, through bytes if need be. A pure function of the captions. UserError where there are none.
+    Covers any text by falling back to bytes. A pure function of the captions; raises UserError where there are none.
     """
     if not any(captions):
-        raise UserError("encoder.pretrain: there are no captions to learn from; loosen the filters")
+        raise UserError("encoder.pretrain: there are no captions to train on; loosen the filters")
     tokenizer = Tokenizer(models.BPE())
     tokenizer.normalizer = normalizers.Sequence([normalizers.NFKC(), normalizers.Strip()])
     words = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -82,7 +65,7 @@ def train_tokenizer(captions: Sequence[str], config: T5TaskConfig) -> PreTrained
 
 
 class T5Task:
-    """Denoising for the training loop, on batches of captions (`train.data.CaptionLoader`)."""
+    """Denoising for the training loop, on batches of captions (`train.loader.loader.CaptionLoader`)."""
 
     def __init__(self, config: T5TaskConfig, captions: Sequence[str]) -> None:
         self.config = config
@@ -90,7 +73,7 @@ class T5Task:
         self.first_sentinel = int(self.tokenizer.convert_tokens_to_ids("<extra_id_0>"))
 
     def model_config(self) -> T5Config:
-        """transformers' config of the model."""
+        """Returns the model's config for transformers."""
         config = self.config
         if config.d_model % config.heads:
             raise UserError(f"d_model={config.d_model}: not a multiple of heads={config.heads}; change one")
@@ -111,16 +94,13 @@ class T5Task:
         )
 
     def build(self) -> nn.Module:
-        """A fresh T5ForConditionalGeneration."""
-        declare_torchvision_operators()
-        from transformers import T5ForConditionalGeneration
-
-        return T5ForConditionalGeneration(self.model_config())
+        """Returns a fresh T5ForConditionalGeneration."""
+        return import_transformers().T5ForConditionalGeneration(self.model_config())
 
     def loss(self, model: Callable[..., Any], batch: Batch, random: SampleRandom) -> tuple[Tensor, dict[str, Tensor]]:
-        """Cross-entropy of the target, a mean over each caption's tokens, then over captions; and accuracy."""
+        """Returns the target's cross-entropy, averaged over tokens per caption, then over captions; and accuracy."""
         ids = self.tokenizer(batch["caption"], truncation=True, max_length=self.config.max_tokens)["input_ids"]
-        pairs = [self.corrupt(row[:-1], seed) for row, seed in zip(ids, random.seeds("spans"), strict=True)]
+        pairs = [self.corrupt(tokens[:-1], seed) for tokens, seed in zip(ids, random.seeds("spans"), strict=True)]
         device = batch["index"].device
         source_BL = _pad([pair.source for pair in pairs], PAD_ID).to(device)
         target_BT = _pad([pair.target for pair in pairs], IGNORE).to(device)
@@ -139,10 +119,10 @@ class T5Task:
         return (loss_BT.sum(1) / known_BT.sum(1)).mean(), {"accuracy": right}
 
     def corrupt(self, ids: Sequence[int], seed: int) -> Corrupted:
-        """Masks random spans of a caption (without its end token): each becomes a sentinel; the target spells them.
+        """Replaces random spans of a caption (without its end token) by sentinels; the target lists their tokens.
 
-        With ``target`` "whole" it spells the caption (the BERT-style objective, Raffel et al. 2020, 3.3.1): then the
-        encoder cannot forget which of two words stood there that are at home in the same places, as colours are.
+        With ``target`` "whole" it is the whole caption (the BERT-style objective, Raffel et al. 2020, 3.3.1): the
+        encoder then has to keep words that are interchangeable in their context, such as colours.
         """
         rng = np.random.default_rng(seed)
         source: list[int] = []
@@ -154,43 +134,46 @@ class T5Task:
             source += [*ids[end:start], sentinel]
             target += [sentinel, *ids[start:stop]]
             end = stop
-        spelled = target if self.config.target == "spans" else ids
-        return Corrupted([*source, *ids[end:], EOS_ID], [*spelled, EOS_ID])
+        decoded = target if self.config.target == "spans" else ids
+        return Corrupted([*source, *ids[end:], EOS_ID], [*decoded, EOS_ID])
 
     def export(self, folder: str, weights: dict[str, Tensor], step: int) -> None:
-        """Writes encoder and tokenizer as transformers' T5EncoderModel and AutoTokenizer load them."""
-        declare_torchvision_operators()
-        from transformers import T5EncoderModel
-
-        model = T5EncoderModel(self.model_config())
+        """Writes encoder and tokenizer for transformers' T5EncoderModel and AutoTokenizer."""
+        model = import_transformers().T5EncoderModel(self.model_config())
         names = set(model.state_dict())
         encoder = {name: value for name, value in weights.items() if name in names}
         missing = model.load_state_dict(encoder, strict=False).missing_keys
         assert set(missing) <= {"encoder.embed_tokens.weight"}, missing  # tied to shared.weight
         model.config.architectures = ["T5EncoderModel"]
         model.config.save_pretrained(folder)
-        # The tied copy is left out, as transformers does.
+        # Without the tied copy, as in transformers.
         stored = {name: encoder[name].contiguous() for name in sorted(set(encoder) - {"encoder.embed_tokens.weight"})}
         save_file(stored, Path(folder) / "model.safetensors", metadata={"format": "pt"})
         self.tokenizer.save_pretrained(folder)
 
 
+def train_t5(captions: Sequence[str], config: T5TrainingConfig, folder: str, seed: int) -> dict[str, Any]:
+    """Pretrains the text encoder on this rank."""
+    loader = CaptionLoader(captions, seed, config.batch_size)
+    return train(T5Task(config, captions), config, loader, folder, seed)
+
+
 class Corrupted(NamedTuple):
-    """What the encoder reads and what the decoder is to say, as token ids."""
+    """Input of the encoder and target of the decoder, as token ids."""
 
     source: list[int]
     target: list[int]
 
 
 def random_spans(length: int, config: T5TaskConfig, rng: np.random.Generator) -> list[tuple[int, int]]:
-    """Disjoint, not adjacent spans (start, stop) that cover the noise density of ``length`` tokens, at least one."""
+    """Returns disjoint, non-adjacent spans (start, stop) covering `noise_density` of ``length`` tokens; one or more."""
     if length == 0:
         return []
     masked = min(max(1, round(length * config.noise_density)), max(1, length - 1))
     kept = length - masked
     count = min(max(1, round(masked / config.mean_span)), masked, kept + 1, config.sentinels)
     sizes = _partition(masked, count, rng)
-    # Gaps: one before, one after and one between each two; only those between must not be empty.
+    # Gaps before, between and after the spans; only the first and the last may be empty.
     gaps = _partition(kept + 2, count + 1, rng)
     gaps[0] -= 1
     gaps[-1] -= 1
@@ -202,14 +185,14 @@ def random_spans(length: int, config: T5TaskConfig, rng: np.random.Generator) ->
 
 
 def _partition(total: int, parts: int, rng: np.random.Generator) -> list[int]:
-    """``total`` as a sum of ``parts`` positive integers, every composition equally likely."""
+    """Splits ``total`` into ``parts`` positive integers, every composition equally likely."""
     cuts = sorted(int(cut) + 1 for cut in rng.choice(total - 1, parts - 1, replace=False)) if parts > 1 else []
     edges = [0, *cuts, total]
     return [after - before for before, after in itertools.pairwise(edges)]
 
 
 def _pad(rows: Sequence[Sequence[int]], value: int) -> Tensor:
-    """Rows of ids as int64 (B, longest), filled up with ``value``."""
+    """Returns ids as int64 (B, longest), padded with ``value``."""
     out = torch.full((len(rows), max(len(row) for row in rows)), value, dtype=torch.long)
     for target, row in zip(out, rows, strict=True):
         target[: len(row)] = torch.tensor(row)

@@ -1,0 +1,28 @@
+"""Arrow schemas that several packages read."""
+
+from __future__ import annotations
+
+import pyarrow as pa
+
+THUMBNAIL_SIDE = 8
+ANNOTATIONS = pa.schema(
+    {
+        "key": pa.string(),
+        "ok": pa.bool_(),
+        "width": pa.int32(),  # of the original, before resizing
+        "height": pa.int32(),
+        "aspect": pa.float32(),  # longer side / shorter side
+        "bytes": pa.int64(),  # of the stored file
+        "sha256": pa.string(),  # of the stored file
+        "phash": pa.uint64(),  # 64-bit DCT hash of the grey image
+        "thumbnail": pa.binary(
+            THUMBNAIL_SIDE * THUMBNAIL_SIDE * 3
+        ),  # uint8 RGB, HWC: distinguishes colours, which phash does not
+        "caption": pa.string(),
+        "caption_chars": pa.int32(),
+        "caption_words": pa.int32(),
+        "alpha_share": pa.float32(),
+        "language": pa.string(),
+        "language_confidence": pa.float32(),
+    }
+)

@@ -1,0 +1,57 @@
+"""Config of the listing: where rows come from."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import Field, field_validator, model_validator
+
+from dataprep.io.config import Config
+from dataprep.listing.layouts import LAYOUTS
+from dataprep.synthetic.config import ScenesConfig
+
+
+def _add_layouts(schema: dict[str, Any]) -> None:
+    schema["enum"] = ["auto", *LAYOUTS]
+
+
+class ListingConfig(Config):
+    """The image-caption pairs to train on."""
+
+    source: Literal["scenes", "table", "folder", "webdataset"] = Field(
+        default="scenes",
+        description="scenes: the embedded corpus; table: a list of URLs; folder: images; "
+        "webdataset: tars of images as img2dataset writes them",
+    )
+    path: str | None = Field(
+        default=None, description="table, webdataset: a file, a glob or a folder; folder: the folder; any fsspec URL"
+    )
+    layout: str = Field(
+        default="auto",
+        description="column layout of a public list; auto: recognised by column names, see docs/sources.md",
+        json_schema_extra=_add_layouts,
+    )
+    url_column: str | None = Field(default=None, description="table: column of URLs; null: recognised by name")
+    caption_column: str | None = Field(default=None, description="column of captions; null: recognised by name")
+    rows_per_shard: int = Field(
+        default=1000, ge=1, le=10_000, description="rows per shard; a sample key has 4 digits for the row"
+    )
+    limit: int | None = Field(default=None, ge=1, description="take only the first rows of the source")
+    scenes: ScenesConfig = Field(default=ScenesConfig(), description="the embedded corpus, if source is scenes")
+
+    @field_validator("layout")
+    @classmethod
+    def _known_layout(cls, layout: str) -> str:
+        if layout not in ("auto", *LAYOUTS):
+            raise ValueError(f"{layout!r} is not a layout; give one of {', '.join(('auto', *LAYOUTS))}")
+        return layout
+
+    @model_validator(mode="after")
+    def _path_fits_source(self) -> ListingConfig:
+        if self.source != "scenes" and not self.path:
+            raise ValueError(f"path is not set while source is {self.source!r}; set path to the {self.source}")
+        if self.source == "scenes" and self.path is not None:
+            raise ValueError(f"path {self.path!r} is set while source is 'scenes'; set source to table or folder")
+        if self.source in ("scenes", "folder") and self.layout != "auto":
+            raise ValueError(f"layout {self.layout!r} is set while source is {self.source!r}; leave layout out")
+        return self

@@ -1,0 +1,74 @@
+"""Config of packed training images."""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated, Literal
+
+from pydantic import Field, field_validator, model_validator
+
+from dataprep.images.aspect_buckets import compute_bucket_shapes
+from dataprep.images.pixel_encodings import PIXEL_ENCODINGS
+from dataprep.io.config import Config, NameIn
+from dataprep.io.pack_format import ImageShape
+
+
+class PackConfig(Config):
+    """How training images are stored."""
+
+    resolutions: tuple[int, ...] = Field(
+        default=(16, 64, 256), strict=False, min_length=1, description="sides in pixels, one column each"
+    )
+    raw_up_to: int = Field(
+        default=64, ge=0, description="store resolutions up to this as raw pixels, which need no decoding"
+    )
+    encoding: Annotated[str, NameIn(PIXEL_ENCODINGS)] = Field(
+        default="png", description="encoding of larger resolutions"
+    )
+    jpeg_quality: int = Field(default=95, ge=1, le=100, description="quality if encoding is jpeg")
+    crop: Literal["centre", "squash"] = Field(
+        default="centre", description="centre: crop to the stored aspect ratio; squash: change the aspect ratio"
+    )
+    aspects: tuple[str, ...] = Field(
+        default=(), strict=False, description="aspect buckets, width:height, such as 4:3; empty: squares"
+    )
+    aspect_multiple: int = Field(
+        default=8, ge=1, description="sides of a bucket at the smallest resolution are multiples of this"
+    )
+    row_group_rows: int = Field(default=128, ge=1, description="rows per row group, in pack and embeddings")
+    compression: Literal["none", "lz4", "zstd"] = Field(
+        default="none", description="compression of raw pixels; png and jpeg are already compressed"
+    )
+    captions: tuple[str, ...] = Field(
+        default=(), strict=False, description="listing columns with further captions of an image"
+    )
+
+    def encoding_of(self, size: int) -> str:
+        """Returns the encoding of images of ``size``: raw, or a name in `PIXEL_ENCODINGS`."""
+        return "raw" if size <= self.raw_up_to else self.encoding
+
+    def shapes(self, size: int) -> dict[str, ImageShape]:
+        """Returns {bucket: (height, width)} at resolution ``size``; without buckets the only one is `SQUARE`."""
+        return compute_bucket_shapes(self.aspects, size, min(self.resolutions), self.aspect_multiple)
+
+    @model_validator(mode="after")
+    def _aspects_fit(self) -> PackConfig:
+        for name in self.aspects:
+            if not re.fullmatch(r"[1-9][0-9]{0,2}:[1-9][0-9]{0,2}", name) or self.aspects.count(name) > 1:
+                raise ValueError(
+                    f"aspects: {name!r} is not a ratio or occurs twice; give distinct ratios, width:height, such as 4:3"
+                )
+        smallest = min(self.resolutions)
+        if self.aspects and (uneven := [size for size in self.resolutions if size % smallest]):
+            raise ValueError(
+                f"aspects: resolution {uneven[0]} is not a multiple of {smallest}, the smallest; change one"
+            )
+        self.shapes(smallest)
+        return self
+
+    @field_validator("resolutions")
+    @classmethod
+    def _distinct(cls, resolutions: tuple[int, ...]) -> tuple[int, ...]:
+        if bad := [size for size in resolutions if size < 1 or resolutions.count(size) > 1]:
+            raise ValueError(f"{bad[0]} is not positive or occurs twice; give distinct sides in pixels")
+        return resolutions

@@ -1,0 +1,45 @@
+"""Config of scoring: the CLIP similarity of a pair, and the heads over its image features. Light: loads no torch."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import AfterValidator, Field
+
+from dataprep.io.config import Config
+from dataprep.io.scorer_heads import HEADS
+
+
+class HeadConfig(Config):
+    """Weights and form of one head."""
+
+    path: str = Field(description="weights of its linear layers: .safetensors, or a torch state dict (.pt, .pth)")
+    activation: Literal["none", "relu", "gelu"] = Field(
+        default="none", description="between the layers; LAION's aesthetic predictor has none"
+    )
+    output: Literal["none", "sigmoid"] = Field(
+        default="none", description="sigmoid: the last layer gives a logit, the column a probability"
+    )
+
+
+def _order_heads(heads: dict[str, HeadConfig]) -> dict[str, HeadConfig]:
+    """Returns the heads in the order of `HEADS`, which is that of the columns; raises ValueError for an unknown one."""
+    if unknown := sorted(set(heads).difference(HEADS)):
+        raise ValueError(f"head {unknown[0]!r} is unknown; take one of {', '.join(HEADS)}")
+    return {name: heads[name] for name in HEADS if name in heads}
+
+
+HeadsConfig = Annotated[dict[str, HeadConfig], AfterValidator(_order_heads)]
+
+
+class ScoreConfig(Config):
+    """Columns that are computed per pair besides the CLIP similarity."""
+
+    embeddings: bool = Field(
+        default=False, description="keep the CLIP features of each image, float16; for select.near_duplicate_cosine"
+    )
+    heads: HeadsConfig = Field(
+        default={},
+        description="networks over the CLIP features of an image, by name: "
+        + "; ".join(f"{name}: {head.predicts}" for name, head in HEADS.items()),
+    )

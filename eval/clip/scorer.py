@@ -1,0 +1,207 @@
+"""Cosine similarity of images and captions by CLIP, for filtering pairs and for judging samples."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.nn import functional
+
+from dataprep.images.resize import fit_square
+from dataprep.io.errors import UserError
+from dataprep.io.model_imports import import_open_clip
+from dataprep.io.parquet import read_table, write_table
+from dataprep.io.storage import exists, join, local_folder
+from eval.clip.fast_inference import Preprocess, encode_captions, trim_model
+from eval.clip.heads import Head
+from train.models.clip import CONFIG_FILE, encode_tokens, load_clip, to_clip_range
+
+CPU_BATCH = 16  # images per forward pass on a CPU: their activations stay in its caches
+ClipSpec = str | Mapping[str, str | None]
+# Names that open_clip fetches with their weights.
+SELF_CONTAINED = ("hf-hub:", "local-dir:")
+
+
+class ClipScorer:
+    """A frozen CLIP. Images are uint8 (H, W, 3) of any size, features float32 of unit length (D)."""
+
+    def __init__(
+        self,
+        model: Any,
+        preprocess: Callable[[np.ndarray], Tensor],
+        tokenize: Callable[[Sequence[str]], Tensor],
+        device: str = "cpu",
+        batch_size: int = 64,
+        finish: Callable[[Tensor], Tensor] = lambda pixels: pixels,
+    ) -> None:
+        """``preprocess`` maps an image to a tensor, ``finish`` a stack of these to the model's input."""
+        self.model, self.preprocess, self.tokenize, self.finish = model, preprocess, tokenize, finish
+        self.device, self.batch_size = device, batch_size
+
+    @classmethod
+    def load(cls, spec: ClipSpec, device: str = "cpu", batch_size: int = 64) -> ClipScorer:
+        """Loads a CLIP that the clip stage exported, or one of open_clip.
+
+        ``spec`` is a folder (any fsspec URL), an ``hf-hub:`` or ``local-dir:`` name, or ``model`` and ``pretrained``:
+        an open_clip architecture and, for it, a tag or a local weights file.
+        Raises UserError for one that cannot be loaded.
+        """
+        name, pretrained = _split_spec(spec)
+        check_spec(name, pretrained)
+        if not name.startswith(SELF_CONTAINED):
+            name = local_folder(name)
+        if (Path(name) / CONFIG_FILE).is_file():
+            model, config, tokenizer = load_clip(name, device)
+            size, length = config.image_size, config.context_length
+            tokens = lambda captions: encode_tokens(tokenizer, captions, length)  # noqa: E731
+            return cls(
+                model,
+                lambda image: torch.from_numpy(fit_square(image, size)),
+                tokens,
+                device,
+                batch_size,
+                to_clip_range,
+            )
+        open_clip = import_open_clip()
+        try:
+            # OpenAI's weights were trained with QuickGELU; with another activation open_clip only warns.
+            quick = bool((open_clip.get_pretrained_cfg(name, pretrained or "") or {}).get("quick_gelu"))
+            model, _, transform = open_clip.create_model_and_transforms(
+                name, pretrained=pretrained, device=device, force_quick_gelu=quick
+            )
+            tokenizer = open_clip.get_tokenizer(name)
+        except (OSError, RuntimeError, ValueError, KeyError) as error:
+            reason = " ".join(str(error).split())[:200]
+            raise UserError(f"clip.model={name}: cannot be loaded ({reason}); check name and weights") from error
+        trim_model(model.eval().requires_grad_(False))
+        if steps := Preprocess.from_model(model):
+            return cls(model, steps.to_square, tokenizer, device, batch_size, steps.to_floats)
+        return cls(model, lambda image: transform(Image.fromarray(image)), tokenizer, device, batch_size)
+
+    @torch.inference_mode()
+    def image_features(self, images: Sequence[np.ndarray]) -> np.ndarray:
+        """Returns unit vectors (N, D)."""
+        return self._encode_batches(
+            list(images),
+            lambda part: self.model.encode_image(
+                self.finish(torch.stack([self.preprocess(image) for image in part]).to(self.device))
+            ),
+            min(self.batch_size, CPU_BATCH) if self.device == "cpu" else self.batch_size,
+        )
+
+    @torch.inference_mode()
+    def text_features(self, captions: Sequence[str]) -> np.ndarray:
+        """Returns unit vectors (N, D); repeated captions are encoded once."""
+        distinct = list(dict.fromkeys(captions))
+        distinct.sort(key=len)  # batches of similar length, whose padding is skipped
+        features = self._encode_batches(
+            distinct, lambda part: encode_captions(self.model, self.tokenize(part).to(self.device))
+        )
+        place = {caption: index for index, caption in enumerate(distinct)}
+        return features[[place[caption] for caption in captions]]
+
+    @cached_property
+    def dim(self) -> int:
+        """D, found by encoding a black image."""
+        return int(self.image_features([np.zeros((8, 8, 3), np.uint8)]).shape[1])
+
+    def similarity(self, images: Sequence[np.ndarray], captions: Sequence[str]) -> np.ndarray:
+        """Returns the cosine of image i and caption i, float32 (N,)."""
+        if len(images) != len(captions):
+            raise ValueError(f"{len(images)} images for {len(captions)} captions")
+        if not len(images):
+            return np.zeros(0, np.float32)
+        return np.einsum("nd,nd->n", self.image_features(images), self.text_features(captions))
+
+    def _encode_batches(self, items: list[Any], encode: Callable[[list[Any]], Tensor], size: int = 0) -> np.ndarray:
+        size = size or self.batch_size
+        # On a GPU in half precision, as in open_clip's README.
+        with torch.autocast("cuda", torch.float16, enabled=self.device.startswith("cuda")):
+            parts = [
+                functional.normalize(encode(items[start : start + size]).float(), dim=-1).cpu().numpy()
+                for start in range(0, len(items), size)
+            ]
+        return np.concatenate(parts) if parts else np.zeros((0, 0), np.float32)
+
+
+def score_shard(
+    images: Iterable[tuple[str, np.ndarray]],
+    download_path: str | Path,
+    out_path: str | Path,
+    scorer: ClipScorer,
+    heads: Sequence[Head] = (),
+    embeddings: bool = False,
+) -> dict[str, int]:
+    """Writes the scores of a download shard, row-aligned with its table; null in rows without an image.
+
+    Columns: key, clip_similarity, one per head, and with ``embeddings`` clip_embedding, the unit features of the image
+    as float16. ``images`` are (key, uint8 (H, W, 3)) in any order. Returns the counters rows and scored. Raises
+    ValueError for a key that is not in the table.
+    """
+    table = read_table(download_path, "download", ["key", "caption"])
+    keys = table["key"].to_pylist()
+    captions = dict(zip(keys, table["caption"].to_pylist(), strict=True))
+    scores: dict[str, dict[str, Any]] = {}
+    for batch in _group_batches(images, scorer.batch_size):
+        if unknown := [key for key, _ in batch if key not in captions]:
+            raise ValueError(f"{download_path}: no row for image {unknown[0]}; download the shard again")
+        image_BD = scorer.image_features([image for _, image in batch])
+        text_BD = scorer.text_features([captions[key] or "" for key, _ in batch])
+        columns: dict[str, list[Any]] = {"clip_similarity": np.einsum("bd,bd->b", image_BD, text_BD).tolist()}
+        columns |= {head.name: head(image_BD).tolist() for head in heads}
+        if embeddings:
+            columns["clip_embedding"] = [feature.astype("<f2").tobytes() for feature in image_BD]
+        for row, (key, _) in enumerate(batch):
+            scores[key] = {name: values[row] for name, values in columns.items()}
+    rows = [{"key": key} | scores.get(key, {}) for key in keys]
+    fields = {"key": pa.string(), "clip_similarity": pa.float32()} | {head.name: pa.float32() for head in heads}
+    if embeddings:
+        fields["clip_embedding"] = pa.binary(2 * scorer.dim)
+    write_table(pa.Table.from_pylist(rows, schema=pa.schema(fields)), out_path, "scores")
+    return {"rows": len(keys), "scored": len(scores)}
+
+
+def check_spec(model: str, pretrained: str | None) -> None:
+    """Raises UserError unless ``model`` and ``pretrained`` name a trained CLIP; loads no weights."""
+    if model.startswith(SELF_CONTAINED) or exists(join(model, CONFIG_FILE)):
+        return
+    if "/" in model or Path(model).is_dir():
+        raise UserError(f"clip.model={model}: no folder with a {CONFIG_FILE}; give one, or an open_clip name")
+    open_clip = import_open_clip()
+    known = open_clip.list_models()
+    if model not in known:
+        near = ", ".join(difflib.get_close_matches(model, known, n=3)) or "ViT-B-32, ViT-L-14"
+        raise UserError(f"clip.model={model}: not an open_clip model; did you mean {near}?")
+    tags = open_clip.list_pretrained_tags_by_model(model)
+    if pretrained is None:
+        raise UserError(f"clip.pretrained: missing; {model} needs trained weights: a file, or {', '.join(tags[:4])}")
+    if pretrained not in tags and not Path(pretrained).is_file():
+        raise UserError(f"clip.pretrained={pretrained}: neither a file nor a tag of {model} ({', '.join(tags[:6])})")
+
+
+def _split_spec(spec: ClipSpec) -> tuple[str, str | None]:
+    if isinstance(spec, str):
+        return spec, None
+    name = spec.get("model")
+    if not name:
+        raise UserError(f"clip: {dict(spec)} names no model; set clip.model or clip.train")
+    return name, spec.get("pretrained")
+
+
+def _group_batches(items: Iterable[tuple[str, np.ndarray]], size: int) -> Iterator[list[tuple[str, np.ndarray]]]:
+    batch = []
+    for item in items:
+        batch.append(item)
+        if len(batch) == size:
+            yield batch
+            batch = []
+    if batch:
+        yield batch

@@ -1,0 +1,78 @@
+"""Config of the evaluation: reference images, feature spaces, sweep of sampler settings. Light: loads no torch."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from pydantic import Field
+
+from dataprep.io.config import Config
+from eval.sampling.config import SamplingConfig
+from train.diffusion.config import SamplerName
+
+OWN_CLIP, INCEPTION = "clip", "inception"  # values of `FeaturesConfig.model` besides open_clip's names
+SUBSAMPLE = 5000  # images of a set that metrics over pairs of images use at most
+
+
+class FeaturesConfig(Config):
+    """A feature space to measure distances in."""
+
+    model: str = Field(
+        OWN_CLIP, description="clip: the run's own; inception; or an open_clip name or an exported folder"
+    )
+    pretrained: str | None = Field(None, description="open_clip tag, or the local file of the weights")
+
+    @property
+    def key(self) -> str:
+        """Name of the space in metrics.json, as in ``fd_<key>``."""
+        return re.sub(r"[^a-z0-9]+", "_", Path(self.model).name.lower()).strip("_")
+
+
+class SweepConfig(Config):
+    """Sampler settings of one stage to evaluate, all else as it is sampled: guidance weights, and steps per sampler."""
+
+    stage: str | None = Field(None, description="cascade stage whose sampler is swept and judged; default: the base")
+    prompts: int = Field(64, ge=2, description="judged prompts to sample at each setting")
+    guidance: tuple[float, ...] = Field((), strict=False, description="guidance weights")
+    steps: tuple[int, ...] = Field((), strict=False, description="network evaluations")
+    samplers: tuple[SamplerName, ...] = Field((), strict=False, description="samplers, each at every one of `steps`")
+
+
+class EvaluateConfig(Config):
+    """What is measured besides CLIP score and composition."""
+
+    reference: str | None = Field(
+        None, description="real images: a folder of images or of tars; default: the run's validation images"
+    )
+    features: tuple[FeaturesConfig, ...] = Field(
+        (FeaturesConfig(),), strict=False, description="feature spaces of FD, KID, precision, recall, density, coverage"
+    )
+    subsample: int = Field(
+        SUBSAMPLE, ge=10, description="images per set, at most, of the metrics that compare pairs of images"
+    )
+    sweep: SweepConfig | None = Field(None, description="also evaluate other settings of a stage's sampler")
+
+
+@dataclass(frozen=True)
+class SweepPoint:
+    """One setting of a sweep: the key that is swept, and the sampler settings."""
+
+    swept: str
+    settings: SamplingConfig
+
+
+def make_sweep_points(config: SweepConfig, base: SamplingConfig) -> list[SweepPoint]:
+    """Returns every setting of the sweep: ``base`` with another guidance, or with another sampler and steps."""
+    points = [SweepPoint("guidance", _replace(base, guidance=weight)) for weight in config.guidance]
+    if config.steps or config.samplers:
+        swept = "steps" if config.steps else "sampler"
+        for sampler in config.samplers or (base.sampler,):
+            steps = config.steps or (base.steps,)
+            points += [SweepPoint(swept, _replace(base, sampler=sampler, steps=count)) for count in steps]
+    return points
+
+
+def _replace(base: SamplingConfig, **values: object) -> SamplingConfig:
+    return SamplingConfig(**(base.model_dump() | values))

@@ -1,0 +1,99 @@
+"""Many prompts into a folder, resumable: one PNG per image, and a line of JSON for it once the PNG is complete.
+
+``images.jsonl`` has ``file`` and the PNG's metadata per image; ``settings.json`` the options of the call.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from dataprep.io.errors import UserError
+from eval.sampling.cascade import Cascade
+from eval.sampling.options import SamplingOptions
+from eval.sampling.png_metadata import save_png
+
+LINES_FILE, SETTINGS_FILE = "images.jsonl", "settings.json"
+
+
+def sample_folder(
+    cascade: Cascade, prompts: Sequence[str], folder: Path, options: SamplingOptions, chunk: int = 16
+) -> Iterator[int]:
+    """Samples images into ``folder`` as 00000-00.png (prompt, image); yields how many prompts are finished.
+
+    ``chunk`` prompts are sampled and written at a time. Prompts whose images are all there are skipped. Raises
+    UserError for a folder that holds images of other options or prompts.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    _check_settings(folder / SETTINGS_FILE, _describe_call(cascade, options))
+    done = _find_finished(folder, prompts, options.num)
+    left = [number for number in range(len(prompts)) if number not in done]
+    count = len(prompts) - len(left)
+    yield count
+    for start in range(0, len(left), chunk):
+        numbers = left[start : start + chunk]
+        samples = cascade.sample([prompts[number] for number in numbers], options)
+        with (folder / LINES_FILE).open("a", encoding="utf-8") as lines:
+            for position in range(len(samples.images)):
+                file = f"{numbers[position // options.num]:05d}-{position % options.num:02d}.png"
+                info = samples.info(position)
+                save_png(folder / file, samples.images[position], info)
+                lines.write(json.dumps({"file": file} | info, ensure_ascii=False) + "\n")
+        count += len(numbers)
+        yield count
+
+
+def read_lines(folder: Path) -> list[dict[str, Any]]:
+    """Returns the complete lines of ``images.jsonl``; cuts off an incomplete last one."""
+    path, found = folder / LINES_FILE, list[dict[str, Any]]()
+    if not path.exists():
+        return found
+    data = path.read_bytes()
+    whole = data[: data.rfind(b"\n") + 1]
+    if len(whole) < len(data):  # killed during the write: the next line would be appended to the rest of this one
+        path.write_bytes(whole)
+    return [json.loads(line) for line in whole.decode().splitlines()]
+
+
+def _find_finished(folder: Path, prompts: Sequence[str], num: int) -> set[int]:
+    """Returns the numbers of the prompts that have all their images."""
+    seen: dict[int, set[str]] = {}
+    for line in read_lines(folder):
+        number = int(line["file"].partition("-")[0])
+        if number >= len(prompts) or prompts[number] != line["prompt"]:
+            raise UserError(
+                f"{folder}: {line['file']} shows {line['prompt']!r}, which is not prompt {number} now; "
+                "name an empty folder"
+            )
+        if (folder / line["file"]).exists():
+            seen.setdefault(number, set()).add(line["file"])
+    return {number for number, files in seen.items() if len(files) == num}
+
+
+def _check_settings(path: Path, settings: dict[str, Any]) -> None:
+    """Writes ``settings`` to a new folder; raises UserError if those of an earlier call differ."""
+    if not path.exists():
+        path.write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
+        return
+    before = json.loads(path.read_text(encoding="utf-8"))
+    for key in settings:
+        if before.get(key) != json.loads(json.dumps(settings[key])):
+            raise UserError(
+                f"{path.parent}: {key} was {before.get(key)!r}, now it is {settings[key]!r}; name an empty folder"
+            )
+
+
+def _describe_call(cascade: Cascade, options: SamplingOptions) -> dict[str, Any]:
+    """Returns model and options as JSON values, images as a hash of their pixels. The batch size does not matter."""
+    described: dict[str, Any] = {"model": cascade.digest, "watermark": cascade.watermark}
+    for name in (item.name for item in fields(options) if item.name != "batch_size"):
+        value = getattr(options, name)
+        is_image = isinstance(value, Image.Image)
+        described[name] = f"image {hashlib.sha256(value.tobytes()).hexdigest()[:16]}" if is_image else value
+    return described

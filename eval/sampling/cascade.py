@@ -1,0 +1,126 @@
+"""Generates images from text with a trained cascade; needs neither Ray nor DeepSpeed.
+
+    cascade = Cascade.from_pretrained("export")
+    images = cascade("two small red circles left of a blue square", num=4, seed=1).images
+
+docs/sampling.md describes every option.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from dataprep.io.errors import UserError
+from eval.clip.scorer import ClipScorer, ClipSpec
+from eval.sampling.cascade_sampler import sample_plan
+from eval.sampling.config import CascadeConfig, read_cascade, resolve_paths
+from eval.sampling.loading import load_encoder, load_stages
+from eval.sampling.options import SamplingOptions, check_options
+from eval.sampling.plan import make_plan, select_stages
+from eval.sampling.prompt_encoding import PromptEncoder, encode_prompts
+from eval.sampling.samples import Samples
+from eval.sampling.stage_sampler import LoadedStage
+from eval.sampling.watermark import can_carry
+
+
+class Cascade:
+    """A text encoder and diffusion stages from the base upwards. Immutable; calls keep no state."""
+
+    def __init__(
+        self,
+        stages: Sequence[LoadedStage],
+        encoder: PromptEncoder,
+        device: str | torch.device = "cpu",
+        clip: ClipSpec | None = None,
+        watermark: str | None = None,
+    ) -> None:
+        """``clip`` ranks candidates (`ClipScorer.load`); ``watermark`` is the text of an invisible mark."""
+        self.stages, self.encoder, self.device = tuple(stages), encoder, torch.device(device)
+        self.clip, self.watermark = clip, watermark
+
+    @classmethod
+    def from_pretrained(
+        cls, folder: str | Path, device: str | torch.device = "cpu", watermark: str | None = None
+    ) -> Cascade:
+        """Loads an exported cascade: a local folder with ``cascade.json``, the stages and the text encoder.
+
+        ``watermark`` replaces the folder's own. Raises UserError for a part that is missing, broken or untrained.
+        """
+        config = resolve_paths(read_cascade(folder), folder)
+        return cls.from_config(config.model_copy(update={"watermark": watermark or config.watermark}), device)
+
+    @classmethod
+    def from_config(cls, config: CascadeConfig, device: str | torch.device = "cpu") -> Cascade:
+        """Loads the parts that ``config`` names by whole paths, or by hub names. Raises as `from_pretrained`."""
+        stages = load_stages(config, device)
+        encoder = load_encoder(config, stages, device)
+        clip = {"model": config.clip, "pretrained": config.clip_pretrained} if config.clip else None
+        return cls(stages, encoder, device, clip, config.watermark)
+
+    def __call__(self, prompts: str | Sequence[str], num: int = 1, seed: int = 0, **options: Any) -> Samples:
+        """`sample` with the fields of `SamplingOptions` and of `SamplingConfig` as keywords.
+
+        A sampler setting is one value for all stages, or {stage name: value}: ``steps={"base": 8}``, ``guidance=2``.
+        """
+        prompts = [prompts] if isinstance(prompts, str) else prompts
+        return self.sample(prompts, SamplingOptions.from_keywords(num=num, seed=seed, **options))
+
+    @torch.no_grad()
+    def sample(self, prompts: Sequence[str], options: SamplingOptions) -> Samples:
+        """Samples ``options.num`` images per prompt.
+
+        The image of (prompt, seed, index) is the same in any batch, up to rounding. Raises UserError for no prompt, an
+        unknown stage or setting, a number out of range, and an image, mask or size that does not fit.
+        """
+        if not prompts:
+            raise UserError("prompts is empty; give one or more")
+        stages = self.span(options.start_at, options.stop_at)
+        check_options(options, stages[0].entry, [stage.entry.name for stage in self.stages])
+        texts = encode_prompts(self.encoder, [*prompts, options.negative], options.overlong)
+        plan = make_plan(self.stages, stages, options, texts)
+        keys = [(prompt, index) for prompt in prompts for index in range(options.num * options.best_of)]
+        samples = sample_plan(plan, keys, options.batch_size, self.device, self.watermark)
+        marked = self.watermark if can_carry(plan.size) else None
+        making = {
+            "negative": options.negative or None,
+            "seed": plan.seed,
+            "size": list(plan.size),
+            "model": self.digest,
+            "settings": {name: value.model_dump(mode="json") for name, value in plan.settings.items()},
+            "watermark": marked,
+        }
+        samples = replace(samples, making=making)
+        return samples if options.best_of == 1 else self._pick_best(samples, options.best_of)
+
+    def span(self, start_at: str | None = None, stop_at: str | None = None) -> tuple[LoadedStage, ...]:
+        """Returns the stages from ``start_at`` to ``stop_at``; see `select_stages`."""
+        return select_stages(self.stages, start_at, stop_at)
+
+    def _pick_best(self, samples: Samples, best_of: int) -> Samples:
+        scores = self.scorer.similarity([np.asarray(image) for image in samples.images], samples.prompts)
+        groups = scores.reshape(-1, best_of)
+        return samples.select((groups.argmax(1) + np.arange(len(groups)) * best_of).tolist(), scores.tolist())
+
+    @cached_property
+    def scorer(self) -> ClipScorer:
+        """The CLIP that picks candidates; UserError if the cascade has none."""
+        if self.clip is None:
+            raise UserError("best_of: this cascade has no CLIP to choose by; leave it out, or name one in cascade.json")
+        return ClipScorer.load(self.clip, str(self.device))
+
+    @cached_property
+    def digest(self) -> str:
+        """16 hex digits over the weights of all stages, which identify the model in an image's metadata."""
+        total = hashlib.sha256()
+        for stage in self.stages:
+            for name, value in sorted(stage.model.state_dict().items()):
+                total.update(name.encode() + value.cpu().contiguous().numpy().tobytes())
+        return total.hexdigest()[:16]

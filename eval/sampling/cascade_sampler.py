@@ -1,0 +1,66 @@
+"""Samples the stages of a cascade one after the other, batch by batch.
+
+Shape legend: B batch, C channels, H W height and width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from eval.sampling import image_editing
+from eval.sampling.plan import SamplingPlan
+from eval.sampling.prompts import hash_prompt
+from eval.sampling.samples import Samples
+from eval.sampling.stage_sampler import SamplerInputs, pad_text, sample_stage
+from eval.sampling.watermark import add_watermark, can_carry
+from train.diffusion.objective import to_pixels
+
+SampleKey = tuple[str, int]  # prompt, index
+
+
+def sample_plan(
+    plan: SamplingPlan, keys: Sequence[SampleKey], batch_size: int, device: torch.device, watermark: str | None = None
+) -> Samples:
+    """Samples one image per (prompt, index). The last stage's images get the watermark if they are large enough."""
+    last = plan.stages[-1].entry.name
+    by_stage: dict[str, list[Image.Image]] = {stage.entry.name: [] for stage in plan.stages}
+    for start in range(0, len(keys), batch_size):
+        for name, x_BCHW in _sample_batch(plan, keys[start : start + batch_size], device).items():
+            pixels = list(to_pixels(x_BCHW).cpu().numpy())
+            if watermark and name == last and can_carry(plan.size):
+                pixels = [add_watermark(image_HWC, watermark) for image_HWC in pixels]
+            by_stage[name] += [Image.fromarray(image_HWC) for image_HWC in pixels]
+    return Samples(by_stage[last], [prompt for prompt, _ in keys], [index for _, index in keys], by_stage)
+
+
+def _sample_batch(plan: SamplingPlan, keys: Sequence[SampleKey], device: torch.device) -> dict[str, Tensor]:
+    """Returns the images (B, C, H, W) in [-1, 1] of every stage, by its name."""
+    text = pad_text([plan.texts[prompt] for prompt, _ in keys], device)
+    negative = None if plan.negative is None else pad_text([plan.negative] * len(keys), device)
+    sampled: dict[str, Tensor] = {}
+    x_BCHW, from_base = _first_input(plan, len(keys), device), plan.stages[0].entry.low_resolution is None
+    for stage in plan.stages:
+        name = stage.entry.name
+        width, height = image_editing.stage_size(plan.stages, plan.size, stage.entry.resolution)
+        edit = None
+        if plan.image_HWC is not None and from_base:
+            edit = image_editing.edit_at(plan.image_HWC, plan.mask_HW, (width, height), device)
+        seeds = [(plan.seed, hash_prompt(prompt), index, plan.numbers[name]) for prompt, index in keys]
+        x_BCHW = sample_stage(
+            stage, plan.settings[name], SamplerInputs(text, negative, x_BCHW, edit), seeds, (height, width)
+        )
+        sampled[name] = x_BCHW
+    return sampled
+
+
+def _first_input(plan: SamplingPlan, count: int, device: torch.device) -> Tensor | None:
+    """Returns the given image as the input of a first stage that does super-resolution; None for a base."""
+    low = plan.stages[0].entry.low_resolution
+    if low is None or plan.image_HWC is None:
+        return None
+    small_HWC = image_editing.fit_image(plan.image_HWC, image_editing.stage_size(plan.stages, plan.size, low))
+    return image_editing.to_tensor(small_HWC, device).expand(count, -1, -1, -1)

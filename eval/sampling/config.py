@@ -1,0 +1,108 @@
+"""Config of a cascade (``cascade.json``) and of the sampler of each stage. Light: loads no torch."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal, Self
+
+from pydantic import Field, ValidationError, model_validator
+
+from dataprep.io.config import Config
+from dataprep.io.errors import UserError
+from dataprep.io.storage import exists, read_json, write_json
+from train.diffusion.config import SamplerName, Spacing, Threshold
+
+CASCADE_FILE = "cascade.json"
+
+
+class SamplingConfig(Config):
+    """Sampler settings of one stage."""
+
+    sampler: SamplerName = Field(default="dpmpp_2m", description="name of the sampler")
+    steps: int = Field(default=20, ge=1, le=10000, description="network evaluations (guided: on twice the batch)")
+    spacing: Spacing = Field(default="time", description="steps evenly in time or log_snr, or karras")
+    guidance: float = Field(default=3.0, ge=0, description="classifier-free guidance weight; 1: none")
+    guidance_rescale: float = Field(
+        default=0.0, ge=0, le=1, description="share of the contrast added by guidance that is removed again"
+    )
+    guidance_interval: tuple[float, float] = Field(
+        default=(0.0, 1.0), strict=False, description="times between which guidance is on; 0: clean, 1: noise"
+    )
+    threshold: Threshold = Field(default="dynamic", description="clipping of the predicted clean image")
+    percentile: float = Field(default=0.995, gt=0, le=1, description="percentile of dynamic thresholding")
+    lowres_level: float = Field(default=0.1, ge=0, le=1, description="noise added to the low-resolution input")
+    strength: float = Field(
+        default=1.0, gt=0, le=1, description="of image-to-image: time to start from; 1: from pure noise"
+    )
+    resample: int = Field(default=4, ge=1, description="of inpainting: repetitions of each step")
+
+    @model_validator(mode="after")
+    def _check_interval(self) -> Self:
+        low, high = self.guidance_interval
+        if not 0 <= low <= high <= 1:
+            raise ValueError(f"guidance_interval {[low, high]} is no interval of [0, 1]; give low <= high")
+        return self
+
+
+class StageEntry(Config):
+    """One stage of the cascade."""
+
+    name: str = Field(description="such as base or sr64")
+    resolution: int = Field(ge=1, description="height and width of its images")
+    low_resolution: int | None = Field(
+        default=None, ge=1, description="height and width of its input image; None: the base stage"
+    )
+    path: str = Field(description="its folder, relative to the cascade's")
+    sampling: SamplingConfig = Field(default=SamplingConfig(), description="default sampler settings")
+
+
+class CascadeConfig(Config):
+    """Content of ``cascade.json``."""
+
+    stages: list[StageEntry] = Field(description="from the base upwards")
+    encoder: str = Field(description="text encoder: folder relative to the cascade's, or a hub name")
+    max_length: int = Field(default=256, ge=1, description="maximum tokens per caption, as in training")
+    encoder_dtype: Literal["float32", "bfloat16", "float16"] = Field(
+        default="float32", description="precision of the text encoder, as in training"
+    )
+    clip: str | None = Field(default=None, description="CLIP that ranks samples: folder or open_clip name; None: none")
+    clip_pretrained: str | None = Field(default=None, description="open_clip tag or weights file, for `clip`")
+    watermark: str | None = Field(default=None, description="text of the invisible watermark; None: no watermark")
+
+    @model_validator(mode="after")
+    def _check_chain(self) -> Self:
+        if not self.stages:
+            raise ValueError("stages is empty; a cascade needs a base stage")
+        before = None
+        for stage in self.stages:
+            if stage.low_resolution != before:
+                raise ValueError(f"stage {stage.name}: low_resolution is {stage.low_resolution}; it must be {before}")
+            before = stage.resolution
+        return self
+
+
+def read_cascade(folder: str | Path) -> CascadeConfig:
+    """Reads ``cascade.json``; its paths stay relative. Raises UserError for a missing or invalid file."""
+    path = str(Path(folder) / CASCADE_FILE)
+    if not exists(path):
+        raise UserError(f"cascade {folder}: has no {CASCADE_FILE}; name a folder that `imagen-ray export` wrote")
+    try:
+        return CascadeConfig(**read_json(path))
+    except (ValidationError, TypeError, ValueError) as error:
+        raise UserError(f"{path}: {' '.join(str(error).split())}; export again") from error
+
+
+def write_cascade(folder: str | Path, config: CascadeConfig) -> None:
+    """Writes ``cascade.json``."""
+    write_json(str(Path(folder) / CASCADE_FILE), config.model_dump(mode="json"))
+
+
+def resolve_paths(config: CascadeConfig, folder: str | Path) -> CascadeConfig:
+    """Returns the config with the paths below ``folder`` made whole. Hub names and open_clip tags stay as they are."""
+
+    def resolve(name: str | None) -> str | None:
+        return str(Path(folder) / name) if name and (Path(folder) / name).exists() else name
+
+    stages = [stage.model_copy(update={"path": str(Path(folder) / stage.path)}) for stage in config.stages]
+    names = {key: resolve(getattr(config, key)) for key in ("encoder", "clip", "clip_pretrained")}
+    return config.model_copy(update={"stages": stages, **names})

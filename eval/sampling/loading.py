@@ -1,0 +1,49 @@
+"""Loads the parts of a cascade and checks that they fit together."""
+
+from __future__ import annotations
+
+import torch
+from pydantic import ValidationError
+
+from dataprep.io.errors import UserError
+from dataprep.text.encoder import TextEncoder
+from eval.sampling.config import CascadeConfig, StageEntry
+from eval.sampling.stage_sampler import LoadedStage
+from train.diffusion.config import DiffusionConfig
+from train.models.export import load_stage
+
+
+def load_stages(config: CascadeConfig, device: str | torch.device) -> list[LoadedStage]:
+    """Loads every stage. Raises UserError for one that is missing, was never trained or does not fit its entry."""
+    return [_load_entry(entry, device) for entry in config.stages]
+
+
+def load_encoder(config: CascadeConfig, stages: list[LoadedStage], device: str | torch.device) -> TextEncoder:
+    """Loads the text encoder. Raises UserError for another width than the stages were trained on."""
+    encoder = TextEncoder.from_folder(config.encoder, config.encoder_dtype, config.max_length, str(device))
+    for stage in stages:
+        if encoder.dim != stage.model.config.text_dim:
+            raise UserError(
+                f"encoder {config.encoder}: width {encoder.dim}, stage {stage.entry.name} was trained on width "
+                f"{stage.model.config.text_dim}; name the encoder that it was trained with"
+            )
+    return encoder
+
+
+def _load_entry(entry: StageEntry, device: str | torch.device) -> LoadedStage:
+    model, settings = load_stage(entry.path, device)
+    try:
+        diffusion = DiffusionConfig(**settings["diffusion"])
+    except ValidationError as error:
+        raise UserError(
+            f"stage {entry.name}: diffusion settings: {' '.join(str(error).split())}; export again"
+        ) from error
+    if model.config.lowres != (entry.low_resolution is not None):
+        raise UserError(
+            f"stage {entry.name}: low_resolution {entry.low_resolution} does not fit its network; export again"
+        )
+    if entry.resolution % model.config.size_multiple():
+        raise UserError(
+            f"stage {entry.name}: resolution {entry.resolution} is not a multiple of {model.config.size_multiple()}"
+        )
+    return LoadedStage(entry, model, diffusion)

@@ -1,0 +1,111 @@
+"""Options of a sampling call, and the sampler settings of a stage under them."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from typing import Any, Literal
+
+from PIL import Image
+from pydantic import ValidationError
+
+from dataprep.io.errors import UserError
+from eval.sampling.config import SamplingConfig, StageEntry
+
+Overlong = Literal["cut", "refuse"]
+Size = tuple[int, int]  # (width, height), as in PIL
+SettingValue = str | int | float | Sequence[float] | None
+# Field of `SamplingConfig` -> its value for all stages, or {stage name: value}; None keeps the stage's default.
+SettingChanges = Mapping[str, SettingValue | Mapping[str, SettingValue]]
+DEFAULT_STRENGTH = 0.7  # of image-to-image
+
+
+@dataclass(frozen=True, kw_only=True)
+class SamplingOptions:
+    """All that is asked of a cascade besides the prompts.
+
+    Attributes:
+        num: images per prompt.
+        seed: an image is a function of prompt, seed and index.
+        negative: prompt to guide away from, in place of the unconditional prediction.
+        image: image to start from. Image-to-image with ``strength`` (0.7 by default); inpainting with ``mask``; input
+            of the super-resolution stage ``start_at``.
+        mask: white pixels are regenerated; the size of ``image``.
+        size: (width, height) of the last stage that runs; default: its square, or the nearest size of ``image``'s
+            aspect.
+        start_at: name of the first stage to run; None: the base.
+        stop_at: name of the last stage to run; None: the last.
+        best_of: candidates per image, of which the cascade's CLIP picks the best.
+        overlong: prompts beyond the limit of the text encoder are cut, with a warning, or refused.
+        batch_size: images per batch.
+        changes: sampler settings that differ from the defaults of the stages.
+    """
+
+    num: int = 1
+    seed: int = 0
+    negative: str = ""
+    image: Image.Image | None = None
+    mask: Image.Image | None = None
+    size: Size | None = None
+    start_at: str | None = None
+    stop_at: str | None = None
+    best_of: int = 1
+    overlong: Overlong = "cut"
+    batch_size: int = 16
+    changes: SettingChanges = field(default_factory=dict)
+
+    @classmethod
+    def from_keywords(cls, **keywords: Any) -> SamplingOptions:
+        """Builds options from their fields and from fields of `SamplingConfig`, which become ``changes``.
+
+        Raises UserError for any other keyword.
+        """
+        own = {item.name for item in fields(cls)} - {"changes"}
+        changes = {name: value for name, value in keywords.items() if name not in own}
+        _check_setting_names(changes)
+        return cls(**{name: value for name, value in keywords.items() if name in own}, changes=changes)
+
+
+def override_sampling(entry: StageEntry, changes: SettingChanges) -> SamplingConfig:
+    """Returns the stage's sampler settings under ``changes``.
+
+    Raises UserError for an unknown setting, naming the nearest one, and for an invalid value.
+    """
+    _check_setting_names(changes)
+    values = entry.sampling.model_dump()
+    for key, value in changes.items():
+        chosen = value.get(entry.name) if isinstance(value, Mapping) else value
+        if chosen is not None:
+            values[key] = float(chosen) if isinstance(values[key], float) and isinstance(chosen, int) else chosen
+    try:
+        return SamplingConfig(**values)
+    except ValidationError as error:
+        reason = error.errors()[0]
+        named = f"{reason['loc'][0]} {reason['input']}: " if reason["loc"] else ""
+        raise UserError(f"{named}{reason['msg']}") from error
+
+
+def check_options(options: SamplingOptions, first: StageEntry, stage_names: Iterable[str]) -> None:
+    """Raises UserError for a count below 1, an unknown stage name, and images that do not fit the ``first`` stage."""
+    for name in ("num", "best_of", "batch_size"):
+        if (value := getattr(options, name)) < 1:
+            raise UserError(f"{name} {value} is too small; take 1 or more")
+    for values in options.changes.values():
+        if isinstance(values, Mapping) and (unknown := sorted(set(values).difference(stage_names))):
+            raise UserError(f"stage {unknown[0]!r} is unknown; take one of {', '.join(sorted(stage_names))}")
+    if first.low_resolution is not None and options.image is None:
+        raise UserError(f"start_at {first.name!r} enlarges an image; give it as image")
+    if options.mask is not None and options.image is None:
+        raise UserError("mask is given without an image; give the image that it covers")
+    if options.mask is not None and first.low_resolution is not None:
+        raise UserError(f"mask with start_at {first.name!r}: inpainting begins with the base; leave out start_at")
+
+
+def _check_setting_names(names: Iterable[str]) -> None:
+    known = SamplingConfig.model_fields
+    for name in names:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, 1)
+            hint = f"did you mean {near[0]}?" if near else f"take one of {', '.join(known)}"
+            raise UserError(f"setting {name!r} is unknown; {hint}")

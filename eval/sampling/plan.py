@@ -1,0 +1,81 @@
+"""A sampling call, checked and resolved: which stages run, with which settings, at which sizes, from which inputs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from dataprep.io.errors import UserError
+from eval.sampling import image_editing
+from eval.sampling.config import SamplingConfig
+from eval.sampling.options import DEFAULT_STRENGTH, SamplingOptions, Size, override_sampling
+from eval.sampling.stage_sampler import LoadedStage
+
+
+@dataclass(frozen=True)
+class SamplingPlan:
+    """A resolved call. Images are uint8 (H, W, 3), the mask bool (H, W)."""
+
+    stages: Sequence[LoadedStage]  # those that run
+    numbers: Mapping[str, int]  # stage name -> its position in the whole cascade, which is part of the noise's seed
+    settings: Mapping[str, SamplingConfig]
+    size: Size
+    seed: int
+    texts: Mapping[str, np.ndarray]
+    negative: np.ndarray | None
+    image_HWC: np.ndarray | None
+    mask_HW: np.ndarray | None
+
+
+def make_plan(
+    cascade: Sequence[LoadedStage],
+    stages: Sequence[LoadedStage],
+    options: SamplingOptions,
+    texts: Mapping[str, np.ndarray],
+) -> SamplingPlan:
+    """Resolves ``options`` for the ``stages`` of a ``cascade`` that run.
+
+    ``texts`` holds the embedding of every prompt and of the negative one. Raises UserError for an unknown setting, and
+    for a size that the stages cannot sample.
+    """
+    changes = dict(options.changes)
+    if options.image is not None and options.mask is None and changes.get("strength") is None:
+        changes["strength"] = DEFAULT_STRENGTH
+    image_HWC = None if options.image is None else image_editing.to_rgb(options.image)
+    aspect = 1.0 if image_HWC is None else image_HWC.shape[1] / image_HWC.shape[0]
+    mask = None if options.mask is None or image_HWC is None else image_editing.read_mask(options.mask, image_HWC)
+    return SamplingPlan(
+        stages=stages,
+        numbers={stage.entry.name: number for number, stage in enumerate(cascade)},
+        settings={stage.entry.name: override_sampling(stage.entry, changes) for stage in stages},
+        size=(
+            image_editing.check_size(stages, options.size)
+            if options.size
+            else image_editing.nearest_size(stages, aspect)
+        ),
+        seed=options.seed,
+        texts=texts,
+        negative=texts[options.negative] if options.negative else None,
+        image_HWC=image_HWC,
+        mask_HW=mask,
+    )
+
+
+def select_stages(
+    cascade: Sequence[LoadedStage], start_at: str | None = None, stop_at: str | None = None
+) -> tuple[LoadedStage, ...]:
+    """Returns the stages from ``start_at`` to ``stop_at``; None: from the first, to the last.
+
+    Raises UserError for an unknown name, and for a ``start_at`` after ``stop_at``.
+    """
+    names = [stage.entry.name for stage in cascade]
+    ends = {"start_at": start_at or names[0], "stop_at": stop_at or names[-1]}
+    for key, name in ends.items():
+        if name not in names:
+            raise UserError(f"{key} {name!r} is not a stage; take one of {', '.join(names)}")
+    first, last = names.index(ends["start_at"]), names.index(ends["stop_at"])
+    if first > last:
+        raise UserError(f"start_at {start_at!r} comes after stop_at {ends['stop_at']!r}; swap them")
+    return tuple(cascade[first : last + 1])

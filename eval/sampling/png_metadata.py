@@ -1,0 +1,54 @@
+"""Metadata of a generated PNG: prompt, seed, model and settings as text chunks.
+
+``prompt``, ``negative``, ``seed``, ``index``, ``model``, ``settings`` (JSON, by stage) and ``software`` are iTXt
+chunks, which any PNG tool shows.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
+
+from dataprep.io.errors import UserError
+
+SOFTWARE = "imagen-ray"
+
+
+def save_png(path: Path, image: Image.Image, info: Mapping[str, Any]) -> Path:
+    """Writes a PNG atomically with ``info``; values that are no strings are written as JSON."""
+    chunks = PngInfo()
+    for key, value in {**info, "software": SOFTWARE}.items():
+        if value is not None:
+            chunks.add_itxt(key, value if isinstance(value, str) else json.dumps(value, ensure_ascii=False))
+    temporary = path.with_name(f".{path.name}.tmp")
+    image.save(temporary, "PNG", pnginfo=chunks)
+    os.replace(temporary, path)
+    return path
+
+
+def read_png_metadata(path: Path) -> dict[str, Any]:
+    """Returns the info given to `save_png`, and ``software``; raises UserError for a file that it did not write."""
+    try:
+        with Image.open(path) as image:
+            found = dict(getattr(image, "text", {}))
+    except OSError as error:
+        raise UserError(f"{path}: not an image that can be read ({error})") from error
+    if found.get("software") != SOFTWARE:
+        raise UserError(f"{path}: has no metadata of imagen-ray; name a PNG that it wrote")
+    for key in ("seed", "index", "settings", "model", "size", "score"):
+        if key in found:
+            found[key] = _parse_value(found[key])
+    return found
+
+
+def _parse_value(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except ValueError:  # a name
+        return text

@@ -1,0 +1,104 @@
+"""The command line: ``imagen-ray``, the same as ``python -m pipeline``.
+
+Exit status: 0 done; 2 a mistake of the user, in one line; 1 a failure at run time, naming the stage, the log and the
+command that resumes. ``--verbose`` adds the traceback.
+
+Modules of commands import what they need inside the command: ``--help`` must not wait for torch.
+"""
+
+from __future__ import annotations
+
+import shlex
+import sys
+import traceback
+from collections.abc import Callable
+from typing import Annotated, Any, NoReturn
+
+import typer
+
+from dataprep.io.errors import UserError
+from dataprep.io.progress_bars import disable_progress_bars
+from pipeline.cli import compare, data, info, jobs, plan, run, sample
+from pipeline.jobs.job_workdir import rerun_from_copy
+from pipeline.runtime.errors import StageError
+
+COMMANDS: dict[str, Callable[..., Any]] = {
+    "run": run.run_pipeline,
+    "status": jobs.show_status,
+    "sample": sample.sample_images,
+    "inspect": sample.inspect_images,
+    "export": sample.export_model,
+    "report": run.build_report,
+    "compare": compare.compare_runs,
+    "verify": data.verify_run,
+    "trace": data.trace_sample,
+    "forget": data.forget_samples,
+    "plan": plan.plan_costs,
+    "calibrate": plan.calibrate_plan,
+    "submit": jobs.submit_run,
+    "logs": jobs.show_logs,
+    "env": info.print_environment,
+    "schema": info.print_schema,
+}
+
+app = typer.Typer(name="imagen-ray", rich_markup_mode=None)
+for _name, _function in COMMANDS.items():
+    app.command(_name)(_function)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        from dataprep.io.version import package_version
+
+        print(f"imagen-ray {package_version()}")
+        raise typer.Exit
+
+
+@app.callback()
+def read_options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="print the version and exit")
+    ] = False,
+    verbose: Annotated[
+        bool, typer.Option("--verbose", help="show the traceback of an error; may also follow the command")
+    ] = False,
+) -> None:
+    """From URLs and captions to a trained, evaluated text-to-image cascade."""
+
+
+def main(arguments: list[str] | None = None) -> NoReturn:
+    """Runs the command line and exits; turns errors into one line and the exit status."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    if arguments is None:
+        rerun_from_copy(words)
+    disable_progress_bars()
+    verbose = "--verbose" in words
+    words = [word for word in words if word != "--verbose"]
+    try:
+        status = app(args=words or ["--help"], prog_name="imagen-ray", standalone_mode=False)
+        sys.exit(status if isinstance(status, int) else 0)
+    except UserError as error:
+        _fail(str(error), 2, verbose)
+    except typer.TyperException as error:
+        _fail(str(getattr(error, "format_message", error.__str__)()), 2, verbose)
+    except StageError as error:
+        _fail(f"{error}{_resume_hint(words)}", 1, verbose)
+    except (KeyboardInterrupt, typer.Abort):
+        _fail(f"interrupted; finished work is kept{_resume_hint(words)}", 130, verbose)
+    except Exception as error:
+        _fail(f"{type(error).__name__}: {error} (--verbose shows where){_resume_hint(words)}", 1, verbose)
+
+
+def _resume_hint(words: list[str]) -> str:
+    return f". Resume: {shlex.join(['imagen-ray', *words])}" if words[:1] == ["run"] else ""
+
+
+def _fail(text: str, status: int, verbose: bool) -> NoReturn:
+    from rich.text import Text
+
+    from pipeline.terminal import console
+
+    if verbose:
+        traceback.print_exc()
+    console.print(Text.assemble(("error: ", "red"), " ".join(text.split())))
+    sys.exit(status)

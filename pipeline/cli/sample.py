@@ -1,0 +1,128 @@
+"""``sample``, ``inspect`` and ``export``: images of a trained cascade, and the cascade itself."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from dataprep.io.errors import UserError
+from pipeline.cli.options import AsJson, RunFolder, complete_run, print_json
+
+
+def sample_images(
+    folder: Annotated[
+        str,
+        typer.Argument(
+            metavar="MODEL", help="run folder, or a folder written by `export`", autocompletion=complete_run
+        ),
+    ],
+    prompt: Annotated[list[str] | None, typer.Argument(metavar="[PROMPT]...", help="what the image shows")] = None,
+    prompts_file: Annotated[
+        str | None,
+        typer.Option(metavar="FILE", help="one prompt per line, or .csv, .tsv, .jsonl; --out is then a folder"),
+    ] = None,
+    num: Annotated[int, typer.Option(min=1, help="images per prompt")] = 1,
+    best_of: Annotated[int, typer.Option(min=1, help="candidates per image; CLIP picks the best")] = 1,
+    seed: Annotated[int, typer.Option(min=0, help="the same seed gives the same images")] = 0,
+    out: Annotated[Path, typer.Option(help="PNG to write; several images also make a grid")] = Path("sample.png"),
+    negative: Annotated[str, typer.Option(help="negative prompt: what the image must not show")] = "",
+    image: Annotated[
+        Path | None, typer.Option(help="image to start from; with --start-at: the image to upscale")
+    ] = None,
+    mask: Annotated[Path | None, typer.Option(help="mask for inpainting: white pixels are regenerated")] = None,
+    strength: Annotated[float | None, typer.Option(help="of image-to-image: 0 keeps the image, 1 ignores it")] = None,
+    start_at: Annotated[str | None, typer.Option(metavar="STAGE", help="first cascade stage to run")] = None,
+    stage: Annotated[str | None, typer.Option(help="last cascade stage to run")] = None,
+    size: Annotated[str | None, typer.Option(metavar="WxH", help="image size of the last stage in pixels")] = None,
+    aspect: Annotated[str | None, typer.Option(metavar="W:H", help="aspect ratio; the nearest size is used")] = None,
+    guidance: Annotated[float | None, typer.Option(min=0, help="guidance weight of every stage")] = None,
+    steps: Annotated[int | None, typer.Option(min=1, help="network evaluations per stage")] = None,
+    sampler: Annotated[str | None, typer.Option(help="sampler of every stage, such as ddim or dpmpp_2m")] = None,
+    assign: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="[STAGE.]KEY=VALUE", help="any setting of docs/sampling.md; repeatable"),
+    ] = None,
+    refuse_overlong: Annotated[
+        bool, typer.Option("--refuse-overlong", help="fail if a prompt exceeds the encoder's maximum length")
+    ] = False,
+    watermark: Annotated[
+        str | None, typer.Option(metavar="TEXT", help="embed this text as an invisible watermark")
+    ] = None,
+    batch_size: Annotated[int, typer.Option(min=1, help="images generated at a time")] = 16,
+    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1")] = "cpu",
+    as_json: AsJson = False,
+) -> None:
+    """Generate images from prompts. Also edits, inpaints and upscales an image."""
+    from eval.sampling.options import SamplingOptions
+    from pipeline.inference.sample import SampleRequest, sample_run
+
+    if not prompt and prompts_file is None:
+        raise UserError("PROMPT is missing; say what the image shows, or name a --prompts-file")
+    options = SamplingOptions(
+        num=num,
+        seed=seed,
+        negative=negative,
+        start_at=start_at,
+        stop_at=stage,
+        best_of=best_of,
+        overlong="refuse" if refuse_overlong else "cut",
+        batch_size=batch_size,
+        changes={"strength": strength, "guidance": guidance, "steps": steps, "sampler": sampler},
+    )
+    request = SampleRequest(
+        prompts=prompt or [],
+        prompts_file=prompts_file,
+        out=out,
+        options=options,
+        image=image,
+        mask=mask,
+        size=size,
+        aspect=aspect,
+        assignments=assign or [],
+        watermark=watermark,
+        device=device,
+    )
+    written = sample_run(folder, request)
+    if as_json:
+        print_json({"files": written, "images": _describe_images(out, written, prompts_file is not None)})
+        return
+    for path in written:
+        print(path)
+
+
+def _describe_images(out: Path, written: list[Path], is_folder: bool) -> list[dict[str, Any]]:
+    """Returns what each image says of itself. A grid, which is the first of several files, is left out."""
+    if is_folder:
+        lines = (out / "images.jsonl").read_text(encoding="utf-8").splitlines()
+        return [{**entry, "file": str(out / entry["file"])} for entry in map(json.loads, lines)]
+    from eval.sampling.png_metadata import read_png_metadata
+
+    return [{"file": str(path), **read_png_metadata(path)} for path in (written[1:] or written)]
+
+
+def inspect_images(
+    files: Annotated[list[Path], typer.Argument(metavar="PNG...", help="images that `sample` wrote")],
+) -> None:
+    """Print how images were made. One JSON object per line: prompt, seed, model, settings."""
+    from eval.sampling.png_metadata import read_png_metadata
+
+    for path in files:
+        print(json.dumps({"file": str(path), **read_png_metadata(path)}, ensure_ascii=False))
+
+
+def export_model(
+    folder: RunFolder,
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="folder to create; it must not exist")],
+    weights: Annotated[str, typer.Option(help="ema: moving average, samples better; raw: last step")] = "ema",
+    licence: Annotated[str | None, typer.Option(help="licence of the weights, for the model card")] = None,
+    watermark: Annotated[
+        str | None, typer.Option(metavar="TEXT", help="embed this text in all its images as an invisible watermark")
+    ] = None,
+) -> None:
+    """Export the cascade to a folder. It samples without the run: weights, encoder, CLIP, model card."""
+    from pipeline.inference.export import export_run
+
+    print(export_run(folder, out, weights, licence, watermark))

@@ -1,0 +1,144 @@
+"""Runs each stage once its inputs are finished; concurrently if the cluster has room."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable, Sequence
+from queue import Empty, SimpleQueue
+from typing import Generic, Protocol, TypeVar
+
+from rich.markup import escape
+
+from dataprep.io.signals import shutdown_on_sigterm
+from pipeline.runtime.admission import ClusterShares, Reservation
+from pipeline.runtime.config import ClusterConfig
+from pipeline.runtime.ray_session import connect_ray, find_cluster_address
+from pipeline.runtime.resources import WorkerNeed, get_cluster_capacity, resolve_actor_need, resolve_rank_need
+from pipeline.stages.base import Placement, Stage
+from pipeline.store.artifact import Artifact
+from pipeline.terminal import console
+
+ADMISSION_INTERVAL = 5.0  # seconds after which waiting stages are reconsidered: the cluster may have grown
+MAX_SEQUENTIAL_CPUS = 2  # no concurrent stages up to this size: nothing would be gained
+
+
+class SchedulableStage(Protocol):
+    """A stage, with its artifact if it is finished."""
+
+    @property
+    def stage(self) -> Stage: ...
+    @property
+    def artifact(self) -> Artifact | None: ...
+
+
+T = TypeVar("T", bound=SchedulableStage)
+
+
+class Scheduler(Generic[T]):
+    """Runs the stages of a plan.
+
+    Args:
+        todo: the stages, each after its inputs; those with an artifact are not run.
+        run_stage: runs one, given the finished artifacts and the cluster's shares; called in several threads.
+    """
+
+    def __init__(
+        self,
+        todo: Sequence[T],
+        run_stage: Callable[[T, dict[str, Artifact], ClusterShares], Artifact],
+        cluster: ClusterConfig,
+    ) -> None:
+        self.waiting = [item for item in todo if item.artifact is None]
+        self.done = {item.stage.name: item.artifact for item in todo if item.artifact is not None}
+        self.run_stage, self.cluster = run_stage, cluster
+        self.shares = ClusterShares(get_cluster_capacity)
+        self.running: set[str] = set()
+        self.ended: SimpleQueue[tuple[str, Artifact | BaseException]] = SimpleQueue()
+        self.error: BaseException | None = None
+
+    def run(self) -> dict[str, Artifact]:
+        """Runs all stages and returns the artifacts by stage.
+
+        After an error no stage is started, and the error is raised once all running stages have ended: their work is
+        worth keeping.
+        """
+        while self.waiting and self.error is None:
+            ready = self._list_ready()
+            if len(ready) == 1 or not self._may_run_concurrently():
+                self._run_inline(ready[0])
+                continue
+            with shutdown_on_sigterm():
+                self._run_concurrently(ready)
+        if self.error is not None:
+            raise self.error
+        return self.done
+
+    def _list_ready(self) -> list[T]:
+        return [item for item in self.waiting if all(name in self.done for name in item.stage.inputs)]
+
+    def _may_run_concurrently(self) -> bool:
+        """Returns whether stages may run concurrently at all; connects to Ray if so."""
+        if (
+            find_cluster_address(self.cluster) is None
+            and (self.cluster.cpus or os.cpu_count() or 1) <= MAX_SEQUENTIAL_CPUS
+        ):
+            return False
+        connect_ray(self.cluster)
+        return True
+
+    def _run_inline(self, item: T) -> None:
+        """Runs a stage in this thread, the one that receives signals."""
+        self.waiting.remove(item)
+        self.done[item.stage.name] = self.run_stage(item, self.done, self.shares)
+
+    def _run_concurrently(self, ready: Sequence[T]) -> None:
+        """Starts every stage that is ready and admitted, until none runs any more."""
+        for item in ready:
+            self._start(item)
+        while self.running:
+            try:
+                name, outcome = self.ended.get(timeout=ADMISSION_INTERVAL)
+            except Empty:
+                pass
+            else:
+                self._record_end(name, outcome)
+            for item in self._list_ready() if self.error is None else ():
+                self._start(item)
+
+    def _start(self, item: T) -> None:
+        name, reservation = item.stage.name, self._make_reservation(item.stage)
+        if not self.shares.admits(reservation):
+            return
+        self.shares.add(name, reservation)
+        self.waiting.remove(item)
+        self.running.add(name)
+        inputs = dict(self.done)
+
+        def run() -> None:
+            try:
+                self.ended.put((name, self.run_stage(item, inputs, self.shares)))
+            except BaseException as error:
+                self.ended.put((name, error))
+
+        threading.Thread(target=run, daemon=True, name=name).start()
+
+    def _record_end(self, name: str, outcome: Artifact | BaseException) -> None:
+        self.running.remove(name)
+        self.shares.remove(name)
+        if not isinstance(outcome, BaseException):
+            self.done[name] = outcome
+            return
+        if self.running and self.error is None:
+            console.print(
+                f"[red]error:[/] {escape(str(outcome))}; waiting for running stages: {', '.join(sorted(self.running))}"
+            )
+        self.error = self.error or outcome
+
+    def _make_reservation(self, stage: Stage) -> Reservation:
+        requested = self.cluster.stage_resources(stage.name)
+        if stage.placement is Placement.DRIVER:
+            return Reservation(WorkerNeed(), ranks=1)
+        if stage.placement is Placement.GROUP:
+            return Reservation(resolve_rank_need(requested, self.cluster.ranks), self.cluster.ranks)
+        return Reservation(resolve_actor_need(requested, stage.placement is Placement.MODELS))

@@ -1,0 +1,41 @@
+"""Restarts a driver that was killed, from a process of its own: a killed process cannot restart itself."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+from collections.abc import Sequence
+
+from pipeline.runtime.errors import StageError
+from pipeline.terminal import console
+
+
+def supervise_driver(words: Sequence[str], retries: int) -> int:
+    """Runs ``imagen-ray WORDS`` as a child process, restarts it if a signal kills it, and returns its exit status.
+
+    An exit that is not by a signal is final, also a failed one: the driver has done its own retries by then. SIGTERM
+    is passed on, so that the driver can save its work and exit.
+
+    Raises:
+        StageError: the driver was killed ``retries`` + 1 times.
+    """
+    stopping = False
+
+    def pass_on(*_: object) -> None:
+        nonlocal stopping
+        stopping = True
+        driver.send_signal(signal.SIGTERM)
+
+    for attempt in range(retries + 1):
+        driver = subprocess.Popen([sys.executable, "-m", "pipeline", *words])
+        before = signal.signal(signal.SIGTERM, pass_on)
+        try:
+            status = driver.wait()
+        finally:
+            signal.signal(signal.SIGTERM, before)
+        if status >= 0 or stopping:
+            return abs(status)
+        name = signal.Signals(-status).name
+        console.print(f"[yellow]the driver was killed by {name}; {retries - attempt} retries left[/]")
+    raise StageError(f"the driver was killed {retries + 1} times, last by {name}; `dmesg` may show why")

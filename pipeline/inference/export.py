@@ -1,0 +1,94 @@
+"""``imagen-ray export``: writes the cascade of a run to a folder that can be used without Ray and DeepSpeed.
+
+OUT/cascade.json           the stages, their sampling settings, the encoder and CLIP
+OUT/<stage>/               config.json and model.safetensors
+OUT/encoder/, OUT/clip/    the frozen models if they are files; hub names are kept in cascade.json
+OUT/README.md              the model card; metrics.json and datacard.md are copied from the run
+"""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+from dataprep.io import storage
+from dataprep.io.errors import UserError
+from eval.sampling.config import CascadeConfig, write_cascade
+from pipeline.inference.model_card import render_model_card
+from pipeline.inference.sample import run_cascade
+from pipeline.store.run import Run
+from train.models.export import load_stage, read_stage_settings, save_stage
+
+CARD, ENCODER, CLIP = "README.md", "encoder", "clip"
+WEIGHTS = ("ema", "raw")
+COPIED_FILES = ("metrics.json", "datacard.md")
+
+
+def export_run(
+    folder: str, out: Path, weights: str = "ema", licence: str | None = None, watermark: str | None = None
+) -> Path:
+    """Writes the cascade of the finished run at ``folder`` to ``out``, completely or not at all; returns ``out``.
+
+    Args:
+        weights: "ema" or "raw".
+
+    Raises:
+        UserError: training is not finished, ``out`` exists, or ``weights`` is unknown.
+    """
+    if weights not in WEIGHTS:
+        raise UserError(f"--weights {weights} is unknown; choose one of {', '.join(WEIGHTS)}")
+    if out.exists():
+        raise UserError(f"{out} exists; give the name of a new folder")
+    run = Run(folder)
+    config = run_cascade(run)
+    temporary = out.with_name(f".{out.name}.tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    try:
+        written = _write_folder(run, config, temporary, weights, watermark)
+        (temporary / CARD).write_text(render_model_card(run, written, temporary, weights, licence), encoding="utf-8")
+        temporary.rename(out)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    return out
+
+
+def _write_folder(run: Run, config: CascadeConfig, out: Path, weights: str, watermark: str | None) -> CascadeConfig:
+    artifacts, stages = run.artifacts(), []
+    for stage in config.stages:
+        if weights == "ema":
+            shutil.copytree(stage.path, out / stage.name)
+        else:
+            from train.checkpoint import read_weights  # imports DeepSpeed
+
+            model, settings = read_stage_settings(stage.path)
+            tensors, step = read_weights(artifacts[f"train.{stage.name}"].path("checkpoints"), weights)
+            save_stage(out / stage.name, tensors, model, settings["diffusion"], step)
+        load_stage(out / stage.name)  # checks that it can be sampled from
+        stages.append(stage.model_copy(update={"path": stage.name}))
+    changes: dict[str, object] = {"stages": stages, "encoder": _copy_model(config.encoder, out, ENCODER)}
+    if config.clip is not None:
+        changes["clip"] = _copy_model(config.clip, out, CLIP)
+    if config.clip_pretrained is not None:
+        changes["clip_pretrained"] = _copy_model(config.clip_pretrained, out, "clip_weights")
+    if watermark is not None:
+        changes["watermark"] = watermark
+    written = config.model_copy(update=changes)
+    write_cascade(out, written)
+    for name in COPIED_FILES:
+        if storage.exists(run.path(name)):
+            (out / name).write_bytes(storage.read_bytes(run.path(name)))
+    return written
+
+
+def _copy_model(source: str, out: Path, name: str) -> str:
+    """Copies a folder or file to ``out``/``name`` and returns that name; returns a hub name unchanged."""
+    path = Path(source)
+    if path.is_dir():
+        shutil.copytree(path, out / name)
+    elif path.is_file():
+        name += path.suffix
+        shutil.copyfile(path, out / name)
+    else:
+        return source
+    return name

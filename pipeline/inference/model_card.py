@@ -1,0 +1,131 @@
+"""The model card of an exported cascade in the format of model hubs: parts, training data, metrics, limits."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+from safetensors import safe_open
+
+from dataprep.io import storage
+from dataprep.io.markdown import escape_cell, format_table
+from dataprep.synthetic.grammar import ATTRIBUTES
+from eval.sampling.config import CascadeConfig
+from pipeline.report.data_card_files import FACTS
+from pipeline.store.run import Run
+from pipeline.units import format_decimal, format_percent
+from train.models.export import CONFIG_FILE, WEIGHTS_FILE
+
+NO_LICENCE = "not chosen yet; whoever trained this model has to choose one"
+
+
+def render_model_card(run: Run, config: CascadeConfig, out: Path, weights: str, licence: str | None) -> str:
+    """Returns the card as Markdown; ``out`` holds the export, ``weights`` is ema or raw. Leaves out missing metrics."""
+    record, artifacts = run.record(), run.artifacts()
+    facts = _read_json(artifacts["card"].path(FACTS)) if "card" in artifacts else {}
+    title = (facts.get("about") or {}).get("title") or "A text-to-image cascade"
+    metadata = {"library_name": "imagen-ray", "pipeline_tag": "text-to-image"} | (
+        {"license": licence} if licence else {}
+    )
+    lines = ["---", yaml.safe_dump(metadata, sort_keys=False).strip(), "---", "", f"# {title}", ""]
+    lines += [*_describe_use(config), *_describe_parts(config, out, weights), *_describe_training(facts, record)]
+    lines += [*_describe_metrics(_read_json(run.path("metrics.json"))), *_describe_limits(config, facts)]
+    lines += ["## Licence", "", f"Weights: {licence or NO_LICENCE}. Code (imagen-ray): Apache-2.0.", ""]
+    return "\n".join(lines)
+
+
+def _describe_use(config: CascadeConfig) -> list[str]:
+    return [
+        "Pixel-space cascaded diffusion after Imagen (arXiv 2205.11487): a frozen text encoder and "
+        f"{len(config.stages)} stages, up to {config.stages[-1].resolution} pixels.",
+        "",
+        "```python",
+        "from eval.sampling.cascade import Cascade",
+        "",
+        'images = Cascade.from_pretrained("THIS_FOLDER")("a prompt", num=4, seed=1).images',
+        "```",
+        "",
+        'Or `imagen-ray sample THIS_FOLDER "a prompt" --num 4 --seed 1`.',
+        "",
+    ]
+
+
+def _describe_parts(config: CascadeConfig, out: Path, weights: str) -> list[str]:
+    rows = []
+    for stage in config.stages:
+        settings = _read_json(str(out / stage.path / CONFIG_FILE))
+        with safe_open(str(out / stage.path / WEIGHTS_FILE), framework="pt") as file:
+            tensors = [file.get_slice(name).get_shape() for name in file.keys()]  # noqa: SIM118
+        count = sum(math.prod(shape) for shape in tensors)
+        start = "noise" if stage.low_resolution is None else f"{stage.low_resolution} pixels"
+        sampling = f"{stage.sampling.sampler}, {stage.sampling.steps} steps, guidance {stage.sampling.guidance:g}"
+        rows.append([stage.name, start, f"{stage.resolution} pixels", count, settings["trained_steps"], sampling])
+    kind = "EMA" if weights == "ema" else "raw (last training step)"
+    head = ["stage", "from", "to", "#parameters", "#training steps", "default sampling"]
+    lines = ["## Parts", "", f"Weights: {kind}, float32, safetensors.", "", *format_table(head, rows), ""]
+    lines.append(f"Text encoder: `{config.encoder}`, up to {config.max_length} tokens of a prompt.")
+    lines += [f"CLIP that chooses the best of several images: `{config.clip}`."] if config.clip else []
+    lines += ["Images carry an invisible watermark."] if config.watermark else []
+    return [*lines, ""]
+
+
+def _describe_training(facts: Mapping[str, Any], record: Mapping[str, Any]) -> list[str]:
+    lines = ["## Training data", ""]
+    if facts:
+        lines += [f"{facts['kept']:,} image-caption pairs, kept of {facts['rows']:,} rows.", ""]
+        lines += [f"- {name}: {escape_cell(value)}" for name, value in facts["source"].items()]
+        lines.append(f"- licences: {_join_counts(facts['licences']) or 'not given by the list'}")
+        lines.append(f"- languages of captions: {_join_counts(facts['languages'])}")
+        lines += [f"- notes: {facts['about']['notes']}"] if facts["about"].get("notes") else []
+        lines += [f"- removal requests: {facts['about']['contact']}"] if facts["about"].get("contact") else []
+        lines.append("- what was dropped and why: datacard.md")
+    else:
+        lines.append("The run has no data card.")
+    made = f"Run started {record['started']} at commit {record.get('git_commit')}, seed {record['seed']}."
+    return [*lines, "", made, ""]
+
+
+def _describe_metrics(metrics: Mapping[str, Any]) -> list[str]:
+    lines = ["## Metrics", ""]
+    if not metrics:
+        return [*lines, "The run was not evaluated.", ""]
+    rows = []
+    if metrics.get("clip_score") is not None:
+        low, high = (format_decimal(metrics["clip_score_interval"][key]) for key in ("low", "high"))
+        rows.append(["CLIP score", f"{format_decimal(metrics['clip_score'])} ({low} to {high})"])
+    for entry in (metrics.get("distances") or {}).values():
+        if entry["fd"] is not None:
+            counts = f"{entry['images']} images against {entry['reference_images']}"
+            rows.append([entry["name"], f"{format_decimal(entry['fd'], 4)} ({counts}; {entry['model']})"])
+    for split, shares in (metrics.get("composition") or {}).items():
+        parts = [f"{name} {format_percent(shares[name], 0)}" for name in (*ATTRIBUTES, "all") if name in shares]
+        rows.append([f"correct, {split} prompts", ", ".join(parts)])
+    note = f"{metrics['images']} prompts, best of {metrics['candidates']} by CLIP; distances are of first candidates. "
+    return [*lines, *format_table(["metric", "value"], rows), "", note + "metrics.json has all, with intervals.", ""]
+
+
+def _describe_limits(config: CascadeConfig, facts: Mapping[str, Any]) -> list[str]:
+    lines = [
+        "## Limits",
+        "",
+        "- The model can only generate what its training data shows, with the biases of that data.",
+    ]
+    if (facts.get("source") or {}).get("source") == "scenes":
+        lines.append("- Trained on rendered scenes of simple shapes only: a demonstration, not a general image model.")
+    lines.append("- Trained on square images; other aspect ratios are possible and worse.")
+    lines.append(f"- Prompts are truncated to {config.max_length} tokens.")
+    lines.append("- Neither prompts nor images are filtered.")
+    return [*lines, ""]
+
+
+def _join_counts(values: Mapping[str, int]) -> str:
+    return ", ".join(f"{escape_cell(name)} {count:,}" for name, count in values.items())
+
+
+def _read_json(path: str) -> dict[str, Any]:
+    """Returns the JSON at ``path``; empty if there is no file."""
+    return dict(json.loads(storage.read_bytes(path))) if storage.exists(path) else {}

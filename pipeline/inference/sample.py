@@ -1,0 +1,193 @@
+"""``imagen-ray sample``: samples from the cascade of a run or from an exported cascade."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import yaml
+from PIL import Image
+
+from dataprep.io import storage
+from dataprep.io.errors import UserError
+from eval.sampling import image_editing
+from eval.sampling.batch_folder import sample_folder
+from eval.sampling.cascade import Cascade
+from eval.sampling.config import CASCADE_FILE, CascadeConfig
+from eval.sampling.options import SamplingOptions, SettingChanges, SettingValue, Size
+from eval.sampling.png_metadata import save_png
+from eval.sampling.prompts import read_protocol
+from pipeline.config import run_config_type
+from pipeline.stages.clip import read_clip_spec
+from pipeline.stages.trained_cascade import copy_parts_here, trained_cascade
+from pipeline.store.run import Run
+from pipeline.terminal import console, progress
+
+MOST_PROMPTS = 10**9  # no limit
+
+
+def run_cascade(run: Run) -> CascadeConfig:
+    """Returns the cascade of a finished run, its parts copied to this machine; UserError if a stage is not finished."""
+    record, artifacts = run.record(), run.artifacts()
+    config = run_config_type().model_validate(record["config"], strict=False)
+    missing = [name for name in ["encoder", *(f"train.{stage}" for stage in config.train)] if name not in artifacts]
+    if missing:
+        raise UserError(
+            f"{run.root}: stage {missing[0]} is not finished: no model to sample from; `imagen-ray run` it first"
+        )
+    trained = {name: artifacts[f"train.{name}"] for name in config.train}
+    more: dict[str, Any] = {"max_length": config.embed.max_length, "encoder_dtype": config.embed.dtype}
+    more |= {"watermark": config.sample.watermark}
+    if "clip" in artifacts:
+        clip = read_clip_spec(artifacts["clip"])
+        more |= {"clip": str(clip["model"]), "clip_pretrained": clip["pretrained"]}
+    return copy_parts_here(trained_cascade(trained, config.sample.stages, artifacts["encoder"], **more))
+
+
+@dataclass(frozen=True, kw_only=True)
+class SampleRequest:
+    """What ``imagen-ray sample`` is asked for."""
+
+    prompts: Sequence[str]
+    out: Path
+    prompts_file: str | None = None
+    options: SamplingOptions = field(default_factory=SamplingOptions)  # image, mask, size: from the fields below
+    image: Path | None = None
+    mask: Path | None = None
+    size: str | None = None  # WxH
+    aspect: str | None = None  # W:H
+    assignments: Sequence[str] = ()  # sampler settings as KEY=VALUE or STAGE.KEY=VALUE
+    watermark: str | None = None
+    device: str = "cpu"
+
+
+def sample_run(folder: str, request: SampleRequest) -> list[Path]:
+    """Samples from the cascade of the run, or the exported cascade, at ``folder``; returns the written paths.
+
+    A single image is written to ``out``; several are written to ``out`` as a grid, one row per prompt, and each to its
+    own file beside it. The images of a prompt file are written into the folder ``out``. PNGs hold their settings as
+    metadata.
+    """
+    many = request.prompts_file is not None
+    if not many and request.out.suffix.lower() != ".png":
+        raise UserError(f"--out {request.out}: images are written as PNG; give a name that ends in .png")
+    if many and (request.prompts or request.out.suffix):
+        what = "PROMPT" if request.prompts else f"--out {request.out}"
+        raise UserError(
+            f"{what}: the images of --prompts-file go into a folder; give --out FOLDER and no prompt beside"
+        )
+    cascade = load_cascade(folder, request.device, request.watermark)
+    options = replace(
+        request.options,
+        changes=_apply_assignments(request.options.changes, request.assignments),
+        image=_read_image("image", request.image),
+        mask=_read_image("mask", request.mask),
+        size=_parse_size(cascade, request),
+    )
+    # One warning per prompt, each as a line of its own.
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        if many:
+            written = _sample_into_folder(cascade, request, options)
+        else:
+            written = _sample_into_files(cascade, request, options, folder)
+    for warning in told:
+        console.print(f"warning: {warning.message}", markup=False)
+    return written
+
+
+def load_cascade(folder: str, device: str = "cpu", watermark: str | None = None) -> Cascade:
+    """Loads the cascade of a run, or an exported one; ``watermark`` replaces its own."""
+    if storage.exists(storage.join(folder, CASCADE_FILE)):
+        return Cascade.from_pretrained(storage.local_folder(folder), device, watermark)
+    config = run_cascade(Run(folder))
+    return Cascade.from_config(config.model_copy(update={"watermark": watermark or config.watermark}), device)
+
+
+def _sample_into_files(cascade: Cascade, request: SampleRequest, options: SamplingOptions, folder: str) -> list[Path]:
+    samples = cascade.sample(request.prompts, options)
+    out = request.out
+    out.parent.mkdir(parents=True, exist_ok=True)
+    samples = replace(samples, making={**samples.making, "run": folder})
+    if len(samples.images) == 1:
+        return [save_png(out, samples.images[0], samples.info(0))]
+    sheet = grid(samples.images, options.num)
+    written = [save_png(out, sheet, {"prompt": " | ".join(request.prompts), **samples.making})]
+    for number, image in enumerate(samples.images):
+        written.append(save_png(out.with_name(f"{out.stem}-{number:03d}.png"), image, samples.info(number)))
+    return written
+
+
+def _sample_into_folder(cascade: Cascade, request: SampleRequest, options: SamplingOptions) -> list[Path]:
+    found = read_protocol(str(request.prompts_file), MOST_PROMPTS, options.seed)
+    prompts = [prompt.prompt for prompt in found]
+    with progress("sample", len(prompts), "prompts") as update:
+        for done in sample_folder(cascade, prompts, request.out, options):
+            update(done)
+    return [request.out]
+
+
+def _apply_assignments(changes: SettingChanges, assignments: Sequence[str]) -> SettingChanges:
+    """Returns the changes that are not None, with ``assignments`` (KEY=VALUE or STAGE.KEY=VALUE) over them."""
+    found: dict[str, SettingValue | Mapping[str, SettingValue]] = {
+        key: value for key, value in changes.items() if value is not None
+    }
+    for assignment in assignments:
+        name, equals, text = assignment.partition("=")
+        stage, dot, key = name.rpartition(".")
+        if not equals or not key:
+            raise UserError(f"--set {assignment}: give KEY=VALUE or STAGE.KEY=VALUE, such as base.guidance=2")
+        try:
+            value = yaml.safe_load(text)
+        except yaml.YAMLError as error:
+            raise UserError(f"--set {assignment}: {text!r} is no value") from error
+        if not dot:
+            found[key] = value
+        elif isinstance(before := found.get(key, {}), Mapping):
+            found[key] = {**before, stage: value}
+        else:
+            raise UserError(f"--set {assignment}: {key} is set for all stages already; set it by stage alone")
+    return found
+
+
+def _read_image(name: str, path: Path | None) -> Image.Image | None:
+    if path is None:
+        return None
+    try:
+        with Image.open(path) as image:
+            image.load()
+            return image
+    except (OSError, Image.DecompressionBombError) as error:
+        raise UserError(f"--{name} {path}: not an image that can be read ({error})") from error
+
+
+def _parse_size(cascade: Cascade, request: SampleRequest) -> Size | None:
+    """--size in pixels, or --aspect as the nearest size of the last stage that runs; None without either."""
+    if not request.size and not request.aspect:
+        return None
+    if request.size and request.aspect:
+        raise UserError(f"--size {request.size} and --aspect {request.aspect}: give one of them")
+    option, text, between = ("size", request.size, "x") if request.size else ("aspect", request.aspect, ":")
+    try:
+        width, height = (int(part) for part in str(text).lower().split(between))
+        if min(width, height) < 1:
+            raise ValueError
+    except ValueError as error:
+        raise UserError(f"--{option} {text}: give two whole numbers, such as 3{between}2") from error
+    if option == "size":
+        return width, height
+    stages = cascade.span(request.options.start_at, request.options.stop_at)
+    return image_editing.nearest_size(stages, width / height)
+
+
+def grid(images: Sequence[Image.Image], columns: int, gap: int = 4) -> Image.Image:
+    """Returns a grid of images of one size, ``columns`` per row, on white."""
+    width, height = images[0].size
+    rows = -(-len(images) // columns)
+    sheet = Image.new("RGB", (columns * (width + gap) - gap, rows * (height + gap) - gap), "white")
+    for number, image in enumerate(images):
+        sheet.paste(image, (number % columns * (width + gap), number // columns * (height + gap)))
+    return sheet

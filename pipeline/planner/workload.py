@@ -1,0 +1,171 @@
+"""The work of each stage but training, and its hours on a machine: those of its slowest resource."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+from eval.sampling.config import SamplingConfig
+from pipeline.config import RunConfig
+from pipeline.planner.catalog import Assumptions, Machine
+from pipeline.planner.encoders import ClipCost, TextCost
+from pipeline.planner.rates import Rates
+from pipeline.stages.base import Placement, Rows
+from pipeline.stages.graph import STAGES
+from pipeline.units import HOUR
+
+BACKWARD = 2  # forward passes' worth of operations of a backward pass
+
+
+@dataclass(frozen=True)
+class PlanFacts:
+    """What the work and the storage of a stage are computed from."""
+
+    config: RunConfig
+    assumptions: Assumptions
+    rates: Rates
+    text: TextCost
+    clip: ClipCost
+    embedding_bytes: float  # of one caption
+    parameters: dict[str, int]  # of each cascade stage
+    sampling_flops: dict[str, float]  # of one evaluation of each cascade stage on a whole image
+
+    @property
+    def image_bytes(self) -> float:
+        """Bytes of all downloaded images."""
+        return self.rates.images * self.rates.download_bytes
+
+    @property
+    def captions(self) -> float:
+        """Captions of all kept pairs."""
+        return self.rates.pairs * (1 + len(self.config.pack.captions))
+
+
+@dataclass(frozen=True)
+class Workload:
+    """What a stage has to do; ``pool``: cpu or gpu machines side by side, or one core of one machine (driver)."""
+
+    pool: Literal["cpu", "gpu", "driver"]
+    items: float  # rows or images
+    images: float = 0.0  # decoded and resized, each on a core
+    core_seconds: float = 0.0
+    flops: float = 0.0
+    bytes: float = 0.0  # over the link to the internet and the object store
+
+
+@dataclass(frozen=True)
+class StageHours:
+    """Hours, and the resource that bounds them."""
+
+    hours: float
+    bound: str
+
+
+def _plan_download(facts: PlanFacts) -> Workload:
+    urls, assumptions = float(facts.rates.urls), facts.assumptions
+    fetched = facts.rates.images * assumptions.fetched_kb * 1e3
+    core_seconds = urls / assumptions.download_images_per_core
+    return Workload("cpu", urls, core_seconds=core_seconds, bytes=fetched + facts.image_bytes)
+
+
+def _plan_decoding(facts: PlanFacts) -> Workload:
+    return Workload("cpu", facts.rates.images, images=facts.rates.images, bytes=facts.image_bytes)
+
+
+def _plan_encoder(facts: PlanFacts) -> Workload | None:
+    config = facts.config.encoder.pretrain
+    if config is None:
+        return None
+    samples = config.steps * config.batch_size
+    # The decoder reads about as many tokens as the encoder.
+    tokens = samples * min(facts.assumptions.caption_tokens, config.max_tokens)
+    return Workload("gpu", samples, flops=(1 + BACKWARD) * 2 * tokens * facts.text.flops_per_token)
+
+
+def _plan_clip(facts: PlanFacts) -> Workload | None:
+    config = facts.config.clip.train
+    if config is None:
+        return None
+    samples = config.steps * config.batch_size
+    return Workload("gpu", samples, flops=float(1 + BACKWARD) * samples * facts.clip.flops_per_pair)
+
+
+def _plan_score(facts: PlanFacts) -> Workload:
+    images = facts.rates.images
+    return Workload("gpu", images, images=images, flops=images * facts.clip.flops_per_pair, bytes=facts.image_bytes)
+
+
+def _plan_select(facts: PlanFacts) -> Workload:
+    urls = float(facts.rates.urls)
+    return Workload("driver", urls, core_seconds=urls / facts.assumptions.select_rows_per_second)
+
+
+def _plan_pack(facts: PlanFacts) -> Workload:
+    rates = facts.rates
+    packed = rates.pairs * (sum(rates.pixel_bytes.values()) + rates.pack_row_bytes)
+    return Workload("cpu", rates.pairs, bytes=facts.image_bytes + packed)
+
+
+def _plan_embed(facts: PlanFacts) -> Workload:
+    tokens = facts.captions * facts.assumptions.distinct_captions * facts.rates.tokens
+    stored = facts.captions * facts.embedding_bytes
+    return Workload("gpu", facts.captions, flops=tokens * facts.text.flops_per_token, bytes=stored)
+
+
+def _plan_sample(facts: PlanFacts) -> Workload:
+    config, settings = facts.config, facts.config.sample
+    scenes = config.listing.source == "scenes"
+    shown = (len(settings.prompts) + (settings.show if scenes else 0)) * settings.candidates
+    evaluated = settings.evaluate * settings.candidates if scenes or settings.evaluate_prompts else shown
+    names = list(config.train)
+    last = names.index(settings.evaluate_at) if settings.evaluate_at else len(names) - 1
+    flops = 0.0
+    for place, name in enumerate(names):
+        sampling = settings.stages.get(name, SamplingConfig())
+        evaluations = sampling.steps * (1 if sampling.guidance == 1 else 2)  # guided: with and without the caption
+        flops += (shown + (evaluated if place <= last else 0)) * evaluations * facts.sampling_flops[name]
+    return Workload("gpu", shown + evaluated, flops=flops)
+
+
+# Stage -> its work; None if the config does not have the work. train.* is planned apart.
+WORKLOADS: dict[str, Callable[[PlanFacts], Workload | None]] = {
+    "download": _plan_download,
+    "annotate": _plan_decoding,
+    "encoder": _plan_encoder,
+    "clip": _plan_clip,
+    "score": _plan_score,
+    "select": _plan_select,
+    "pack": _plan_pack,
+    "embed": _plan_embed,
+    "sample": _plan_sample,
+}
+
+
+def plan_workloads(facts: PlanFacts) -> dict[str, Workload]:
+    """Returns the work by stage, in the pipeline's order.
+
+    A stage that maps CPU workers over all pairs and has no entry in `WORKLOADS` counts as one that decodes every image.
+    """
+    planned: dict[str, Workload | None] = {}
+    for name, kind in STAGES.items():
+        maps_pairs = kind.rows is Rows.ALIGNED and kind.placement(facts.config) is Placement.SHARDS
+        if plan := WORKLOADS.get(name, _plan_decoding if maps_pairs else None):
+            planned[name] = plan(facts)
+    return {name: work for name, work in planned.items() if work is not None}
+
+
+def estimate_hours(work: Workload, machine: Machine, nodes: int, assumptions: Assumptions) -> StageHours:
+    """Returns the hours on ``nodes`` machines. Cores, GPUs and link work concurrently: the slowest counts."""
+    cores = machine.cores * nodes
+    per_core = machine.images_per_core or assumptions.images_per_core
+    speed = machine.units * nodes * machine.tflops * 1e12 * machine.encode_mfu
+    core_seconds = work.core_seconds + work.images / per_core
+    link = machine.internet_gbit * nodes * 1e9 / 8 * assumptions.network_share
+    parts = {
+        "CPU": core_seconds / (1 if work.pool == "driver" else cores),
+        "GPU" if machine.gpus else "arithmetic": work.flops / speed,
+        "network": work.bytes / link,
+    }
+    bound = max(parts, key=lambda name: parts[name])
+    return StageHours(parts[bound] / HOUR, bound)

@@ -1,0 +1,16 @@
+"""The sections of the report, in the order of the page. A new section is one file, its template and a line here."""
+
+from __future__ import annotations
+
+from pipeline.report.section import ReportSection
+from pipeline.report.sections import data, funnel, metrics, run, samples, summary, training
+
+SECTIONS: dict[str, ReportSection] = {
+    "summary": summary.SECTION,
+    "samples": samples.SECTION,
+    "metrics": metrics.SECTION,
+    "funnel": funnel.SECTION,
+    "data": data.SECTION,
+    "training": training.SECTION,
+    "run": run.SECTION,
+}

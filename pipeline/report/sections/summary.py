@@ -1,0 +1,60 @@
+"""The run in one sentence and a few figures."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from pipeline.report.section import ReportInputs, ReportSection, SectionContent
+from pipeline.units import format_decimal, format_duration, format_percent
+
+
+def collect_summary(inputs: ReportInputs) -> SectionContent:
+    """Collects ``sentence``, and ``tiles``: label, value, note."""
+    artifacts, metrics = inputs.artifacts, inputs.metrics
+    selected = artifacts["select"].manifest.counters
+    duration = format_duration(sum(artifact.manifest.seconds for artifact in artifacts.values()))
+    parameters = sum(artifacts[f"train.{name}"].manifest.counters.get("parameters", 0) for name in inputs.cascade)
+    sentence = (
+        f"{selected['kept']:,} of {selected['rows']:,} rows were kept; a cascade of {len(inputs.cascade)} "
+        f"{'stage' if len(inputs.cascade) == 1 else 'stages'} ({' → '.join(inputs.cascade)}, {parameters:,} "
+        f"parameters) was trained on them. All stages took {duration}."
+    )
+    tiles = [
+        _tile("pairs kept", f"{selected['kept']:,}", f"of {selected['rows']:,} rows"),
+        _tile("time of all stages", duration, "including cached stages"),
+        _tile("parameters", f"{parameters / 1e6:.2f} M", "of the cascade"),
+        *_list_metric_tiles(metrics),
+    ]
+    return SectionContent({"tiles": tiles, "sentence": sentence})
+
+
+def _list_metric_tiles(metrics: Mapping[str, Any]) -> list[dict[str, str]]:
+    tiles = []
+    for split, accuracy in metrics.get("composition", {}).items():
+        if "all" in accuracy:
+            rows = [row for row in metrics["composition_table"] if (row["split"], row["attribute"]) == (split, "all")]
+            note = _format_interval(rows[0]) if rows else ""
+            tiles.append(_tile(f"all correct, {split} combinations", format_percent(accuracy["all"], 0), note))
+    if metrics.get("clip_score") is not None:
+        real = metrics.get("clip_score_validation")
+        note = f"real pairs: {format_decimal(real['value'])}" if real else "by the run's own CLIP"
+        tiles.append(_tile("CLIP score", format_decimal(metrics["clip_score"]), note))
+    for entry in (metrics.get("distances") or {}).values():
+        if entry["fd"] is not None:
+            tiles.append(
+                _tile(entry["name"], format_decimal(entry["fd"]), f"{entry['reference_images']:,} real images")
+            )
+    return tiles
+
+
+def _format_interval(row: Mapping[str, Any]) -> str:
+    return f"{format_percent(row['low'], 0)} to {format_percent(row['high'], 0)}, n = {row['n']}"
+
+
+def _tile(label: str, value: str, note: str = "") -> dict[str, str]:
+    return {"label": label, "value": value, "note": note}
+
+
+SECTION = ReportSection("Summary", collect_summary, Path(__file__).with_suffix(".html.jinja"))

@@ -1,0 +1,131 @@
+"""An elastic pool of Ray actors: sized by the work left, the cluster's capacity and the stage's share of it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import ray
+from ray.exceptions import RayError
+from rich.markup import escape
+
+from dataprep.io.errors import UserError
+from pipeline.runtime.ray_session import can_grow
+from pipeline.runtime.resources import WorkerNeed, count_fitting_workers
+from pipeline.terminal import console
+
+CAPACITY_INTERVAL = 2.0  # seconds between two reads of the cluster's capacity
+MAX_SURPLUS_ACTORS = 16  # requested beyond the current capacity: pending actors make an autoscaler add nodes
+MAX_FAILED_STARTS = 10  # in a row
+
+
+class ActorPool:
+    """A pool of actors that each run one call at a time.
+
+    Args:
+        start_actor: starts an actor and returns its handle; the actor's ``node()`` returns the id of its node.
+        need: resources of one actor.
+        stage: the stage's name, for messages.
+        get_share: returns the maximum number of actors in fairness to other stages, or None; called repeatedly.
+        max_actors: maximum number of actors.
+    """
+
+    def __init__(
+        self,
+        start_actor: Callable[[], Any],
+        need: WorkerNeed,
+        stage: str,
+        get_share: Callable[[], int | None] = lambda: None,
+        max_actors: int | None = None,
+    ) -> None:
+        self.start_actor, self.need, self.stage = start_actor, need, stage
+        self.get_share, self.max_actors = get_share, max_actors
+        self.idle: list[Any] = []
+        self.busy: list[Any] = []
+        self.starting: dict[Any, Any] = {}  # reference to the node id -> actor
+        self.nodes: dict[Any, str] = {}  # actor -> node id
+        self.capacity, self.checked, self.failed_starts = 0, 0.0, 0
+
+    def _actor_limit(self) -> int:
+        """Returns how many actors are worth requesting."""
+        if time.monotonic() - self.checked > CAPACITY_INTERVAL:
+            before = self.capacity
+            self.capacity, self.checked = count_fitting_workers(self.need), time.monotonic()
+            if self.capacity == 0:
+                self._report_no_capacity(first=before == 0 and not self.starting)
+        limit = self.capacity + (max(2, min(self.capacity, MAX_SURPLUS_ACTORS)) if can_grow() else 0)
+        caps = [cap for cap in (self.max_actors, self.get_share()) if cap is not None]
+        return max(1, min([limit, *caps]))
+
+    def _report_no_capacity(self, first: bool) -> None:
+        """Prints that no node fits an actor; raises UserError where no node can join."""
+        needed = ", ".join(f"{amount:g} {name}" for name, amount in self.need.to_ray().items())
+        if not can_grow():
+            raise UserError(
+                f"cluster.stages.{self.stage}: a worker requests {needed}, more than this machine has; lower it"
+            )
+        if first:
+            console.print(f"[yellow]{self.stage}: no node with {needed} yet; waiting for one[/]")
+
+    def resize(self, work: int) -> None:
+        """Starts or ends actors until there are as many as ``work`` shards can use."""
+        target = min(work, self._actor_limit())
+        have = len(self.idle) + len(self.busy) + len(self.starting)
+        for _ in range(target - have):
+            actor = self.start_actor()
+            self.starting[actor.node.remote()] = actor
+        for _ in range(have - target):
+            if self.starting:
+                ray.kill(self.starting.popitem()[1])
+            elif self.idle:
+                ray.kill(self.idle.pop())
+
+    def acquire(self) -> Any:
+        """Returns an idle actor and marks it busy; there must be one."""
+        self.busy.append(self.idle.pop())
+        return self.busy[-1]
+
+    def release(self, actor: Any) -> None:
+        """Marks ``actor`` idle after its call."""
+        self.busy.remove(actor)
+        self.idle.append(actor)
+
+    def discard(self, actor: Any) -> bool:
+        """Removes a dead or unreachable actor; returns whether its node was lost."""
+        self.busy.remove(actor)
+        ray.kill(actor)
+        return self.nodes.pop(actor, "") not in {node["NodeID"] for node in ray.nodes() if node["Alive"]}
+
+    def wait(self, calls: Sequence[Any], seconds: float) -> list[Any]:
+        """Waits up to ``seconds`` for a call to finish or an actor to start; returns the finished calls."""
+        if not (calls or self.starting):
+            time.sleep(min(seconds, 0.1))
+            return []
+        ready, _ = ray.wait([*calls, *self.starting], num_returns=1, timeout=seconds)
+        if ready:  # collect everything else that is ready
+            ready, _ = ray.wait([*calls, *self.starting], num_returns=len(calls) + len(self.starting), timeout=0)
+        for reference in ready:
+            if actor := self.starting.pop(reference, None):
+                self._add_started(reference, actor)
+        return [reference for reference in ready if reference in set(calls)]
+
+    def _add_started(self, reference: Any, actor: Any) -> None:
+        try:
+            self.nodes[actor] = ray.get(reference)
+        except RayError as error:  # its node was lost, or the job's package is not fully extracted there yet
+            self.failed_starts += 1
+            text = " ".join(str(error).split())[-300:]
+            if self.failed_starts > MAX_FAILED_STARTS:
+                raise RuntimeError(f"{self.failed_starts} workers in a row failed to start, last: {text}") from error
+            console.print(f"[yellow]{self.stage}: a worker failed to start ({escape(text)}); retrying[/]")
+            ray.kill(actor)
+            return
+        self.failed_starts = 0
+        self.idle.append(actor)
+
+    def close(self) -> None:
+        """Ends every idle or starting actor; busy ones end with their handles."""
+        for actor in [*self.idle, *self.starting.values()]:
+            ray.kill(actor)
+        self.idle, self.starting = [], {}

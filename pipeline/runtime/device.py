@@ -1,0 +1,10 @@
+"""The device of a worker's model."""
+
+from __future__ import annotations
+
+import torch
+
+
+def worker_device() -> str:
+    """Returns "cuda" if Ray assigned a GPU to this worker (it hides all others), else "cpu"."""
+    return "cuda" if torch.cuda.is_available() else "cpu"

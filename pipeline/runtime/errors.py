@@ -1,0 +1,7 @@
+"""Errors at run time."""
+
+from __future__ import annotations
+
+
+class StageError(RuntimeError):
+    """A failure at run time (exit status 1); names the stage, the shard or step, and the command that resumes."""

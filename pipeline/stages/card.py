@@ -1,0 +1,41 @@
+"""Stage `card`: what the data set consists of, as Markdown and JSON."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from dataprep.data_card_config import CardConfig
+from dataprep.io import storage
+from pipeline.runtime.context import Context
+from pipeline.stages.base import StageConfig, StageInputs, StageType
+from pipeline.store.artifact import Artifact
+
+
+class CardStageConfig(StageConfig):
+    """What the stage sees of the config."""
+
+    card: CardConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class CardInputs(StageInputs):
+    """Every stage that makes data."""
+
+    listing: Artifact
+    download: Artifact
+    annotate: Artifact
+    score: Artifact
+    select: Artifact
+    pack: Artifact
+    embed: Artifact
+
+
+def run(ctx: Context[CardStageConfig, CardInputs]) -> None:
+    """Writes datacard.md and datacard.json."""
+    from pipeline.report.data_card_files import build_data_card
+
+    for name, text in build_data_card(ctx.artifacts, ctx.config.card).items():
+        storage.write_bytes(ctx.path(name), text.encode())
+
+
+STAGE = StageType(name="card", run=run, config=CardStageConfig, inputs=CardInputs, published=("datacard.md",))

@@ -1,0 +1,75 @@
+"""The pipeline as a list: reading it is reading the system.
+
+Each stage is one file of this package. A stage reads nothing but its part of the config and its inputs, both typed in
+that file; `pipeline.store.fingerprint` finds the code that its ``run`` reaches.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from pipeline.stages import (
+    annotate,
+    card,
+    clip,
+    download,
+    embed,
+    evaluate,
+    listing,
+    pack,
+    report,
+    sample,
+    score,
+    select,
+    text_encoder,
+    train,
+)
+from pipeline.stages.base import Stage, StageConfig, StageType
+
+if TYPE_CHECKING:
+    from pipeline.config import RunConfig
+
+STAGES: dict[str, StageType] = {  # in this order; a stage stands after its inputs
+    "listing": listing.STAGE,  # list of URLs, folder, tars or the embedded corpus -> rows in shards
+    "download": download.STAGE,  # rows -> images in tars; a status and a reason per row
+    "annotate": annotate.STAGE,  # images and captions -> sizes, hashes, caption statistics, language
+    "encoder": text_encoder.STAGE,  # a T5 or BERT encoder: checked, or pretrained on the captions
+    "clip": clip.STAGE,  # a CLIP: checked, or trained on the pairs
+    "score": score.STAGE,  # pairs -> CLIP similarity, heads
+    "select": select.STAGE,  # columns and rules -> keep or drop, with the reason
+    "pack": pack.STAGE,  # kept images -> one column per training resolution
+    "embed": embed.STAGE,  # kept captions -> text embeddings
+    "card": card.STAGE,  # what the data set consists of
+    "train": train.STAGE,  # one stage per entry of `train`: pack and embeddings -> checkpoints, EMA weights
+    "sample": sample.STAGE,  # prompts -> images through the cascade
+    "evaluate": evaluate.STAGE,  # images -> metrics
+    "report": report.STAGE,  # everything -> one HTML page
+}
+
+
+def stage_type(name: str) -> StageType | None:
+    """Returns the type of the stage called ``name``, such as ``train.base``; None where there is none (any more)."""
+    return STAGES.get(name) or STAGES.get(name.partition(".")[0])
+
+
+def list_stages(config: RunConfig) -> list[Stage]:
+    """Returns every stage of a run, each after its inputs."""
+    found: dict[str, Stage] = {}
+    for kind in STAGES.values():
+        configs = kind.instances(config) if kind.instances else {kind.name: kind.config.from_run(config)}
+        for name, part in configs.items():
+            found[name] = _stage(name, kind, part, config, found)
+    return list(found.values())
+
+
+def _stage(name: str, kind: StageType, part: StageConfig, config: RunConfig, before: dict[str, Stage]) -> Stage:
+    inputs = kind.inputs.names(before, lambda optional: kind.optional(config, optional))
+    sources = kind.sources
+    return Stage(
+        name=name,
+        type=kind,
+        config=part,
+        inputs=inputs,
+        sources=(lambda: sources(config)) if sources else None,
+        placement=kind.placement(config),
+    )

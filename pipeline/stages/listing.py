@@ -1,0 +1,63 @@
+"""Stage `listing`: the source's rows as Parquet shards."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from dataprep.io import storage
+from dataprep.io.redact import FORGOTTEN_FILE, Forgotten
+from dataprep.listing.config import ListingConfig
+from pipeline.runtime.context import Context
+from pipeline.stages.base import Rows, StageConfig, StageInputs, StageType
+from pipeline.store.run import Run
+
+if TYPE_CHECKING:
+    from pipeline.config import RunConfig
+
+
+class ListingStageConfig(StageConfig):
+    """What the stage sees of the config."""
+
+    listing: ListingConfig
+    seed: int
+
+
+def list_sources(config: RunConfig) -> list[str]:
+    """Returns the user's own files and RUN/forgotten.json: their bytes are part of the fingerprint.
+
+    Raises UserError where a file cannot be a source, or where a filter needs a column that no stage will have.
+    """
+    from dataprep.filters.config import make_filters, make_set_filters
+    from dataprep.io.schemas import ANNOTATIONS
+    from dataprep.listing.sources import check_source, find_source_files
+
+    columns = check_source(config.listing)
+    available = {*ANNOTATIONS.names, "url", "clip_similarity", *columns, *config.score.heads}
+    available |= {"clip_embedding"} if config.score.embeddings else set()
+    make_filters(config.select, available, config.clip.min_similarity)
+    make_set_filters(config.select, available)
+    forgotten = Run(config.run).path(FORGOTTEN_FILE)
+    return find_source_files(config.listing) + ([forgotten] if storage.exists(forgotten) else [])
+
+
+def run(ctx: Context[ListingStageConfig, StageInputs]) -> None:
+    """Writes the listing."""
+    from dataprep.listing.writer import write_listing
+
+    with tempfile.TemporaryDirectory(prefix="imagen-ray-") as scratch:
+        forgotten = Forgotten.read(ctx.run.path(FORGOTTEN_FILE)).urls
+        ctx.counters |= write_listing(ctx.config.listing, ctx.config.seed, scratch, forgotten)
+        for name in storage.list_files(scratch):
+            storage.publish(Path(scratch) / name, ctx.path(name))
+
+
+STAGE = StageType(
+    name="listing",
+    run=run,
+    config=ListingStageConfig,
+    inputs=StageInputs,
+    sources=list_sources,
+    rows=Rows.ALIGNED,
+)

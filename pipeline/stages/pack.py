@@ -1,0 +1,66 @@
+"""Stage `pack`: kept images as one column per training resolution."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from dataprep.pack_config import PackConfig
+from pipeline.runtime.context import Context
+from pipeline.runtime.shard_worker import ShardTask
+from pipeline.stages.base import (
+    Placement,
+    Rows,
+    StageConfig,
+    StageInputs,
+    StageType,
+    TraceView,
+    always,
+    config_key,
+)
+from pipeline.store.artifact import Artifact
+
+
+class PackStageConfig(StageConfig):
+    """What the stage sees of the config."""
+
+    pack: PackConfig
+    max_pixels: int = config_key("download.max_pixels")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PackInputs(StageInputs):
+    """The pairs, and which of them are kept."""
+
+    download: Artifact
+    select: Artifact
+
+
+class PackWorker:
+    """Packs the kept images of a shard at every training resolution."""
+
+    def __init__(self, config: PackConfig, max_pixels: int) -> None:
+        self.config, self.max_pixels = config, max_pixels
+
+    def __call__(self, task: ShardTask) -> dict[str, int]:
+        """Writes one Parquet file of the kept rows; of all downloaded rows where the shard has no selection."""
+        from dataprep.pack import pack_shard
+
+        tar, table, selection = task.tar("download"), task.table("download"), task.files.get("select.parquet")
+        return pack_shard(tar, table, selection, task.output_table(), self.config, self.max_pixels)
+
+
+def run(ctx: Context[PackStageConfig, PackInputs]) -> None:
+    """Packs every shard."""
+    arguments = {"config": ctx.config.pack, "max_pixels": ctx.config.max_pixels}
+    ctx.map_shards(PackWorker, arguments, ctx.join_shards(ctx.inputs.download, ctx.inputs.select))
+
+
+STAGE = StageType(
+    name="pack",
+    run=run,
+    config=PackStageConfig,
+    inputs=PackInputs,
+    placement=always(Placement.SHARDS),
+    rows=Rows.KEPT,
+    trace=TraceView("pack", columns=("split",)),
+)

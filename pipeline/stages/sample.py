@@ -1,0 +1,205 @@
+"""Stage `sample`: prompts through the trained cascade; CLIP picks the best of N candidates per prompt."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from pydantic import Field
+
+from dataprep.io.config import Config
+from eval.sampling.config import CascadeConfig, SamplingConfig
+from eval.sampling.prompts import EvalPrompt, read_prompts, read_protocol, scene_prompts
+from pipeline.runtime.context import Context
+from pipeline.runtime.shard_worker import ShardTask
+from pipeline.stages.base import Placement, StageConfig, StageInputs, StageType, always, config_key
+from pipeline.stages.clip import ClipSpec, read_clip_spec
+from pipeline.stages.trained_cascade import build_cascade, trained_cascade
+from pipeline.store.artifact import Artifact, Shard
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+    from eval.metrics.samples_table import JudgedSample, Role
+    from pipeline.config import RunConfig
+
+
+class SampleConfig(Config):
+    """What is generated once the cascade is trained."""
+
+    stages: dict[str, SamplingConfig] = Field(default_factory=dict, description="sampler settings by cascade stage")
+    prompts: list[str] = Field(default_factory=list, description="prompts to show through the whole cascade")
+    prompts_file: str | None = Field(None, description="more of them: a text file with one prompt per line")
+    show: int = Field(8, ge=0, description="prompts of the embedded corpus to show through the whole cascade")
+    evaluate: int = Field(160, ge=0, description="prompts of the embedded corpus to generate for evaluation")
+    evaluate_prompts: str | None = Field(
+        None, description="evaluate on these: a file of prompts, at most `evaluate` of them; see docs/metrics.md"
+    )
+    evaluate_at: str | None = Field(None, description="cascade stage whose output is judged; default: the last")
+    candidates: int = Field(1, ge=1, description="images per prompt, of which CLIP picks the best")
+    batch_size: int = Field(16, ge=1, description="images generated at a time")
+    watermark: str | None = Field(None, description="text of an invisible watermark, for images of 32 pixels or more")
+    prompts_per_shard: int = Field(32, ge=1, description="prompts per unit of work")
+
+
+class SampleStageConfig(StageConfig):
+    """What the stage sees of the config. Prompts are encoded as captions are, see `embed`."""
+
+    sample: SampleConfig
+    source: str = config_key("listing.source")
+    max_length: int = config_key("embed.max_length")
+    dtype: str = config_key("embed.dtype")
+    seed: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class SampleInputs(StageInputs):
+    """The cascade, the text encoder and the CLIP that chooses."""
+
+    train: dict[str, Artifact]
+    encoder: Artifact
+    clip: Artifact
+
+
+def list_sources(config: RunConfig) -> list[str]:
+    """Returns the user's prompt files, checked."""
+    sample = config.sample
+    if sample.prompts_file is not None:
+        read_prompts(sample.prompts_file)
+    if sample.evaluate_prompts is not None:
+        read_protocol(sample.evaluate_prompts, sample.evaluate, config.seed)
+    return [path for path in (sample.prompts_file, sample.evaluate_prompts) if path is not None]
+
+
+def list_prompts(config: SampleConfig, source: str, seed: int) -> list[tuple[Role, EvalPrompt]]:
+    """Returns (role, prompt) in sampling order: what to show, then what to evaluate."""
+    from eval.metrics.samples_table import EVALUATE, SHOW
+
+    shown = [EvalPrompt(prompt, "user", "", None) for prompt in config.prompts]
+    shown += read_prompts(config.prompts_file) if config.prompts_file else []
+    judged: list[EvalPrompt] = []
+    if source == "scenes":
+        each = config.evaluate // 2
+        judged = scene_prompts(each, seed) if each else []
+        shown += scene_prompts(max(1, config.show // 2), seed + 1)[: config.show] if config.show else []
+    else:
+        judged = shown
+    if config.evaluate_prompts:
+        judged = read_protocol(config.evaluate_prompts, config.evaluate, seed)
+    return [*((SHOW, prompt) for prompt in shown), *((EVALUATE, prompt) for prompt in judged)]
+
+
+class SampleWorker:
+    """Samples images for a chunk of prompts."""
+
+    def __init__(
+        self,
+        cascade: CascadeConfig,
+        clip: ClipSpec,
+        config: SampleConfig,
+        prompts: Sequence[tuple[Role, EvalPrompt]],
+        seed: int,
+    ) -> None:
+        from eval.clip.scorer import ClipScorer
+        from pipeline.runtime.device import worker_device
+
+        self.cascade, self.scorer = build_cascade(cascade, worker_device()), ClipScorer.load(clip, worker_device())
+        self.last_stage = self.cascade.stages[-1].entry.name
+        self.config, self.prompts, self.seed = config, prompts, seed
+
+    def __call__(self, task: ShardTask) -> dict[str, int]:
+        """Writes one Parquet file of samples."""
+        from eval.metrics.samples_table import ROLES, write_samples
+
+        size = self.config.prompts_per_shard
+        chunk = self.prompts[task.id * size : (task.id + 1) * size]
+        found: list[JudgedSample] = []
+        for role in ROLES:
+            if items := [prompt for kind, prompt in chunk if kind == role]:
+                found += self._sample(role, items)
+        images = write_samples(found, str(task.output_table()))
+        return {"prompts": len(chunk), "images": images}
+
+    def _sample(self, role: Role, items: list[EvalPrompt]) -> list[JudgedSample]:
+        """Samples of one role: shown are all stages of the best candidate, judged is every candidate of one stage."""
+        import numpy as np
+
+        from eval.metrics.samples_table import EVALUATE, SHOW
+        from eval.sampling.options import SamplingOptions
+
+        candidates = self.config.candidates
+        last = self.config.evaluate_at if role == EVALUATE else None
+        texts = [item.prompt for item in items]
+        options = SamplingOptions(num=candidates, seed=self.seed, stop_at=last, batch_size=self.config.batch_size)
+        samples = self.cascade.sample(texts, options)
+        images = [np.asarray(image) for image in samples.images]
+        scores = self.scorer.similarity(images, samples.prompts).reshape(len(items), candidates)
+        found = []
+        for number, item in enumerate(items):
+            best = int(scores[number].argmax())
+            for index in range(candidates):
+                if role == SHOW and index != best:
+                    continue
+                position = number * candidates + index
+                shown = samples.by_stage if role == SHOW else {last or self.last_stage: samples.images}
+                for stage, by_position in shown.items():
+                    score = float(scores[number, index])
+                    found.append(self._judge(role, item, index, index == best, stage, by_position[position], score))
+        return found
+
+    def _judge(
+        self, role: Role, item: EvalPrompt, index: int, chosen: bool, stage: str, image: Image.Image, score: float
+    ) -> JudgedSample:
+        import numpy as np
+
+        from eval.metrics.composition import check_image
+        from eval.metrics.samples_table import JudgedSample
+
+        buffer = io.BytesIO()
+        image.save(buffer, "PNG")
+        return JudgedSample(
+            role=role,
+            prompt=item.prompt,
+            split=item.split,
+            language=item.language,
+            claim=item.claim,
+            checks=check_image(np.asarray(image), item.claim) if item.claim is not None else None,
+            seed=self.seed,
+            index=index,
+            chosen=chosen,
+            stage=stage,
+            size=image.width,
+            clip_score=score,
+            png=buffer.getvalue(),
+        )
+
+
+def run(ctx: Context[SampleStageConfig, SampleInputs]) -> None:
+    """Samples every prompt."""
+    config, inputs = ctx.config.sample, ctx.inputs
+    text = {"max_length": ctx.config.max_length, "encoder_dtype": ctx.config.dtype}
+    cascade = trained_cascade(inputs.train, config.stages, inputs.encoder, watermark=config.watermark, **text)
+    prompts = list_prompts(config, ctx.config.source, ctx.config.seed)
+    arguments = {
+        "cascade": cascade,
+        "clip": read_clip_spec(inputs.clip),
+        "config": config,
+        "prompts": prompts,
+        "seed": ctx.config.seed,
+    }
+    shards = [Shard(index, {}) for index in range(-(-len(prompts) // config.prompts_per_shard))]
+    ctx.map_shards(SampleWorker, arguments, shards, on_gpu=True)
+
+
+STAGE = StageType(
+    name="sample",
+    run=run,
+    config=SampleStageConfig,
+    inputs=SampleInputs,
+    placement=always(Placement.MODELS),
+    sources=list_sources,
+    kind="evaluation",
+    counter="images",
+)

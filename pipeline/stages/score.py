@@ -1,0 +1,99 @@
+"""Stage `score`: CLIP similarity of every pair, and what the heads say, as columns."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from dataprep.io import storage
+from eval.clip.config import HeadConfig, ScoreConfig
+from pipeline.runtime.context import Context
+from pipeline.runtime.shard_worker import ShardTask
+from pipeline.stages.base import (
+    Placement,
+    Rows,
+    StageConfig,
+    StageInputs,
+    StageType,
+    TraceView,
+    always,
+    config_key,
+)
+from pipeline.stages.clip import ClipSpec, read_clip_spec
+from pipeline.store.artifact import Artifact
+
+if TYPE_CHECKING:
+    from pipeline.config import RunConfig
+
+
+class ScoreStageConfig(StageConfig):
+    """What the stage sees of the config."""
+
+    score: ScoreConfig
+    max_pixels: int = config_key("download.max_pixels")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScoreInputs(StageInputs):
+    """The pairs to score, and the CLIP."""
+
+    download: Artifact
+    clip: Artifact
+
+
+class ScoreWorker:
+    """Scores the pairs of a download shard with CLIP, and with the heads on its features."""
+
+    def __init__(self, clip: ClipSpec, max_pixels: int, heads: dict[str, HeadConfig], embeddings: bool) -> None:
+        from eval.clip.heads import Head
+        from eval.clip.scorer import ClipScorer
+        from pipeline.runtime.device import worker_device
+
+        self.scorer = ClipScorer.load(clip, worker_device())
+        self.max_pixels, self.embeddings = max_pixels, embeddings
+        self.heads = [Head.load(name, head) for name, head in heads.items()]
+
+    def __call__(self, task: ShardTask) -> dict[str, int]:
+        """Writes one Parquet file, row-aligned with the download's."""
+        from dataprep.images.decode import read_shard_rgb
+        from eval.clip.fast_inference import read_ahead
+        from eval.clip.scorer import score_shard
+
+        images = read_ahead(read_shard_rgb(task.tar("download"), self.max_pixels))
+        table, out = task.table("download"), task.output_table()
+        return score_shard(images, table, out, self.scorer, self.heads, self.embeddings)
+
+
+def list_sources(config: RunConfig) -> list[str]:
+    """Returns the heads' weight files: their bytes count, and a missing file is found before any work."""
+    if not config.score.heads:
+        return []
+    from eval.clip.heads import find_head_files
+
+    return find_head_files(config.score.heads)
+
+
+def run(ctx: Context[ScoreStageConfig, ScoreInputs]) -> None:
+    """Scores every downloaded shard, on GPUs where there are any."""
+    given = ctx.config.score.heads
+    heads = {name: head.model_copy(update={"path": storage.absolute(head.path)}) for name, head in given.items()}
+    arguments = {
+        "clip": read_clip_spec(ctx.inputs.clip),
+        "max_pixels": ctx.config.max_pixels,
+        "heads": heads,
+        "embeddings": ctx.config.score.embeddings,
+    }
+    ctx.map_shards(ScoreWorker, arguments, ctx.join_shards(ctx.inputs.download), on_gpu=True)
+
+
+STAGE = StageType(
+    name="score",
+    run=run,
+    config=ScoreStageConfig,
+    inputs=ScoreInputs,
+    placement=always(Placement.MODELS),
+    sources=list_sources,
+    counter="scored",
+    rows=Rows.ALIGNED,
+    trace=TraceView("scores"),
+)

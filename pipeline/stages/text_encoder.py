@@ -1,0 +1,106 @@
+"""Stage `encoder`: the frozen text encoder, loaded once as a check, or a small T5 pretrained on the run's captions."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from pydantic import Field, model_validator
+
+from dataprep.io import storage
+from dataprep.io.config import Config
+from pipeline.runtime.context import Context
+from pipeline.runtime.training_stage import train_on_cluster
+from pipeline.stages.base import Learning, Placement, Rows, StageConfig, StageInputs, StageType
+from pipeline.stages.model_files import EXPORT, MODEL_FILE, list_model_files, resolve_model_name
+from pipeline.store.artifact import Artifact, Manifest
+from train.tasks.t5_config import T5TrainingConfig
+
+if TYPE_CHECKING:
+    from pipeline.config import RunConfig
+
+
+class EncoderConfig(Config):
+    """The frozen text encoder: an existing model or one pretrained here. Exactly one of the two."""
+
+    model: str | None = Field(None, description="Hugging Face hub name or local folder of a T5- or BERT-type encoder")
+    pretrain: T5TrainingConfig | None = Field(None, description="pretrain a small T5 on the captions instead")
+
+    @model_validator(mode="after")
+    def _check_one_is_given(self) -> EncoderConfig:
+        if (self.model is None) == (self.pretrain is None):
+            raise ValueError("give exactly one of `model` (a hub name or a folder) and `pretrain`")
+        return self
+
+
+class EncoderStageConfig(StageConfig):
+    """What the stage sees of the config."""
+
+    encoder: EncoderConfig
+    seed: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class EncoderInputs(StageInputs):
+    """The captions."""
+
+    download: Artifact
+
+
+def list_sources(config: RunConfig) -> list[str]:
+    """Returns the files of a local encoder folder, checked; none for a hub name or a pretrained one."""
+    if config.encoder.model is None:
+        return []
+    from dataprep.text.encoder import check_encoder
+
+    return list_model_files(config.encoder.model) if check_encoder(config.encoder.model) else []
+
+
+def run(ctx: Context[EncoderStageConfig, EncoderInputs]) -> None:
+    """Loads or pretrains the encoder, and records where it is."""
+    config = ctx.config.encoder
+    if config.pretrain is None:
+        from dataprep.text.encoder import TextEncoder
+
+        assert config.model is not None
+        # bfloat16: half the memory, on the head node
+        ctx.counters["dim"] = TextEncoder.from_folder(storage.local_folder(config.model), "bfloat16").dim
+    else:
+        from train.tasks.t5 import train_t5
+
+        captions = [caption for path in ctx.inputs.download.files() for caption in _read_captions(path)]
+        train_on_cluster(ctx, train_t5, {"captions": captions}, config.pretrain, ctx.config.seed)
+    storage.write_json(ctx.path(MODEL_FILE), {"model": resolve_model_name(config.model)})
+
+
+def _read_captions(path: str) -> list[str]:
+    from dataprep.io.parquet import read_table
+
+    table = read_table(path, "download", ["caption", "status"])
+    pairs = zip(table["caption"].to_pylist(), table["status"].to_pylist(), strict=True)
+    return [caption for caption, status in pairs if status == "success" and caption]
+
+
+def encoder_location(artifact: Artifact) -> str:
+    """Returns what `TextEncoder.from_folder` loads the encoder from: a folder (possibly a URL) or a hub name."""
+    model = artifact.read_json(MODEL_FILE)["model"]
+    return str(model) if model is not None else artifact.path(EXPORT)
+
+
+def describe_learning(manifest: Manifest) -> Learning | None:
+    """Returns what a finished stage learned from the captions; None where it only loaded a model."""
+    pretrain = EncoderStageConfig.from_manifest(manifest).encoder.pretrain
+    return Learning("caption", pretrain.steps, pretrain.batch_size, Rows.ALIGNED) if pretrain else None
+
+
+STAGE = StageType(
+    name="encoder",
+    run=run,
+    config=EncoderStageConfig,
+    inputs=EncoderInputs,
+    placement=lambda config: Placement.DRIVER if config.encoder.pretrain is None else Placement.GROUP,
+    sources=list_sources,
+    kind="model",
+    counter="parameters",
+    learned=describe_learning,
+)

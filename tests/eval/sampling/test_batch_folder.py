@@ -1,0 +1,76 @@
+"""Many prompts into a folder: a killed call resumes, and other options are refused."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from dataprep.io.errors import UserError
+from eval.sampling.batch_folder import LINES_FILE, read_lines, sample_folder
+from eval.sampling.options import SamplingOptions
+from eval.sampling.samples import Samples
+
+PROMPTS = ["a red circle", "a blue square", "a red circle", "两个圆", "five", "six"]
+
+
+class FakeCascade:
+    """Its images are a function of prompt, seed and index; it breaks after ``calls`` calls."""
+
+    digest, watermark = "0123456789abcdef", None
+
+    def __init__(self, calls: int = 99) -> None:
+        self.calls, self.asked = calls, list[str]()
+
+    def sample(self, prompts: Sequence[str], options: SamplingOptions) -> Samples:
+        self.calls -= 1
+        if self.calls < 0:
+            raise KeyboardInterrupt
+        self.asked += prompts
+        jobs = [(prompt, index) for prompt in prompts for index in range(options.num)]
+        seeds = [[options.seed, index, *prompt.encode()] for prompt, index in jobs]
+        images = [Image.fromarray(np.random.default_rng(s).integers(0, 255, (4, 4, 3), np.uint8)) for s in seeds]
+        making = {"seed": options.seed, "negative": None, "model": self.digest, "settings": {"base": {"steps": 3}}}
+        return Samples(images, [p for p, _ in jobs], [i for _, i in jobs], {"base": images}, making=making)
+
+
+def content(folder: Path) -> dict[str, Any]:
+    lines = sorted(read_lines(folder), key=lambda line: line["file"])
+    return {"lines": lines} | {path.name: path.read_bytes() for path in folder.glob("*.png")}
+
+
+def fill(cascade: FakeCascade, folder: Path, prompts: Sequence[str] = PROMPTS, **options: Any) -> list[int]:
+    asked = SamplingOptions(num=2, seed=3, **options)
+    return list(sample_folder(cascade, prompts, folder, asked, chunk=2))  # type: ignore[arg-type]
+
+
+def test_killed_call_resumes(tmp_path: Path) -> None:
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    assert fill(FakeCascade(), whole) == [0, 2, 4, 6]
+    assert len(list(whole.glob("*.png"))) == 12 and len(read_lines(whole)) == 12
+    with pytest.raises(KeyboardInterrupt):
+        fill(FakeCascade(1), killed)
+    with (killed / LINES_FILE).open("a") as lines:  # an incomplete line
+        lines.write('{"file": "00002-0')
+    (killed / "00001-01.png").unlink()
+    cascade = FakeCascade()
+    assert fill(cascade, killed) == [1, 3, 5, 6]
+    assert cascade.asked == PROMPTS[1:]
+    assert {name: value for name, value in content(killed).items() if name != "lines"} == {
+        name: value for name, value in content(whole).items() if name != "lines"
+    }
+    assert {line["file"] for line in read_lines(killed)} == {line["file"] for line in read_lines(whole)}
+    again = FakeCascade()
+    assert fill(again, killed) == [6] and again.asked == []
+
+
+def test_other_options_or_prompts_are_refused(tmp_path: Path) -> None:
+    fill(FakeCascade(), tmp_path, negative="x")
+    with pytest.raises(UserError, match=r"negative was 'x', now it is 'y'; name an empty folder"):
+        fill(FakeCascade(), tmp_path, negative="y")
+    with pytest.raises(UserError, match="shows 'a red circle', which is not prompt 0 now"):
+        fill(FakeCascade(), tmp_path, ["a dog", *PROMPTS[1:]], negative="x")

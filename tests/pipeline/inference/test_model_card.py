@@ -1,0 +1,35 @@
+"""The model card: front matter, and text from outside that stays in its place."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from pipeline.inference import model_card
+from pipeline.inference.model_card import NO_LICENCE, render_model_card
+from pipeline.store.run import Run
+from tests.helpers.runs import Made
+
+
+def render_partly(run: Run, monkeypatch: pytest.MonkeyPatch, licence: str | None) -> str:
+    """The card of a run without what describes the export."""
+    for name in ("_describe_use", "_describe_parts", "_describe_limits"):
+        monkeypatch.setattr(model_card, name, lambda *_: [])
+    return render_model_card(run, None, Path("nowhere"), "ema", licence)  # type: ignore[arg-type]
+
+
+def test_front_matter_is_yaml_whatever_the_licence_is_called(
+    finished_run: Made, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    card = render_partly(finished_run.run, monkeypatch, "mit: or not")
+    metadata = yaml.safe_load(card.split("---\n")[1])
+    assert metadata == {"library_name": "imagen-ray", "pipeline_tag": "text-to-image", "license": "mit: or not"}
+
+
+def test_card_names_data_metrics_and_a_missing_licence(finished_run: Made, monkeypatch: pytest.MonkeyPatch) -> None:
+    text = render_partly(finished_run.run, monkeypatch, None)
+    assert NO_LICENCE in text and "license" not in text.split("---\n")[1]
+    assert "11 image-caption pairs, kept of 13 rows." in text
+    assert "## Metrics" in text

@@ -1,0 +1,97 @@
+"""The size of an actor pool as the cluster, its share and the work change."""
+
+from __future__ import annotations
+
+from typing import Any
+from unittest.mock import Mock
+
+import pytest
+from ray.exceptions import RayTaskError
+
+from dataprep.io.errors import UserError
+from pipeline.runtime import actor_pool
+from pipeline.runtime.actor_pool import ActorPool
+from pipeline.runtime.resources import WorkerNeed
+
+
+class FakeRay:
+    """Ray for a pool: actors start while the cluster has capacity for them."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, can_grow: bool) -> None:
+        self.capacity, self.started, self.killed = 2, 0, 0
+        monkeypatch.setattr(actor_pool, "CAPACITY_INTERVAL", -1.0)
+        monkeypatch.setattr(actor_pool, "can_grow", lambda: can_grow)
+        monkeypatch.setattr(actor_pool, "count_fitting_workers", lambda need: self.capacity)
+        monkeypatch.setattr(actor_pool, "ray", self)
+
+    def start_actor(self) -> Any:
+        self.started += 1
+        actor = Mock()
+        actor.node.remote.return_value = f"call {self.started}"
+        return actor
+
+    def kill(self, actor: Any) -> None:
+        self.killed += 1
+
+    def wait(self, references: list[str], num_returns: int, timeout: float) -> tuple[list[str], list[str]]:
+        ready = [name for name in references if int(name.split()[1]) <= self.capacity + self.killed]
+        return ready, [name for name in references if name not in ready]
+
+    def get(self, reference: str) -> str:
+        return "node"
+
+
+def test_surplus_actors_are_requested_and_started_on_nodes_that_join(monkeypatch: pytest.MonkeyPatch) -> None:
+    ray = FakeRay(monkeypatch, can_grow=True)
+    pool = ActorPool(ray.start_actor, WorkerNeed(), "download")
+    pool.resize(100)
+    pool.wait([], 0)
+    assert (len(pool.idle), len(pool.starting)) == (2, 2)
+    ray.capacity = 6
+    pool.resize(100)
+    pool.wait([], 0)
+    assert (len(pool.idle), len(pool.starting)) == (6, 6)
+    pool.resize(3)  # little work left
+    assert (len(pool.idle), len(pool.starting), ray.killed) == (3, 0, 9)
+
+
+def test_a_local_ray_gets_no_surplus_actors(monkeypatch: pytest.MonkeyPatch) -> None:
+    ray = FakeRay(monkeypatch, can_grow=False)
+    pool = ActorPool(ray.start_actor, WorkerNeed(), "download")
+    pool.resize(100)
+    assert len(pool.starting) == 2
+    ray.capacity = 0
+    with pytest.raises(UserError, match=r"cluster\.stages\.download: a worker requests 1 CPU, more than this machine"):
+        pool.resize(100)
+
+
+def test_failed_starts_are_retried_a_limited_number_of_times(monkeypatch: pytest.MonkeyPatch) -> None:
+    ray = FakeRay(monkeypatch, can_grow=False)
+    pool = ActorPool(ray.start_actor, WorkerNeed(), "download")
+    broken = Mock(side_effect=RayTaskError("node", "no module", ModuleNotFoundError("pipeline")))
+    monkeypatch.setattr(ray, "get", broken)
+    pool.resize(1)
+    pool.wait([], 0)
+    assert (pool.idle, pool.starting, pool.failed_starts) == ([], {}, 1)
+    with pytest.raises(RuntimeError, match="workers in a row failed to start, last: "):
+        for _ in range(2 * actor_pool.MAX_FAILED_STARTS):
+            pool.resize(1)
+            pool.wait([], 0)
+    assert broken.call_count == actor_pool.MAX_FAILED_STARTS + 1
+
+
+def test_a_pool_shrinks_to_its_share_and_keeps_its_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    ray = FakeRay(monkeypatch, can_grow=True)
+    ray.capacity = 10
+    shares: list[int | None] = [None]
+    pool = ActorPool(ray.start_actor, WorkerNeed(), "download", lambda: shares[0], max_actors=8)
+    pool.resize(100)
+    pool.wait([], 0)
+    busy = [pool.acquire() for _ in range(5)]
+    assert (len(pool.idle), len(pool.busy)) == (3, 5)
+    shares[0] = 4
+    pool.resize(100)
+    assert (len(pool.idle), len(pool.busy)) == (0, 5)  # busy actors finish their shard first
+    pool.release(busy[0])
+    pool.resize(100)
+    assert (len(pool.idle), len(pool.busy)) == (0, 4)

@@ -1,0 +1,134 @@
+"""Training on Ray Train workers: results, restarts, shutdown, and errors of the right kind."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from ray import cloudpickle
+from ray.exceptions import RayActorError
+from ray.train import WorkerGroupError
+
+from dataprep.io import storage
+from dataprep.io.errors import UserError
+from pipeline.runtime import ray_train
+from pipeline.runtime.ray_train import TrainingStopped, run_training
+from train import preemption, watchdog
+
+pytestmark = pytest.mark.usefixtures("local_ray")
+cloudpickle.register_pickle_by_value(sys.modules[__name__])
+
+
+def run_rank(folder: str, mode: str) -> dict[str, Any]:
+    """Replaces the training loop: sums the ranks over the process group, or fails as ``mode`` says."""
+    import torch
+    import torch.distributed as dist
+
+    from dataprep.io.signals import SHUTDOWN  # a global of this module would be pickled, and an Event cannot be
+
+    once = Path(folder) / "died"
+    if mode == "user":
+        raise UserError("train.base.crop=3: choose another")
+    if mode == "bug":
+        raise KeyError("missing")
+    if mode == "shutdown":
+        (Path(folder) / f"up{dist.get_rank()}").write_text("")
+        assert SHUTDOWN.wait(60)
+        raise preemption.Preempted(7, "somewhere")
+    if mode == "dies" and dist.get_rank() == 1 and not once.exists():
+        once.write_text("")
+        os._exit(1)
+    total = torch.tensor([dist.get_rank() + 1.0])
+    dist.all_reduce(total)
+    return {"total": total.item(), "world": dist.get_world_size(), "threads": torch.get_num_threads()}
+
+
+def train(tmp_path: Path, mode: str, retries: int = 1) -> dict[str, Any]:
+    arguments = {"folder": str(tmp_path), "mode": mode}
+    return run_training(run_rank, arguments, str(tmp_path), 2, 10, "work", retries)
+
+
+def test_two_ranks_form_one_group(tmp_path: Path) -> None:
+    assert train(tmp_path, "fine") == {"total": 3.0, "world": 2, "threads": 1}
+
+
+@pytest.mark.slow  # starts two groups, at least ten seconds each
+def test_a_dead_rank_restarts_the_group(tmp_path: Path) -> None:
+    result = train(tmp_path, "dies")
+    assert (tmp_path / "died").exists()
+    assert result == {"total": 3.0, "world": 2, "threads": 1}
+
+
+@pytest.mark.slow
+def test_sigterm_to_the_driver_reaches_the_ranks(tmp_path: Path) -> None:
+    def send_sigterm() -> None:
+        while not all((tmp_path / f"up{rank}").exists() for rank in (0, 1)):
+            time.sleep(0.1)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    before = signal.getsignal(signal.SIGTERM)
+    threading.Thread(target=send_sigterm, daemon=True).start()
+    with pytest.raises(TrainingStopped, match="at step 7"):
+        train(tmp_path, "shutdown")
+    assert signal.getsignal(signal.SIGTERM) == before
+
+
+class ScriptedGroups:
+    """Replaces `_run_group`: each attempt saves a checkpoint or not, and fails with the scripted error."""
+
+    def __init__(self, folder: Path, *script: tuple[bool, Exception | None]) -> None:
+        self.folder, self.script, self.saved = folder, list(script), 0
+
+    def __call__(self, *_: Any) -> None:
+        saves, error = self.script.pop(0)
+        if saves:
+            self.saved += 1
+            storage.write_json(f"{self.folder}/checkpoints/step-{self.saved:08d}/commit.json", {})
+        if error is not None:
+            raise WorkerGroupError("failed", {1: RuntimeError("the other is gone"), 0: error})
+        storage.write_json(f"{self.folder}/result.json", {"step": 10})
+
+
+DEATH = RayActorError(error_msg="the worker died")
+
+
+@pytest.mark.parametrize(
+    ("script", "raised"),
+    [
+        ([(False, DEATH), (False, None)], None),
+        ([(True, DEATH)] * 5 + [(False, None)], None),  # a new checkpoint each time resets the retries
+        ([(False, DEATH), (True, DEATH), (False, DEATH), (False, None)], None),
+        ([(False, DEATH), (False, DEATH)], r"gave up after 2 failures: rank 0: .*died \| rank 0"),
+        ([(True, watchdog.NonFiniteError("step 3"))], r"gave up: rank 0: NonFiniteError: step 3"),
+    ],
+)
+def test_a_new_checkpoint_resets_the_retries(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, script: list[tuple[bool, Exception | None]], raised: str | None
+) -> None:
+    attempts = ScriptedGroups(tmp_path, *script)
+    monkeypatch.setattr(ray_train, "_run_group", attempts)
+    if raised is None:
+        assert train(tmp_path, "", retries=1) == {"step": 10}
+    else:
+        with pytest.raises(RuntimeError, match=raised):
+            train(tmp_path, "", retries=1)
+    assert attempts.script == []
+
+
+def test_resources_that_are_not_released_are_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ray_train, "RELEASE_TIMEOUT", 0.1)
+    with pytest.raises(RuntimeError, match=r"only 2 CPUs are free 0 s after .* 3 ranks need one each"):
+        ray_train._await_release(3)
+
+
+def test_user_errors_are_told_apart_from_bugs(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"train\.base\.crop=3"):
+        train(tmp_path, "user", retries=0)
+    with pytest.raises(RuntimeError, match=r"rank [01]: KeyError"):
+        train(tmp_path, "bug", retries=0)

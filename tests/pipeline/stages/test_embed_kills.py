@@ -1,0 +1,131 @@
+"""Drivers and their Ray killed with SIGKILL while embedding: no caption is lost or doubled, the bytes are the same.
+
+The driver is this file: ``python test_embed_kills.py FOLDER OUT`` embeds the pack shards of FOLDER.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from tests.helpers.encoders import WORDS, save_encoder
+from tests.helpers.paths import ROOT
+
+ROWS, TIMEOUT = 60, 900
+
+
+def run_embed(folder: Path, out: Path) -> None:
+    """Runs stage embed in a local Ray of one CPU."""
+    from dataprep.text.config import EmbedConfig
+    from pipeline.runtime.config import ClusterConfig
+    from pipeline.runtime.ray_session import connect_ray
+    from pipeline.runtime.shard_map import map_shards
+    from pipeline.stages.embed import EmbedWorker
+    from pipeline.store.artifact import Shard
+    from tests.helpers.contexts import make_context
+
+    connect_ray(ClusterConfig(cpus=1))
+    packs = sorted(folder.glob("p*.parquet"))
+    shards = [Shard(number, {"pack.parquet": str(path)}) for number, path in enumerate(packs)]
+    arguments = {"config": EmbedConfig(codec="int8"), "encoder": str(folder / "encoder")}
+    map_shards(make_context(out, "embed", retries=0), EmbedWorker, arguments, shards)
+
+
+def start_driver(folder: Path, out: Path) -> subprocess.Popen[str]:
+    scratch = str(folder / "tmp")  # leftovers of a killed Ray are deleted with the test's folder
+    env = os.environ | {"RAY_TMPDIR": scratch, "TMPDIR": scratch, "PYTHONPATH": str(ROOT)}
+    words = [sys.executable, __file__, str(folder), str(out)]
+    return subprocess.Popen(
+        words, env=env, text=True, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, start_new_session=True
+    )
+
+
+def run_to_end(folder: Path, out: Path) -> dict[str, bytes]:
+    """Runs to the end; returns every output file."""
+    process = start_driver(folder, out)
+    _, err = process.communicate(timeout=TIMEOUT)
+    assert process.returncode == 0, err
+    return {path.name: path.read_bytes() for path in sorted(out.rglob("*.parquet"))}
+
+
+def count_done(out: Path) -> int:
+    return len(list(out.rglob(".shards/*.json")))
+
+
+def run_and_kill(folder: Path, out: Path, shards: int, delay: float) -> None:
+    """Runs until ``shards`` more are committed and ``delay`` seconds longer, then kills the driver and its Ray."""
+    wanted, process = count_done(out) + shards, start_driver(folder, out)
+    deadline = time.monotonic() + TIMEOUT
+    while count_done(out) < wanted and process.poll() is None:
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+    time.sleep(delay)
+    assert process.poll() is None, process.communicate()
+    tree = psutil.Process(process.pid).children(recursive=True)
+    os.killpg(process.pid, signal.SIGKILL)
+    for child in tree:
+        try:
+            child.kill()
+        except psutil.NoSuchProcess:
+            continue
+    process.communicate(timeout=TIMEOUT)
+
+
+@pytest.fixture
+def folder() -> Iterator[Path]:
+    path = Path(tempfile.mkdtemp(prefix="kill-"))  # short: Ray's sockets live in it
+    (path / "tmp").mkdir()
+    yield path
+    shutil.rmtree(path, ignore_errors=True)
+
+
+def write_packs(folder: Path, shards: int) -> None:
+    from dataprep.io.parquet import write_table
+
+    numbers = random.Random(0)
+    for number in range(shards):
+        captions = [" ".join(numbers.choices(WORDS[3:], k=numbers.randint(1, 40))) for _ in range(ROWS)]
+        keys = [f"{number:05d}{row:04d}" for row in range(ROWS)]
+        pack = pa.table({"key": keys, "captions": [[caption] for caption in captions]})
+        write_table(pack, folder / f"p{number:05d}.parquet", "pack")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kills", [2, 20])
+@pytest.mark.timeout(3600)
+def test_embeddings_survive_kills(folder: Path, tmp_path: Path, kills: int) -> None:
+    shards = 4 * kills + 2
+    write_packs(folder, shards)
+    save_encoder(folder / "encoder", "t5", num_layers=4, d_model=128, d_ff=512)
+    whole = run_to_end(folder, tmp_path / "whole")
+    numbers = random.Random(1)
+    counts: list[int] = []
+    for number in range(kills):
+        # Leave at least one shard for each of the remaining kills.
+        most = min(3, (shards - count_done(tmp_path / "out")) // (kills - number) - 1)
+        run_and_kill(folder, tmp_path / "out", numbers.randint(0, max(0, most)), numbers.uniform(0, 0.3))
+        counts.append(count_done(tmp_path / "out"))
+        for path in (tmp_path / "out").glob("*.parquet"):
+            assert path.read_bytes() == whole[path.name]  # a file with its final name is complete
+    print(f"{kills} kills, after {counts} of {shards} shards")
+    assert count_done(tmp_path / "out") < shards
+    assert run_to_end(folder, tmp_path / "out") == whole
+    keys = [key for name in whole for key in pq.read_table(tmp_path / "out" / name)["key"].to_pylist()]
+    assert keys == [f"{number:05d}{row:04d}" for number in range(shards) for row in range(ROWS)]
+
+
+if __name__ == "__main__":
+    run_embed(Path(sys.argv[1]), Path(sys.argv[2]))

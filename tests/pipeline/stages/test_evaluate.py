@@ -1,0 +1,176 @@
+"""The evaluate stage on made-up runs: documented keys, plausible values, feature workers, references, sweep."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from dataprep.io import storage
+from dataprep.io.errors import UserError
+from dataprep.io.parquet import read_table
+from eval.clip.scorer import ClipScorer
+from eval.metrics.config import EvaluateConfig, FeaturesConfig, SweepConfig
+from eval.sampling.config import StageEntry
+from eval.sampling.options import SamplingOptions
+from eval.sampling.stage_sampler import LoadedStage
+from pipeline.report import charts
+from pipeline.report.sections.metrics import show_metrics
+from pipeline.runtime.shard_worker import ShardTask
+from pipeline.stages import evaluate, image_features, reference_images
+from tests.helpers.judged import SIZE, draw_caption, fake_clip, make_evaluate_context, make_run
+from tests.helpers.paths import ROOT
+
+
+@pytest.fixture(autouse=True)
+def clip(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ClipScorer, "load", fake_clip)
+
+
+def judged(root: Path, right: float, config: EvaluateConfig | None = None, **more: Any) -> dict[str, Any]:
+    ctx = make_evaluate_context(make_run(root, right, **more), config or EvaluateConfig())
+    evaluate.run(ctx)
+    metrics = storage.read_json(ctx.path("metrics.json"))
+    assert isinstance(metrics, dict)
+    return metrics
+
+
+def test_figures_react_and_every_key_is_documented(tmp_path: Path) -> None:
+    good, bad = judged(tmp_path / "good", 1.0), judged(tmp_path / "bad", 0.4)
+    assert (good["images"], good["candidates"]) == (40, 2)
+    assert good["composition"]["seen"]["all"] > 0.95 > bad["composition"]["seen"]["all"]
+    assert good["clip_score"] > bad["clip_score"]
+    for metrics in (good, bad):
+        assert metrics["clip_score_interval"]["low"] < metrics["clip_score"] < metrics["clip_score_interval"]["high"]
+        assert metrics["clip_score_chance"] < metrics["clip_score_first"]["value"] <= metrics["clip_score"]
+        assert metrics["reference"] == {"what": "validation images of the run", "images": 60, "size": SIZE}
+        assert metrics["distances"]["clip"]["name"] == "fd_clip"
+        assert metrics["fd_clip"] == metrics["distances"]["clip"]["fd"] > 0
+        assert "40 images for 48 dimensions" in metrics["distances"]["clip"]["note"]
+        assert metrics["retrieval"]["n"] == 60
+        assert metrics["sweep"] == []
+        assert metrics["validation_loss"] == {"train.base": {"loss": 0.5, "loss_noise_1of4": 0.25}}
+        content = show_metrics(metrics)
+        values, figures = content.values, content.charts
+        assert set(figures) == {"composition_split", "composition_language", "scores", "best_of"}
+        assert [row["group"] for row in values["composition"] if row["attribute"] == "all"] == [
+            "seen",
+            "heldout",
+            "en",
+            "zh",
+        ]
+        assert all(charts.encode_figure(figure) for figure in figures.values())
+        for entry in metrics["composition_table"]:
+            assert entry["ceiling"] >= 0.9, entry  # few pictures of 32 pixels
+            assert entry["low"] <= entry["accuracy"] <= entry["high"]
+        assert {entry["language"] for entry in metrics["composition_language_table"]} == {"en", "zh"}
+    assert bad["best_of"][1]["accuracy"]["value"] > bad["best_of"][0]["accuracy"]["value"]
+    documented = set(re.findall(r"`(\w+)", (ROOT / "docs" / "metrics.md").read_text()))
+    assert sorted(key for key in good if key not in documented) == ["fd_clip", "kid_clip"]  # `fd_<key>`
+
+
+def test_prompts_outside_of_the_grammar_have_no_composition(tmp_path: Path) -> None:
+    from eval.sampling.prompts import EvalPrompt
+
+    other = [EvalPrompt("a photograph of a dog", "animals", "en", None)]
+    metrics = judged(tmp_path, 1.0, more=other)
+    assert metrics["clip_score_by"]["animals"]["n"] == 1
+    assert set(metrics["composition"]) == {"seen", "heldout"}
+    assert metrics["best_of"][0]["accuracy"] is None
+
+
+def test_nothing_to_judge(tmp_path: Path) -> None:
+    metrics = judged(tmp_path, 1.0, count=0)
+    assert (metrics["images"], metrics["clip_score"], metrics["reference"]) == (0, None, None)
+    assert metrics["composition"] == {} and metrics["best_of"] == []
+
+
+def test_a_reference_from_outside(tmp_path: Path) -> None:
+    folder = tmp_path / "real"
+    folder.mkdir()
+    for index in range(7):
+        image = draw_caption("a red circle", np.random.default_rng(index), 48)
+        Image.fromarray(image).save(folder / f"{index}.png")
+    metrics = judged(tmp_path / "run", 1.0, EvaluateConfig(reference=str(folder)))
+    assert metrics["reference"] == {"what": str(folder), "images": 7, "size": SIZE}
+    assert metrics["retrieval"]["n"] == 60  # still of the run's own pairs
+    far = metrics["distances"]["clip"]
+    assert far["reference_images"] == 7
+    assert far["coverage"] is not None
+    with pytest.raises(UserError, match="no images and no tars"):
+        reference_images.find_reference_files(str(tmp_path / "none"))
+
+
+def test_a_reference_of_tars(tmp_path: Path) -> None:
+    import tarfile
+
+    for shard in range(2):
+        with tarfile.open(tmp_path / f"{shard:05d}.tar", "w") as tar:
+            for index in range(3):
+                path = tmp_path / f"{shard}{index}.png"
+                Image.new("RGB", (40, 40), (60 * index, 9, 9)).save(path)
+                tar.add(path, path.name)
+                path.unlink()
+    shards = reference_images.make_reference_shards(str(tmp_path))
+    worker = image_features.FeatureWorker({}, [FeaturesConfig()], [16], {})
+    out = tmp_path / "out"
+    out.mkdir()
+    assert [worker(ShardTask(shard.id, shard.files, out)) for shard in shards] == [{"reference_images": 3}] * 2
+    table = read_table(out / f"{shards[1].id:05d}.parquet", "features")
+    assert table["id"].to_pylist() == ["00001.tar/10", "00001.tar/11", "00001.tar/12"]
+
+
+# ---------------------------------------------------------------------------------------------- sweep
+
+
+class Painter:
+    """A cascade that shows its prompts if guidance is above 1, else one fixed prompt."""
+
+    def __init__(self, stages: list[Any], encoder: object, device: object) -> None:
+        self.stages, self.encoder, self.device = stages, encoder, device
+
+    def sample(self, prompts: Sequence[str], options: SamplingOptions) -> Any:
+        settings = next(stage.entry.sampling for stage in self.stages if stage.entry.name == options.stop_at)
+        asked = prompts if settings.guidance > 1 else ["a red circle"] * len(prompts)
+        rng = np.random.default_rng(options.seed)
+        return SimpleNamespace(images=[Image.fromarray(draw_caption(prompt, rng, SIZE)) for prompt in asked])
+
+
+def test_sweep(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    entry = StageEntry(name="base", resolution=SIZE, path="p")
+
+    def build(config: object, device: str) -> Painter:
+        stage = LoadedStage(entry, None, None)  # type: ignore[arg-type]
+        return Painter([stage], None, None)
+
+    monkeypatch.setattr(image_features, "build_cascade", build)
+    monkeypatch.setattr(image_features, "Cascade", Painter)
+    sweep = SweepConfig(guidance=(1.0, 4.0), steps=(3,), prompts=12)
+    rows = judged(tmp_path, 1.0, EvaluateConfig(sweep=sweep), guidance=3.0)["sweep"]
+    assert [(row["swept"], row["guidance"], row["steps"]) for row in rows] == [
+        ("guidance", 1.0, 20),
+        ("guidance", 4.0, 20),
+        ("steps", 3.0, 3),
+    ]
+    assert rows[0]["clip_score"]["value"] < rows[1]["clip_score"]["value"]
+    assert rows[0]["accuracy"] < 0.5 < rows[1]["accuracy"]
+    assert rows[0]["fd_clip"] > rows[1]["fd_clip"]
+    assert {row["images"] for row in rows} == {12}
+    assert set(show_metrics({"sweep": rows}).charts) == {"guidance", "by_steps"}
+
+
+def test_samples_keep_their_size_where_others_are_measured_at_several(tmp_path: Path) -> None:
+    run = make_run(tmp_path, 1.0, count=2)
+    (shard, _) = run.artifacts()["sample"].shards
+    shard.files["sample.parquet"] = shard.files["parquet"]
+    out = tmp_path / "out"
+    out.mkdir()
+    image_features.FeatureWorker({}, [FeaturesConfig()], [16, SIZE], {})(ShardTask(shard.id, shard.files, out))
+    table = read_table(out / f"{shard.id:05d}.parquet", "features")
+    assert table["size"].to_pylist() == [SIZE, SIZE]

@@ -1,0 +1,110 @@
+"""Guidance and thresholds, against the paper's equations and code."""
+
+from __future__ import annotations
+
+import math
+from typing import get_args
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from tests.helpers.gaussian import normal
+from train.diffusion.config import Prediction
+from train.diffusion.guidance import (
+    LogSnrInterval,
+    apply_guidance,
+    apply_threshold,
+    dynamic_threshold,
+    guided_denoiser,
+    rescale_guidance,
+    static_threshold,
+)
+from train.diffusion.schedules import (
+    prediction_target,
+    x0_from_output,
+)
+
+PREDICTIONS: tuple[Prediction, ...] = get_args(Prediction)
+
+
+def test_guidance_and_thresholds() -> None:
+    a, b = normal(2, 3, 4, 4), normal(2, 3, 4, 4, seed=1)
+    torch.testing.assert_close(apply_guidance(a, b, 1.0), a)
+    torch.testing.assert_close(apply_guidance(a, b, 0.0), b)
+    torch.testing.assert_close(apply_guidance(a, b, 3.0), 3 * a - 2 * b)
+    assert float(static_threshold(a * 9).abs().max()) == 1
+    quiet = a.clamp(-0.9, 0.9)
+    torch.testing.assert_close(dynamic_threshold(quiet), quiet)
+    loud = torch.stack([quiet[0], quiet[1] * 5])
+    found = dynamic_threshold(loud, 1.0)
+    torch.testing.assert_close(found[0], quiet[0])
+    torch.testing.assert_close(found[1], loud[1] / loud[1].abs().max())
+    assert torch.equal(apply_threshold(loud, "none"), loud)
+
+
+def test_guided_denoiser_calls_the_model_once_per_step() -> None:
+    calls: list[Tensor] = []
+
+    def model(x: Tensor, at: Tensor, keep: Tensor) -> Tensor:
+        calls.append(keep)
+        return torch.where(keep.view(-1, 1, 1, 1), 0.2, 0.1).expand_as(x)
+
+    x, at = normal(2, 3, 4, 4), torch.zeros(2)
+    torch.testing.assert_close(guided_denoiser(model, "x0", 3.0)(x, at), torch.full_like(x, 0.4))
+    torch.testing.assert_close(guided_denoiser(model, "x0", 1.0)(x, at), torch.full_like(x, 0.2))
+    assert [keep.tolist() for keep in calls] == [[True, True, False, False], [True, True]]
+
+
+@pytest.mark.parametrize("prediction", ["eps", "x0", "v"])
+def test_guidance_is_equation_2_in_every_prediction(prediction: Prediction) -> None:
+    x, at = normal(2, 3, 4, 4), torch.tensor([-0.5, -0.5])
+    with_text, without = normal(2, 3, 4, 4, seed=1), normal(2, 3, 4, 4, seed=2)  # eps of the two halves
+
+    def model(x: Tensor, at: Tensor, keep: Tensor) -> Tensor:
+        eps = torch.cat([with_text, without])
+        return prediction_target(prediction, x0_from_output("eps", eps, x, at), eps, at)
+
+    found = guided_denoiser(model, prediction, 4.0, "none")(x, at)
+    eps = 4.0 * with_text.numpy() - 3.0 * without.numpy()  # w eps(z, c) + (1 - w) eps(z)
+    alpha, sigma = math.sqrt(1 / (1 + math.exp(0.5))), math.sqrt(1 / (1 + math.exp(-0.5)))
+    np.testing.assert_allclose(found.numpy(), (x.numpy() - sigma * eps) / alpha, rtol=2e-4, atol=2e-4)
+
+
+def test_dynamic_threshold_is_the_code_of_the_paper() -> None:
+    x0 = normal(3, 3, 8, 8) * torch.tensor([0.2, 1.0, 5.0]).view(3, 1, 1, 1)
+    for percentile in (0.9, 0.995):
+        wanted = []
+        for image in x0.numpy():  # A.32, line by line
+            s = np.percentile(np.abs(image).reshape(-1), 100 * percentile)
+            s = np.maximum(s, 1.0)
+            wanted.append(np.clip(image, -s, s) / s)
+        np.testing.assert_allclose(dynamic_threshold(x0, percentile).numpy(), np.stack(wanted), rtol=1e-5, atol=1e-6)
+
+
+def test_rescale_restores_the_standard_deviation() -> None:
+    conditional, guided = normal(2, 3, 8, 8), normal(2, 3, 8, 8, seed=1) * 3
+    whole = rescale_guidance(guided, conditional, 1.0)
+    torch.testing.assert_close(whole.std(dim=(1, 2, 3)), conditional.std(dim=(1, 2, 3)))
+    torch.testing.assert_close(rescale_guidance(guided, conditional, 0.3), 0.3 * whole + 0.7 * guided)
+    assert torch.equal(rescale_guidance(guided, conditional, 0.0), guided)
+    assert bool(rescale_guidance(torch.zeros(1, 3, 2, 2), conditional[:1], 1.0).isfinite().all())
+
+
+def test_guidance_is_off_outside_of_its_interval() -> None:
+    rows: list[int] = []
+
+    def model(x: Tensor, at: Tensor, keep: Tensor) -> Tensor:
+        rows.append(len(x))
+        return torch.where(keep.view(-1, 1, 1, 1), 0.2, 0.1).expand_as(x)
+
+    denoise = guided_denoiser(model, "x0", 3.0, interval=LogSnrInterval(-1.0, 2.0))
+    values = [float(denoise(normal(2, 1, 2, 2), torch.full((2,), at))[0, 0, 0, 0]) for at in (-3.0, -1.0, 2.0, 2.5)]
+    assert rows == [2, 4, 4, 2]
+    assert values == pytest.approx([0.2, 0.4, 0.4, 0.2])
+
+
+def test_unknown_threshold_is_refused() -> None:
+    with pytest.raises(ValueError, match="threshold 'soft' is unknown"):
+        apply_threshold(normal(1, 3, 2, 2), "soft")  # type: ignore[arg-type]

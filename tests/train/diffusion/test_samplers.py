@@ -1,0 +1,183 @@
+"""Samplers against independent references: closed forms in float64, diffusers, known data."""
+
+from __future__ import annotations
+
+from typing import Any, get_args
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from tests.helpers.gaussian import cosine, exact_denoiser, normal, step_noise
+from train.diffusion.config import SamplerName, Spacing
+from train.diffusion.samplers import SAMPLERS, find_sampler, posterior_mean_std, sampling_log_snrs
+from train.diffusion.schedules import (
+    log_snr_at,
+    x0_from_output,
+)
+
+
+def betas(count: int = 1000) -> Tensor:
+    return torch.linspace(1e-4, 0.02, count, dtype=torch.float64)
+
+
+def test_posterior_is_equation_7() -> None:
+    product = torch.cumprod(1 - betas(), 0)
+    x, x0 = normal(999, 1, 1, 1).double(), normal(999, 1, 1, 1, seed=1).double()
+    log_snr = torch.log(product / (1 - product))
+    mean, deviation = posterior_mean_std(x, x0, log_snr[1:], log_snr[:-1])
+    beta, before, now = betas()[1:], product[:-1], product[1:]
+    wanted = (before.sqrt() * beta / (1 - now))[:, None, None, None] * x0
+    wanted = wanted + ((1 - beta).sqrt() * (1 - before) / (1 - now))[:, None, None, None] * x
+    torch.testing.assert_close(mean, wanted, rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(deviation.flatten() ** 2, beta * (1 - before) / (1 - now), rtol=1e-9, atol=1e-12)
+
+
+class Net(nn.Module):
+    """A network of no use but to be the same on both sides: it predicts eps."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.layers = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.Tanh(), nn.Conv2d(8, 3, 3, padding=1))
+
+    @torch.no_grad()
+    def forward(self, x: Tensor, log_snr: Tensor) -> Tensor:
+        output: Tensor = self.layers(x) + torch.sigmoid(-log_snr).sqrt() * x
+        return output
+
+
+def diffusers_scheduler(name: str, steps: int) -> tuple[Any, Tensor]:
+    """A scheduler of diffusers for the same betas, and the log-SNRs that it visits."""
+    from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, UniPCMultistepScheduler
+
+    kinds: dict[str, tuple[Any, dict[str, Any]]] = {
+        "ddim": (DDIMScheduler, {"clip_sample": False, "set_alpha_to_one": True}),
+        "dpmpp_2m": (DPMSolverMultistepScheduler, {"algorithm_type": "dpmsolver++"}),
+        "dpmpp_2m_sde": (DPMSolverMultistepScheduler, {"algorithm_type": "sde-dpmsolver++"}),
+        "unipc": (UniPCMultistepScheduler, {"solver_order": 3, "solver_type": "bh2"}),
+    }
+    kind, options = kinds[name]
+    if name != "ddim":
+        options |= {"final_sigmas_type": "zero"}
+    scheduler = kind(beta_start=1e-4, beta_end=0.02, beta_schedule="linear", timestep_spacing="leading", **options)
+    scheduler.set_timesteps(steps)
+    product = scheduler.alphas_cumprod[scheduler.timesteps].double()
+    # The last one, clean, is not used: the last evaluation's clean image is the result.
+    return scheduler, torch.cat([torch.log(product / (1 - product)), torch.tensor([30.0])]).float()
+
+
+@pytest.mark.parametrize("steps", [5, 8, 20])
+@pytest.mark.parametrize("name", ["ddim", "dpmpp_2m", "dpmpp_2m_sde", "unipc"])
+def test_each_step_is_that_of_diffusers(name: SamplerName, steps: int) -> None:
+    pytest.importorskip("diffusers")
+    scheduler, log_snrs = diffusers_scheduler(name, steps)
+    net, start, noise = Net(), normal(2, 3, 8, 8), step_noise(2, 3, 8, 8)
+    theirs, x = [], start
+    for step, timestep in enumerate(scheduler.timesteps):
+        theirs.append(x)
+        options = {"variance_noise": noise(step)} if name == "dpmpp_2m_sde" else {}
+        x = scheduler.step(net(x, log_snrs[step]), timestep, x, **options).prev_sample
+    theirs.append(x)
+    ours: list[Tensor] = []
+
+    def denoise(x: Tensor, at: Tensor) -> Tensor:
+        ours.append(x)
+        return x0_from_output("eps", net(x, at[0]), x, at)
+
+    ours.append(SAMPLERS[name](denoise, start, log_snrs, noise))
+    assert len(ours) == len(theirs) == steps + 1
+    for one, other in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(one, other, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("name", sorted(SAMPLERS))
+def test_samplers_reach_the_data_distribution(name: SamplerName) -> None:
+    steps = 200
+    log_snrs = sampling_log_snrs(cosine, steps)
+    generator = torch.Generator().manual_seed(0)
+    start = torch.randn(4000, 1, 1, 1, generator=generator)
+    x = find_sampler(name)(
+        exact_denoiser(0.4, 0.3), start, log_snrs, lambda step: torch.randn(4000, 1, 1, 1, generator=generator)
+    )
+    assert abs(float(x.mean()) - 0.4) < 0.02
+    assert abs(float(x.std()) - 0.3) < 0.02
+
+
+def test_second_order_beats_first_order() -> None:
+    start, exact = torch.linspace(-2, 2, 9).view(-1, 1, 1, 1), torch.linspace(-2, 2, 9) * 0.3 + 0.4
+    denoise = exact_denoiser(0.4, 0.3)
+    error = {}
+    names: tuple[SamplerName, ...] = ("ddim", "dpmpp_2m")
+    for name in names:
+        log_snrs = sampling_log_snrs(cosine, 20)
+        found = SAMPLERS[name](denoise, start, log_snrs, lambda step: start)
+        error[name] = float((found.flatten() - exact).abs().max())
+    assert error["dpmpp_2m"] < error["ddim"] < 0.1
+
+
+@pytest.mark.parametrize("name", sorted(SAMPLERS))
+def test_samplers_evaluate_once_per_step(name: SamplerName) -> None:
+    for steps in (1, 2, 7):
+        calls: list[float] = []
+
+        def denoise(x: Tensor, at: Tensor, calls: list[float] = calls) -> Tensor:
+            calls.append(float(at[0]))
+            return torch.full_like(x, 0.5)
+
+        log_snrs = sampling_log_snrs(cosine, steps)
+        found = SAMPLERS[name](denoise, normal(2, 3, 2, 2), log_snrs, lambda step: normal(2, 3, 2, 2, seed=step))
+        assert len(calls) == steps and calls == sorted(calls)
+        assert torch.equal(found, torch.full_like(found, 0.5))
+
+
+@pytest.mark.parametrize("spacing", ["time", "log_snr", "karras"])
+@pytest.mark.parametrize("name", sorted(SAMPLERS))
+def test_more_evaluations_approach_the_true_distribution(name: SamplerName, spacing: Spacing) -> None:
+    errors = []
+    for steps in (6, 400):
+        log_snrs = sampling_log_snrs(cosine, steps, spacing)
+        x = SAMPLERS[name](exact_denoiser(0.4, 0.3), normal(20000, 1, 1, 1), log_snrs, step_noise(20000, 1, 1, 1))
+        errors.append(max(abs(float(x.mean()) - 0.4), abs(float(x.std()) - 0.3)))
+    assert errors[1] < 0.012 and errors[1] < errors[0] + 0.005
+
+
+def test_orders_of_convergence() -> None:
+    start, wanted = torch.linspace(-2, 2, 9).view(-1, 1, 1, 1), torch.linspace(-2, 2, 9) * 0.3 + 0.4
+    error = {}
+    names: tuple[SamplerName, ...] = ("ddim", "dpmpp_2m", "unipc")
+    for name in names:
+        for steps in (10, 40):
+            found = SAMPLERS[name](
+                exact_denoiser(0.4, 0.3), start, sampling_log_snrs(cosine, steps), lambda step: start
+            )
+            error[name, steps] = float((found.flatten() - wanted).abs().max())
+    assert error["unipc", 10] < error["dpmpp_2m", 10] < error["ddim", 10]
+    for name, least in (("ddim", 2.5), ("dpmpp_2m", 4)):
+        assert error[name, 10] / error[name, 40] > least, error
+
+
+def test_spacings() -> None:
+    for spacing in get_args(Spacing):
+        for start in (1.0, 0.4):
+            values = sampling_log_snrs(cosine, 9, spacing, start)
+            assert values.shape == (10,) and values.dtype == torch.float32 and bool((values.diff() > 0).all())
+            assert start == 1.0 or float(values[0]) == pytest.approx(float(cosine(torch.tensor(0.4))), abs=1e-4)
+    even = sampling_log_snrs(cosine, 9, "log_snr").diff()
+    torch.testing.assert_close(even, even[:1].expand(9), atol=1e-3, rtol=1e-3)
+    roots = (-sampling_log_snrs(cosine, 9, "karras").double() / 14).exp().diff()
+    torch.testing.assert_close(roots, roots[:1].expand(9), atol=1e-4, rtol=1e-3)
+    # Clamped at -20 over its first part, the schedule stands still there: one value of those is left.
+    still = sampling_log_snrs(lambda t: log_snr_at(t, "cosine", -10.0), 1000)
+    assert len(still) < 1001 and bool((still.diff() > 0).all())
+    with pytest.raises(ValueError, match="spacing 'even' is unknown"):
+        sampling_log_snrs(cosine, 9, "even")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="start 0 is not in"):
+        sampling_log_snrs(cosine, 9, start=0)
+
+
+def test_unknown_names_are_refused() -> None:
+    with pytest.raises(ValueError, match="sampler 'euler' is unknown; take one of ddpm, ddim, dpmpp_2m"):
+        find_sampler("euler")
+    with pytest.raises(ValueError, match="steps 0 is too few"):
+        sampling_log_snrs(cosine, 0)

@@ -1,0 +1,36 @@
+"""Conditions of a denoiser."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from tests.helpers.unets import make_inputs, predict, unet_config
+from train.models.base import Conditions, check_conditions
+from train.models.unet.unet import UNet
+
+
+def test_given_conditions_are_those_that_are_not_none() -> None:
+    text, mask = torch.zeros(1, 2, 3), torch.ones(1, 2, dtype=torch.bool)
+    assert Conditions(text, mask).given() == {"text_BLD", "text_mask_BL"}
+
+
+def test_unsupported_conditions_are_refused_by_name() -> None:
+    conditions = Conditions(image_embedding_BE=torch.zeros(1, 4))
+    check_conditions(conditions, ("image_embedding_BE",), "dummy")
+    with pytest.raises(
+        ValueError, match=r"backbone dummy does not support the condition image_embedding_BE; .*text_BLD"
+    ):
+        check_conditions(conditions, ("text_BLD",), "dummy")
+
+
+@pytest.mark.parametrize("name", ["pooled_text_BE", "image_embedding_BE", "region_masks_BRHW", "region_text_BRE"])
+def test_the_unet_refuses_what_it_does_not_support(name: str) -> None:
+    config = unet_config("micro-base")
+    with pytest.raises(ValueError, match=f"backbone unet does not support the condition {name}"):
+        predict(UNet(config), make_inputs(config) | {name: torch.zeros(2, 1)})
+
+
+def test_the_unet_needs_text() -> None:
+    with pytest.raises(ValueError, match="needs text_BLD and text_mask_BL"):
+        UNet(unet_config("micro-base"))(torch.zeros(1, 3, 16, 16), torch.zeros(1), Conditions())

@@ -1,0 +1,44 @@
+"""Config of training, its presets, and the settings that identify a run."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from pydantic import Field, ValidationError
+
+from train.config import PRESETS, RESUMABLE, TrainConfig, run_identity
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"batch_size": 10, "accumulation": 4}, "not a multiple of accumulation=4"),
+        ({"offload": "optimizer", "zero_stage": 0}, "set zero_stage to 1 or more"),
+        ({"offload": "all", "zero_stage": 2}, "set zero_stage to 3"),
+        ({"optimizer": "adafactor", "zero_stage": 2}, "a row and a column of each matrix.*zero_stage=0"),
+        ({"compile": True, "zero_stage": 3}, "set zero_stage to 2 or less"),
+        ({"preset": "imagen"}, "'imagen' is unknown; take one of imagen-base"),
+        ({"stepz": 3}, "Extra inputs"),
+    ],
+)
+def test_invalid_configs_are_refused(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValidationError, match=message):
+        TrainConfig(**changes)
+
+
+def test_presets_match_the_paper_and_other_keys_override_them() -> None:
+    base = TrainConfig(preset="imagen-base")
+    assert (base.optimizer, base.learning_rate, base.warmup_steps, base.batch_size) == ("adafactor", 1e-4, 10_000, 2048)
+    assert TrainConfig(preset="imagen-sr256", batch_size=64).model_dump() == (
+        TrainConfig(**PRESETS["imagen-sr256"]).model_dump() | {"preset": "imagen-sr256", "batch_size": 64}
+    )
+
+
+def test_identity_has_the_settings_that_shape_the_result() -> None:
+    class Stage(TrainConfig):
+        layers: dict[str, Any] = Field({"channels": {"first": 8}})
+
+    assert set(TrainConfig.model_fields) >= RESUMABLE
+    flat = run_identity(Stage())
+    assert flat["layers.channels.first"] == 8 and flat["learning_rate"] == 1e-3 and "zero_stage" not in flat

@@ -1,0 +1,65 @@
+"""Prefetches batches in background threads, in order; a stalled loader is an error."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+
+from train.config import TrainConfig
+from train.loader.loader import Batch, Stream
+from train.watchdog import StalledLoaderError
+
+
+@contextmanager
+def prefetch_batches(
+    loader: Stream, config: TrainConfig, start: int, rank: int, world: int
+) -> Iterator[Iterator[Batch]]:
+    """Yields an iterator over this rank's micro-batches from update ``start`` on, in order.
+
+    Raises StalledLoaderError if one takes longer than ``config.stall_seconds``. With ``workers`` 0, which loads in the
+    training thread, the watchdog ends the process instead.
+    """
+    order = ((step, micro) for step in range(start, config.steps) for micro in range(config.accumulation))
+
+    def load(at: tuple[int, int]) -> Batch:
+        return loader.batch(at[0], rank, world, at[1], config.accumulation)
+
+    if config.workers == 0:
+        yield map(load, order)
+        return
+    pool = ThreadPoolExecutor(config.workers, thread_name_prefix="batches")
+    try:
+        yield _map_ahead(pool, load, order, config.workers + 1, config.stall_seconds)
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)  # do not wait for a stalled thread
+
+
+def _map_ahead(
+    pool: ThreadPoolExecutor,
+    function: Callable[[tuple[int, int]], Batch],
+    order: Iterable[tuple[int, int]],
+    depth: int,
+    seconds: float,
+) -> Iterator[Batch]:
+    """Yields ``map(function, order)`` in order, with ``depth`` calls in flight."""
+    waiting: deque[tuple[tuple[int, int], Future[Batch]]] = deque()
+    for at in order:
+        waiting.append((at, pool.submit(function, at)))
+        if len(waiting) > depth:
+            yield _wait_for_batch(*waiting.popleft(), seconds)
+    while waiting:
+        yield _wait_for_batch(*waiting.popleft(), seconds)
+
+
+def _wait_for_batch(at: tuple[int, int], future: Future[Batch], seconds: float) -> Batch:
+    try:
+        return future.result(seconds)
+    except TimeoutError as error:
+        if future.done():  # the loader's own timeout, not ours
+            raise
+        raise StalledLoaderError(
+            f"step {at[0]}: no batch within {seconds:g} s; check the storage, raise workers or stall_seconds, then "
+            "run again to resume from the last checkpoint"
+        ) from error

@@ -1,0 +1,143 @@
+"""A row group in memory: NumPy views of Arrow's buffers, without copies.
+
+Shape legend: T tokens of all rows of a row group, L tokens of one row, D text width.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+import pyarrow as pa
+import torch
+
+from dataprep.io.errors import UserError
+from dataprep.io.pack_format import ImageShape
+from dataprep.text.embedding_codec import dequantise, view_stored
+
+RAW = "raw"  # encoding of uncompressed pixels
+
+
+@dataclass(frozen=True)
+class PixelColumn:
+    """A pixel column: raw pixels as uint8 RGB (n, height, width, 3), or one compressed image per row."""
+
+    shape: ImageShape
+    encoding: str  # raw, or a format that OpenCV decodes
+    raw: np.ndarray | None
+    data: np.ndarray  # uint8: all images, concatenated
+    starts: np.ndarray  # int (n + 1,)
+
+    def image(self, row: int) -> np.ndarray:
+        """Returns ``row`` as uint8 RGB (height, width, 3); raises ValueError if the bytes are not such an image."""
+        if self.raw is not None:
+            return self.raw[row]
+        return decode_pixels(self.data[self.starts[row] : self.starts[row + 1]], self.encoding, self.shape)
+
+
+@dataclass(frozen=True)
+class TextColumn:
+    """Stored embeddings; the tokens of row i are ``values_TD[starts[i]:starts[i + 1]]``."""
+
+    values_TD: np.ndarray
+    scale_T: np.ndarray | None
+    starts: np.ndarray  # int64 (n + 1,)
+
+    def copy(self, row: int, out_LD: np.ndarray) -> None:
+        """Decodes ``row`` into the float32 array ``out_LD`` of its shape."""
+        start, stop = self.starts[row], self.starts[row + 1]
+        values_LD = self.values_TD[start:stop]
+        if self.scale_T is None:  # float16, which torch converts many times faster than NumPy
+            torch.from_numpy(out_LD).copy_(torch.from_dlpack(values_LD))
+        else:
+            dequantise(values_LD, self.scale_T[start:stop], out_LD)
+
+
+@dataclass(frozen=True)
+class RowGroup:
+    """A row group in memory."""
+
+    name: str  # file and row group, for messages
+    kept: np.ndarray  # int64: the selected rows; the arrays below have all rows
+    keys: list[str]
+    captions: list[list[str]]  # all captions per row
+    pixels: dict[str, PixelColumn]
+    captions_per_row: int
+    text: TextColumn | None  # the n-th caption of row r is at r * captions_per_row + n
+
+
+def make_row_group(
+    name: str, kept: np.ndarray, pack: pa.Table, embed: pa.Table | None, stored: dict[str, tuple[str, ImageShape]]
+) -> RowGroup:
+    """Builds a row group from its tables, each column a single chunk; ``stored``: (encoding, shape) per pixel column.
+
+    Raises ValueError for inconsistent bytes, UserError if ``embed`` has other rows than ``pack``.
+    """
+    keys = pack.column("key").to_pylist()
+    captions = pack.column("captions").to_pylist()
+    per_row = len(captions[0])
+    if any(len(texts) != per_row for texts in captions):
+        raise ValueError("its rows have different numbers of captions")
+    pixels = {column: _view_pixels(pack.column(column).chunk(0), *what) for column, what in stored.items()}
+    text = None
+    if embed is not None:
+        if embed.column("key").to_pylist() != [key for key in keys for _ in range(per_row)]:
+            raise UserError(f"{name}: embeddings and pack do not have the same rows in the same order; run embed again")
+        text = _view_text(embed)
+    return RowGroup(name, kept, keys, captions, pixels, per_row, text)
+
+
+def _view_pixels(array: pa.Array, encoding: str, shape: ImageShape) -> PixelColumn:
+    starts, data = view_binary(array)
+    raw = None
+    if encoding == RAW:
+        height, width = shape
+        wrong = np.flatnonzero(np.diff(starts) != height * width * 3)
+        if len(wrong):
+            row = int(wrong[0])
+            held = starts[row + 1] - starts[row]
+            raise ValueError(f"row {row}: {held} bytes do not hold a raw {width}x{height} image")
+        raw = data[starts[0] : starts[-1]].reshape(len(array), height, width, 3)
+    return PixelColumn(shape, encoding, raw, data, starts)
+
+
+def _view_text(table: pa.Table) -> TextColumn:
+    first, last = table.slice(0, 1).to_pylist()[0], table.slice(table.num_rows - 1).to_pylist()[0]
+    codec, dim = last["codec"], last["dim"]
+    lengths = table.column("length").chunk(0).to_numpy().astype(np.int64)
+    data_starts, data = view_binary(table.column("embedding").chunk(0))
+    scale = None
+    if first["scale"] is not None:
+        scale_starts, scale_bytes = view_binary(table.column("scale").chunk(0))
+        scale = scale_bytes[scale_starts[0] : scale_starts[-1]]
+    values_TD, scale_T = view_stored(data[data_starts[0] : data_starts[-1]], scale, dim, codec)
+    token_bytes = values_TD.itemsize * dim
+    if (first["codec"], first["dim"]) != (codec, dim) or not np.array_equal(
+        np.diff(data_starts), lengths * token_bytes
+    ):
+        raise ValueError("the embeddings' bytes do not match the lengths of their rows")
+    return TextColumn(values_TD, scale_T, np.concatenate([[0], np.cumsum(lengths)]))
+
+
+def view_binary(array: pa.Array) -> tuple[np.ndarray, np.ndarray]:
+    """Returns offsets (n + 1,) and bytes (uint8) of a binary array; raises ValueError if it has nulls."""
+    if array.null_count:
+        raise ValueError(f"{array.null_count} values are missing")
+    width = np.int64 if pa.types.is_large_binary(array.type) else np.int32
+    _, offsets, data = array.buffers()
+    starts = np.frombuffer(offsets, width)[array.offset : array.offset + len(array) + 1]
+    return starts, np.frombuffer(data, np.uint8) if data is not None else np.empty(0, np.uint8)
+
+
+def decode_pixels(data: np.ndarray | bytes, encoding: str, shape: ImageShape) -> np.ndarray:
+    """Decodes a stored image to uint8 RGB (height, width, 3); raises ValueError if the bytes are not such an image."""
+    values, (height, width) = np.frombuffer(data, dtype=np.uint8), shape
+    if encoding == RAW:
+        if len(values) != height * width * 3:
+            raise ValueError(f"{len(values)} bytes do not hold a raw {width}x{height} RGB image")
+        return values.reshape(height, width, 3)
+    image = cv2.imdecode(values, cv2.IMREAD_COLOR_RGB) if len(values) else None
+    if image is None or image.shape != (height, width, 3):
+        raise ValueError(f"{len(values)} bytes do not hold a {width}x{height} {encoding} image")
+    return image

@@ -1,0 +1,91 @@
+"""What a denoising network takes and gives, and how a backbone is described. Light: loads no torch.
+
+Shape legend: B batch, C channels, H W height and width, L caption tokens, D text width, E embedding width, R regions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+
+from pydantic import Field
+
+from dataprep.io.config import Config
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+class Conditions(NamedTuple):
+    """Inputs of a denoiser besides the noisy image and its noise level; None: not given.
+
+    A backbone declares the fields that it supports (`Backbone.conditions`) and refuses the others by name.
+    """
+
+    text_BLD: Tensor | None = None  # output of the text encoder, float
+    text_mask_BL: Tensor | None = None  # bool, True at tokens, False at padding
+    text_keep_B: Tensor | None = None  # bool, False: unconditional, as if there were no caption; None: all True
+    pooled_text_BE: Tensor | None = None  # one vector per caption, such as CLIP's text embedding
+    lowres_BCHW: Tensor | None = None  # low-resolution image, resized to H x W and noised
+    lowres_log_snr_B: Tensor | None = None  # log-SNR of that noise
+    image_embedding_BE: Tensor | None = None  # such as CLIP's image embedding
+    region_masks_BRHW: Tensor | None = None  # float in [0, 1], one mask per region of the image
+    region_text_BRE: Tensor | None = None  # one text vector per region
+
+    def given(self) -> frozenset[str]:
+        """Returns the names of the fields that are not None."""
+        return frozenset(name for name, value in zip(self._fields, self, strict=True) if value is not None)
+
+
+class DenoiserConfig(Config):
+    """Config keys that every backbone has. Subclasses add their own."""
+
+    image_channels: int = Field(default=3, ge=1, description="channels of the image")
+    lowres: bool = Field(default=False, description="super-resolution: takes a low-resolution image")
+    lowres_residual: bool = Field(
+        default=False, description="predict the difference to the low-resolution image; for prediction x0"
+    )
+    text_dim: int = Field(default=128, ge=1, description="width of the text encoder's output")
+
+    def size_multiple(self) -> int:
+        """Returns the number that divides the height and width of every valid image."""
+        raise NotImplementedError
+
+
+class Denoiser(Protocol):
+    """A network that predicts eps, x0 or v (whichever it is trained for) from a noisy image."""
+
+    @property
+    def config(self) -> Any:
+        """The `DenoiserConfig` that the network was built from."""
+
+    def __call__(self, x_BCHW: Tensor, log_snr_B: Tensor, conditions: Conditions) -> Tensor:
+        """Returns the prediction (B, C, H, W) for images noised to log(alpha^2 / sigma^2) = ``log_snr_B`` (B,).
+
+        Clean images lie in [-1, 1]; H and W are multiples of ``config.size_multiple()``. Raises ValueError for another
+        size, for a missing condition, and for one that the backbone does not support.
+        """
+
+    def state_dict(self) -> dict[str, Any]:
+        """Returns the weights by name."""
+
+
+@dataclass(frozen=True)
+class Backbone:
+    """A family of denoising networks, as `train.models.backbones.BACKBONES` lists it."""
+
+    config: type[DenoiserConfig]
+    presets: Mapping[str, DenoiserConfig]  # names are unique over all backbones
+    build: Callable[[Any], Any]  # config -> `Denoiser`, an nn.Module with fresh weights; imports torch on call
+    conditions: Collection[str]  # supported fields of `Conditions`
+    zero_at_start: str | None = None  # a weight that is zero until the first update: detects untrained networks
+
+
+def check_conditions(conditions: Conditions, supported: Collection[str], backbone: str) -> None:
+    """Raises ValueError for a given condition that the backbone does not support."""
+    if unsupported := sorted(conditions.given().difference(supported)):
+        raise ValueError(
+            f"backbone {backbone} does not support the condition {unsupported[0]}; leave it out, or take another "
+            f"backbone (supported here: {', '.join(sorted(supported))})"
+        )

@@ -1,0 +1,103 @@
+"""Attention of image features over themselves and over the caption, in one module.
+
+Shape legend: B batch, C channels, N = H * W positions, T text tokens, G heads, d head width.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TypeVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from train.models.unet.config import AttentionKind
+
+COORDINATE_FEATURES = 10
+Layer = TypeVar("Layer", nn.Linear, nn.Conv2d)
+
+
+def split_heads(x_BNC: Tensor, heads: int) -> Tensor:
+    """(B, N, C) -> (B, G, N, d)."""
+    return x_BNC.unflatten(2, (heads, -1)).transpose(1, 2)
+
+
+class ImageAttention(nn.Module):
+    """Residual attention block: ``x + project(attention(norm(x)))``, then an optional feed-forward block.
+
+    kind "self": over the image's positions. "cross": over the text tokens (F.3). "joint": over both, with the text's
+    keys and values concatenated to the image's (D.3.1). ``positions`` adds coordinate features to queries, keys and
+    values. With ``feed_forward`` m > 0 a 1x1-convolution network of m times the channels follows (A.28: m = 2). The
+    last layer of each part is initialised to zero.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        head_width: int,
+        text_width: int,
+        kind: AttentionKind,
+        feed_forward: int,
+        groups: int,
+        positions: bool = False,
+    ) -> None:
+        super().__init__()
+        self.place = nn.Linear(COORDINATE_FEATURES, channels) if positions else None
+        self.kind, self.heads = kind, max(1, channels // head_width)
+        self.norm = nn.GroupNorm(groups, channels)
+        self.query = nn.Linear(channels, channels)
+        self.image_keys_values = nn.Linear(channels, 2 * channels) if kind in ("self", "joint") else None
+        self.text_keys_values = nn.Linear(text_width, 2 * channels) if kind in ("cross", "joint") else None
+        self.project = zero_init(nn.Linear(channels, channels))
+        self.feed_forward: nn.Sequential | None = None
+        if feed_forward:
+            hidden = feed_forward * channels
+            self.feed_forward = nn.Sequential(
+                nn.GroupNorm(groups, channels),
+                nn.Conv2d(channels, hidden, 1),
+                nn.GELU(),
+                zero_init(nn.Conv2d(hidden, channels, 1)),
+            )
+
+    def forward(self, x_BCHW: Tensor, text_BTC: Tensor, mask_BT: Tensor) -> Tensor:
+        height, width = x_BCHW.shape[2:]
+        h_BNC = self.norm(x_BCHW).flatten(2).transpose(1, 2)
+        if self.place is not None:
+            h_BNC = h_BNC + self.place(coordinate_features(height, width, h_BNC).flatten(2).transpose(1, 2))
+        keys_values, masks = [], []
+        if self.image_keys_values is not None:
+            keys_values.append(self.image_keys_values(h_BNC))
+            masks.append(mask_BT.new_ones(h_BNC.shape[:2]))
+        if self.text_keys_values is not None:
+            keys_values.append(self.text_keys_values(text_BTC))
+            masks.append(mask_BT)
+        k, v = (split_heads(part, self.heads) for part in torch.cat(keys_values, dim=1).chunk(2, dim=-1))
+        # Without text nothing is masked, and without a mask SDPA takes its fastest kernel.
+        mask = torch.cat(masks, dim=1)[:, None, None, :] if self.text_keys_values is not None else None
+        mixed = functional.scaled_dot_product_attention(
+            split_heads(self.query(h_BNC), self.heads), k, v, attn_mask=mask
+        )
+        out_BNC = self.project(mixed.transpose(1, 2).flatten(2))
+        x_BCHW = x_BCHW + out_BNC.transpose(1, 2).unflatten(2, (height, width))
+        return x_BCHW if self.feed_forward is None else x_BCHW + self.feed_forward(x_BCHW)
+
+
+def coordinate_features(height: int, width: int, like: Tensor) -> Tensor:
+    """Returns coordinate features (1, 10, H, W): x, y in [-1, 1] and two octaves of waves; device, dtype of ``like``.
+
+    Zero-padded convolutions carry little position information, and captions name positions.
+    """
+    y = (torch.arange(height, device=like.device) * 2 + 1) / height - 1
+    x = (torch.arange(width, device=like.device) * 2 + 1) / width - 1
+    grid_2HW = torch.stack([y[:, None].expand(height, width), x[None].expand(height, width)])
+    waves = [f(grid_2HW * (math.pi * k)) for k in (0.5, 1.0) for f in (torch.sin, torch.cos)]
+    return torch.cat([grid_2HW, *waves])[None].to(like.dtype)
+
+
+def zero_init(layer: Layer) -> Layer:
+    """Sets the layer's weight and bias to zero, so that its residual branch starts at zero."""
+    nn.init.zeros_(layer.weight)
+    if layer.bias is not None:
+        nn.init.zeros_(layer.bias)
+    return layer

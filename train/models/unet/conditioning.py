@@ -1,0 +1,112 @@
+"""Conditioning of the U-Net: the noise level, and the caption as tokens and as one pooled vector.
+
+Shape legend: B batch, L caption tokens, T = L + 1 tokens with the null token in front, D text width, C context width,
+E width of the conditioning vector.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from train.models.unet.attention import split_heads
+
+
+class NoiseEmbedding(nn.Module):
+    """Log signal-to-noise ratio (B,) -> (B, E): sine and cosine features, then a two-layer network."""
+
+    def __init__(self, features: int, width: int) -> None:
+        super().__init__()
+        self.features = features
+        self.hidden, self.out = nn.Linear(features, width), nn.Linear(width, width)
+
+    def forward(self, log_snr_B: Tensor) -> Tensor:
+        # Periods from 0.8, which separates neighbouring sampler steps, to 160, which covers [-20, 20].
+        grid = torch.linspace(math.log(0.04), math.log(8.0), self.features // 2, device=log_snr_B.device)
+        phase_BF = log_snr_B.float()[:, None] * grid.exp()[None]
+        waves_BF = torch.cat([phase_BF.sin(), phase_BF.cos()], dim=1).to(self.hidden.weight.dtype)
+        return self.out(functional.silu(self.hidden(waves_BF)))
+
+
+class TextBlock(nn.Module):
+    """Pre-norm transformer block over the caption tokens: self-attention, then a GELU network of 2x width."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.norm_attention, self.norm_hidden = nn.LayerNorm(width), nn.LayerNorm(width)
+        self.qkv, self.project = nn.Linear(width, 3 * width), nn.Linear(width, width)
+        self.hidden, self.out = nn.Linear(width, 2 * width), nn.Linear(2 * width, width)
+        for layer in (self.project, self.out):
+            nn.init.zeros_(layer.weight)
+            nn.init.zeros_(layer.bias)
+
+    def forward(self, x_BTC: Tensor, mask_BT: Tensor) -> Tensor:
+        q, k, v = (split_heads(part, self.heads) for part in self.qkv(self.norm_attention(x_BTC)).chunk(3, dim=-1))
+        mixed = functional.scaled_dot_product_attention(q, k, v, attn_mask=mask_BT[:, None, None, :])
+        x_BTC = x_BTC + self.project(mixed.transpose(1, 2).flatten(2))
+        return x_BTC + self.out(functional.gelu(self.hidden(self.norm_hidden(x_BTC))))
+
+
+class AttentionPool(nn.Module):
+    """Pools tokens (B, T, C) into a vector (B, C): a learned query attends over the unmasked tokens (F.1)."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.query = nn.Parameter(torch.randn(width) * width**-0.5)
+        self.keys_values = nn.Linear(width, 2 * width)
+
+    def forward(self, x_BTC: Tensor, mask_BT: Tensor) -> Tensor:
+        k, v = (split_heads(part, self.heads) for part in self.keys_values(x_BTC).chunk(2, dim=-1))
+        q = split_heads(self.query.expand(x_BTC.shape[0], 1, -1), self.heads)
+        return (
+            functional.scaled_dot_product_attention(q, k, v, attn_mask=mask_BT[:, None, None, :])
+            .transpose(1, 2)
+            .flatten(1)
+        )
+
+
+class TextConditioner(nn.Module):
+    """Maps encoder output to context tokens, their mask, and a pooled vector for the noise embedding (F.1).
+
+    A learned null token always comes first, so that every row has a token to attend to: an unconditional row (``keep``
+    False) and an empty caption see only the null token, for any padded length. ``layers`` > 0 adds position features
+    and a small transformer, which helps with a weak text encoder.
+    """
+
+    def __init__(self, text_dim: int, width: int, layers: int, pooled_width: int) -> None:
+        super().__init__()
+        heads = max(count for count in range(1, max(1, width // 32) + 1) if width % count == 0)  # about 32 wide
+        self.norm, self.project = nn.LayerNorm(text_dim), nn.Linear(text_dim, width)
+        self.null = nn.Parameter(torch.randn(width) * 0.5)
+        self.layers = nn.ModuleList(TextBlock(width, heads) for _ in range(layers))
+        self.norm_out = nn.LayerNorm(width)
+        self.pool = AttentionPool(width, heads)
+        self.pool_norm, self.pool_out = nn.LayerNorm(width), nn.Linear(width, pooled_width)
+
+    def forward(self, text_BLD: Tensor, mask_BL: Tensor, keep_B: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+        """Maps (B, L, D) float, (B, L) bool, (B,) bool or None to tokens (B, T, C), mask (B, T) bool, pooled (B, E)."""
+        batch = text_BLD.shape[0]
+        mask_BL = mask_BL.bool() if keep_B is None else mask_BL.bool() & keep_B[:, None]
+        x_BTC = self.project(self.norm(text_BLD.to(self.project.weight.dtype)))
+        if self.layers:
+            x_BTC = x_BTC + position_features(x_BTC.shape[1], x_BTC.shape[2], x_BTC.device).to(x_BTC.dtype)
+        # Padding may hold NaN, which would spread through the sum although its key is masked.
+        x_BTC = torch.where(mask_BL[:, :, None], x_BTC, 0.0)
+        x_BTC = torch.cat([self.null.expand(batch, 1, -1), x_BTC], dim=1)
+        mask_BT = torch.cat([mask_BL.new_ones(batch, 1), mask_BL], dim=1)
+        for layer in self.layers:
+            x_BTC = layer(x_BTC, mask_BT)
+        x_BTC = self.norm_out(x_BTC)
+        return x_BTC, mask_BT, self.pool_out(self.pool_norm(self.pool(x_BTC, mask_BT)))
+
+
+def position_features(length: int, width: int, device: torch.device) -> Tensor:
+    """Returns sinusoidal position features (length, width), float32 (Vaswani et al. 2017, section 3.5)."""
+    rate = torch.exp(torch.arange(0, width, 2, device=device) * (-math.log(10000.0) / width))
+    phase = torch.arange(length, device=device)[:, None] * rate[None]
+    return torch.stack([phase.sin(), phase.cos()], dim=2).flatten(1)[:, :width]

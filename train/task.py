@@ -1,0 +1,43 @@
+"""What the training loop requires of a task: the model, the loss of a batch, and the export."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
+from torch import Tensor, nn
+
+from train.loader.loader import Batch
+from train.loader.sampler import SampleRandom
+
+
+class Task(Protocol):
+    """What is trained."""
+
+    def build(self) -> nn.Module:
+        """Returns the model, with fresh weights from torch's global generator."""
+
+    def loss(self, model: Callable[..., Any], batch: Batch, random: SampleRandom) -> tuple[Tensor, dict[str, Tensor]]:
+        """Returns the mean loss of a batch (scalar), and scalars to log. ``model`` is called like the module."""
+
+    def export(self, folder: str, weights: dict[str, Tensor], step: int) -> None:
+        """Writes a state dict to a local folder in the format that the next stage loads."""
+
+
+@runtime_checkable
+class ValidatingTask(Protocol):
+    """A task with more metrics on held-out data than on training data."""
+
+    def validate(
+        self, model: Callable[..., Any], batch: Batch, random: SampleRandom
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """As `Task.loss`; a metric may also be a pair (2,) of a sum and a count, logged as their quotient."""
+
+
+@runtime_checkable
+class SamplingTask(Protocol):
+    """A task whose model generates images."""
+
+    def sample_grid(self, weights: dict[str, Tensor], batch: Batch, seed: int) -> np.ndarray:
+        """Returns a grid of samples for the conditions of a batch, uint8 RGB (H, W, 3), from a state dict."""

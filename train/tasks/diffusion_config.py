@@ -1,0 +1,73 @@
+"""Config of the `diffusion` task. Light: loads no torch.
+
+Sections are of arXiv 2205.11487.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Self
+
+from pydantic import Field, model_validator
+
+from dataprep.io.config import Config
+from dataprep.io.pack_format import pixels_column
+from train.config import TrainConfig
+from train.diffusion.config import DiffusionConfig
+from train.loader.config import LoaderConfig
+from train.models.backbones import denoiser_config
+from train.models.base import DenoiserConfig
+
+
+class DiffusionStageConfig(Config):
+    """What one cascade stage learns."""
+
+    resolution: int = Field(description="height and width of the generated images")
+    low_resolution: int | None = Field(None, ge=1, description="resolution of the input image; None: the base stage")
+    crop: int | None = Field(None, ge=1, description="train on random crops of this size; None: on whole images")
+    min_original: int = Field(
+        0, ge=0, description="train on images whose original had at least this shorter side; the others were enlarged"
+    )
+    model: str = Field("tiny-base", description="preset of the network, see docs/models.md")
+    model_overrides: dict[str, Any] = Field(default_factory=dict, description="fields of the preset to replace")
+    diffusion: DiffusionConfig = Field(default=DiffusionConfig(), description="noise, prediction, loss weighting")
+    text_drop: float = Field(
+        0.1, ge=0, le=1, description="share of samples trained without text, for classifier-free guidance (2.2)"
+    )
+
+    def denoiser_config(self, text_dim: int | None = None) -> DenoiserConfig:
+        """Returns the network's config: the preset, its overrides, and the width of the text embeddings if given."""
+        return denoiser_config(self.model, self.model_overrides | ({} if text_dim is None else {"text_dim": text_dim}))
+
+    def pixel_columns(self) -> tuple[str, ...]:
+        """Returns the pack columns that the stage reads: its own resolution, then the low one."""
+        sizes = (self.resolution, self.low_resolution)
+        return tuple(pixels_column(size) for size in sizes if size is not None)
+
+    @model_validator(mode="after")
+    def _check_stage(self) -> Self:
+        config = self.denoiser_config()
+        side = self.crop or self.resolution
+        if side > self.resolution:
+            raise ValueError(f"crop={self.crop} is larger than resolution={self.resolution}; take a smaller crop")
+        if side % config.size_multiple():
+            raise ValueError(
+                f"model={self.model} needs sizes that are multiples of {config.size_multiple()}, "
+                f"not {side}; change resolution or crop"
+            )
+        if config.lowres != (self.low_resolution is not None):
+            kind = "a super-resolution" if self.low_resolution else "a base"
+            raise ValueError(f"model={self.model} is not {kind} model; low_resolution={self.low_resolution} needs one")
+        if config.lowres_residual and self.diffusion.prediction != "x0":
+            raise ValueError(
+                f"model={self.model} predicts the difference to the resized image: set diffusion.prediction to x0, "
+                f"not {self.diffusion.prediction}"
+            )
+        if self.low_resolution and self.resolution % self.low_resolution:
+            raise ValueError(f"low_resolution={self.low_resolution} does not divide resolution={self.resolution}")
+        return self
+
+
+class DiffusionTrainingConfig(DiffusionStageConfig, TrainConfig):
+    """One diffusion stage of the cascade: keys of the task, of the training loop and of the loader."""
+
+    data: LoaderConfig = Field(LoaderConfig(), description="how training data is read")

@@ -1,0 +1,62 @@
+"""Registry of the training tasks. Light: a task's own module, which imports torch, is loaded by `TaskKind.load`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from dataprep.io.errors import UserError
+from train.config import TrainConfig
+from train.tasks.clip_config import ClipTrainingConfig
+from train.tasks.diffusion_config import DiffusionTrainingConfig
+from train.tasks.t5_config import T5TrainingConfig
+
+TrainFunction = Callable[..., dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class TaskKind:
+    """A kind of training.
+
+    ``load`` returns its function, called on every rank as ``train(**inputs, config=..., folder=..., seed=...)``; it
+    builds the task and its loaders, runs `train.loop.train` and returns the figures of that.
+    """
+
+    config: type[TrainConfig]
+    load: Callable[[], TrainFunction]
+
+
+def load_diffusion() -> TrainFunction:
+    """Imports `train_diffusion`."""
+    from train.tasks.diffusion import train_diffusion
+
+    return train_diffusion
+
+
+def load_clip() -> TrainFunction:
+    """Imports `train_clip`."""
+    from train.tasks.clip import train_clip
+
+    return train_clip
+
+
+def load_t5() -> TrainFunction:
+    """Imports `train_t5`."""
+    from train.tasks.t5 import train_t5
+
+    return train_t5
+
+
+TASKS: dict[str, TaskKind] = {
+    "diffusion": TaskKind(DiffusionTrainingConfig, load_diffusion),
+    "clip": TaskKind(ClipTrainingConfig, load_clip),
+    "t5": TaskKind(T5TrainingConfig, load_t5),
+}
+
+
+def find_task(name: str) -> TaskKind:
+    """Returns the task ``name``; raises UserError for an unknown one."""
+    if name not in TASKS:
+        raise UserError(f"task {name!r} is unknown; take one of {', '.join(TASKS)}")
+    return TASKS[name]
