@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Sequence
 
+from dataprep.io.signals import handle_sigterm
 from pipeline.runtime.errors import StageError
 from pipeline.terminal import console
 
@@ -22,18 +23,15 @@ def supervise_driver(words: Sequence[str], retries: int) -> int:
     """
     stopping = False
 
-    def pass_on(*_: object) -> None:
+    def pass_on() -> None:
         nonlocal stopping
         stopping = True
         driver.send_signal(signal.SIGTERM)
 
     for attempt in range(retries + 1):
         driver = subprocess.Popen([sys.executable, "-m", "pipeline", *words])
-        before = signal.signal(signal.SIGTERM, pass_on)
-        try:
+        with handle_sigterm(pass_on):
             status = driver.wait()
-        finally:
-            signal.signal(signal.SIGTERM, before)
         if status >= 0 or stopping:
             return abs(status)
         name = signal.Signals(-status).name
