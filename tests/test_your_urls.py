@@ -95,4 +95,4 @@ def test_a_list_of_ones_own(own_list: Path, tmp_path: Path) -> None:
     assert sum(pq.read_table(path)["ok"].to_pylist().count(True) for path in annotated) == COUNT - 12 - 2
     page = (run / "report.html").read_text()
     assert "a house by the sea" in page  # a prompt of the config
-    assert "The composition checker knows the embedded corpus alone" in page
+    assert "The composition checker needs prompts of the embedded corpus" in page

@@ -47,6 +47,7 @@ TABLES = {
     "scores": lambda: rows(
         clip_similarity=pa.array([0.5] * 6, pa.float32()), clip_embedding=pa.array([b"abcd"] * 6, pa.binary(4))
     ),
+    "columns": lambda: rows(sharpness=pa.array([0.5] * 6, pa.float32()), text=texts()),
     "selection": lambda: rows(keep=[True] * 6, reason=pa.nulls(6, pa.string()), split=["train"] * 6),
     "pack": lambda: rows(caption=texts(), pixels_16=[text.encode() for text in texts()]),
     "embeddings": lambda: rows(caption=texts(), length=[1] * 6, embedding=[text.encode() for text in texts()]),
