@@ -18,11 +18,12 @@ OURS = {"benchmarks", "dataprep", "eval", "imagen_ray", "pipeline", "train"}
 @pytest.mark.parametrize("name", NAMES)
 def test_benchmark_imports(name: str) -> None:
     try:
-        importlib.import_module(f"benchmarks.{name}")
+        module = importlib.import_module(f"benchmarks.{name}")
     except ModuleNotFoundError as error:
         if error.name not in PEERS:
             raise
         pytest.skip(f"{error.name} is not installed")
+    assert module.__doc__, f"benchmarks/{name}.py does not say which claim it measures"
 
 
 @pytest.mark.parametrize("name", NAMES)
