@@ -31,6 +31,9 @@ def __getattr__(name: str) -> Any:
         return package_version()
     if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}; it has {', '.join(__all__)}")
+    from pipeline.runtime.own_code import check_packages
+
+    check_packages()
     value = getattr(import_module(_MODULES[name]), name)
     globals()[name] = value
     return value

@@ -40,7 +40,7 @@ LEVELS: dict[str, tuple[tuple[str, ...], ...]] = {
         ("pack",),
     ),
     "train": (
-        ("diffusion", "lr_schedule", "malloc", "models", "preemption", "timing", "watchdog"),
+        ("diffusion", "errors", "lr_schedule", "malloc", "models", "preemption", "timing", "watchdog"),
         ("config", "optimizers"),
         ("deepspeed_config", "loader", "logger"),
         ("engine", "task"),
@@ -50,7 +50,7 @@ LEVELS: dict[str, tuple[tuple[str, ...], ...]] = {
     ),
     "eval": (("clip",), ("sampling",), ("metrics",)),
     "pipeline": (
-        ("terminal", "units"),
+        ("profile", "terminal", "units"),
         ("store",),
         ("report", "runtime"),
         ("stages",),

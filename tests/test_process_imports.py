@@ -23,9 +23,10 @@ PROCESSES: dict[str, tuple[str, set[str]]] = {
     "annotate": ("pipeline.stages.annotate, dataprep.annotate", ACTOR | {"cv2", "imagehash", "py3langid", "PIL"}),
     "pack": ("pipeline.stages.pack, dataprep.pack", ACTOR | {"cv2", "PIL"}),
     "embed": ("pipeline.stages.embed, dataprep.text.embed", ACTOR | {"torch"}),
+    # jinja2 is imported by transformers' tokenizers
     "score": ("pipeline.stages.score, eval.clip.scorer", ACTOR | {"torch", "transformers", "cv2", "PIL", "jinja2"}),
-    # pandas is imported by Ray Train, jinja2 by transformers' tokenizers
-    "training rank": ("pipeline.runtime.ray_train, train.tasks.diffusion", {"ray", "torch", "cv2", "pandas"}),
+    "training rank": ("pipeline.runtime.worker_process, train.tasks.diffusion", ACTOR | {"torch", "cv2"}),
+    "driver of a training": ("pipeline.runtime.training, pipeline.stages.train", {"ray"}),
 }
 
 

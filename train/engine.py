@@ -10,6 +10,7 @@ import logging
 import math
 import os
 import shutil
+import sys
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import nullcontext
@@ -25,7 +26,7 @@ from torch.utils._pytree import tree_map
 from dataprep.io.errors import UserError
 from train.config import TrainConfig
 from train.deepspeed_config import deepspeed_config
-from train.malloc import keep_freed_memory
+from train.malloc import keep_freed_memory, return_freed_memory
 from train.optimizers import EMA, AdafactorEma, AdamWEma, parameter_groups
 
 MASTER = "weight"  # name of the fp32 weight beside the optimizer's slots
@@ -45,6 +46,22 @@ def init_process_group(timeout: float = 1800) -> tuple[int, int]:
         else:
             dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
     return dist.get_rank(), dist.get_world_size()
+
+
+def leave_process_group() -> None:
+    """Leaves the process group and makes DeepSpeed forget it, so that this process can join another one.
+
+    Raises nothing if there is none. Every rank calls it; it does not wait for the others.
+    """
+    if not dist.is_initialized():
+        return
+    comm: Any = sys.modules.get("deepspeed.comm.comm")
+    if comm is not None and comm.cdb is not None:
+        comm.destroy_process_group()
+        comm.cdb = None
+    if dist.is_initialized():
+        dist.destroy_process_group()
+    return_freed_memory()
 
 
 def _import_deepspeed() -> Any:

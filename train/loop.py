@@ -1,7 +1,7 @@
 """The training loop of every task: trains, validates, logs, saves checkpoints and exports the EMA weights.
 
 All random numbers derive from (seed, step, sample), so an interrupted and resumed run logs the same losses as an
-uninterrupted one. Runs in one process, under torchrun, or in Ray Train workers: it joins an existing process group.
+uninterrupted one. Runs in one process, under torchrun, or in Ray actors: it joins an existing process group.
 """
 
 from __future__ import annotations
@@ -27,15 +27,16 @@ from dataprep.io.signals import shutdown_on_sigterm
 from train import checkpoint
 from train.config import TrainConfig, run_identity
 from train.engine import Engine
+from train.errors import NonFiniteError, Preempted
 from train.loader.loader import Batch, Stream, to_device
 from train.loader.prefetch import prefetch_batches
 from train.loader.sampler import SampleRandom, sample_seed
 from train.logger import MetricLogger
 from train.lr_schedule import learning_rate_at
-from train.preemption import Preempted, ShutdownConsensus
+from train.preemption import ShutdownConsensus
 from train.task import SamplingTask, Task, ValidatingTask
 from train.timing import Stopwatch, peak_memory_mb, peak_tflops
-from train.watchdog import NonFiniteError, SpikeDetector, Watchdog
+from train.watchdog import SpikeDetector, Watchdog
 
 log = logging.getLogger(__name__)
 Event = dict[str, Any]
@@ -57,7 +58,7 @@ def train(
     Writes below ``folder`` (any fsspec URL): ``checkpoints/``, ``log.jsonl``, ``tensorboard/``, ``samples/``,
     ``export/``. Calls ``on_event`` on every rank with ``kind`` log (row), checkpoint (path, step; once its marker is
     written), resume (path, step) or done. On SIGTERM to any rank, or once `dataprep.io.signals.SHUTDOWN` is set
-    in one, saves and raises `train.preemption.Preempted`. Collective: every rank calls it with the same arguments.
+    in one, saves and raises `train.errors.Preempted`. Collective: every rank calls it with the same arguments.
 
     Returns step, loss, validation_loss, parameters, skipped, resumed_from, seconds.
     """

@@ -6,6 +6,7 @@ import ctypes
 
 TRIM_THRESHOLD, MMAP_THRESHOLD = -1, -3  # M_TRIM_THRESHOLD and M_MMAP_THRESHOLD of malloc.h
 MMAP_BYTES, KEEP_BYTES = 2**30, 2**31 - 1  # smallest block with its own mmap; free memory to keep
+USUAL_MMAP_BYTES, USUAL_KEEP_BYTES = 2**25, 2**26  # what glibc arrives at by itself in a process with large blocks
 
 
 def keep_freed_memory() -> bool:
@@ -19,3 +20,12 @@ def keep_freed_memory() -> bool:
     return (
         mallopt is not None and bool(mallopt(MMAP_THRESHOLD, MMAP_BYTES)) and bool(mallopt(TRIM_THRESHOLD, KEEP_BYTES))
     )
+
+
+def return_freed_memory() -> None:
+    """Undoes `keep_freed_memory`, and returns freed memory to the kernel."""
+    libc = ctypes.CDLL(None)
+    if hasattr(libc, "mallopt") and hasattr(libc, "malloc_trim"):
+        libc.mallopt(MMAP_THRESHOLD, USUAL_MMAP_BYTES)
+        libc.mallopt(TRIM_THRESHOLD, USUAL_KEEP_BYTES)
+        libc.malloc_trim(0)

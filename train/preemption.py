@@ -11,17 +11,6 @@ import torch.distributed as dist
 from dataprep.io.signals import SHUTDOWN
 
 
-class Preempted(RuntimeError):  # noqa: N818, not an error: the run can be resumed
-    """The run was shut down on request, saved at `step`, and can be resumed."""
-
-    def __init__(self, step: int, path: str) -> None:
-        super().__init__(f"shut down on request at step {step}, saved as {path}")
-        self.step, self.path = step, path
-
-    def __reduce__(self) -> Any:
-        return Preempted, (self.step, self.path)
-
-
 class ShutdownConsensus:
     """Makes `SHUTDOWN` on any rank known to every rank at the same step.
 

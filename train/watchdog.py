@@ -12,14 +12,6 @@ SPIKE_DECAY = 0.9  # of running mean and variance, per log window
 SPIKE_WARMUP = 10  # log windows before spikes are detected
 
 
-class NonFiniteError(RuntimeError):
-    """Too many consecutive updates had a non-finite loss or gradient."""
-
-
-class StalledLoaderError(RuntimeError):
-    """The loader did not return a batch in time."""
-
-
 class Watchdog:
     """Ends the process and prints all stacks to stderr if `feed` is not called in time, so that it can be restarted.
 

@@ -7,7 +7,7 @@ import json
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import pyarrow as pa
@@ -15,10 +15,12 @@ import pyarrow.parquet as pq
 
 from dataprep.io import storage
 from dataprep.io.parquet import check_kind
-from eval.clip.scorer import ClipScorer
 from eval.metrics.config import OWN_CLIP
-from eval.metrics.feature_extractors import FeatureExtractor
 from eval.metrics.feature_sets import FeatureKey, FeatureSet, Subsample
+
+if TYPE_CHECKING:
+    from eval.clip.scorer import ClipScorer
+    from eval.metrics.feature_extractors import FeatureExtractor
 
 BATCH_ROWS = 4096
 IMAGE_PREFIX = "image_"
@@ -50,8 +52,7 @@ def make_features_table(
         "size": pa.array([images[0].shape[0]] * len(ids), pa.int32()),
         "caption": [_digest_caption(caption) for caption in captions] if captions is not None else [""] * len(ids),
     }
-    own = models[OWN_CLIP]
-    assert isinstance(own, ClipScorer)
+    own = cast("ClipScorer", models[OWN_CLIP])
     if captions is not None:
         columns["text"] = _to_column(own.text_features(captions))
     for name, model in models.items():

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from math import sqrt
+from statistics import NormalDist
 
 import numpy as np
-from scipy.stats import binomtest
 
 RESAMPLES, LEVEL = 2000, 0.95
 
@@ -37,6 +38,13 @@ def _interval(values: Sequence[float]) -> dict[str, float]:
 
 
 def wilson_interval(successes: int, count: int) -> dict[str, float]:
-    """Returns the 95% Wilson interval of the share ``successes`` / ``count``: low, high."""
-    interval = binomtest(successes, count).proportion_ci(LEVEL, method="wilson")
-    return {"low": float(interval.low), "high": float(interval.high)}
+    """Returns the 95% Wilson interval of the share ``successes`` / ``count`` (Wilson 1927): low, high.
+
+    Not by scipy.stats: its import takes longer than all the metrics of a small run.
+    """
+    share, z = successes / count, NormalDist().inv_cdf((1 + LEVEL) / 2)
+    scale = 2 * (count + z**2)
+    center = (2 * count * share + z**2) / scale
+    half = z / scale * sqrt(4 * count * share * (1 - share) + z**2)
+    low, high = center - half, center + half
+    return {"low": low if successes else 0.0, "high": high if successes < count else 1.0}

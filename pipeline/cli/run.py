@@ -28,6 +28,10 @@ def run_pipeline(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="print which stages are cached and which would run, and why; run nothing")
     ] = False,
+    profile: Annotated[
+        str | None,
+        typer.Option(metavar="FILE", help="write where the time goes as a Chrome trace, for ui.perfetto.dev"),
+    ] = None,
     retries: Annotated[int, typer.Option(min=0, help="restart the driver up to this many times if it is killed")] = 0,
 ) -> None:
     """Run the pipeline. Finished stages are skipped."""
@@ -39,12 +43,17 @@ def run_pipeline(
 
         options = ["--until", until] if until else []
         options += [word for stage in keep or [] for word in ("--keep", stage)]
+        options += ["--profile", profile] if profile else []
         raise typer.Exit(supervise_driver(["run", config, *(overrides or []), *options], retries))
-    from pipeline.config_loading import load_config
-    from pipeline.execution import executor
+    from pipeline.profile import profiled, span
 
-    loaded = load_config(config, overrides or [])
-    finished = executor.run_pipeline(loaded, shlex.join(["imagen-ray", *sys.argv[1:]]), until, keep or [])
+    with profiled(profile):
+        with span("imports and config"):
+            from pipeline.config_loading import load_config
+            from pipeline.execution import executor
+
+            loaded = load_config(config, overrides or [])
+        finished = executor.run_pipeline(loaded, shlex.join(["imagen-ray", *sys.argv[1:]]), until, keep or [])
     print(finished.path("report.html") if until is None else finished.root)
 
 

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import signal
+import sys
+import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from dataprep.io import storage
 from dataprep.io.errors import UserError
+from dataprep.io.signals import handle_sigterm
 from pipeline.execution.plan import PlannedStage, check_names, cut_plan, plan_run
 from pipeline.execution.record import RunRecord
-from pipeline.execution.scheduler import Scheduler
+from pipeline.profile import span
 from pipeline.runtime.context import Context
 from pipeline.runtime.errors import StageError
 from pipeline.stages.base import Placement
@@ -26,6 +31,7 @@ from pipeline.terminal import console
 if TYPE_CHECKING:
     from pipeline.config import RunConfig
     from pipeline.runtime.admission import ClusterShares
+    from pipeline.runtime.config import ClusterConfig
 
 
 def run_pipeline(config: RunConfig, command: str, until: str | None = None, keep: Sequence[str] = ()) -> Run:
@@ -45,7 +51,7 @@ def run_pipeline(config: RunConfig, command: str, until: str | None = None, keep
     planned = plan_run(config, run, keep, sources)
     todo = cut_plan(planned, until)
     check_names("cluster.stages:", list(config.cluster.stages), ["train", *(item.stage.name for item in planned)])
-    with lock_run(run):
+    with lock_run(run), handle_sigterm(lambda: sys.exit(128 + signal.SIGTERM)):
         _check_writable(run)
         sources.save()
         if (current := run.read_record()) != before:  # another driver ran in the meantime
@@ -58,7 +64,7 @@ def run_pipeline(config: RunConfig, command: str, until: str | None = None, keep
             return _run_stage(item, done, shares, config, run, record)
 
         try:
-            artifacts = Scheduler(todo, run_stage, config.cluster).run()
+            artifacts = _run_stages(todo, run_stage, config.cluster)
         except BaseException as error:
             text = f"{type(error).__name__}: {error}"
             record.update(status="failed", error=text)
@@ -68,6 +74,31 @@ def run_pipeline(config: RunConfig, command: str, until: str | None = None, keep
         record.update(status="finished", finished=current_time())
         run.event("run_finished")
     return run
+
+
+def _run_stages(
+    todo: Sequence[PlannedStage],
+    run_stage: Callable[[PlannedStage, dict[str, Artifact], ClusterShares], Artifact],
+    cluster: ClusterConfig,
+) -> dict[str, Artifact]:
+    """Runs the stages that have no artifact; returns the artifacts of all. Imports Ray only if there are any."""
+    waiting = [item for item in todo if item.artifact is None]
+    if not waiting:
+        return {item.stage.name: item.artifact for item in todo if item.artifact is not None}
+    if any(item.stage.placement is not Placement.DRIVER for item in waiting):
+        # In a thread, since importing Ray takes a second, and starting it several.
+        threading.Thread(target=_prepare_ray, args=(cluster,), name="connect to Ray", daemon=True).start()
+    from pipeline.execution.scheduler import Scheduler
+
+    return Scheduler(todo, run_stage, cluster).run()
+
+
+def _prepare_ray(cluster: ClusterConfig) -> None:
+    """Connects to Ray while the driver works. An error is met again where a stage needs Ray."""
+    from pipeline.runtime.ray_session import connect_ray
+
+    with suppress(UserError, OSError, RuntimeError):
+        connect_ray(cluster)
 
 
 def _copy_published(run: Run, todo: Sequence[PlannedStage], artifacts: dict[str, Artifact]) -> None:
@@ -105,7 +136,8 @@ def _run_stage(
         sources=item.parts.sources,
     )
     try:
-        item.stage.type.run(ctx)
+        with span(name):
+            item.stage.type.run(ctx)
     except (UserError, KeyboardInterrupt):
         record.update_stage(name, state="failed")
         raise

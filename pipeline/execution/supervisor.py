@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import signal
 import subprocess
-import sys
 from collections.abc import Sequence
 
 from dataprep.io.signals import handle_sigterm
 from pipeline.runtime.errors import StageError
+from pipeline.runtime.own_code import python_command
 from pipeline.terminal import console
 
 
@@ -29,7 +29,7 @@ def supervise_driver(words: Sequence[str], retries: int) -> int:
         driver.send_signal(signal.SIGTERM)
 
     for attempt in range(retries + 1):
-        driver = subprocess.Popen([sys.executable, "-m", "pipeline", *words])
+        driver = subprocess.Popen(python_command(*words))
         with handle_sigterm(pass_on):
             status = driver.wait()
         if status >= 0 or stopping:

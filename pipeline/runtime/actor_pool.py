@@ -1,4 +1,4 @@
-"""An elastic pool of Ray actors: sized by the work left, the cluster's capacity and the stage's share of it."""
+"""An elastic pool of worker processes: sized by the work left, the cluster's capacity and the stage's share of it."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ from rich.markup import escape
 
 from dataprep.io.errors import UserError
 from pipeline.runtime.ray_session import can_grow
-from pipeline.runtime.resources import WorkerNeed, count_fitting_workers
+from pipeline.runtime.resources import count_fitting_workers
+from pipeline.runtime.warm_processes import WARM, ProcessSpec
 from pipeline.terminal import console
 
 CAPACITY_INTERVAL = 2.0  # seconds between two reads of the cluster's capacity
@@ -21,11 +22,10 @@ MAX_FAILED_STARTS = 10  # in a row
 
 
 class ActorPool:
-    """A pool of actors that each run one call at a time.
+    """A pool of actors (`pipeline.runtime.worker_process.WorkerProcess`) that each run one call at a time.
 
     Args:
-        start_actor: starts an actor and returns its handle; the actor's ``node()`` returns the id of its node.
-        need: resources of one actor.
+        spec: of one actor.
         stage: the stage's name, for messages.
         get_share: returns the maximum number of actors in fairness to other stages, or None; called repeatedly.
         max_actors: maximum number of actors.
@@ -33,17 +33,16 @@ class ActorPool:
 
     def __init__(
         self,
-        start_actor: Callable[[], Any],
-        need: WorkerNeed,
+        spec: ProcessSpec,
         stage: str,
         get_share: Callable[[], int | None] = lambda: None,
         max_actors: int | None = None,
     ) -> None:
-        self.start_actor, self.need, self.stage = start_actor, need, stage
+        self.spec, self.need, self.stage = spec, spec.need, stage
         self.get_share, self.max_actors = get_share, max_actors
         self.idle: list[Any] = []
         self.busy: list[Any] = []
-        self.starting: dict[Any, Any] = {}  # reference to the node id -> actor
+        self.starting: dict[Any, Any] = {}  # reference to its location -> actor
         self.nodes: dict[Any, str] = {}  # actor -> node id
         self.capacity, self.checked, self.failed_starts = 0, 0.0, 0
 
@@ -69,17 +68,18 @@ class ActorPool:
             console.print(f"[yellow]{self.stage}: no node with {needed} yet; waiting for one[/]")
 
     def resize(self, work: int) -> None:
-        """Starts or ends actors until there are as many as ``work`` shards can use."""
-        target = min(work, self._actor_limit())
+        """Starts actors until there are as many as ``work`` shards can use; ends those that others may want."""
+        limit = self._actor_limit()
+        target = min(work, limit)
         have = len(self.idle) + len(self.busy) + len(self.starting)
         for _ in range(target - have):
-            actor = self.start_actor()
-            self.starting[actor.node.remote()] = actor
-        for _ in range(have - target):
+            actor = WARM.acquire(self.spec)
+            self.starting[actor.locate.remote()] = actor
+        for _ in range(have - (target if can_grow() else limit)):
             if self.starting:
                 ray.kill(self.starting.popitem()[1])
             elif self.idle:
-                ray.kill(self.idle.pop())
+                self._end(self.idle.pop())
 
     def acquire(self) -> Any:
         """Returns an idle actor and marks it busy; there must be one."""
@@ -112,7 +112,7 @@ class ActorPool:
 
     def _add_started(self, reference: Any, actor: Any) -> None:
         try:
-            self.nodes[actor] = ray.get(reference)
+            self.nodes[actor] = ray.get(reference)[0]
         except RayError as error:  # its node was lost, or the job's package is not fully extracted there yet
             self.failed_starts += 1
             text = " ".join(str(error).split())[-300:]
@@ -124,8 +124,17 @@ class ActorPool:
         self.failed_starts = 0
         self.idle.append(actor)
 
-    def close(self) -> None:
+    def _end(self, actor: Any, keep: bool = True) -> None:
+        """Ends an idle actor, or keeps it for the next stage; not while concurrent stages want its resources."""
+        if keep and self.get_share() is None:
+            WARM.keep(self.spec, actor)
+        else:
+            ray.kill(actor)
+
+    def close(self, keep: bool = True) -> None:
         """Ends every idle or starting actor; busy ones end with their handles."""
-        for actor in [*self.idle, *self.starting.values()]:
+        for actor in self.idle:
+            self._end(actor, keep)
+        for actor in self.starting.values():
             ray.kill(actor)
         self.idle, self.starting = [], {}

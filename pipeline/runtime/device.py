@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import torch
-
 
 def worker_device() -> str:
     """Returns "cuda" if Ray assigned a GPU to this worker (it hides all others), else "cpu"."""
+    import torch
+
     return "cuda" if torch.cuda.is_available() else "cpu"

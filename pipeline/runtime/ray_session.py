@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import logging
 import os
+import socket
 import threading
+from collections.abc import Callable
+from concurrent.futures import Future
 from typing import Any
 
 import ray
 
 from dataprep.io.errors import UserError
+from pipeline.profile import span
 from pipeline.runtime.config import ClusterConfig
 from pipeline.terminal import console
 
+CONNECT_TIMEOUT, PORT_TIMEOUT = 45.0, 10.0  # seconds for a cluster to answer, and for its port to
 _CONNECTING = threading.Lock()
 _STARTED_HERE = threading.Event()  # set if this process started Ray
 
@@ -28,7 +33,49 @@ def connect_ray(config: ClusterConfig) -> None:
     """
     with _CONNECTING:
         if not ray.is_initialized():
-            _init_ray(config)
+            with span("connect to Ray"):
+                _call_in_lasting_thread(lambda: _init_ray(config), find_cluster_address(config))
+
+
+def _call_in_lasting_thread(function: Callable[[], None], address: str | None) -> None:
+    """Calls ``function`` in a thread that lives as long as this process: Ray's processes end with their thread.
+
+    Raises UserError after `CONNECT_TIMEOUT` if there is an ``address``; Ray itself would try for ever.
+    """
+    done: Future[None] = Future()
+
+    def run() -> None:
+        try:
+            function()
+        except BaseException as error:
+            done.set_exception(error)
+        else:
+            done.set_result(None)
+        threading.Event().wait()
+
+    threading.Thread(target=run, name="Ray", daemon=True).start()
+    try:
+        done.result(CONNECT_TIMEOUT if address else None)
+    except TimeoutError:
+        raise _unreachable(str(address), f"no answer within {CONNECT_TIMEOUT:.0f} s") from None
+
+
+def _unreachable(address: str, why: str) -> UserError:
+    return UserError(
+        f"cluster.address={address}: no Ray cluster answers there ({why}); start one with `ray start --head`, or omit "
+        "cluster.address and unset RAY_ADDRESS to use this machine alone"
+    )
+
+
+def _check_port(address: str) -> None:
+    """Raises UserError if nothing listens at ``host:port``; other forms of address are left to Ray."""
+    host, _, port = address.rpartition(":")
+    if not host or "/" in address or not port.isdigit():
+        return
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), PORT_TIMEOUT).close()
+    except OSError as error:
+        raise _unreachable(address, str(error)) from error
 
 
 def _init_ray(config: ClusterConfig) -> None:
@@ -37,13 +84,11 @@ def _init_ray(config: ClusterConfig) -> None:
     os.environ.setdefault("RAY_TRAIN_ENABLE_STATE_TRACKING", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     if address:
+        _check_port(address)
         try:
             ray.init(address=address, **options)
         except (ConnectionError, RuntimeError, ValueError) as error:
-            raise UserError(
-                f"cluster.address={address}: no Ray cluster answers there ({str(error).splitlines()[0]}); "
-                "start one with `ray start --head`, or omit the address"
-            ) from error
+            raise _unreachable(address, str(error).splitlines()[0]) from error
     else:
         os.environ.setdefault("RAY_AUTH_MODE", "disabled")  # only this process connects to it
         os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")  # its only node is never preempted

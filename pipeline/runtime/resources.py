@@ -44,6 +44,11 @@ def list_node_resources() -> list[dict[str, float]]:
     return [dict(node["Resources"]) for node in ray.nodes() if node["Alive"]]
 
 
+def list_draining_nodes() -> set[str]:
+    """Returns the ids of nodes that the cluster is about to take away, such as preempted spot instances."""
+    return set(state.get_draining_nodes())
+
+
 def get_cluster_capacity(resource: str) -> float:
     """Returns how much of ``resource`` the cluster has at its maximum size, nodes not yet started included."""
     limits = state.get_max_resources_from_cluster_config() or {}

@@ -1,33 +1,30 @@
 """Maps a worker over shards on Ray: caching, retries, quarantine, commit, progress.
 
-An actor publishes a shard's files under their final names and then writes its marker, so a finished shard is never
-processed again. `pipeline.runtime.actor_pool` manages the actors.
+A process publishes a shard's files under their final names and then writes its marker, so a finished shard is never
+processed again. `pipeline.runtime.actor_pool` manages the processes.
 """
 
 from __future__ import annotations
 
-import os
-import tempfile
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack
-from pathlib import Path
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import ray
 from ray.exceptions import RayActorError, RayTaskError
 
-from dataprep.io import storage
 from dataprep.io.errors import UserError
 from dataprep.io.signals import SHUTDOWN
 from pipeline.runtime.actor_pool import ActorPool
 from pipeline.runtime.config import StageResources
 from pipeline.runtime.errors import StageError
-from pipeline.runtime.resources import WorkerNeed, resolve_actor_need
-from pipeline.runtime.shard_worker import ShardTask, ShardWorker
-from pipeline.store.artifact import Shard, describe_file
-from pipeline.store.markers import Marker, MarkerBatches, read_markers, shard_fingerprint, write_marker
+from pipeline.runtime.resources import resolve_actor_need
+from pipeline.runtime.shard_worker import ShardWorker
+from pipeline.runtime.warm_processes import ProcessSpec
+from pipeline.store.artifact import Shard
+from pipeline.store.markers import Marker, MarkerBatches, read_markers, shard_fingerprint
 from pipeline.store.shard_cache import take_over_shards, worker_fingerprint
 from pipeline.terminal import console, progress
 
@@ -57,7 +54,7 @@ def map_shards(
 
     Args:
         on_gpu: gives each worker a GPU if the cluster has any, unless `cluster.stages` says otherwise.
-        keep_workers: keeps the workers for another call with the same worker and arguments, until the stage ends.
+        keep_workers: keeps the workers in case that the next call has the same worker and arguments.
 
     Raises:
         UserError: ``shards`` is empty, or a worker raised it (retrying cannot help).
@@ -72,14 +69,17 @@ def map_shards(
     if waiting:
         ctx.connect()
         key = worker_fingerprint(worker, arguments, [], {})
-        pool = ctx.pools.pop(key, None) or _make_pool(ctx, worker, arguments, on_gpu)
+        pool = ctx.pools.pop(key, None)
+        if pool is None:
+            ctx.close_pools()  # kept workers of other arguments hold the resources
+            pool = _make_pool(ctx, on_gpu)
         batches = MarkerBatches(folder, done)
         failed: list[dict[str, Any]] = []
         try:
             with progress(f"{ctx.stage} {subfolder}".strip(), len(shards), "shards") as update:
                 update(len(done))
-                place = (folder, subfolder, fingerprint)
-                for shard, marker, error in _run_shards(pool, waiting, ctx.cluster.retries, place):
+                call = _ShardCall(key, [ray.put((worker, arguments))], folder, subfolder, fingerprint)
+                for shard, marker, error in _run_shards(pool, waiting, ctx.cluster.retries, call):
                     if marker is not None:
                         done[shard.id] = marker
                         batches.add(marker)
@@ -87,7 +87,7 @@ def map_shards(
                         failed.append({"shard": shard.id, "reason": error})
                     update(len(done), f"{len(failed)} quarantined" if failed else "")
         except BaseException:
-            pool.close()
+            pool.close(keep=False)
             raise
         if keep_workers:
             ctx.pools[key] = pool
@@ -97,15 +97,12 @@ def map_shards(
     _add_finished(ctx, [done[shard.id] for shard in sorted(shards, key=lambda s: s.id) if shard.id in done])
 
 
-def _make_pool(
-    ctx: Context[Any, Any], worker: type[ShardWorker], arguments: Mapping[str, Any], on_gpu: bool
-) -> ActorPool:
-    """Returns a pool of workers as large as the config, the cluster and other stages allow."""
+def _make_pool(ctx: Context[Any, Any], on_gpu: bool) -> ActorPool:
+    """Returns a pool of processes as large as the config, the cluster and other stages allow."""
     requested = StageResources() if ctx.trains else ctx.cluster.stage_resources(ctx.stage)
     need, shares = resolve_actor_need(requested, on_gpu), ctx.shares
     return ActorPool(
-        _actor_factory(worker, arguments, need),
-        need,
+        ProcessSpec(need),
         ctx.stage,
         lambda: shares.max_workers(ctx.stage, need) if shares else None,
         requested.max_actors,
@@ -158,49 +155,23 @@ def _quarantine(ctx: Context[Any, Any], failed: Sequence[dict[str, Any]], shards
         )
 
 
-class _ShardActor:
-    """Holds one worker and processes one shard at a time."""
+@dataclass(frozen=True)
+class _ShardCall:
+    """Arguments of `WorkerProcess.run_shard` that are the same for all shards."""
 
-    def __init__(self, worker: type[ShardWorker], arguments: Mapping[str, Any]) -> None:
-        # Ray may re-extract the job's working folder under this process. All paths are absolute from here on.
-        os.chdir(tempfile.gettempdir())
-        # Created with the first shard, so that the driver receives its exception unwrapped.
-        self.create: Callable[[], ShardWorker] = lambda: worker(**arguments)
-        self.worker: ShardWorker | None = None
+    key: str
+    made_from: list[Any]
+    folder: str
+    subfolder: str
+    fingerprint: str
 
-    def node(self) -> str:
-        """Returns the id of this actor's node."""
-        return str(ray.get_runtime_context().get_node_id())
-
-    def run(self, shard: Shard, folder: str, subfolder: str, fingerprint: str) -> Marker:
-        """Processes ``shard``, publishes its files into ``folder``, commits its marker and returns it."""
-        self.worker = self.worker or self.create()
-        with tempfile.TemporaryDirectory(prefix="imagen-ray-") as scratch, ExitStack() as stack:
-            files = {name: stack.enter_context(storage.local_copy(path)) for name, path in shard.files.items()}
-            counters = self.worker(ShardTask(shard.id, files, Path(scratch)))
-            outputs = [describe_file(scratch, name) for name in storage.list_files(scratch)]
-            for output in outputs:
-                storage.publish(Path(scratch) / output.path, storage.join(folder, output.path))
-        marker = Marker(shard.id, fingerprint, shard.sha256, outputs, counters, subfolder)
-        write_marker(folder, marker)
-        return marker
+    def start(self, process: Any, shard: Shard) -> Any:
+        """Starts a process on ``shard``; returns the reference to its marker."""
+        return process.run_shard.remote(self.key, self.made_from, shard, self.folder, self.subfolder, self.fingerprint)
 
 
-def _actor_factory(worker: type, arguments: Mapping[str, Any], need: WorkerNeed) -> Callable[[], Any]:
-    """Returns a function that starts an actor."""
-    env = {"OMP_NUM_THREADS": "1", "NO_ALBUMENTATIONS_UPDATE": "1", "TOKENIZERS_PARALLELISM": "false"}
-    env["PYTHONWARNINGS"] = os.environ.get("PYTHONWARNINGS", "ignore")
-    if not need.gpus:
-        env["CUDA_VISIBLE_DEVICES"] = ""  # Ray does not hide GPUs from actors that request none
-    remote = ray.remote(_ShardActor).options(runtime_env={"env_vars": env}, **need.actor_options())
-    reference = ray.put(arguments)  # once for all actors
-    return lambda: remote.remote(worker, reference)
-
-
-def _run_shards(
-    pool: ActorPool, shards: Sequence[Shard], retries: int, place: tuple[str, str, str]
-) -> Iterator[ShardResult]:
-    """Yields shards as they finish or fail; ``place`` (folder, subfolder, fingerprint) is passed to the actor."""
+def _run_shards(pool: ActorPool, shards: Sequence[Shard], retries: int, call: _ShardCall) -> Iterator[ShardResult]:
+    """Yields shards as they finish or fail."""
     waiting = deque((shard, 0) for shard in shards)
     running: dict[Any, tuple[Any, Shard, int]] = {}
     not_before: dict[int, float] = {}
@@ -217,7 +188,7 @@ def _run_shards(
                 waiting.append((shard, tries))
                 continue
             actor = pool.acquire()
-            running[actor.run.remote(shard, *place)] = (actor, shard, tries)
+            running[call.start(actor, shard)] = (actor, shard, tries)
         for reference in pool.wait(list(running), 0.5):
             actor, shard, tries = running.pop(reference)
             try:

@@ -18,8 +18,11 @@ def train_on_cluster(
     config: TrainConfig,
     seed: int,
 ) -> None:
-    """Calls ``function(**arguments, config=, folder=, seed=)`` on every rank; adds rank 0's `COUNTERS` to ``ctx``."""
-    from pipeline.runtime.ray_train import run_training
+    """Calls ``function(**arguments, config=, folder=, seed=)`` on every rank; adds rank 0's `COUNTERS` to ``ctx``.
+
+    ``function`` is one of the stage's module and imports the task inside: the driver needs no torch.
+    """
+    from pipeline.runtime.training import run_training
 
     ctx.connect()
     result = run_training(

@@ -74,6 +74,13 @@ def list_sources(config: RunConfig) -> list[str]:
     return [path for name in local for path in list_model_files(name)]
 
 
+def train_rank(**arguments: Any) -> dict[str, Any]:
+    """Trains one rank, see `train.tasks.clip.train_clip`."""
+    from train.tasks.clip import train_clip
+
+    return train_clip(**arguments)
+
+
 def run(ctx: Context[ClipStageConfig, ClipInputs]) -> None:
     """Loads or trains CLIP, and records where it is."""
     config = ctx.config
@@ -83,12 +90,10 @@ def run(ctx: Context[ClipStageConfig, ClipInputs]) -> None:
 
         ClipScorer.load(spec)
     else:
-        from train.tasks.clip import train_clip
-
         assert ctx.inputs.encoder is not None
         pairs = _pack_pairs(ctx, config.train.image_size)
         arguments = {"pairs": pairs, "tokenizer": encoder_location(ctx.inputs.encoder)}
-        train_on_cluster(ctx, train_clip, arguments, config.train, config.seed)
+        train_on_cluster(ctx, train_rank, arguments, config.train, config.seed)
         storage.remove(ctx.path(PAIRS))
     storage.write_json(ctx.path(MODEL_FILE), {key: resolve_model_name(name) for key, name in spec.items()})
 

@@ -1,5 +1,7 @@
 """Workers that extract image features, shard by shard: of samples, of the run's validation images, of reference images
-from outside, and of a sweep of sampler settings. `eval.metrics` computes the metrics from them."""
+from outside, and of a sweep of sampler settings. `eval.metrics` computes the metrics from them.
+
+The driver imports this module to name the workers; what needs torch is imported in them."""
 
 from __future__ import annotations
 
@@ -7,7 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -18,21 +20,20 @@ from dataprep.images.resize import resize_square
 from dataprep.io.pack_format import BUCKET_COLUMN, SQUARE, pixels_column
 from dataprep.io.parquet import check_kind, write_table
 from dataprep.synthetic.grammar import Claim
-from eval.clip.scorer import ClipScorer, ClipSpec
 from eval.metrics.composition import check_image
 from eval.metrics.config import OWN_CLIP, FeaturesConfig, SweepPoint
-from eval.metrics.feature_extractors import FeatureExtractor, load_extractor
 from eval.metrics.feature_sets import REFERENCE_SET, SAMPLE_SET, SWEEP_SET, VALIDATION_SET
 from eval.metrics.feature_tables import make_features_table
 from eval.metrics.samples_table import EVALUATE, read_samples
-from eval.sampling.cascade import Cascade
 from eval.sampling.config import CascadeConfig
 from eval.sampling.options import SamplingOptions
 from pipeline.runtime.device import worker_device
 from pipeline.runtime.shard_worker import ShardTask
 from pipeline.stages.trained_cascade import build_cascade
-from train.loader.reader import read_pixel_encoding
-from train.loader.row_group import decode_pixels
+
+if TYPE_CHECKING:
+    from eval.clip.scorer import ClipSpec
+    from eval.metrics.feature_extractors import FeatureExtractor
 
 FOLDER = "features"  # of the artifact; a subfolder per set
 READ_ROWS = 256  # images at a time
@@ -94,7 +95,7 @@ class SweepWorker:
             else stage
             for stage in self.cascade.stages
         ]
-        swept = Cascade(stages, self.cascade.encoder, self.cascade.device)
+        swept = type(self.cascade)(stages, self.cascade.encoder, self.cascade.device)
         texts = [prompt for prompt, _ in self.prompts]
         samples = swept.sample(texts, SamplingOptions(seed=self.seed, stop_at=self.stage))
         images = [np.asarray(image) for image in samples.images]
@@ -110,6 +111,9 @@ class SweepWorker:
 
 def _load_models(clip: ClipSpec, features: Sequence[FeaturesConfig]) -> dict[str, FeatureExtractor]:
     """Loads the run's CLIP, which scores and retrieval need, and the other feature models."""
+    from eval.clip.scorer import ClipScorer
+    from eval.metrics.feature_extractors import load_extractor
+
     own = ClipScorer.load(clip, worker_device())
     return {OWN_CLIP: own} | {config.key: load_extractor(config, own, worker_device()) for config in features}
 
@@ -140,6 +144,9 @@ def _read_first_samples(path: str) -> Iterator[NamedImage]:
 
 def read_validation_images(path: str, size: int) -> Iterator[NamedImage]:
     """Yields the validation pairs of a pack shard, square; row groups without any are not read."""
+    from train.loader.reader import read_pixel_encoding
+    from train.loader.row_group import decode_pixels
+
     column = pixels_column(size)
     with pq.ParquetFile(path) as file:
         check_kind(file.schema_arrow, path, "pack")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pydantic import Field, model_validator
 
@@ -56,6 +56,13 @@ def list_sources(config: RunConfig) -> list[str]:
     return list_model_files(config.encoder.model) if check_encoder(config.encoder.model) else []
 
 
+def train_rank(**arguments: Any) -> dict[str, Any]:
+    """Trains one rank, see `train.tasks.t5.train_t5`."""
+    from train.tasks.t5 import train_t5
+
+    return train_t5(**arguments)
+
+
 def run(ctx: Context[EncoderStageConfig, EncoderInputs]) -> None:
     """Loads or pretrains the encoder, and records where it is."""
     config = ctx.config.encoder
@@ -66,10 +73,8 @@ def run(ctx: Context[EncoderStageConfig, EncoderInputs]) -> None:
         # bfloat16: half the memory, on the head node
         ctx.counters["dim"] = TextEncoder.from_folder(storage.local_folder(config.model), "bfloat16").dim
     else:
-        from train.tasks.t5 import train_t5
-
         captions = [caption for path in ctx.inputs.download.files() for caption in _read_captions(path)]
-        train_on_cluster(ctx, train_t5, {"captions": captions}, config.pretrain, ctx.config.seed)
+        train_on_cluster(ctx, train_rank, {"captions": captions}, config.pretrain, ctx.config.seed)
     storage.write_json(ctx.path(MODEL_FILE), {"model": resolve_model_name(config.model)})
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pipeline.runtime.context import Context
 from pipeline.runtime.training_stage import train_on_cluster
@@ -35,14 +35,19 @@ def list_instances(config: RunConfig) -> dict[str, StageConfig]:
     return {f"train.{name}": TrainStageConfig.from_run(config, train=part) for name, part in config.train.items()}
 
 
-def run(ctx: Context[TrainStageConfig, TrainInputs]) -> None:
-    """Trains the stage: checkpoints, log, and EMA weights to sample from."""
+def train_rank(**arguments: Any) -> dict[str, Any]:
+    """Trains one rank, see `train.tasks.diffusion.train_diffusion`."""
     from train.tasks.diffusion import train_diffusion
 
+    return train_diffusion(**arguments)
+
+
+def run(ctx: Context[TrainStageConfig, TrainInputs]) -> None:
+    """Trains the stage: checkpoints, log, and EMA weights to sample from."""
     pack, embed = ctx.inputs.pack, ctx.inputs.embed
     validate = pack.manifest.counters["validation"] > 0
     arguments = {"pack": pack.files(), "embed": embed.files(), "validate": validate}
-    train_on_cluster(ctx, train_diffusion, arguments, ctx.config.train, ctx.config.seed)
+    train_on_cluster(ctx, train_rank, arguments, ctx.config.train, ctx.config.seed)
 
 
 def describe_learning(manifest: Manifest) -> Learning:

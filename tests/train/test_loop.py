@@ -15,8 +15,8 @@ from dataprep.io.errors import UserError
 from dataprep.io.storage import read_json_lines
 from tests.helpers.toys import ToyData, ToyTask, config, rows, run
 from train import checkpoint
+from train.errors import NonFiniteError
 from train.loop import train
-from train.watchdog import NonFiniteError
 
 
 @pytest.fixture(scope="module")

@@ -16,10 +16,10 @@ from torch import Tensor
 from dataprep.io.signals import SHUTDOWN
 from tests.helpers.toys import ToyData, ToyTask, config, rows, run
 from train import checkpoint
+from train.errors import Preempted
 from train.loader.loader import Batch
 from train.loader.sampler import SampleRandom
 from train.loop import train
-from train.preemption import Preempted
 
 
 @pytest.mark.parametrize("overlap", [0, 100])

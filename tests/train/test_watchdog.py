@@ -12,8 +12,9 @@ import pytest
 
 from tests.helpers.paths import ROOT
 from tests.helpers.toys import ToyData, ToyTask, config
+from train.errors import NonFiniteError
 from train.loop import train
-from train.watchdog import NonFiniteError, SpikeDetector
+from train.watchdog import SpikeDetector
 
 
 def test_a_hung_process_ends_itself_with_its_stacks(tmp_path: Path) -> None:

@@ -8,8 +8,8 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 
 from train.config import TrainConfig
+from train.errors import StalledLoaderError
 from train.loader.loader import Batch, Stream
-from train.watchdog import StalledLoaderError
 
 
 @contextmanager

@@ -12,6 +12,7 @@ from dataprep.io.errors import UserError
 from pipeline.runtime import actor_pool
 from pipeline.runtime.actor_pool import ActorPool
 from pipeline.runtime.resources import WorkerNeed
+from pipeline.runtime.warm_processes import ProcessSpec
 
 
 class FakeRay:
@@ -23,12 +24,17 @@ class FakeRay:
         monkeypatch.setattr(actor_pool, "can_grow", lambda: can_grow)
         monkeypatch.setattr(actor_pool, "count_fitting_workers", lambda need: self.capacity)
         monkeypatch.setattr(actor_pool, "ray", self)
+        monkeypatch.setattr(actor_pool, "WARM", self)
+        self.kept = 0
 
-    def start_actor(self) -> Any:
+    def acquire(self, spec: ProcessSpec) -> Any:
         self.started += 1
         actor = Mock()
-        actor.node.remote.return_value = f"call {self.started}"
+        actor.locate.remote.return_value = f"call {self.started}"
         return actor
+
+    def keep(self, spec: ProcessSpec, actor: Any) -> None:
+        self.kept += 1
 
     def kill(self, actor: Any) -> None:
         self.killed += 1
@@ -37,13 +43,13 @@ class FakeRay:
         ready = [name for name in references if int(name.split()[1]) <= self.capacity + self.killed]
         return ready, [name for name in references if name not in ready]
 
-    def get(self, reference: str) -> str:
-        return "node"
+    def get(self, reference: str) -> tuple[str, str, list[str]]:
+        return "node", "address", []
 
 
 def test_surplus_actors_are_requested_and_started_on_nodes_that_join(monkeypatch: pytest.MonkeyPatch) -> None:
     ray = FakeRay(monkeypatch, can_grow=True)
-    pool = ActorPool(ray.start_actor, WorkerNeed(), "download")
+    pool = ActorPool(ProcessSpec(WorkerNeed()), "download")
     pool.resize(100)
     pool.wait([], 0)
     assert (len(pool.idle), len(pool.starting)) == (2, 2)
@@ -52,12 +58,29 @@ def test_surplus_actors_are_requested_and_started_on_nodes_that_join(monkeypatch
     pool.wait([], 0)
     assert (len(pool.idle), len(pool.starting)) == (6, 6)
     pool.resize(3)  # little work left
-    assert (len(pool.idle), len(pool.starting), ray.killed) == (3, 0, 9)
+    assert (len(pool.idle), len(pool.starting), ray.killed, ray.kept) == (3, 0, 6, 3)
+    pool.close()
+    assert (pool.idle, ray.killed, ray.kept) == ([], 6, 6)
+
+
+def test_processes_are_not_kept_after_an_error_or_beside_other_stages(monkeypatch: pytest.MonkeyPatch) -> None:
+    ray = FakeRay(monkeypatch, can_grow=False)
+    pool = ActorPool(ProcessSpec(WorkerNeed()), "download")
+    pool.resize(2)
+    pool.wait([], 0)
+    pool.close(keep=False)
+    shared = ActorPool(ProcessSpec(WorkerNeed()), "download", lambda: 2)
+    ray.capacity = 4
+    shared.resize(2)
+    shared.wait([], 0)
+    assert len(shared.idle) == 2
+    shared.close()
+    assert (ray.killed, ray.kept) == (4, 0)
 
 
 def test_a_local_ray_gets_no_surplus_actors(monkeypatch: pytest.MonkeyPatch) -> None:
     ray = FakeRay(monkeypatch, can_grow=False)
-    pool = ActorPool(ray.start_actor, WorkerNeed(), "download")
+    pool = ActorPool(ProcessSpec(WorkerNeed()), "download")
     pool.resize(100)
     assert len(pool.starting) == 2
     ray.capacity = 0
@@ -67,7 +90,7 @@ def test_a_local_ray_gets_no_surplus_actors(monkeypatch: pytest.MonkeyPatch) -> 
 
 def test_failed_starts_are_retried_a_limited_number_of_times(monkeypatch: pytest.MonkeyPatch) -> None:
     ray = FakeRay(monkeypatch, can_grow=False)
-    pool = ActorPool(ray.start_actor, WorkerNeed(), "download")
+    pool = ActorPool(ProcessSpec(WorkerNeed()), "download")
     broken = Mock(side_effect=RayTaskError("node", "no module", ModuleNotFoundError("pipeline")))
     monkeypatch.setattr(ray, "get", broken)
     pool.resize(1)
@@ -84,7 +107,7 @@ def test_a_pool_shrinks_to_its_share_and_keeps_its_limit(monkeypatch: pytest.Mon
     ray = FakeRay(monkeypatch, can_grow=True)
     ray.capacity = 10
     shares: list[int | None] = [None]
-    pool = ActorPool(ray.start_actor, WorkerNeed(), "download", lambda: shares[0], max_actors=8)
+    pool = ActorPool(ProcessSpec(WorkerNeed()), "download", lambda: shares[0], max_actors=8)
     pool.resize(100)
     pool.wait([], 0)
     busy = [pool.acquire() for _ in range(5)]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import uuid
 from pathlib import Path
 from typing import Any
 
@@ -120,30 +121,35 @@ def test_no_shards_are_a_user_error(tmp_path: Path) -> None:
         run_upper(tmp_path, [])
 
 
-class WriteProcessId:
-    """Writes the id of the process that it runs in."""
+class WriteOwnName:
+    """Writes the id of the process that it runs in and a name of its own."""
 
     def __init__(self, mark: int) -> None:
-        self.mark = mark
+        self.name = f"{os.getpid()} {uuid.uuid4()}"
 
     def __call__(self, task: ShardTask) -> dict[str, int]:
-        (task.out / shard_name(task.id, "txt")).write_text(str(os.getpid()))
+        (task.out / shard_name(task.id, "txt")).write_text(self.name)
         return {}
 
 
-def test_workers_are_kept_for_the_next_call_with_the_same_arguments(tmp_path: Path) -> None:
+def test_workers_are_kept_for_the_next_call_with_the_same_arguments_and_processes_for_all(tmp_path: Path) -> None:
     ctx = make_context(tmp_path / "run", "kept", cpus=1)
+    processes = set[str]()
 
     def run_pass(subfolder: str, mark: int, keep: bool) -> set[str]:
         shards = [Shard(number, {}) for number in range(3)]
-        map_shards(ctx, WriteProcessId, {"mark": mark}, shards, subfolder=subfolder, keep_workers=keep)
-        return {path.read_text() for path in Path(ctx.path(subfolder)).glob("*.txt")}
+        map_shards(ctx, WriteOwnName, {"mark": mark}, shards, subfolder=subfolder, keep_workers=keep)
+        names = {path.read_text() for path in Path(ctx.path(subfolder)).glob("*.txt")}
+        processes.update(name.split()[0] for name in names)
+        return names
 
     first = run_pass("first", 1, keep=True)
     assert run_pass("again", 1, keep=True) <= first
     assert len(ctx.pools) == 1
-    assert not run_pass("other", 2, keep=False) & first
+    assert not run_pass("other", 2, keep=True) & first
     assert len(ctx.pools) == 1
     ctx.close_pools()
     assert ctx.pools == {}
+    before = set(processes)
     assert not run_pass("fresh", 1, keep=False) & first
+    assert processes & before

@@ -22,11 +22,11 @@ class ScriptedPool:
         self.script = script
         self.calls: list[int] = []
         self.idle: list[Any] = [self]
-        self.run = SimpleNamespace(remote=self.call)
+        self.run_shard = SimpleNamespace(remote=self.call)
         monkeypatch.setattr(shard_map.ray, "get", self.get)
         monkeypatch.setattr(shard_map, "BACKOFF", 0.0)
 
-    def call(self, shard: Shard, *_: str) -> int:
+    def call(self, key: str, made_from: list[Any], shard: Shard, *_: str) -> int:
         self.calls.append(shard.id)
         return len(self.calls) - 1
 
@@ -53,7 +53,8 @@ class ScriptedPool:
 
 def run_shards(pool: ScriptedPool, count: int) -> list[ShardResult]:
     shards = [Shard(number, {}) for number in range(count)]
-    return list(shard_map._run_shards(cast(ActorPool, pool), shards, 1, ("", "", "")))
+    call = shard_map._ShardCall("", [], "", "", "")
+    return list(shard_map._run_shards(cast(ActorPool, pool), shards, 1, call))
 
 
 @pytest.mark.parametrize(

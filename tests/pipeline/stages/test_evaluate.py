@@ -150,7 +150,6 @@ def test_sweep(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         return Painter([stage], None, None)
 
     monkeypatch.setattr(image_features, "build_cascade", build)
-    monkeypatch.setattr(image_features, "Cascade", Painter)
     sweep = SweepConfig(guidance=(1.0, 4.0), steps=(3,), prompts=12)
     rows = judged(tmp_path, 1.0, EvaluateConfig(sweep=sweep), guidance=3.0)["sweep"]
     assert [(row["swept"], row["guidance"], row["steps"]) for row in rows] == [

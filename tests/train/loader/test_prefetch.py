@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from tests.helpers.toys import ToyData, ToyTask, config
+from train.errors import StalledLoaderError
 from train.loader.loader import Batch
 from train.loop import train
-from train.watchdog import StalledLoaderError
 
 
 def test_a_stalled_loader_stops_the_run(tmp_path: Path) -> None:

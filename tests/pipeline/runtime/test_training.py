@@ -1,4 +1,4 @@
-"""Training on Ray Train workers: results, restarts, shutdown, and errors of the right kind."""
+"""Training on a group of ranks: results, restarts, shutdown, and errors of the right kind."""
 
 from __future__ import annotations
 
@@ -13,13 +13,14 @@ from typing import Any
 import pytest
 from ray import cloudpickle
 from ray.exceptions import RayActorError
-from ray.train import WorkerGroupError
 
 from dataprep.io import storage
 from dataprep.io.errors import UserError
-from pipeline.runtime import ray_train
-from pipeline.runtime.ray_train import TrainingStopped, run_training
-from train import preemption, watchdog
+from pipeline.runtime import training
+from pipeline.runtime.rank_group import GroupFailed
+from pipeline.runtime.training import TrainingStopped, run_training
+from pipeline.runtime.warm_processes import WARM
+from train import errors
 
 pytestmark = pytest.mark.usefixtures("local_ray")
 cloudpickle.register_pickle_by_value(sys.modules[__name__])
@@ -40,12 +41,14 @@ def run_rank(folder: str, mode: str) -> dict[str, Any]:
     if mode == "shutdown":
         (Path(folder) / f"up{dist.get_rank()}").write_text("")
         assert SHUTDOWN.wait(60)
-        raise preemption.Preempted(7, "somewhere")
+        raise errors.Preempted(7, "somewhere")
     if mode == "dies" and dist.get_rank() == 1 and not once.exists():
         once.write_text("")
         os._exit(1)
     total = torch.tensor([dist.get_rank() + 1.0])
     dist.all_reduce(total)
+    if mode == "fine":
+        Path(folder, f"pid{dist.get_rank()}").write_text(str(os.getpid()))
     return {"total": total.item(), "world": dist.get_world_size(), "threads": torch.get_num_threads()}
 
 
@@ -58,14 +61,27 @@ def test_two_ranks_form_one_group(tmp_path: Path) -> None:
     assert train(tmp_path, "fine") == {"total": 3.0, "world": 2, "threads": 1}
 
 
-@pytest.mark.slow  # starts two groups, at least ten seconds each
+def test_the_next_training_runs_in_the_same_processes(tmp_path: Path) -> None:
+    pids = []
+    for folder in (tmp_path / "one", tmp_path / "two"):
+        folder.mkdir()
+        train(folder, "fine")
+        pids.append({(folder / f"pid{rank}").read_text() for rank in (0, 1)})
+    assert pids[0] == pids[1] and len(pids[0]) == 2
+
+
+def test_a_process_that_died_while_idle_is_replaced(tmp_path: Path) -> None:
+    train(tmp_path, "fine")
+    os.kill(int((tmp_path / "pid1").read_text()), signal.SIGKILL)
+    assert train(tmp_path, "fine", retries=0)["total"] == 3.0
+
+
 def test_a_dead_rank_restarts_the_group(tmp_path: Path) -> None:
     result = train(tmp_path, "dies")
     assert (tmp_path / "died").exists()
     assert result == {"total": 3.0, "world": 2, "threads": 1}
 
 
-@pytest.mark.slow
 def test_sigterm_to_the_driver_reaches_the_ranks(tmp_path: Path) -> None:
     def send_sigterm() -> None:
         while not all((tmp_path / f"up{rank}").exists() for rank in (0, 1)):
@@ -85,14 +101,14 @@ class ScriptedGroups:
     def __init__(self, folder: Path, *script: tuple[bool, Exception | None]) -> None:
         self.folder, self.script, self.saved = folder, list(script), 0
 
-    def __call__(self, *_: Any) -> None:
+    def __call__(self, *_: Any) -> dict[str, Any]:
         saves, error = self.script.pop(0)
         if saves:
             self.saved += 1
             storage.write_json(f"{self.folder}/checkpoints/step-{self.saved:08d}/commit.json", {})
         if error is not None:
-            raise WorkerGroupError("failed", {1: RuntimeError("the other is gone"), 0: error})
-        storage.write_json(f"{self.folder}/result.json", {"step": 10})
+            raise GroupFailed({1: RuntimeError("the other is gone"), 0: error})
+        return {"step": 10}
 
 
 DEATH = RayActorError(error_msg="the worker died")
@@ -105,14 +121,14 @@ DEATH = RayActorError(error_msg="the worker died")
         ([(True, DEATH)] * 5 + [(False, None)], None),  # a new checkpoint each time resets the retries
         ([(False, DEATH), (True, DEATH), (False, DEATH), (False, None)], None),
         ([(False, DEATH), (False, DEATH)], r"gave up after 2 failures: rank 0: .*died \| rank 0"),
-        ([(True, watchdog.NonFiniteError("step 3"))], r"gave up: rank 0: NonFiniteError: step 3"),
+        ([(True, errors.NonFiniteError("step 3"))], r"gave up: rank 0: NonFiniteError: step 3"),
     ],
 )
 def test_a_new_checkpoint_resets_the_retries(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, script: list[tuple[bool, Exception | None]], raised: str | None
 ) -> None:
     attempts = ScriptedGroups(tmp_path, *script)
-    monkeypatch.setattr(ray_train, "_run_group", attempts)
+    monkeypatch.setattr(training, "_run_group", attempts)
     if raised is None:
         assert train(tmp_path, "", retries=1) == {"step": 10}
     else:
@@ -121,10 +137,11 @@ def test_a_new_checkpoint_resets_the_retries(
     assert attempts.script == []
 
 
-def test_resources_that_are_not_released_are_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ray_train, "RELEASE_TIMEOUT", 0.1)
-    with pytest.raises(RuntimeError, match=r"only 2 CPUs are free 0 s after .* 3 ranks need one each"):
-        ray_train._await_release(3)
+def test_ranks_that_do_not_fit_are_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(training, "START_TIMEOUT", 2.0)
+    WARM.close()
+    with pytest.raises(RuntimeError, match=r"did not start within 2 s.*lower cluster.ranks"):
+        run_training(run_rank, {"folder": str(tmp_path), "mode": "fine"}, str(tmp_path), 3, 10, "work", 0)
 
 
 def test_user_errors_are_told_apart_from_bugs(tmp_path: Path) -> None:

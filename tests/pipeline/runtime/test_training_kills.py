@@ -1,4 +1,4 @@
-"""Runs under Ray Train with SIGKILL to ranks and driver, or SIGTERM to the driver, equal an uninterrupted run."""
+"""Runs on Ray with SIGKILL to ranks and driver, or SIGTERM to the driver, equal an uninterrupted run."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from dataprep.io.storage import read_json_lines
 from tests.helpers.paths import ROOT
 from train import checkpoint
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500)]  # a group takes Ray at least ten seconds
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500)]  # many groups
 STEPS, EVERY = 24, 4
 PLAN = [
     ["forward", "rank1", 2],
@@ -38,7 +38,7 @@ def run_driver(folder: Path, plan: list[list[Any]], stop: int = -1) -> subproces
     words = [
         sys.executable,
         "-m",
-        "tests.helpers.ray_kill_run",
+        "tests.helpers.training_kill_run",
         str(folder),
         str(STEPS),
         json.dumps(plan),
@@ -91,7 +91,7 @@ def test_kills_of_ranks_and_driver_change_nothing(uninterrupted: Path, tmp_path:
     assert len(list((tmp_path / "kills").iterdir())) == len(PLAN)
     assert_equal_runs(tmp_path / "run", uninterrupted)
     again = count_repeated(tmp_path, EVERY)
-    print(f"{len(PLAN)} kills under Ray Train, {drivers} of them of the driver: {again} of {STEPS} steps repeated")
+    print(f"{len(PLAN)} kills on Ray, {drivers} of them of the driver: {again} of {STEPS} steps repeated")
 
 
 def test_sigterm_to_the_driver_saves_a_checkpoint_to_resume_from(uninterrupted: Path, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Trains the toy under Ray Train with planned kills: ``python -m tests.helpers.ray_kill_run FOLDER STEPS PLAN STOP``.
+"""Trains the toy on Ray with planned kills: ``python -m tests.helpers.training_kill_run FOLDER STEPS PLAN STOP``.
 
 Starts a driver with a local Ray and two ranks. PLAN is that of `kill_group`: a list of [point, victim, step]. At step
 STOP (-1: never) the driver receives SIGTERM, once, and the ranks wait for the shutdown. The caller restarts the driver.
@@ -20,7 +20,7 @@ from dataprep.io import storage
 from dataprep.io.signals import SHUTDOWN
 from pipeline.runtime.config import ClusterConfig
 from pipeline.runtime.ray_session import connect_ray
-from pipeline.runtime.ray_train import TrainingStopped, run_training
+from pipeline.runtime.training import TrainingStopped, run_training
 from tests.helpers.kill_group import KilledData, KilledTask, Killer, arm
 from tests.helpers.toys import ToyData, config
 from train.loop import train
@@ -65,7 +65,7 @@ def main() -> None:
     folder, steps, plan, stop = sys.argv[1], int(sys.argv[2]), json.loads(sys.argv[3]), int(sys.argv[4])
     connect_ray(ClusterConfig(cpus=2))
     arguments = {"folder": folder, "steps": steps, "plan": plan, "stop": stop, "driver": os.getpid()}
-    here = importlib.import_module("ray_kill_run")  # classes of __main__ would be pickled by value
+    here = importlib.import_module("tests.helpers.training_kill_run")  # classes of __main__ would be pickled by value
     try:
         result = run_training(here.run_rank, arguments, f"{folder}/run", 2, steps, "toy", retries=2)
     except TrainingStopped as stopped:

@@ -1,0 +1,155 @@
+"""Runs a training on a group of ranks: restarts, progress, shutdown.
+
+Every attempt is a new group. What a group lost is known by its checkpoints, and so is progress.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import ray
+from rich.markup import escape
+
+from dataprep.io import storage
+from dataprep.io.errors import UserError
+from dataprep.io.signals import SHUTDOWN, shutdown_on_sigterm
+from pipeline.runtime.config import StageResources
+from pipeline.runtime.rank_group import GroupFailed, RankGroup
+from pipeline.runtime.ray_session import can_grow
+from pipeline.runtime.resources import list_draining_nodes, resolve_rank_need
+from pipeline.runtime.warm_processes import ProcessSpec
+from pipeline.store.log_tail import read_last_row
+from pipeline.terminal import ProgressUpdate, console, progress
+from train.errors import NonFiniteError, Preempted, StalledLoaderError
+
+POLL_INTERVAL = 1.0  # seconds between reads of the training log, the shutdown flag and the draining nodes
+START_TIMEOUT = 120.0  # seconds for a group to start, the release of an ended one's resources included
+GROWTH_TIMEOUT = 1800.0  # the same where nodes may join: an autoscaler replaces a lost machine in minutes
+
+
+class TrainingStopped(RuntimeError):  # noqa: N818, requested, not an error
+    """The driver received SIGTERM; the ranks saved a checkpoint and stopped."""
+
+
+def run_training(
+    function: Callable[..., dict[str, Any]],
+    arguments: dict[str, Any],
+    folder: str,
+    workers: int,
+    steps: int,
+    label: str,
+    retries: int,
+    hang_seconds: float = 1800,
+    requested: StageResources | None = None,
+) -> dict[str, Any]:
+    """Calls ``function(**arguments)`` on ``workers`` ranks of one process group and returns rank 0's result.
+
+    The ranks import what they need: ``function`` should be defined in a module that is light to import.
+
+    A group that fails (a worker died, a rank hung for ``hang_seconds``, a node was lost) is restarted and resumes from
+    its newest checkpoint, at most ``retries`` times without a new one in between. Progress is read from
+    ``folder/log.jsonl``, which rank 0 writes. On SIGTERM to the driver the ranks save a checkpoint and stop.
+    ``requested``: resources per rank and placement of the group, as configured.
+
+    Raises:
+        UserError: raised by a rank; not retried.
+        TrainingStopped: the driver received SIGTERM.
+        RuntimeError: no retries are left, or the failure is deterministic; lists the failures.
+    """
+    failures: list[str] = []
+    left, saved = retries, _list_checkpoints(folder)
+    with progress(label, steps, "steps") as update, _Watch(folder, update) as watch, shutdown_on_sigterm():
+        while True:
+            try:
+                return _run_group(function, arguments, workers, hang_seconds, watch, requested or StageResources())
+            except GroupFailed as error:
+                cause, text = _first_failure(error.failures)
+            if isinstance(cause, UserError):
+                raise UserError(str(cause)) from None
+            if SHUTDOWN.is_set():
+                raise TrainingStopped(text)
+            failures.append(text)
+            before, saved = saved, _list_checkpoints(folder)
+            left = retries if saved != before else left - 1
+            if left < 0 or isinstance(cause, NonFiniteError):  # would repeat
+                more = f" after {len(failures)} failures: {' | '.join(failures)}" if len(failures) > 1 else f": {text}"
+                raise RuntimeError(f"training gave up{more}")
+            console.print(
+                f"[yellow]{label}: {escape(text)}; restarting; {left} retries left without a new checkpoint[/]"
+            )
+
+
+def _run_group(
+    function: Callable[..., dict[str, Any]],
+    arguments: dict[str, Any],
+    workers: int,
+    hang_seconds: float,
+    watch: _Watch,
+    requested: StageResources,
+) -> dict[str, Any]:
+    """Runs one group of ranks to its end; returns rank 0's result."""
+    need = resolve_rank_need(requested, workers)
+    spec = ProcessSpec(need, max(1, int(need.cpus)))
+    group = RankGroup(workers, spec, requested.placement, GROWTH_TIMEOUT if can_grow() else START_TIMEOUT)
+    finished = False
+    watch.group = group
+    try:
+        result = group.run(function, arguments, hang_seconds)
+        finished = True
+    finally:
+        watch.group = None
+        group.end(keep=finished)
+    return result
+
+
+def _list_checkpoints(folder: str) -> list[str]:
+    """Returns the committed checkpoints; a new one since the last failure resets the retries."""
+    path = storage.join(folder, "checkpoints")
+    names = storage.list_files(path) if storage.exists(path) else []
+    return [name for name in names if name.endswith("/commit.json")]
+
+
+def _first_failure(failures: Mapping[int, BaseException]) -> tuple[BaseException, str]:
+    """Returns the root cause and a line that names its rank: a user error, else a death, else the lowest rank."""
+
+    def priority(item: tuple[int, BaseException]) -> tuple[int, int]:
+        # When one rank dies, the others fail because of it.
+        kinds = (UserError, NonFiniteError, StalledLoaderError, ray.exceptions.RayError, Preempted)
+        return next((place for place, kind in enumerate(kinds) if isinstance(item[1], kind)), len(kinds)), item[0]
+
+    rank, cause = min(failures.items(), key=priority)
+    return cause, f"rank {rank}: {type(cause).__name__}: {' '.join(str(cause).split())[-600:]}"
+
+
+class _Watch(threading.Thread):
+    """Shows progress from log.jsonl while the group runs, and asks it to stop when the driver or a node must go."""
+
+    def __init__(self, folder: str, update: ProgressUpdate) -> None:
+        super().__init__(daemon=True)
+        self.path, self.update = storage.join(folder, "log.jsonl"), update
+        self.group: RankGroup | None = None
+        self.ended = threading.Event()
+
+    def run(self) -> None:
+        """Looks once per second."""
+        while not self.ended.wait(POLL_INTERVAL):
+            if (row := read_last_row(self.path)) and row.get("loss") is not None:
+                self.update(int(row["step"]), f"loss {row['loss']:.4f}")
+            group = self.group
+            if group is not None and (SHUTDOWN.is_set() or _is_draining(group)):
+                group.request_shutdown()  # again and again: a rank that has just started forgets earlier requests
+
+    def __enter__(self) -> _Watch:
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.ended.set()
+        self.join()
+
+
+def _is_draining(group: RankGroup) -> bool:
+    """Returns whether the cluster is about to take one of the group's nodes away."""
+    return can_grow() and not group.nodes().isdisjoint(list_draining_nodes())

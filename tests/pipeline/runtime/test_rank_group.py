@@ -1,0 +1,131 @@
+"""The processes of a training group: their resources, their places, and what they are told of each other."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
+from unittest.mock import Mock
+
+import pytest
+
+from pipeline.runtime import rank_group, training
+from pipeline.runtime.config import StageResources
+from pipeline.runtime.rank_group import RankGroup
+from pipeline.runtime.resources import WorkerNeed
+from pipeline.runtime.warm_processes import ProcessSpec
+
+
+class FakeGroup:
+    """Replaces `RankGroup` and records its arguments."""
+
+    given: tuple[Any, ...]
+
+    def __init__(self, *given: Any) -> None:
+        type(self).given = given
+
+    def run(self, *_: Any) -> dict[str, Any]:
+        return {}
+
+    def end(self, keep: bool) -> None:
+        assert keep
+
+
+@pytest.mark.parametrize(
+    ("nodes", "requested", "resources", "gpu"),
+    [
+        ([{"CPU": 2.0}], {}, {"CPU": 1.0}, False),
+        ([{"CPU": 96.0, "GPU": 8.0}], {}, {"CPU": 12.0, "GPU": 1.0}, True),
+        ([{"CPU": 96.0, "GPU": 8.0}], {"num_gpus": 0, "num_cpus": 4}, {"CPU": 4.0}, False),
+        (
+            [{"CPU": 8.0}],
+            {"resources": {"spot": 0.1}, "memory_gb": 1},
+            {"CPU": 4.0, "memory": 2.0**30, "spot": 0.1},
+            False,
+        ),
+    ],
+)
+def test_ranks_request_what_is_configured_or_an_equal_share(
+    nodes: list[dict[str, float]],
+    requested: dict[str, Any],
+    resources: dict[str, float],
+    gpu: bool,
+    cluster: Callable[..., None],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    cluster(*nodes)
+    monkeypatch.setattr(training, "RankGroup", FakeGroup)
+    config = StageResources(**requested, placement="SPREAD")
+    training._run_group(dict, {}, 2, 60, Mock(), config)
+    ranks, spec, strategy, _ = FakeGroup.given
+    assert (ranks, strategy) == (2, "SPREAD")
+    assert spec.need.to_ray() == resources
+    assert spec.threads == int(resources["CPU"])
+    env = spec.environment()
+    assert env["OMP_NUM_THREADS"] == str(int(resources["CPU"])) and ("DS_ACCELERATOR" in env) is not gpu
+    assert env.get("CUDA_VISIBLE_DEVICES") == (None if gpu else "")  # GPUs that were not requested are hidden
+
+
+def make_group(*locations: tuple[str, str, list[str]]) -> RankGroup:
+    group = object.__new__(RankGroup)
+    group.processes = [f"process {number}" for number in range(len(locations))]
+    group.locations = list(locations)
+    group.spec, group.placement = ProcessSpec(WorkerNeed(1, 1)), None
+    group._order_ranks()
+    return group
+
+
+def test_ranks_are_numbered_by_node_and_see_the_gpus_of_their_node() -> None:
+    group = make_group(("b", "10.0.0.2", ["1"]), ("a", "10.0.0.1", ["4"]), ("b", "10.0.0.2", ["0"]))
+    assert group.processes == ["process 1", "process 2", "process 0"]
+    assert group.nodes() == {"a", "b"}
+    names = ("RANK", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "NODE_RANK", "CUDA_VISIBLE_DEVICES", "MASTER_ADDR", "WORLD_SIZE")
+    found = [tuple(env[name] for name in names) for env in group._environments(1234)]
+    assert found == [
+        ("0", "0", "1", "0", "4", "10.0.0.1", "3"),
+        ("1", "0", "2", "1", "0,1", "10.0.0.1", "3"),
+        ("2", "1", "2", "1", "0,1", "10.0.0.1", "3"),
+    ]
+
+
+def test_cpu_ranks_are_told_of_no_gpus() -> None:
+    envs = make_group(("a", "10.0.0.1", []), ("a", "10.0.0.1", []))._environments(1)
+    assert [env["LOCAL_RANK"] for env in envs] == ["0", "1"]
+    assert not any("CUDA_VISIBLE_DEVICES" in env for env in envs)
+
+
+def test_a_group_on_a_cluster_is_placed_as_a_whole_and_leaves_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    placement, killed, removed = Mock(), list[Any](), list[Any]()
+    placement.wait.side_effect = [False, True]
+    asked: dict[str, Any] = {}
+
+    def place(bundles: list[dict[str, float]], strategy: str) -> Any:
+        asked.update(bundles=bundles, strategy=strategy)
+        return placement
+
+    monkeypatch.setattr(rank_group, "can_grow", lambda: True)
+    monkeypatch.setattr(rank_group, "placement_group", place)
+    monkeypatch.setattr(rank_group, "remove_placement_group", removed.append)
+    monkeypatch.setattr(rank_group, "start_process", lambda spec, options: options["scheduling_strategy"])
+    monkeypatch.setattr(rank_group, "WARM", Mock())
+    monkeypatch.setattr(rank_group, "PlacementGroupSchedulingStrategy", lambda group, bundle: (group, bundle))
+    monkeypatch.setattr(RankGroup, "_await_start", lambda *_: [("node", "address", [])] * 2)
+    monkeypatch.setattr(rank_group, "ray", SimpleNamespace(kill=killed.append))
+    group = RankGroup(2, ProcessSpec(WorkerNeed(3)), "STRICT_SPREAD", 60)
+    assert asked == {"bundles": [{"CPU": 3.0}] * 2, "strategy": "STRICT_SPREAD"}
+    assert group.processes == [(placement, 0), (placement, 1)]
+    group.end(keep=True)
+    assert len(killed) == 2 and removed == [placement]
+
+
+def test_a_group_that_cannot_be_placed_leaves_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    placement, removed = Mock(), list[Any]()
+    placement.wait.return_value = False
+    monkeypatch.setattr(rank_group, "can_grow", lambda: True)
+    monkeypatch.setattr(rank_group, "placement_group", lambda bundles, strategy: placement)
+    monkeypatch.setattr(rank_group, "remove_placement_group", removed.append)
+    monkeypatch.setattr(rank_group, "WARM", Mock())
+    monkeypatch.setattr(rank_group, "ray", SimpleNamespace(available_resources=lambda: {"CPU": 1.0}))
+    with pytest.raises(RuntimeError, match=r"did not start within 0 s: each needs 3 CPU, 1 CPU are free"):
+        RankGroup(2, ProcessSpec(WorkerNeed(3)), "PACK", 0)
+    assert removed == [placement]

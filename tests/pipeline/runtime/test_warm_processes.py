@@ -1,0 +1,88 @@
+"""Which processes are kept, for whom, and for how long."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+from unittest.mock import Mock
+
+import pytest
+
+from pipeline.runtime import warm_processes
+from pipeline.runtime.resources import WorkerNeed
+from pipeline.runtime.warm_processes import ProcessSpec, WarmProcesses
+
+ONE, TWO = ProcessSpec(WorkerNeed(1)), ProcessSpec(WorkerNeed(2))
+
+
+class FakeRay:
+    """Counts what is started and killed; ``node`` changes with the Ray session."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.started: list[Any] = []
+        self.killed: list[Any] = []
+        self.node = "node"
+        monkeypatch.setattr(warm_processes, "ray", self)
+        monkeypatch.setattr(warm_processes, "start_process", self.start)
+
+    def start(self, spec: ProcessSpec) -> Any:
+        self.started.append(Mock())
+        return self.started[-1]
+
+    def kill(self, process: Any) -> None:
+        self.killed.append(process)
+
+    def is_initialized(self) -> bool:
+        return True
+
+    def get_runtime_context(self) -> Any:
+        return SimpleNamespace(get_node_id=lambda: self.node)
+
+
+@pytest.fixture
+def fake(monkeypatch: pytest.MonkeyPatch) -> FakeRay:
+    return FakeRay(monkeypatch)
+
+
+def test_a_kept_process_serves_the_next_of_its_spec_with_its_worker_freed(fake: FakeRay) -> None:
+    warm = WarmProcesses()
+    process = warm.acquire(ONE)
+    warm.keep(ONE, process)
+    process.clear.remote.assert_called_once_with()
+    assert warm.acquire(ProcessSpec(WorkerNeed(1))) is process
+    assert warm.acquire(ONE) is not process
+
+
+def test_processes_of_other_specs_end_when_one_is_started(fake: FakeRay) -> None:
+    warm = WarmProcesses()
+    process = warm.acquire(ONE)
+    warm.keep(ONE, process)
+    assert warm.acquire(TWO) is not process
+    assert fake.killed == [process]
+
+
+@pytest.mark.parametrize(
+    "other",
+    [ProcessSpec(WorkerNeed(1, gpus=1)), ProcessSpec(WorkerNeed(1), threads=2), ProcessSpec(WorkerNeed(1, memory=5))],
+)
+def test_specs_differ_by_devices_threads_and_memory(other: ProcessSpec) -> None:
+    assert other.key != ONE.key
+    assert ONE.environment()["CUDA_VISIBLE_DEVICES"] == ""
+
+
+def test_idle_processes_end_after_a_while(fake: FakeRay, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(warm_processes, "MAX_IDLE_SECONDS", 0.01)
+    warm = WarmProcesses()
+    process = warm.acquire(ONE)
+    warm.keep(ONE, process)
+    assert warm.timer is not None
+    warm.timer.join(10)
+    assert fake.killed == [process] and warm.idle == {}
+
+
+def test_processes_of_an_earlier_ray_session_are_forgotten(fake: FakeRay) -> None:
+    warm = WarmProcesses()
+    warm.keep(ONE, warm.acquire(ONE))
+    fake.node = "another"
+    warm.acquire(ONE)
+    assert len(fake.started) == 2 and fake.killed == []
