@@ -124,7 +124,8 @@ def test_images_on_s3_need_no_download(source: Any, s3: str, tmp_path: Path) -> 
             for file in sorted((tmp_path / "local").iterdir()):
                 tar.add(file, file.name)
         storage.publish(tmp_path / "0.tar", storage.join(where, "some", "0.tar"))
-    assert write_listing(ListingConfig(source=source, path=where), 0, tmp_path) == {"rows": 3, "shards": 1}
+    counters = write_listing(ListingConfig(source=source, path=where), 0, tmp_path)
+    assert counters == {"records": 3, "rows": 3, "shards": 1, "usable": 3}
     (tmp_path / "d").mkdir()
     counters = download_shard(tmp_path / "00000.parquet", 0, tmp_path / "d", DownloadConfig(image_size=32))
     assert counters["success"] == 3

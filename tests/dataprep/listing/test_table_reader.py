@@ -100,8 +100,8 @@ def test_table_errors(tmp_path: Path) -> None:
         (table_config(broken(tmp_path / "list.parquet", b"not parquet")), "not readable as .parquet"),
         (table_config(broken(tmp_path / "list.csv.gz", b"not gzip")), "not readable as .csv"),
         (
-            table_config(broken(tmp_path / "latin.csv", "url,caption\nhttp://a,caf\xe9\n".encode("latin-1"))),
-            "not readable",
+            table_config(broken(tmp_path / "chinese.csv", "url,caption\nhttp://a,红色的猫\n".encode("gb18030"))),
+            "line 2 is not readable as UTF-8 or Windows-1252; set listing.encoding",
         ),
         (table_config(broken(tmp_path / "ragged.csv", b"url,caption\nhttp://a,b,c\n")), "not readable"),
         (table_config(broken(tmp_path / "bad.jsonl", b'{"url": "u", "text": "t"}\n{"url"\n')), "line 2 is not JSON"),
