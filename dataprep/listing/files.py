@@ -67,7 +67,7 @@ def _walk(root: str, account: Account, hidden_files: bool) -> Iterator[Found]:
         relative = "" if folder == root else os.path.relpath(folder, root) + "/"
         seen = above.pop(folder)
         entered = []
-        for name in folders:
+        for name in sorted(folders):
             identity = _identify(f"{folder}/{name}")
             if not hidden_files and is_hidden(name):
                 account.name("hidden", _printable(f"{relative}{name}/"))

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import io
 import json
-import tarfile
 from pathlib import Path
 from typing import Any
 
@@ -21,18 +19,9 @@ from dataprep.listing.config import ListingConfig
 from dataprep.listing.sources import check_source, find_source_files, list_rows
 from dataprep.listing.writer import write_listing
 from tests.helpers.images import encoded, picture
+from tests.helpers.tars import write_tar
 
 Files = list[tuple[str, bytes]]
-
-
-def write_tar(path: Path, files: Files, mode: str = "w") -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tarfile.open(path, mode) as tar:  # type: ignore[call-overload]
-        for name, data in files:
-            member = tarfile.TarInfo(name)
-            member.size = len(data)
-            tar.addfile(member, io.BytesIO(data))
-    return path
 
 
 def sample(key: str, image: bytes | None = None, text: str | None = "a house", **described: Any) -> Files:
