@@ -17,9 +17,9 @@ LEFT_OUT = {
     "hidden": "files with hidden or system names, not read; `listing.hidden_files: true` takes them",
     "other_files": "files that are neither an image nor a caption nor a list",
     "unreadable": "files and folders that cannot be read and are no images",
-    "other_captions": "caption files beside an image that has another caption",
+    "other_captions": "caption files of an image that has another caption",
     "other_images": "images of a tar's sample that has another image; `listing.image_member` says which to take",
-    "links": "members of a tar that are links, folders apart",
+    "links": "members of a tar that are links or devices, which hold no bytes",
     "columns": "columns that hold bytes inside other values",
 }
 NOTED = {

@@ -21,6 +21,7 @@ SYSTEM_NAMES = frozenset(
         *("network trash folder", "temporary items"),
     )
 )
+NOT_REGULAR = "not a regular file"  # a problem of `Found`
 BRACES = re.compile(r"\{([^{}]*)\}")
 MAX_EXPANDED = 1_000_000  # files that a pattern in braces may stand for
 
@@ -107,7 +108,7 @@ def _find_problem(path: str) -> str | None:
     except OSError as error:
         return f"not readable: {error.strerror}"
     if not stat.S_ISREG(mode):
-        return "not a regular file"
+        return NOT_REGULAR
     return None if os.access(path, os.R_OK) else "not readable: no permission"
 
 

@@ -18,7 +18,7 @@ from dataprep.listing.account import Account
 from dataprep.listing.captions import Captions, build_caption_columns
 from dataprep.listing.columns import FILE_HASH, add_reasons
 from dataprep.listing.config import ListingConfig
-from dataprep.listing.files import Found, list_folder
+from dataprep.listing.files import NOT_REGULAR, Found, list_folder
 from dataprep.listing.folder_captions import (
     CAPTION_SUFFIXES,
     CaptionFiles,
@@ -102,7 +102,9 @@ def find_files(config: ListingConfig) -> list[str]:
     """
     assert config.path is not None
     files = classify_files(config, Account())
-    return [storage.join(config.path, item.name) for item in sorted(files.images + files.captions + files.tables)]
+    # Opening a pipe would wait for ever.
+    found = [item for item in files.images + files.captions + files.tables if item.problem != NOT_REGULAR]
+    return [storage.join(config.path, item.name) for item in sorted(found)]
 
 
 def read_tables(config: ListingConfig, hashes: bool, account: Account) -> Iterator[pa.Table]:

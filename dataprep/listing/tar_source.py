@@ -169,18 +169,20 @@ def _read_caption(
 ) -> Any:
     """Returns the caption: a file's, else the first of the usual fields of the JSON that has one."""
     wanted = (config.caption_member.lower().lstrip("."),) if config.caption_member else CAPTION_EXTENSIONS
-    for extension in wanted:
-        if extension in sample.members:
-            try:
-                text, guessed = decode_text(_read_member(handle, sample.members[extension]), config.encoding)
-            except DecodingError as error:
-                raise DecodingError(f".{extension} is not readable ({error}); set listing.encoding") from error
-            if guessed:
-                account.name("windows_1252", f"{relative}: {sample.name}.{extension}")
-            return text.strip()
+    given = [extension for extension in wanted if extension in sample.members]
+    for extension in (item for item in CAPTION_EXTENSIONS if item in sample.members and item not in given[:1]):
+        account.name("other_captions", f"{relative}: {sample.name}.{extension}")
+    if given:
+        try:
+            text, guessed = decode_text(_read_member(handle, sample.members[given[0]]), config.encoding)
+        except DecodingError as error:
+            raise DecodingError(f".{given[0]} is not readable ({error}); set listing.encoding") from error
+        if guessed:
+            account.name("windows_1252", f"{relative}: {sample.name}.{given[0]}")
+        return text.strip()
     fields = {name.lower(): value for name, value in reversed(described.items())}
-    given = [fields[name] for name in CAPTION_NAMES if name in fields]
-    return next((value for value in given if read_captions(value) != ([], None)), None)
+    values = [fields[name] for name in CAPTION_NAMES if name in fields]
+    return next((value for value in values if read_captions(value) != ([], None)), None)
 
 
 def _build_table(rows: list[TarRow], file: str, relative: str, config: ListingConfig, account: Account) -> pa.Table:
