@@ -53,10 +53,12 @@ class RecordReader:
             if '"' not in line.text or self.quotes == "text":
                 cells = line.text.split(self.delimiter)
                 if self.skips_blanks:
-                    cells = [cell.lstrip(" ") for cell in cells]
+                    cells = [cell.strip(" ") for cell in cells]
                 stray = False
             else:
                 cells, stray = self._split_quoted(line, lines, ahead)
+                if len(cells) != self.width and (spaced := self._split_spaced(line)) is not None:
+                    cells, stray = spaced, False
             if len(cells) != self.width:
                 self._refuse_width(line, cells, stray)
             if stray:
@@ -75,6 +77,15 @@ class RecordReader:
                 return cells, bool(literal)
             except StrayMarkError as error:
                 literal.add(error.args[0])
+
+    def _split_spaced(self, line: Line) -> list[str] | None:
+        """Returns the cells of a line that has blanks before its quotation marks, None if that is not why it does not
+        fit."""
+        try:
+            cells, inside = split_line(line.text, self.delimiter, set(), skips_blanks=True)
+        except StrayMarkError:
+            return None
+        return cells if inside is None and len(cells) == self.width else None
 
     def _close_cell(
         self, first: Line, cells: list[str], inside: str, lines: Iterator[Line], ahead: deque[Line]
@@ -159,7 +170,7 @@ def split_line(
         else:
             end = text.find(delimiter, place)
             end = len(text) if end < 0 else end
-            cell, place = text[place:end], end
+            cell, place = text[place:end].rstrip(" ") if skips_blanks else text[place:end], end
         cells.append(cell)
         if place >= len(text):
             return cells, None

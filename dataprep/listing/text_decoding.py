@@ -26,14 +26,22 @@ MARKS = (
 )
 HEAD = 4096  # bytes by which an encoding is recognised
 MAX_LINE = 64 << 20  # bytes of a line: a file without line ends is no list
-# Windows-1252, bytes without a character or with one that no language uses left out.
-LATIN = re.compile(rb"[\t\n\r\x20-\x7e\x80\x84\x85\x8a\x8c\x8e\x91-\x97\x99\x9a\x9c\x9e-\xff]*")
-LETTERS = rb"\x8a\x8c\x8e\x9a\x9c\x9e\x9f\xc0-\xd6\xd8-\xf6\xf8-\xff"
+# Windows-1252 without the bytes that have no character, or one that its languages hardly use.
+LATIN = re.compile(rb"[\t\n\r\x20-\x7e\x80\x84\x85\x8c\x91-\x97\x99\x9c\xa0-\xff]*")
+LETTERS = rb"\x8c\x9c\xc0-\xd6\xd8-\xf6\xf8-\xff"
+CAPITALS = rb"\x8c\xc0-\xd6\xd8-\xde"
 SIGNS = rb"\xa2-\xa9\xac\xae-\xb3\xb5\xb6\xb8-\xba\xbc-\xbe\xd7\xf7"  # without punctuation
-# What other alphabets' bytes look like: a word of such letters alone, signs inside a word or beside such a letter.
+# What the bytes of other encodings look like.
 FOREIGN = re.compile(
-    rb"(?<![A-Za-z%(l)s])[%(l)s]{2,}(?![A-Za-z%(l)s])|[%(l)s]{3}|[A-Za-z%(l)s][%(s)s][a-z%(l)s]|[%(l)s][%(s)s]|[%(s)s][%(l)s]"
-    % {b"l": LETTERS, b"s": SIGNS}
+    b"|".join(
+        (
+            rb"(?<![A-Za-z%(l)s])[%(l)s]{2,}(?![A-Za-z%(l)s])|[%(l)s]{3}",  # a word of nothing but such letters
+            rb"[A-Za-z%(l)s][%(s)s][a-z%(l)s]|[%(l)s][%(s)s]|[%(s)s][%(l)s]",  # a sign inside a word or beside a letter
+            rb"[a-z][%(c)s]",  # a capital inside a word
+            rb"[A-Za-z]\x84|\x94[a-z]|[a-z]\xa1[a-z]",  # an opening mark at the end of a word, and the reverse
+        )
+    )
+    % {b"l": LETTERS, b"s": SIGNS, b"c": CAPITALS}
 )
 
 

@@ -101,6 +101,8 @@ def test_what_a_csv_writer_writes_is_read_back(rows: list[list[str]], delimiter:
 
 HEADERS = [
     ('url, caption\nhttp://a/1, a cat\nhttp://a/2, "b, c"\n', [("http://a/1", "a cat"), ("http://a/2", "b, c")]),
+    ('url,caption\nhttp://a/1, "a, b"\n', [("http://a/1", "a, b")]),
+    (" url , caption \nhttp://a/1 , a \n", [("http://a/1", "a")]),
     ("url;caption\nhttp://a/1;a cat, red\n", [("http://a/1", "a cat, red")]),
     ("sep=;\nurl;caption\nhttp://a/1;a cat\n", [("http://a/1", "a cat")]),
     ("url|text\nhttp://a/1|a cat\n", [("http://a/1", "a cat")]),

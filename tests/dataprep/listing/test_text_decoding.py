@@ -31,6 +31,10 @@ OTHERS = [
     ("koi8_r", "красная кошка"),
     ("cp1253", "κόκκινη γάτα"),
     ("cp1250", "żółta łódka"),
+    ("cp1250", "čaša na stolu, življenje"),
+    ("iso8859_2", "źródło wody"),
+    ("mac_roman", "un café à Paris"),
+    ("cp850", "das Mädchen hört"),
 ]
 
 
