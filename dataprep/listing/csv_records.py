@@ -42,6 +42,9 @@ class RecordReader:
     ) -> None:
         self.path, self.delimiter, self.width, self.quotes = path, delimiter, width, quotes
         self.account, self.skips_blanks = account, skips_blanks
+        escaped = re.escape(delimiter)
+        cell = rf'(?:"([^"]*+(?:""[^"]*+)*+)"|((?!")[^{escaped}]*+))'
+        self.well_formed = re.compile(escaped.join([cell] * width))
 
     def read(self, lines: Iterator[Line]) -> Iterator[tuple[Line, list[str]]]:
         """Yields each record with its first line. Raises UserError for one with another number of cells."""
@@ -50,21 +53,34 @@ class RecordReader:
             if not line.text.strip(" "):
                 self.account.count("blank_lines")
                 continue
-            if '"' not in line.text or self.quotes == "text":
-                cells = line.text.split(self.delimiter)
-                if self.skips_blanks:
-                    cells = [cell.strip(" ") for cell in cells]
-                stray = False
-            else:
-                cells, stray = self._split_quoted(line, lines, ahead)
-                if len(cells) != self.width and (spaced := self._split_spaced(line)) is not None:
-                    cells, stray = spaced, False
+            cells, stray = self._split(line, lines, ahead)
             if len(cells) != self.width:
                 self._refuse_width(line, cells, stray)
             if stray:
                 self.account.name("stray_quotes", f"{self.path} line {line.number}")
             self.account.records += 1
             yield line, cells
+
+    def _split(self, line: Line, lines: Iterator[Line], ahead: deque[Line]) -> tuple[list[str], bool]:
+        """Returns the cells of a record that begins on ``line``, and whether it has a stray mark."""
+        if '"' not in line.text or self.quotes == "text":
+            cells = line.text.split(self.delimiter)
+            return ([cell.strip(" ") for cell in cells] if self.skips_blanks else cells), False
+        if (whole := self._split_well_formed(line.text)) is not None:
+            return whole, False
+        cells, stray = self._split_quoted(line, lines, ahead)
+        if len(cells) != self.width and (spaced := self._split_spaced(line)) is not None:
+            return spaced, False
+        return cells, stray
+
+    def _split_well_formed(self, text: str) -> list[str] | None:
+        """Returns the cells of a line that is a record by itself, as nearly all are; None for any other line."""
+        match = None if self.skips_blanks else self.well_formed.fullmatch(text)
+        if match is None:
+            return None
+        groups = match.groups()
+        pairs = zip(groups[::2], groups[1::2], strict=True)
+        return [bare if quoted is None else quoted.replace('""', '"') for quoted, bare in pairs]
 
     def _split_quoted(self, line: Line, lines: Iterator[Line], ahead: deque[Line]) -> tuple[list[str], bool]:
         """Returns the cells of a record that begins on ``line``, and whether it has a stray mark."""

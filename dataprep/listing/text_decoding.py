@@ -11,6 +11,7 @@ import codecs
 import io
 import re
 from collections.abc import Iterator
+from itertools import count
 from typing import IO, NamedTuple
 
 from dataprep.io.errors import UserError
@@ -25,6 +26,7 @@ MARKS = (
     (codecs.BOM_UTF16_BE, "utf-16"),
 )
 HEAD = 4096  # bytes by which an encoding is recognised
+BLOCK = 1 << 20  # bytes decoded at a time
 MAX_LINE = 64 << 20  # bytes of a line: a file without line ends is no list
 # Windows-1252 without the bytes that have no character, or one that its languages hardly use.
 LATIN = re.compile(rb"[\t\n\r\x20-\x7e\x80\x84\x85\x8c\x91-\x97\x99\x9c\xa0-\xff]*")
@@ -127,22 +129,37 @@ def read_lines(path: str, file: IO[bytes], encoding: str | None, account: Accoun
 
 
 def _read_byte_lines(path: str, handle: IO[bytes], encoding: str | None, account: Account) -> Iterator[Line]:
-    number = 0
-    while raw := handle.readline(MAX_LINE):
-        number += 1
-        if len(raw) == MAX_LINE:
+    number, rest = 1, b""
+    while block := handle.read(BLOCK):
+        rest += block
+        end = rest.rfind(b"\n") + 1
+        if end:
+            lines = _decode_lines(path, rest[: end - 1], number, encoding, account)
+            yield from map(Line, count(number), lines)
+            number, rest = number + len(lines), rest[end:]
+        elif len(rest) > MAX_LINE:
             raise UserError(f"listing.path {path}: line {number} is longer than {MAX_LINE >> 20} MiB; is it a list?")
-        raw = raw.rstrip(b"\r\n")
+    if rest:
+        yield Line(number, _decode_lines(path, rest, number, encoding, account)[0])
+
+
+def _decode_lines(path: str, data: bytes, first: int, encoding: str | None, account: Account) -> list[str]:
+    """Returns the lines of a block; ``first`` is the number of its first line."""
+    try:
+        text = data.decode(encoding or "utf-8")
+        return [line.rstrip("\r") for line in text.split("\n")] if "\r" in text else text.split("\n")
+    except (UnicodeError, LookupError):
+        pass
+    lines = []
+    for number, raw in enumerate(data.split(b"\n"), first):
         try:
-            if encoding is not None:
-                yield Line(number, raw.decode(encoding))
-                continue
-            text, guessed = _decode_bytes(raw)
+            text, guessed = (raw.decode(encoding), False) if encoding else _decode_bytes(raw)
         except (UnicodeError, LookupError, DecodingError) as error:
             raise _describe_line(path, number, encoding or "UTF-8 or Windows-1252", encoding) from error
         if guessed:
             account.name("windows_1252", f"{path} line {number}")
-        yield Line(number, text)
+        lines.append(text.rstrip("\r"))
+    return lines
 
 
 def _describe_line(path: str, number: int, tried: str, encoding: str | None) -> UserError:
