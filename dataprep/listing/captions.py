@@ -7,11 +7,13 @@ An object is refused: which of its values is the caption cannot be told.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import pyarrow as pa
 import pyarrow.compute as pc
+
+from dataprep.listing.column_names import CAPTION_NAMES, index_names
 
 MAX_CAPTIONS = 32  # of an image
 NAN = ("NaN", "nan")  # as pandas and Python write a missing text
@@ -47,6 +49,13 @@ def read_captions(value: Any) -> Captions:
     if len(texts) > MAX_CAPTIONS:
         problem = f"{len(texts)} captions, at most {MAX_CAPTIONS} are read"
     return Captions([], problem) if problem else Captions(texts)
+
+
+def find_caption(described: Mapping[str, Any]) -> Any:
+    """Returns the value of the first of `CAPTION_NAMES` in a JSON object that has a caption; None if none has."""
+    by_name = index_names(described)
+    values = [described[by_name[name]] for name in CAPTION_NAMES if name in by_name]
+    return next((value for value in values if read_captions(value) != ([], None)), None)
 
 
 def build_caption_columns(cells: Sequence[Captions]) -> dict[str, pa.Array]:

@@ -12,6 +12,7 @@ import pyarrow.compute as pc
 from dataprep.io.errors import UserError
 from dataprep.listing.account import Account
 from dataprep.listing.captions import build_caption_columns, clean_text_column, read_captions
+from dataprep.listing.column_names import index_names
 from dataprep.listing.layouts import ColumnLayout, find_listed_columns
 from dataprep.listing.parquet_tables import encode_bytes, holds_bytes, is_binary
 
@@ -20,6 +21,7 @@ FILE_HASH = "file_sha256"
 # Why a row has no image though it was never requested: a key of `failure_reasons.REASONS`, and the details.
 REASON, MESSAGE = "reason", "error_message"
 # Columns that listing and download add: a source column of the same name is kept as source_<name>.
+FILE_COLUMN = "path"  # the key that names the source, for `pick_column` of file names, which have no key of their own
 RESERVED = frozenset(
     (
         *(FILE_HASH, REASON, MESSAGE),
@@ -44,14 +46,15 @@ def pick_column(file: str, names: list[str], wanted: str | None, known: tuple[st
         near = difflib.get_close_matches(wanted, names, n=1, cutoff=0.5)
         hint = f"did you mean {near[0]!r}?" if near else f"set listing.{key} to one of them"
         raise UserError(f"listing.{key} {wanted!r}: no such column in {file}, which has {', '.join(names)}; {hint}")
-    by_name = {name.lower(): name for name in reversed(names)}
+    by_name = index_names(names)
     for candidate in known:
         if candidate in by_name:
             return by_name[candidate]
     shown = ", ".join(repr(name) if name != name.strip() or not name else name for name in names)
+    remedy = f"set listing.{key} to one of them" if key != FILE_COLUMN else f"call the one of file names {known[0]}"
     raise UserError(
-        f"listing.{key}: none recognised in {file}, which has {shown}; set listing.{key} to one of them, or put a line "
-        "of column names above the first row if there is none"
+        f"listing.{key}: none recognised in {file}, which has {shown}; {remedy}, or put a line of column names above "
+        "the first row if there is none"
     )
 
 

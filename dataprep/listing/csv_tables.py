@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from itertools import chain
 from typing import NamedTuple
 
 import pyarrow as pa
 
+from dataprep.images.formats import IMAGE_EXTENSIONS
 from dataprep.io.errors import UserError
-from dataprep.listing.column_names import CAPTION_NAMES, FILE_NAMES, URL_NAMES
+from dataprep.listing.column_names import CAPTION_NAMES, FILE_NAMES, URL_NAMES, fold_name
 from dataprep.listing.csv_records import RecordReader, StrayMarkError, split_line
 from dataprep.listing.read_options import BATCH_CHARACTERS, BATCH_ROWS, Batch, ReadOptions, open_table
 from dataprep.listing.text_decoding import Line, read_lines
 
 DELIMITERS = (",", "\t", ";", "|")
 KNOWN = frozenset((*URL_NAMES, *CAPTION_NAMES, *FILE_NAMES))
+IMAGE_NAME = re.compile(r"\S.*\.(?:" + "|".join(IMAGE_EXTENSIONS) + ")", re.IGNORECASE)
 
 
 class Dialect(NamedTuple):
@@ -71,19 +74,22 @@ def find_dialect(path: str, line: str, preferred: str, columns: Sequence[str] = 
     splits a line that the preferred one leaves whole. Raises UserError for a file without usable header.
     """
     split = {delimiter: _split_header(line, delimiter) for delimiter in dict.fromkeys((preferred, *DELIMITERS))}
-    known = KNOWN | {name.strip().lower() for name in columns}
+    known = KNOWN | {fold_name(name) for name in columns}
 
     def fit(delimiter: str) -> tuple[int, bool, bool]:
         cells = split[delimiter]
         # A URL may hold any delimiter but a tab.
         several = len(cells) > 1 and (not _has_url(cells) or delimiter in (preferred, "\t") or _has_blank(cells))
-        return sum(cell.strip().lower() in known for cell in cells), several, delimiter == preferred
+        return sum(fold_name(cell) in known for cell in cells), several, delimiter == preferred
 
     delimiter = max(split, key=fit)
     cells = split[delimiter]
     skips = len(cells) > 1 and all(cell.startswith(" ") for cell in cells[1:])
     cells = [cell.strip() for cell in cells]
     if not _has_url(cells):
+        files = [IMAGE_NAME.fullmatch(cell) is not None for cell in cells]
+        if sum(files) == 1 and len(cells) == 2 and not fit(delimiter)[0]:
+            return Dialect(delimiter, ["file_name" if is_file else "caption" for is_file in files], True, skips)
         return Dialect(delimiter, _name_columns(path, cells), False, skips)
     if len(cells) == 1:
         return Dialect("\n", ["url"], True, skips)  # one URL a line, which may hold any delimiter

@@ -184,13 +184,14 @@ def expand_braces(path: str) -> list[str]:
     if match is None:
         return [path]
     inside = match[1]
-    if span := re.fullmatch(r"(\d+)\.\.(\d+)", inside):
+    if span := re.fullmatch(r"(\d+)\.\.(\d+)(?:\.\.(\d+))?", inside):
         first, last = int(span[1]), int(span[2])
         if abs(last - first) >= MAX_EXPANDED:
             raise UserError(f"listing.path {path}: stands for more than {MAX_EXPANDED:,} files; name fewer")
         width = max(len(span[1]), len(span[2])) if span[1].startswith("0") or span[2].startswith("0") else 0
-        step = 1 if last >= first else -1
-        parts = [f"{number:0{width}d}" for number in range(first, last + step, step)]
+        step = max(1, int(span[3] or 1))
+        numbers = range(first, last + 1, step) if last >= first else range(first, last - 1, -step)
+        parts = [f"{number:0{width}d}" for number in numbers]
     elif "," in inside:
         parts = inside.split(",")
     else:  # a name with braces in it

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import posixpath
 import unicodedata
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 from urllib.parse import unquote
@@ -16,15 +17,22 @@ from urllib.parse import unquote
 from dataprep.images.formats import IMAGE_EXTENSIONS, UNREAD_EXTENSIONS
 from dataprep.io import storage
 from dataprep.listing.account import Account
-from dataprep.listing.captions import Captions, read_captions
+from dataprep.listing.captions import Captions, find_caption, read_captions
 from dataprep.listing.column_names import CAPTION_NAMES, FILE_NAMES
-from dataprep.listing.columns import pick_column
+from dataprep.listing.columns import FILE_COLUMN, pick_column
 from dataprep.listing.config import ListingConfig
 from dataprep.listing.read_options import ReadOptions
 from dataprep.listing.table_reader import read_batches, table_extension
 from dataprep.listing.text_decoding import DecodingError, decode_text
 
 CAPTION_SUFFIXES = (".txt", ".caption", ".json")  # best first
+# Folders that hold all images, or all captions, of what is otherwise one tree.
+KIND_FOLDERS = frozenset(
+    (
+        *("images", "image", "imgs", "img", "photos", "pictures", "jpg", "jpeg", "png"),
+        *("captions", "caption", "texts", "text", "txt", "labels", "prompts"),
+    )
+)
 TABLE_STEMS = ("metadata", "captions", "labels")
 
 
@@ -109,7 +117,7 @@ def read_caption_tables(
         extension = ".csv" if table_extension(table) == ".txt" else None
         for batch in read_batches(storage.join(root, table), quiet, extension):
             names = batch.table.column_names
-            file_column = pick_column(table, names, None, FILE_NAMES, "path")
+            file_column = pick_column(table, names, None, FILE_NAMES, FILE_COLUMN)
             others = [name for name in names if name != file_column]
             column = pick_column(table, others, config.caption_column, CAPTION_NAMES, "caption_column")
             values: Sequence[Any] = batch.values.get(column) or batch.table[column].to_pylist()
@@ -132,14 +140,32 @@ def _add_captions(before: Captions | None, more: Captions) -> Captions:
     return Captions(list(dict.fromkeys(before.texts + more.texts)), before.problem or more.problem)
 
 
-class CaptionFiles:
-    """The caption files of a folder: ``cat.txt``, ``cat.caption``, ``cat.json`` or ``cat.jpg.txt`` of ``cat.jpg``."""
+def _drop_folder(stem: str) -> str:
+    """Returns a path without a folder that says only what is in it, marked as such, or the path itself."""
+    parts = stem.split("/")
+    for place, part in enumerate(parts[:-1]):
+        if part.lower() in KIND_FOLDERS:
+            return "/".join([*parts[:place], *parts[place + 1 :], ""])
+    return stem + "/"
 
-    def __init__(self, root: str, names: Sequence[str], encoding: str | None, account: Account) -> None:
+
+class CaptionFiles:
+    """The caption files of a folder: ``cat.txt``, ``cat.caption``, ``cat.json`` or ``cat.jpg.txt`` of ``cat.jpg``.
+
+    They are beside it, or in a folder called captions, texts and the like where the image is in images.
+    """
+
+    def __init__(
+        self, root: str, names: Sequence[str], images: Sequence[str], encoding: str | None, account: Account
+    ) -> None:
         self.root, self.encoding, self.account = root, encoding, account
+        stems = {posixpath.splitext(image)[0] for image in images}
+        self.images_of = Counter(normalise_name(_drop_folder(stem)) for stem in stems)
         self.by_stem: dict[str, list[str]] = {}
         for name in names:
-            self.by_stem.setdefault(normalise_name(posixpath.splitext(name)[0]), []).append(name)
+            stem = posixpath.splitext(name)[0]
+            for key in dict.fromkeys((stem, _drop_folder(stem))):
+                self.by_stem.setdefault(normalise_name(key), []).append(name)
         self.matched: set[str] = set()  # files that have an image, also those that another one is preferred to
         self.used: set[str] = set()
 
@@ -148,6 +174,10 @@ class CaptionFiles:
         stem = posixpath.splitext(image)[0]
         found = [name for key in dict.fromkeys((stem, image)) for name in self.by_stem.get(normalise_name(key), [])]
         exact = [name for name in found if posixpath.splitext(name)[0] in (stem, image)]
+        if not found:
+            key = normalise_name(_drop_folder(stem))
+            apart = self.by_stem.get(key, [])
+            found = apart if len(apart) == self.images_of[key] == 1 else []
         best = min(exact or found, key=lambda name: CAPTION_SUFFIXES.index(f".{get_extension(name)}"), default=None)
         self.matched.update(exact or found)
         return best
@@ -170,6 +200,4 @@ class CaptionFiles:
             return Captions([], f"{name}: not JSON ({error})")
         if not isinstance(described, dict):
             return Captions([], f"{name}: not a JSON object")
-        fields = {key.lower(): value for key, value in reversed(described.items())}
-        given = (read_captions(fields[key]) for key in CAPTION_NAMES if key in fields)
-        return next((captions for captions in given if captions != ([], None)), Captions([]))
+        return read_captions(find_caption(described))

@@ -135,10 +135,9 @@ def _match_captions(config: ListingConfig, root: str, files: FolderFiles, accoun
     for item in files.tables:
         if item.problem:
             raise UserError(f"listing.path {storage.join(root, item.name)}: {item.problem}; repair or remove it")
-    listed, lost = read_caption_tables(
-        config, root, [item.name for item in files.tables], [item.name for item in files.images], options
-    )
-    beside = CaptionFiles(root, [item.name for item in files.captions], config.encoding, account)
+    images = [item.name for item in files.images]
+    listed, lost = read_caption_tables(config, root, [item.name for item in files.tables], images, options)
+    beside = CaptionFiles(root, [item.name for item in files.captions], images, config.encoding, account)
     problems = {item.name: item.problem for item in files.captions if item.problem}
     rows = []
     for item in files.images:

@@ -19,8 +19,7 @@ from dataprep.io import storage
 from dataprep.io.errors import UserError
 from dataprep.io.parquet import ROOT_KEY
 from dataprep.listing.account import Account
-from dataprep.listing.captions import read_captions
-from dataprep.listing.column_names import CAPTION_NAMES
+from dataprep.listing.captions import find_caption
 from dataprep.listing.columns import FILE_HASH, add_reasons, normalise_columns, pick_column
 from dataprep.listing.config import ListingConfig
 from dataprep.listing.files import find_matching_files
@@ -179,10 +178,9 @@ def _read_caption(
             raise DecodingError(f".{given[0]} is not readable ({error}); set listing.encoding") from error
         if guessed:
             account.name("windows_1252", f"{relative}: {sample.name}.{given[0]}")
-        return text.strip()
-    fields = {name.lower(): value for name, value in reversed(described.items())}
-    values = [fields[name] for name in CAPTION_NAMES if name in fields]
-    return next((value for value in values if read_captions(value) != ([], None)), None)
+        if text.strip():
+            return text.strip()
+    return find_caption(described)
 
 
 def _build_table(rows: list[TarRow], file: str, relative: str, config: ListingConfig, account: Account) -> pa.Table:

@@ -135,3 +135,5 @@ def test_a_header_with_blanks_can_be_named_with_or_without_them(tmp_path: Path) 
         assert list_pairs(config) == [("http://a/1", "a")]
     with pytest.raises(UserError, match=r"has where, what; set listing\.url_column .*or put a line of column names"):
         list_pairs(table_config(tmp_path / "l.csv"))
+    (tmp_path / "l.csv").write_text("Image URL,Alt-Text\nhttp://a/1,a\n")
+    assert list_pairs(table_config(tmp_path / "l.csv")) == [("http://a/1", "a")]

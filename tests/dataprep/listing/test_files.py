@@ -103,6 +103,7 @@ def test_braces() -> None:
     assert expand_braces("{a,b}{1..3}") == ["a1", "a2", "a3", "b1", "b2", "b3"]
     assert expand_braces("x{08..11}") == ["x08", "x09", "x10", "x11"]
     assert expand_braces("{2..0}") == ["2", "1", "0"]
+    assert expand_braces("{00..04..2}") == ["00", "02", "04"]
     assert expand_braces("{x}") == ["{x}"]
     with pytest.raises(UserError, match="more than 1,000,000 files"):
         expand_braces("{0..9999999999}")

@@ -128,6 +128,8 @@ def test_the_json_calls_the_caption_as_tables_do(field: str, tmp_path: Path) -> 
     described = json.dumps({field: "a house", "n": 1}).encode()
     write_tar(tmp_path / "0.tar", [("a.jpg", IMAGE), ("a.json", described)])
     assert rows_of(tmp_path / "0.tar")["a"]["caption"] == "a house"
+    write_tar(tmp_path / "0.tar", [("a.jpg", IMAGE), ("a.txt", b" \n"), ("a.json", described)])
+    assert rows_of(tmp_path / "0.tar")["a"]["caption"] == "a house"
 
 
 @pytest.mark.parametrize(
