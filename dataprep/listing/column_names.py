@@ -10,7 +10,7 @@ from collections.abc import Iterable
 
 # Spellings in public lists (LAION URL/TEXT, CommonPool and COYO url/text, CC12M url/caption).
 URL_NAMES = ("url", "image_url", "img_url", "image", "link", "image_link", "img_link", "photo_url", "uri", "src")
-CAPTION_NAMES = ("caption", "text", "alt_text", "alt", "title", "description", "prompt")
+CAPTION_NAMES = ("caption", "captions", "text", "texts", "alt_text", "alt", "title", "description", "prompt")
 FILE_NAMES = ("file_name", "filename", "file", "path", "image")  # of a captions table in a folder of images
 
 

@@ -10,12 +10,14 @@ import json
 import posixpath
 import unicodedata
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple
 from urllib.parse import unquote
 
 from dataprep.images.formats import IMAGE_EXTENSIONS, UNREAD_EXTENSIONS
 from dataprep.io import storage
+from dataprep.io.errors import UserError
 from dataprep.listing.account import Account
 from dataprep.listing.captions import Captions, find_caption, read_captions
 from dataprep.listing.column_names import CAPTION_NAMES, FILE_NAMES
@@ -112,26 +114,45 @@ def read_caption_tables(
     index = ImageIndex(root, images)
     captions: dict[str, Captions] = {}
     lost: list[LostLine] = []
-    quiet = ReadOptions(options.encoding, options.quotes, options.columns, Account(log=options.account.log))
     for table in tables:
-        extension = ".csv" if table_extension(table) == ".txt" else None
-        for batch in read_batches(storage.join(root, table), quiet, extension):
-            names = batch.table.column_names
-            file_column = pick_column(table, names, None, FILE_NAMES, FILE_COLUMN)
-            others = [name for name in names if name != file_column]
-            column = pick_column(table, others, config.caption_column, CAPTION_NAMES, "caption_column")
-            values: Sequence[Any] = batch.values.get(column) or batch.table[column].to_pylist()
-            for named, value in zip(batch.table[file_column].to_pylist(), values, strict=True):
-                found = read_captions(value)
-                image, why = index.find(str(named), posixpath.dirname(table)) if named else (None, "no file is named")
-                if image is None:
-                    lost.append(LostLine(str(named or table), found, f"{table}: {why}"))
-                else:
-                    captions[image] = _add_captions(captions.get(image), found)
-    options.account.counts.update(quiet.account.counts)
-    for kind, shown in quiet.account.named.items():
-        options.account.named.setdefault(kind, []).extend(shown)
+        # Records of a table are counted by the rows that they make; several may belong to one image.
+        quiet = replace(options, account=Account(log=options.account.log))
+        try:
+            lines = list(_read_lines(config, root, table, quiet))
+        except UserError:
+            if _is_certain(table):
+                raise
+            options.account.name("other_files", table)
+            continue
+        for named, found in lines:
+            image, why = index.find(named, posixpath.dirname(table)) if named else (None, "no file is named")
+            if image is None:
+                lost.append(LostLine(named or table, found, f"{table}: {why}"))
+            else:
+                captions[image] = _add_captions(captions.get(image), found)
+        options.account.counts.update(quiet.account.counts)
+        for kind, shown in quiet.account.named.items():
+            options.account.named.setdefault(kind, []).extend(shown)
     return captions, lost
+
+
+def _is_certain(table: str) -> bool:
+    """Returns whether a file of this name can only be a captions table: labels.txt may be anything."""
+    stem = posixpath.basename(table).lower().partition(".")[0]
+    return stem != "labels" and table_extension(table) not in (".txt", ".json")
+
+
+def _read_lines(config: ListingConfig, root: str, table: str, options: ReadOptions) -> Iterator[tuple[str, Captions]]:
+    """Yields the file that each line of a captions table names, empty if it names none, and its captions."""
+    extension = ".csv" if table_extension(table) == ".txt" else None
+    for batch in read_batches(storage.join(root, table), options, extension):
+        names = batch.table.column_names
+        file_column = pick_column(table, names, None, FILE_NAMES, FILE_COLUMN)
+        others = [name for name in names if name != file_column]
+        column = pick_column(table, others, config.caption_column, CAPTION_NAMES, "caption_column")
+        values: Sequence[Any] = batch.values.get(column) or batch.table[column].to_pylist()
+        for named, value in zip(batch.table[file_column].to_pylist(), values, strict=True):
+            yield str(named) if named else "", read_captions(value)
 
 
 def _add_captions(before: Captions | None, more: Captions) -> Captions:

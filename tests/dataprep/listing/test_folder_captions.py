@@ -250,6 +250,13 @@ def test_a_captions_table_without_the_columns_is_an_error(tmp_path: Path) -> Non
         rows_of(tmp_path)
 
 
+@pytest.mark.parametrize("name", ["labels.txt", "metadata.json", "labels.csv", "Captions.txt"])
+def test_files_that_only_may_be_captions_tables_are_left_out(name: str, tmp_path: Path) -> None:
+    make(tmp_path, {"a.jpg": JPEG, "a.txt": "x", name: "cat\ndog\n"})
+    account = Account()
+    assert list(rows_of(tmp_path, account)) == ["a.jpg"] and account.named == {"other_files": [name]}
+
+
 def test_caption_folders_do_not_mix_up_subfolders(tmp_path: Path) -> None:
     files = {"images/1/a.jpg": JPEG, "images/2/a.jpg": JPEG, "captions/1/a.txt": "one", "captions/a.txt": "none"}
     make(tmp_path, files)
