@@ -42,15 +42,15 @@ def check_source(config: ListingConfig) -> list[str]:
     if first is None:
         raise UserError(f"listing.path {config.path}: no rows; give a source with at least one")
     if REASON in first.column_names and first[REASON].null_count == 0:
-        raise describe_unusable(config, first)
+        raise describe_unusable(config, first, first.num_rows)
     return [name for name in first.column_names if name not in (REASON, MESSAGE)]
 
 
-def describe_unusable(config: ListingConfig, rows: pa.Table) -> UserError:
-    """Returns the error for rows of which none has an image, with the first one's reason."""
+def describe_unusable(config: ListingConfig, rows: pa.Table, count: int) -> UserError:
+    """Returns the error for ``count`` rows of which none can have an image, with the reason of the first."""
     first = rows.slice(0, 1).to_pylist()[0]
     return UserError(
-        f"listing.path {config.path}: none of the {'first ' * (rows.num_rows > 1)}{rows.num_rows} rows can be used; "
+        f"listing.path {config.path}: none of the {count} rows read can be used; "
         f"{first['url'] or 'the first'}: {first[MESSAGE]}"
     )
 

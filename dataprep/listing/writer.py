@@ -60,7 +60,7 @@ class ListingWriter:
         if self.counts["rows"] == 0:
             raise UserError(f"listing.path {self.config.path}: no rows; give a source with at least one")
         if self.counts["usable"] == 0 and self.unusable is not None:
-            raise describe_unusable(self.config, self.unusable)
+            raise describe_unusable(self.config, self.unusable, self.counts["rows"])
 
     def _write(self, table: pa.Table) -> None:
         if REASON in table.column_names and table[REASON].null_count == table.num_rows:

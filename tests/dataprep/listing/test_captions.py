@@ -90,5 +90,5 @@ def test_a_row_without_url_says_so_and_is_not_taken_for_a_forgotten_one(tmp_path
 
 def test_a_list_of_which_no_row_can_be_used_is_refused(tmp_path: Path) -> None:
     (tmp_path / "l.jsonl").write_text('{"url": "http://a/1", "caption": {"en": "a"}}\n')
-    with pytest.raises(UserError, match=r"none of the 1 rows can be used; http://a/1: the caption is an object"):
+    with pytest.raises(UserError, match=r"none of the 1 rows read can be used; http://a/1: the caption is an object"):
         check_source(table_config(tmp_path / "l.jsonl"))

@@ -258,6 +258,11 @@ def test_files_that_only_may_be_captions_tables_are_left_out(name: str, tmp_path
 
 
 def test_caption_folders_do_not_mix_up_subfolders(tmp_path: Path) -> None:
-    files = {"images/1/a.jpg": JPEG, "images/2/a.jpg": JPEG, "captions/1/a.txt": "one", "captions/a.txt": "none"}
+    files: dict[str, str | bytes] = {
+        "images/1/a.jpg": JPEG,
+        "images/2/a.jpg": JPEG,
+        "captions/1/a.txt": "one",
+        "captions/a.txt": "none",
+    }
     make(tmp_path, files)
     assert captions_of(tmp_path) == {"images/1/a.jpg": "one", "images/2/a.jpg": "", "captions/a.txt": ""}

@@ -66,7 +66,7 @@ def test_a_mask_alone_is_no_image(tmp_path: Path) -> None:
     row = rows_of(tmp_path / "0.tar")["a"]
     assert row["reason"] == "incomplete" and "only seg.png, txt; set listing.image_member" in row["error_message"]
     write_tar(tmp_path / "1.tar", [("a.seg.png", MASK), ("a.txt", b"x")])
-    with pytest.raises(UserError, match=r"none of the 1 rows can be used; .*only seg\.png, txt"):
+    with pytest.raises(UserError, match=r"none of the 1 rows read can be used; .*only seg\.png, txt"):
         check_source(ListingConfig(source="webdataset", path=str(tmp_path / "1.tar")))
 
 
