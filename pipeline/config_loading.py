@@ -69,6 +69,11 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
     path = str(path)
     if not storage.exists(path):
         raise UserError(f"CONFIG={path}: no such file; give the path of a YAML config such as configs/demo.yaml")
+    fs, inner = storage.filesystem(path)
+    if fs.isdir(inner):
+        raise UserError(
+            f"CONFIG={path}: a folder; give the YAML file in it, such as {storage.join(path, 'config.yaml')}"
+        )
     tree = parse_yaml(storage.read_bytes(path), path)
     if not isinstance(tree, dict):
         raise UserError(f"{path}: a config is a mapping of sections, this is {type(tree).__name__}")

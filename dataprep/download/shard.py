@@ -12,7 +12,7 @@ import json
 import tarfile
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from pathlib import Path
 from tempfile import SpooledTemporaryFile
 from typing import IO, Any, NamedTuple
@@ -30,6 +30,7 @@ from dataprep.io import storage
 from dataprep.io.failure_reasons import REASONS, STATUSES, SUCCESS, TRANSIENT, FailedError
 from dataprep.io.keys import SAMPLE_DIGITS, sample_key, shard_name
 from dataprep.io.parquet import ROOT_KEY, read_table, write_table
+from dataprep.io.parquet_cells import CellReader, is_cell
 
 SPOOL = 64 << 20  # bytes of finished images kept in memory; the rest is on disk
 MEMBERS = 3  # tar members per sample
@@ -133,10 +134,9 @@ def _fetch_rows(
 ) -> dict[int, RowResult]:
     """Fetches and processes every row that is not in ``skip``; images go to ``spool`` in order of completion."""
     urls = {index: url or "" for index, url in enumerate(listing["url"].to_pylist()) if index not in skip}
-    found = {
-        index: RowResult(_build_failed_row("forgotten", "forgotten"), None) for index, url in urls.items() if not url
-    }
-    wanted = [index for index, url in urls.items() if url]
+    failed = _find_failed_rows(listing)
+    found = {index: RowResult(_build_failed_row(*why), None) for index, why in failed.items() if index in urls}
+    wanted = [index for index in urls if index not in failed]
 
     def store(place: int, done: tuple[dict[str, Any], bytes | None]) -> None:
         row, image = done
@@ -156,20 +156,32 @@ def _fetch_rows(
     return found
 
 
+def _find_failed_rows(listing: pa.Table) -> dict[int, tuple[str, str]]:
+    """Returns (reason, details) by index of the rows that the listing gives a reason, and of forgotten ones."""
+    failed = {index: ("forgotten", "forgotten") for index, url in enumerate(listing["url"].to_pylist()) if not url}
+    if "reason" in listing.column_names:
+        given = zip(listing["reason"].to_pylist(), listing["error_message"].to_pylist(), strict=True)
+        failed |= {index: (reason, text or "") for index, (reason, text) in enumerate(given) if reason is not None}
+    return failed
+
+
 def read_files(root: str, names: Iterable[str], config: FetchConfig) -> Iterator[Fetched]:
     """Reads files below the folder ``root``, with the limits and results of fetched URLs."""
-    for name in names:
-        if name.startswith("/") or ".." in name.split("/"):
-            yield Fetched(None, "file", "path leads out of the folder")
-            continue
-        path = storage.join(root, name)
-        try:
-            too_long = (storage.size(path) or 0) > config.max_bytes
-            body = b"" if too_long else storage.read_bytes(path)
-        except OSError as error:
-            yield Fetched(None, "file", f"file not readable: {type(error).__name__}")
-            continue
-        yield Fetched(None, "too_large", f"body above {config.max_bytes} bytes") if too_long else Fetched(body)
+    with closing(CellReader()) as cells:
+        for name in names:
+            if name.startswith("/") or ".." in name.split("/"):
+                yield Fetched(None, "file", "path leads out of the folder")
+                continue
+            path = storage.join(root, name)
+            try:
+                inside = cells.read(path) if is_cell(path) else None
+                size = storage.size(path) if inside is None else len(inside)
+                too_long = (size or 0) > config.max_bytes
+                body = b"" if too_long else storage.read_bytes(path) if inside is None else inside
+            except OSError as error:
+                yield Fetched(None, "file", f"file not readable: {type(error).__name__}")
+                continue
+            yield Fetched(None, "too_large", f"body above {config.max_bytes} bytes") if too_long else Fetched(body)
 
 
 def _build_failed_row(reason: str, text: str) -> dict[str, Any]:
@@ -219,6 +231,7 @@ def _write_tar(
             key = sample_key(shard_index, index)
             measured, place = found[index]
             row = {"key": key, "url": source.pop("url"), "caption": source.pop("caption")} | measured
+            source = {name: value for name, value in source.items() if name not in row}
             rows.append(row)
             if row["status"] != SUCCESS:
                 continue

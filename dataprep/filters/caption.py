@@ -105,7 +105,8 @@ class CaptionLength(RowFilter):
 
     def judge(self, rows: pa.Table) -> tuple[np.ndarray, str]:
         chars_N = read_floats(rows, "caption_chars")
-        return is_within(chars_N, self.least, self.most), f"{describe_outside(self.least, self.most)} characters"
+        why = f"{describe_outside(self.least, self.most)} characters (select.min_caption_chars, max_caption_chars)"
+        return is_within(chars_N, self.least, self.most), why
 
 
 class CaptionWordsKeys(Config):
@@ -148,7 +149,10 @@ class CaptionWords(RowFilter):
             words_N = np.array([len(caption.split()) for caption in rows["caption"].to_pylist()], np.float64)
         else:
             words_N = read_floats(rows, "caption_words")
-        return is_within(words_N, self.least, self.most), f"{describe_outside(self.least, self.most)} words"
+        why = f"{describe_outside(self.least, self.most)} words"
+        if self.least == 2:  # the default; labels of one word are a usual kind of caption
+            why += " (select.min_caption_words: 1 keeps captions of one word)"
+        return is_within(words_N, self.least, self.most), why
 
 
 class AlphaShareKeys(Config):

@@ -54,8 +54,14 @@ REASONS = {
     ),
     "robots_tag": FailureReason(NOT_FETCHED, False, "X-Robots-Tag opts the image out"),
     "tdm": FailureReason(NOT_FETCHED, False, "text and data mining is reserved by tdmrep.json or a header"),
-    # Files of a folder.
+    # Files of a folder or tar. The listing finds these before anything is fetched, except files that go missing later.
     "file": FailureReason(NOT_FETCHED, False, "a file of a folder that cannot be read, or lies outside the folder"),
+    "incomplete": FailureReason(
+        NOT_FETCHED, False, "half a pair: a sample, caption or line of a list without its image"
+    ),
+    "text": FailureReason(
+        NOT_FETCHED, False, "a caption or JSON that cannot be read: unknown encoding, broken, an object, not text"
+    ),
     # The image.
     "not_image": FailureReason(NOT_RESIZED, False, "not in a supported image format"),
     "truncated": FailureReason(NOT_RESIZED, False, "the file ends early"),

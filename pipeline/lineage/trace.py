@@ -160,7 +160,9 @@ def _describe_download(
     if row is None:
         return None
     facts = {
-        name: value for name, value in row.items() if name not in {"key", "url", "caption"} | listed - {"fingerprint"}
+        name: value
+        for name, value in row.items()
+        if name not in {"key", "url", "caption"} | listed - {"fingerprint", "reason", "error_message"}
     }
     found = _find_shard(artifacts, "download", shard)
     assert found is not None

@@ -12,6 +12,7 @@ from pipeline.store.run import Run
 HASHES_FILE = "sources.json"
 # Seconds since its last change after which a hash is cached: a file could change twice within one timestamp.
 MIN_FILE_AGE = 2.0
+UNREADABLE = "unreadable"
 
 
 class SourceHashes:
@@ -23,10 +24,19 @@ class SourceHashes:
         self.changed = False
 
     def hash_files(self, paths: Iterable[str]) -> dict[str, str]:
-        """Returns path -> sha256 in hex."""
+        """Returns path -> sha256 in hex, or `UNREADABLE` for a file that cannot be read, such as a dangling link.
+
+        A stage whose file it is says what that means for its rows.
+        """
         return {path: self._hash_file(path) for path in paths}
 
     def _hash_file(self, path: str) -> str:
+        try:
+            return self._hash_readable(path)
+        except OSError:
+            return UNREADABLE
+
+    def _hash_readable(self, path: str) -> str:
         identity = storage.identity(path)
         known = self.known.get(path)
         if known is not None and known["identity"] == identity:

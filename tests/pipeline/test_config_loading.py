@@ -92,6 +92,8 @@ def test_a_wrong_file_gives_one_line_that_helps(tmp_path: Path, text: str, words
         assert word in str(caught.value)
 
 
-def test_a_missing_file_is_named() -> None:
+def test_a_missing_file_and_a_folder_are_named(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"CONFIG=.*: a folder; give the YAML file in it"):
+        load_config(tmp_path)
     with pytest.raises(UserError, match=r"nowhere\.yaml: no such file"):
         load_config("nowhere.yaml")

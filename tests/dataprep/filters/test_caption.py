@@ -6,6 +6,7 @@ import pyarrow as pa
 import pytest
 
 from dataprep.filters.caption import BOILERPLATE_PATTERNS, Boilerplate
+from tests.helpers.selection import OFF, choose, row
 
 
 @pytest.mark.parametrize(
@@ -26,3 +27,11 @@ def test_boilerplate(caption: str) -> None:
 def test_not_boilerplate(caption: str) -> None:
     keep, _ = Boilerplate(BOILERPLATE_PATTERNS).judge(pa.table({"caption": [caption]}))
     assert keep.all()
+
+
+def test_the_funnel_says_which_key_keeps_labels_of_one_word() -> None:
+    config = OFF.model_copy(update={"min_caption_words": 2, "min_caption_chars": 5})
+    _, selection = choose([[row(0), row(1, caption="house", caption_words=1, caption_chars=5)]], config)
+    said = {step["filter"]: step["reason"] for step in selection.funnel}
+    assert said["caption_words"] == "not 2 to 256 words (select.min_caption_words: 1 keeps captions of one word)"
+    assert "select.min_caption_chars" in said["caption_chars"]

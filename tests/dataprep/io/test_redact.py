@@ -119,9 +119,10 @@ def test_a_redacted_listing_is_what_a_new_listing_would_be(tmp_path: Path) -> No
     config = ListingConfig(source="table", path=str(tmp_path / "list.csv"), rows_per_shard=4)
     for name in ("before", "after"):
         (tmp_path / name).mkdir()
-    assert write_listing(config, 0, tmp_path / "before") == {"rows": 9, "shards": 3}
+    expected = {"records": 9, "rows": 9, "shards": 3, "usable": 9}
+    assert write_listing(config, 0, tmp_path / "before") == expected
     counters = write_listing(config, 0, tmp_path / "after", frozenset({hash_url("http://a/5.jpg")}))
-    assert counters == {"rows": 9, "shards": 3, "forgotten": 1}
+    assert counters == {**expected, "forgotten": 1}
     redact_parquet(tmp_path / "before" / "00001.parquet", tmp_path / "redacted", 1, ["000010001"])
     assert (tmp_path / "redacted").read_bytes() == (tmp_path / "after" / "00001.parquet").read_bytes()
     assert read_table(tmp_path / "redacted", "listing").to_pylist()[1] == {"url": "", "caption": "", "license": None}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import multiprocessing
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -124,7 +125,8 @@ def test_images_on_s3_need_no_download(source: Any, s3: str, tmp_path: Path) -> 
             for file in sorted((tmp_path / "local").iterdir()):
                 tar.add(file, file.name)
         storage.publish(tmp_path / "0.tar", storage.join(where, "some", "0.tar"))
-    assert write_listing(ListingConfig(source=source, path=where), 0, tmp_path) == {"rows": 3, "shards": 1}
+    counters = write_listing(ListingConfig(source=source, path=where), 0, tmp_path)
+    assert counters == {"records": 3, "rows": 3, "shards": 1, "usable": 3}
     (tmp_path / "d").mkdir()
     counters = download_shard(tmp_path / "00000.parquet", 0, tmp_path / "d", DownloadConfig(image_size=32))
     assert counters["success"] == 3
@@ -164,3 +166,16 @@ def test_google_storage_goes_to_its_library(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setenv("STORAGE_EMULATOR_HOST", "http://127.0.0.1:9")  # no credentials are looked for
     fs, inner = storage.filesystem("gs://bucket/folder/file.parquet")
     assert isinstance(fs, gcsfs.GCSFileSystem) and inner == "bucket/folder/file.parquet"
+
+
+def test_lists_on_s3_and_images_inside_parquet(s3: str, tmp_path: Path) -> None:
+    text = "url,caption\n" + "".join(f'http://a/{row},"caption {row}"\n' for row in range(50_000))
+    storage.write_bytes(storage.join(s3, "lists", "1.csv"), text.encode())
+    storage.write_bytes(storage.join(s3, "lists", "2.csv.gz"), gzip.compress(text.encode()))
+    config = ListingConfig(source="table", path=storage.join(s3, "lists", "{1.csv,2.csv.gz}"))
+    assert sum(table.num_rows for table in list_rows(config, 0)) == 100_000
+    cells = [{"bytes": encoded(picture(row)), "path": f"{row}.png"} for row in range(5)]
+    pq.write_table(pa.table({"image": cells, "text": list("abcde")}), tmp_path / "0.parquet")
+    storage.publish(tmp_path / "0.parquet", storage.join(s3, "images", "0.parquet"))
+    write_listing(ListingConfig(source="table", path=storage.join(s3, "images")), 0, tmp_path)
+    assert download_shard(tmp_path / "00000.parquet", 0, tmp_path, DownloadConfig(image_size=32))["success"] == 5

@@ -128,12 +128,12 @@ def test_a_named_layout_wants_its_columns_and_types(tmp_path: Path) -> None:
     pq.write_table(pa.table({"link": ["http://a"], "text": ["one"]}), tmp_path / "other.parquet")
     pq.write_table(pa.table(LISTS["laion"] | {"punsafe": [[1]]}), tmp_path / "list.parquet")
     pq.write_table(pa.table(LISTS["laion"] | {"NSFW": [1]}), tmp_path / "label.parquet")
-    pq.write_table(pa.table(LISTS["laion"] | {"TEXT": [["one"]]}), tmp_path / "caption.parquet")
+    pq.write_table(pa.table(LISTS["laion"] | {"TEXT": [{"en": "one"}]}), tmp_path / "caption.parquet")
     cases = [
         ("other.parquet", "listing.url_column: none recognised"),
         ("list.parquet", "column punsafe: listed_unsafe is of type list.*not a number; set listing.layout"),
         ("label.parquet", "column NSFW: listed_nsfw is of type int64, not text"),
-        ("caption.parquet", "column 'TEXT' is of type list.*not text; name another"),
+        ("caption.parquet", "column 'TEXT' is of type struct.*not text; name another"),
     ]
     for name, message in cases:
         with pytest.raises(UserError, match=message):

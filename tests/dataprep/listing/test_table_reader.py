@@ -12,6 +12,7 @@ import pytest
 
 from dataprep.io.errors import UserError
 from dataprep.io.parquet import ROOT_KEY
+from dataprep.listing.account import Account
 from dataprep.listing.config import ListingConfig
 from dataprep.listing.sources import check_source, list_rows
 from dataprep.listing.writer import write_listing
@@ -100,8 +101,8 @@ def test_table_errors(tmp_path: Path) -> None:
         (table_config(broken(tmp_path / "list.parquet", b"not parquet")), "not readable as .parquet"),
         (table_config(broken(tmp_path / "list.csv.gz", b"not gzip")), "not readable as .csv"),
         (
-            table_config(broken(tmp_path / "latin.csv", "url,caption\nhttp://a,caf\xe9\n".encode("latin-1"))),
-            "not readable",
+            table_config(broken(tmp_path / "chinese.csv", "url,caption\nhttp://a,红色的猫\n".encode("gb18030"))),
+            "line 2 is not readable as UTF-8 or Windows-1252; set listing.encoding",
         ),
         (table_config(broken(tmp_path / "ragged.csv", b"url,caption\nhttp://a,b,c\n")), "not readable"),
         (table_config(broken(tmp_path / "bad.jsonl", b'{"url": "u", "text": "t"}\n{"url"\n')), "line 2 is not JSON"),
@@ -120,3 +121,33 @@ def test_table_errors(tmp_path: Path) -> None:
         assert "\n" not in str(caught.value)
     with pytest.raises(UserError, match="no rows"):
         write_listing(cases[-1][0], 0, tmp_path)
+
+
+def test_columns_whose_type_differs_between_files_become_text(tmp_path: Path) -> None:
+    kinds = [pa.int64(), pa.string(), pa.float64(), pa.list_(pa.int64()), pa.null()]
+    values = [[1, None], ["two", None], [2.5, None], [[1, 2], None], [None, None]]
+    for number, (kind, cells) in enumerate(zip(kinds, values, strict=True)):
+        urls = [f"http://a/{number}/{row}" for row in range(2)]
+        table = pa.table({"url": urls, "caption": ["a", "b"], "n": pa.array(cells, kind), "w": [number, 0.5]})
+        (tmp_path / "set").mkdir(exist_ok=True)
+        pq.write_table(table, tmp_path / "set" / f"{number}.parquet")
+    (tmp_path / "out").mkdir()
+    config = table_config(tmp_path / "set", rows_per_shard=3)
+    assert write_listing(config, 0, tmp_path / "out")["rows"] == 10
+    shards = [pq.read_table(tmp_path / "out" / f"0000{shard}.parquet") for shard in range(4)]
+    assert {str(shard.schema.field("n").type) for shard in shards} == {"string"}
+    assert [text for shard in shards for text in shard["n"].to_pylist() if text] == ["1", "two", "2.5", "[1, 2]"]
+    (tmp_path / "set" / "5.csv").write_text("url,caption,w\nhttp://a/5,a,wide\n")
+    mixed = table_config(tmp_path / "set", rows_per_shard=100)
+    write_listing(mixed, 0, tmp_path / "out")
+    assert pq.read_table(tmp_path / "out" / "00000.parquet")["w"].to_pylist()[-1] == "wide"
+
+
+def test_bytes_are_base64_or_left_out_and_said(tmp_path: Path) -> None:
+    nested = pa.array([[b"\xff"]], pa.list_(pa.binary()))
+    columns = {"url": ["http://a/1"], "caption": ["a"], "hash": pa.array([b"\xff\0"]), "more": nested}
+    pq.write_table(pa.table(columns), tmp_path / "l.parquet")
+    account = Account()
+    (table,) = list_rows(table_config(tmp_path / "l.parquet"), 0, account=account)
+    assert table.to_pylist() == [{"url": "http://a/1", "caption": "a", "hash": "/wA="}]
+    assert account.named == {"columns": [f"{tmp_path / 'l.parquet'}: more"]}

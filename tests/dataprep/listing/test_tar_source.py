@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import io
 import json
-import tarfile
 from pathlib import Path
 from typing import Any
 
@@ -21,18 +19,9 @@ from dataprep.listing.config import ListingConfig
 from dataprep.listing.sources import check_source, find_source_files, list_rows
 from dataprep.listing.writer import write_listing
 from tests.helpers.images import encoded, picture
+from tests.helpers.tars import write_tar
 
 Files = list[tuple[str, bytes]]
-
-
-def write_tar(path: Path, files: Files, mode: str = "w") -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tarfile.open(path, mode) as tar:  # type: ignore[call-overload]
-        for name, data in files:
-            member = tarfile.TarInfo(name)
-            member.size = len(data)
-            tar.addfile(member, io.BytesIO(data))
-    return path
 
 
 def sample(key: str, image: bytes | None = None, text: str | None = "a house", **described: Any) -> Files:
@@ -43,7 +32,8 @@ def sample(key: str, image: bytes | None = None, text: str | None = "a house", *
 
 @pytest.fixture
 def tars(tmp_path: Path) -> Path:
-    """Two tars in two folders: three valid samples, one without an image, one with a broken image."""
+    """Two tars in two folders: two valid samples, one without an image, one with a broken image, and one whose
+    extensions are v2.png and v2.txt, which are no image and no caption unless the config says so."""
     folder = tmp_path / "set"
     first = sample("000", encoded(picture(0)), "one", url="http://a/0", punsafe=0.25, width=5)
     first += sample("001", None, "no picture", url="http://a/1")
@@ -59,7 +49,7 @@ def test_samples_become_rows(tars: Path) -> None:
     assert find_source_files(config) == [str(tars / "00001.tar"), str(tars / "a" / "00000.tar")]
     tables = list(list_rows(config, 0))
     rows = [row for table in tables for row in table.to_pylist()]
-    assert [row["caption"] for row in rows] == ["from json", "broken", "four", "one", "no picture"]
+    assert [row["caption"] for row in rows] == ["from json", "broken", "", "one", "no picture"]
     assert [row["member"] for row in rows] == ["x/002", "x/003", "x/004", "000", "001"]
     assert rows[0]["source_url"] == "http://a/2" and rows[3]["source_url"] == "http://a/0"
     assert rows[3]["listed_unsafe"] == 0.25 and rows[3]["listed_width"] == 5.0
@@ -70,16 +60,25 @@ def test_samples_become_rows(tars: Path) -> None:
 def test_tar_images_are_decoded_like_fetched_ones(tars: Path, tmp_path: Path) -> None:
     config = ListingConfig(source="webdataset", path=str(tars / "**" / "*.tar"))
     (tmp_path / "l").mkdir()
-    assert write_listing(config, 0, tmp_path / "l") == {"rows": 5, "shards": 1}
+    counters = write_listing(config, 0, tmp_path / "l")
+    assert counters == {
+        "records": 5,
+        "rows": 5,
+        "shards": 1,
+        "usable": 3,
+        "reason_incomplete": 2,
+        "other_files": 1,
+        "other_images": 1,
+    }
     download_shard(tmp_path / "l" / "00000.parquet", 0, tmp_path, DownloadConfig(encode_format="png", encode_quality=3))
     rows = {row["member"]: row for row in read_table(tmp_path / "00000.parquet", "download").to_pylist()}
     statuses = {name: row["status"] == "success" for name, row in rows.items()}
-    assert statuses == {"x/002": True, "x/003": False, "x/004": True, "000": True, "001": False}
+    assert statuses == {"x/002": True, "x/003": False, "x/004": False, "000": True, "001": False}
     assert all(rows[name]["error_message"] for name, good in statuses.items() if not good)
     assert (rows["x/002"]["original_width"], rows["x/002"]["original_height"]) == (120, 60)
     annotate_shard(tmp_path / "00000.tar", tmp_path / "00000.parquet", tmp_path / "a.parquet", AnnotateConfig())
     annotated = read_table(tmp_path / "a.parquet", "annotations").to_pylist()
-    assert sum(row["ok"] for row in annotated) == 3
+    assert sum(row["ok"] for row in annotated) == 2
 
 
 def test_pixels_come_through_unchanged(tmp_path: Path) -> None:

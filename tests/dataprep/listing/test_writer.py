@@ -15,7 +15,8 @@ from tests.helpers.lists import ROWS, table_config, write_csv
 def test_shards_and_limit(tmp_path: Path) -> None:
     config = table_config(write_csv(tmp_path / "list.csv"), rows_per_shard=2, limit=3)
     (tmp_path / "out").mkdir()
-    assert write_listing(config, 0, tmp_path / "out") == {"rows": 3, "shards": 2}
+    counters = {"records": 5, "rows": 3, "shards": 2, "usable": 3, "beyond_limit": 2}
+    assert write_listing(config, 0, tmp_path / "out") == counters
     shards = [read_table(tmp_path / "out" / shard_name(index, "parquet"), "listing") for index in range(2)]
     assert [shard.num_rows for shard in shards] == [2, 1]
     assert pa.concat_tables(shards)["url"].to_pylist() == [url for url, _ in ROWS[:3]]

@@ -28,7 +28,8 @@ def test_later_runs_do_not_bring_samples_back(run: Path, finished_run: Made, tmp
         file.write(f"http://{HOST}/{VICTIM:02d}.jpg?again,another caption,,\n")
     (tmp_path / "listing").mkdir()
     config = ListingConfig(source="table", path=str(tmp_path / "list.csv"), rows_per_shard=5)
-    assert write_listing(config, 0, tmp_path / "listing", forgotten.urls) == {"rows": 14, "shards": 3, "forgotten": 2}
+    counters = write_listing(config, 0, tmp_path / "listing", forgotten.urls)
+    assert counters == {"records": 14, "rows": 14, "shards": 3, "usable": 14, "forgotten": 2}
     fetch = DownloadConfig(fetch=FetchConfig(retries=0, allow_private_addresses=True), image_size=64)
     requests: list[str] = []
     (tmp_path / "download").mkdir()
@@ -72,7 +73,8 @@ def test_a_run_after_forgetting_reuses_the_redacted_shards(tmp_path: Path) -> No
         ("download", 3, 3),
         ("annotate", 1, 3),
     ]
-    assert after["listing"].manifest.counters == {"rows": 13, "shards": 3, "forgotten": 2}
+    counters = {"records": 13, "rows": 13, "shards": 3, "usable": 13, "forgotten": 2}
+    assert after["listing"].manifest.counters == counters
     rows = [row for path in after["annotate"].files() for row in read_table(path, "annotations").to_pylist()]
     gone = {row["key"] for row in rows if row["caption"] == ""}
     assert gone == {"000010002", "000020001"}

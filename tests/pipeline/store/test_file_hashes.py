@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from dataprep.io import storage
-from pipeline.store.file_hashes import SourceHashes
+from pipeline.store.file_hashes import UNREADABLE, SourceHashes
 from pipeline.store.run import Run
 
 
@@ -35,3 +35,11 @@ def test_a_source_is_hashed_once_until_it_changes(tmp_path: Path, monkeypatch: p
     assert len(read) == 3
     path.write_text("two")
     assert SourceHashes(run).hash_files([str(path)]) != first
+
+
+def test_a_source_that_cannot_be_read_changes_when_it_can(tmp_path: Path) -> None:
+    (tmp_path / "a.jpg").symlink_to("later.jpg")
+    path, run = str(tmp_path / "a.jpg"), Run(str(tmp_path / "run"))
+    assert SourceHashes(run).hash_files([path]) == {path: UNREADABLE}
+    (tmp_path / "later.jpg").touch()
+    assert SourceHashes(run).hash_files([path])[path] != UNREADABLE
