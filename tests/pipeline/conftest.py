@@ -10,9 +10,9 @@ from dataprep.io import storage
 from tests.helpers.runs import ROWS, Made, make_run, serve, write_list
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def local_ray() -> Iterator[None]:
-    """A local Ray with two CPUs; ends with the module, since the job tests start clusters of their own."""
+    """A local Ray with two CPUs, one per test process: its worker processes stay warm from test to test."""
     import ray
 
     from pipeline.runtime.config import ClusterConfig
