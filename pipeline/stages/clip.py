@@ -20,6 +20,7 @@ from pipeline.stages.pack import PackWorker
 from pipeline.stages.text_encoder import encoder_location
 from pipeline.store.artifact import Artifact, Manifest
 from pipeline.store.fingerprint import hash_json
+from train.models.end_token import check_tokenizer
 from train.tasks.clip_config import ClipTrainingConfig
 
 if TYPE_CHECKING:
@@ -63,9 +64,14 @@ class ClipInputs(StageInputs):
 
 
 def list_sources(config: RunConfig) -> list[str]:
-    """Returns the local files of an existing CLIP, checked; none for a pretrained tag or one trained here."""
+    """Returns the local files of an existing CLIP, checked; none for a pretrained tag or one trained here.
+
+    One trained here takes the tokenizer of the encoder, which is checked too if it is a folder.
+    """
     clip = config.clip
     if clip.model is None:
+        if config.encoder.model is not None and Path(config.encoder.model).is_dir():
+            check_tokenizer(config.encoder.model)
         return []
     from eval.clip.scorer import check_spec
 

@@ -49,7 +49,7 @@ def read_weights(run: Run, name: str) -> dict[str, torch.Tensor]:
     return load_file(Path(run.stage_folder("train.toy", name)) / "export/weights.safetensors")
 
 
-CONSTANT = {"schedule": "constant"}
+CONSTANT: dict[str, Any] = {"schedule": "constant"}
 
 
 @pytest.mark.parametrize("stop", [None, 16], ids=["finished", "killed"])
