@@ -25,7 +25,7 @@ from typing import Any
 import fsspec
 
 from dataprep.io.errors import UserError
-from dataprep.io.text_lines import split_lines
+from dataprep.io.plain_text import split_lines
 
 CHUNK = 1 << 20
 OBJECT_STORES = ("s3://", "s3a://", "gs://", "gcs://")

@@ -17,7 +17,7 @@ from PIL import Image
 
 from dataprep.io import storage
 from dataprep.io.errors import UserError
-from dataprep.io.text_lines import split_lines
+from dataprep.io.plain_text import split_lines
 from eval.sampling.cascade import Cascade
 from eval.sampling.options import SamplingOptions
 from eval.sampling.png_metadata import save_png

@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 
 from dataprep.io.errors import UserError
-from dataprep.io.storage import exists, read_bytes
-from dataprep.io.text_lines import split_lines
+from dataprep.io.inputs import read_input
+from dataprep.io.plain_text import split_lines
 from dataprep.io.wording import count_of
 from dataprep.synthetic.grammar import parse_caption
 from eval.sampling.prompts import EvalPrompt, clean_prompt
@@ -110,12 +110,9 @@ def _read_text(path: str) -> Iterator[Row]:
 
 
 def _decode(path: str, wanted: str) -> str:
-    if not exists(path):
-        raise UserError(f"prompts {path}: no such file; give {wanted}")
+    data = read_input(path, "prompts", f"give {wanted}")
     try:
-        return read_bytes(path).decode("utf-8-sig")
-    except IsADirectoryError as error:
-        raise UserError(f"prompts {path}: a folder; give {wanted}") from error
+        return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise UserError(f"prompts {path}: not UTF-8 at byte {error.start}; save it as UTF-8") from error
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from dataprep.io.errors import UserError
+from dataprep.io.plain_text import check_text
 from dataprep.synthetic.grammar import Claim, render_caption, sample_claim
 
 SPLITS = ("seen", "heldout")
@@ -48,21 +48,6 @@ def clean_prompt(prompt: str, where: str = "prompt") -> str:
     Raises UserError, naming ``where``, for what is no text; see `check_text`.
     """
     return check_text(prompt, where).strip()
-
-
-def check_text(text: str, where: str) -> str:
-    """Returns ``text``.
-
-    Raises UserError, naming ``where``, for half a character (bytes that are not UTF-8 on a command line, a lone
-    surrogate in JSON) and for NUL, which a text in UTF-16 is full of.
-    """
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        raise UserError(f"{where} {text[:40]!a}: not UTF-8 at character {error.start}; write it in UTF-8") from error
-    if "\0" in text:
-        raise UserError(f"{where} {text[:40]!a}: has a NUL character; is it UTF-16? write it in UTF-8")
-    return text
 
 
 def hash_prompt(prompt: str) -> int:

@@ -10,13 +10,14 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import yaml
 from PIL import Image
 
 from dataprep.io import storage
 from dataprep.io.errors import UserError
 from dataprep.io.outputs import check_output_file, check_output_folder
+from dataprep.io.plain_text import check_text
 from dataprep.io.wording import count_of
+from dataprep.io.yaml_text import parse_yaml
 from eval.sampling import image_editing
 from eval.sampling.batch_folder import sample_folder
 from eval.sampling.cascade import Cascade
@@ -24,7 +25,7 @@ from eval.sampling.config import CASCADE_FILE, CascadeConfig
 from eval.sampling.options import SamplingOptions, SettingChanges, SettingValue, Size
 from eval.sampling.png_metadata import is_ours, save_png
 from eval.sampling.prompt_files import read_prompt_file
-from eval.sampling.prompts import check_text, clean_prompt
+from eval.sampling.prompts import clean_prompt
 from eval.sampling.user_images import read_image, read_mask_image
 from pipeline.config import run_config_type
 from pipeline.stages.clip import read_clip_spec
@@ -112,7 +113,7 @@ def _sample_into_files(cascade: Cascade, request: SampleRequest, options: Sampli
     samples = cascade.sample(request.prompts, options)
     out = request.out
     out.parent.mkdir(parents=True, exist_ok=True)
-    samples = replace(samples, making={**samples.making, "run": folder})
+    samples = replace(samples, making={**samples.making, "run": folder.encode(errors="backslashreplace").decode()})
     names = name_files(out, len(samples.images))
     if not names:
         return [save_png(out, samples.images[0], samples.info(0))]
@@ -144,10 +145,8 @@ def _apply_assignments(changes: SettingChanges, assignments: Sequence[str]) -> S
         stage, dot, key = name.rpartition(".")
         if not equals or not key:
             raise UserError(f"--set {assignment}: give KEY=VALUE or STAGE.KEY=VALUE, such as base.guidance=2")
-        try:
-            value = yaml.safe_load(text)
-        except yaml.YAMLError as error:
-            raise UserError(f"--set {assignment}: {text!r} is no value") from error
+        if (value := parse_yaml(text, f"--set {assignment}")) is None:
+            raise UserError(f"--set {assignment}: {text!r} is no value; give one, such as base.guidance=2")
         if not dot:
             found[key] = value
         elif isinstance(before := found.get(key, {}), Mapping):

@@ -32,8 +32,8 @@ from dataprep.images.resize import resize_square
 from dataprep.io.errors import UserError
 from dataprep.io.model_imports import declare_torchvision_operators
 from dataprep.io.outputs import check_output_file
+from dataprep.io.yaml_text import parse_yaml
 from pipeline.config import RunConfig
-from pipeline.config_loading import parse_yaml
 from pipeline.planner.catalog import Machine
 from pipeline.planner.encoders import VOCABULARY, estimate_clip_cost, estimate_text_cost
 from pipeline.planner.network import make_step_inputs

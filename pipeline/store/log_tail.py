@@ -6,7 +6,7 @@ import json
 from typing import Any
 
 from dataprep.io import storage
-from dataprep.io.text_lines import split_lines
+from dataprep.io.plain_text import split_lines
 
 TAIL_BYTES = 1 << 16  # enough to hold the last row
 

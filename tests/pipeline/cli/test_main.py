@@ -207,3 +207,20 @@ def test_an_output_that_cannot_be_written_is_named_first(
     (tmp_path / "file").write_bytes(b"")
     words = [word.replace("{tmp}", str(tmp_path)) for word in words]
     assert words[-1] in fails(capsys, *words)
+
+
+@pytest.mark.parametrize(
+    "words", [["run"], ["plan"], ["calibrate"], ["plan", SMOKE, "--machines"], ["compare", "--count"]]
+)
+def test_a_folder_where_a_file_is_wanted_is_named(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, words: list[str]
+) -> None:
+    assert f"={tmp_path}: is a folder" in fails(capsys, *words, str(tmp_path))
+
+
+@pytest.mark.parametrize("command", ["status", "sample", "report", "verify", "export"])
+def test_a_config_where_a_run_is_wanted_is_named(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, command: str
+) -> None:
+    more = {"sample": ["a cat", "--out", f"{tmp_path}/x.png"], "export": [f"{tmp_path}/x"]}.get(command, [])
+    assert "not a run (run.json is missing)" in fails(capsys, command, SMOKE, *more)
