@@ -23,10 +23,10 @@ def load_tokenizer(path_or_name: str) -> Any:
 
     Raises UserError where there is none, or one that does not end a text with a token.
     """
-    from transformers import AutoTokenizer
+    from dataprep.io.model_imports import import_transformers
 
     try:
-        tokenizer = AutoTokenizer.from_pretrained(path_or_name)
+        tokenizer = import_transformers().AutoTokenizer.from_pretrained(path_or_name)
     except (OSError, ValueError) as error:
         raise UserError(f"clip.train: no tokenizer in {path_or_name!r}; give the text encoder's folder") from error
     end = find_end_token(lambda text: tokenizer(text)["input_ids"])
