@@ -14,7 +14,7 @@ from dataprep.io.keys import shard_name
 from dataprep.pack_config import PackConfig
 from pipeline.runtime.context import Context
 from pipeline.runtime.training_stage import train_on_cluster
-from pipeline.stages.base import Learning, Placement, Rows, StageConfig, StageInputs, StageType, config_key
+from pipeline.stages.base import Learning, Placement, RowBalance, Rows, StageConfig, StageInputs, StageType, config_key
 from pipeline.stages.model_files import EXPORT, MODEL_FILE, list_model_files, resolve_model_name
 from pipeline.stages.pack import PackWorker
 from pipeline.stages.text_encoder import encoder_location
@@ -151,5 +151,6 @@ STAGE = StageType(
     sources=list_sources,
     kind="model",
     counter="parameters",
+    balance=RowBalance(rows="pairs", equal={"pairs": "download.success"}),
     learned=describe_learning,
 )

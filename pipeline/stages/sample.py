@@ -15,7 +15,7 @@ from eval.sampling.prompt_files import read_prompts, read_protocol
 from eval.sampling.prompts import EvalPrompt, clean_prompt, scene_prompts
 from pipeline.runtime.context import Context
 from pipeline.runtime.shard_worker import ShardTask
-from pipeline.stages.base import Placement, StageConfig, StageInputs, StageType, always, config_key
+from pipeline.stages.base import Placement, RowBalance, StageConfig, StageInputs, StageType, always, config_key
 from pipeline.stages.clip import ClipSpec, read_clip_spec
 from pipeline.stages.trained_cascade import build_cascade, trained_cascade
 from pipeline.store.artifact import Artifact, Shard
@@ -205,4 +205,5 @@ STAGE = StageType(
     sources=list_sources,
     kind="evaluation",
     counter="images",
+    balance=RowBalance(rows="images", written="images"),
 )
