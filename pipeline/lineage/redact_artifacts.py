@@ -45,7 +45,8 @@ def redact_folder(run: Run, folder: StageFolder, keys: set[str], dry_run: bool) 
             gone += (output.rows or 0) - (described.rows or 0)
     if new:
         gone += artifact.manifest.counters.get(FORGOTTEN_ROWS, 0)
-        redacted = artifact.replace_outputs(new, redacted=len(keys), **({FORGOTTEN_ROWS: gone} if gone else {}))
+        counters = {"redacted": len(keys)} | ({FORGOTTEN_ROWS: gone} if gone else {})
+        redacted = artifact.replace_outputs(new, (), **counters)
         if folder.stage == "download":
             _update_input_hashes(run, redacted)
     return row_count, file_count
