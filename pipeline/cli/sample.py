@@ -10,6 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from dataprep.io.errors import UserError
+from dataprep.io.garbage import postpone_collection
 from dataprep.io.seeds import MAX_SEED
 from pipeline.cli.options import AsJson, RunFolder, complete_run, print_json
 
@@ -60,8 +61,9 @@ def sample_images(
     """Generate images from prompts. Also edits, inpaints and upscales an image."""
     # Read when torch is imported. Threads that spin while they wait multiply the CPU time of a small cascade.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
-    from eval.sampling.options import SamplingOptions
-    from pipeline.inference.sample import SampleRequest, sample_run
+    with postpone_collection():
+        from eval.sampling.options import SamplingOptions
+        from pipeline.inference.sample import SampleRequest, sample_run
 
     if not prompt and prompts_file is None:
         raise UserError("PROMPT is missing; say what the image shows, or name a --prompts-file")

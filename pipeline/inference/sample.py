@@ -14,6 +14,7 @@ from PIL import Image
 
 from dataprep.io import storage
 from dataprep.io.errors import UserError
+from dataprep.io.garbage import postpone_collection
 from dataprep.io.outputs import check_output_file, check_output_folder
 from dataprep.io.plain_text import check_text
 from dataprep.io.wording import count_of
@@ -87,7 +88,8 @@ def sample_run(folder: str, request: SampleRequest) -> list[Path]:
         mask=read_mask_image("--mask", request.mask),
     )
     check_folder(request) if many else check_files(request)
-    cascade = load_cascade(folder, request.device, request.watermark)
+    with postpone_collection():
+        cascade = load_cascade(folder, request.device, request.watermark)
     options = replace(options, size=_parse_size(cascade, request))
     # One warning per prompt, each as a line of its own.
     with warnings.catch_warnings(record=True) as told:
