@@ -129,7 +129,7 @@ def run_bare_loop(step: Callable[[Tensor, float], None], model: Callable[..., An
     for number in range(STEPS):
         batch = data.batch(number)
         loss, _ = task.loss(model, batch, SampleRandom(0, number, batch["index"].tolist()))
-        step(loss, learning_rate_at(number, config.learning_rate, 5, STEPS, "cosine"))
+        step(loss, learning_rate_at(number, config.learning_rate, 5, STEPS))
 
 
 def run_torch(task: TimedTask) -> None:

@@ -60,7 +60,7 @@ def annotate_shard(
     """Measures one download shard and writes its annotations.
 
     Returns:
-        Counters: rows, ok.
+        Counters: rows, ok, without_image; the latter two add up to the rows.
 
     Raises:
         ValueError: tar and Parquet do not belong together, or an image has more than ``max_pixels``.
@@ -80,7 +80,8 @@ def annotate_shard(
             measured |= {"width": width, "height": height, "aspect": max(width, height) / min(width, height)}
         annotated.append(measured | {"key": row["key"], "ok": row["status"] == "success", "sha256": row["sha256"]})
     write_table(pa.Table.from_pylist(annotated, schema=ANNOTATIONS), out_path, "annotations")
-    return {"rows": len(annotated), "ok": sum(row["ok"] for row in annotated)}
+    measured_rows = sum(row["ok"] for row in annotated)
+    return {"rows": len(annotated), "ok": measured_rows, "without_image": len(annotated) - measured_rows}
 
 
 def _measure_image(data: bytes, max_pixels: int) -> dict[str, Any]:

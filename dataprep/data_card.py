@@ -18,6 +18,7 @@ import pyarrow.parquet as pq
 from dataprep.data_card_config import CardConfig
 from dataprep.io.failure_reasons import FORGOTTEN
 from dataprep.io.markdown import format_table
+from dataprep.io.wording import count_of
 
 # Column names of licences in public lists, case-insensitive.
 LICENCE_NAMES = ("license", "licence", "license_name", "license_url", "rights")
@@ -116,7 +117,7 @@ def render_card(
     lines = [f"# Data card{': ' + about['title'] if about['title'] else ''}", ""]
     lines += [about["notes"], ""] if about["notes"] else []
     lines += [
-        f"{facts['kept']:,} image-caption pairs kept of {facts['rows']:,} rows.",
+        f"{count_of(facts['kept'], 'image-caption pair')} kept of {count_of(facts['rows'], 'row')}.",
         "",
         *_render_section("Source", source.items(), "key", "value"),
         *_render_section("Download", facts["statuses"].items(), "status", "rows"),

@@ -48,7 +48,7 @@ def pack_shard(
     that has an image, as split "train".
 
     Returns:
-        Counters: rows, validation.
+        Counters: rows, train, validation.
 
     Raises:
         UserError: a column of ``config.captions`` is missing.
@@ -77,7 +77,8 @@ def pack_shard(
     schema = _build_schema(config)
     table = pa.table({name: [row[name] for row in rows] for name in schema.names}, schema=schema)
     write_pack(table, out_path, config)
-    return {"rows": table.num_rows, "validation": sum(row["split"] == VALIDATION for row in rows)}
+    validation = sum(row["split"] == VALIDATION for row in rows)
+    return {"rows": table.num_rows, "train": table.num_rows - validation, "validation": validation}
 
 
 def write_pack(table: pa.Table, path: str | Path, config: PackConfig) -> None:

@@ -17,6 +17,7 @@ from dataprep.data_card_config import CardConfig
 from dataprep.download.config import DownloadConfig
 from dataprep.filters.config import SelectConfig
 from dataprep.io.config import Config
+from dataprep.io.seeds import MAX_SEED
 from dataprep.listing.config import ListingConfig
 from dataprep.pack_config import PackConfig
 from dataprep.text.config import EmbedConfig
@@ -35,7 +36,7 @@ class RunConfig(Config):
     """Everything that a run is made of."""
 
     run: str = Field(description="the run folder: a path, s3://... or gs://...")
-    seed: int = Field(0, ge=0, description="the seed from which all randomness derives")
+    seed: int = Field(0, ge=0, le=MAX_SEED, description="the seed from which all randomness derives")
     listing: ListingConfig
     download: DownloadConfig = DownloadConfig()
     annotate: AnnotateConfig = AnnotateConfig()

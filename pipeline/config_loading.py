@@ -3,57 +3,20 @@
 from __future__ import annotations
 
 import difflib
-import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, get_args
+from types import UnionType
+from typing import Any, Literal, get_args, get_origin
 
-import yaml
 from pydantic import BaseModel, ValidationError
 
-from dataprep.io import storage
 from dataprep.io.errors import UserError
+from dataprep.io.inputs import read_input
+from dataprep.io.plain_text import check_text
+from dataprep.io.yaml_text import parse_yaml
 from pipeline.config import RunConfig, run_config_type
 
-MERGE_TAG = "tag:yaml.org,2002:merge"
-FLOAT_TAG, INTEGER_TAG = "tag:yaml.org,2002:float", "tag:yaml.org,2002:int"
-
-
-class _YamlLoader(yaml.SafeLoader):
-    """YAML with the floats (1e-3 is one) and integers (4:3 is none) of YAML 1.2, and without duplicate keys."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen: list[Any] = []  # keys need not be hashable here: the base class refuses those
-        for key_node, _ in node.value:
-            if key_node.tag == MERGE_TAG:
-                continue
-            key = self.construct_object(key_node, deep=True)
-            if key in seen:
-                raise UserError(f"{key}: given twice (line {key_node.start_mark.line + 1}); keep one")
-            seen.append(key)
-        return super().construct_mapping(node, deep)
-
-
-_YamlLoader.yaml_implicit_resolvers = {
-    first: [(tag, pattern) for tag, pattern in resolvers if tag != INTEGER_TAG]
-    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
-}
-_YamlLoader.add_implicit_resolver(
-    INTEGER_TAG, re.compile(r"^(0|[-+]?[1-9][0-9_]*|0x[0-9a-fA-F_]+)$"), list("-+0123456789")
-)
-_YamlLoader.add_implicit_resolver(
-    FLOAT_TAG, re.compile(r"^[-+]?[0-9][0-9_]*(\.[0-9]*)?[eE][-+]?[0-9]+$"), list("-+0123456789")
-)
-
-
-def parse_yaml(text: str | bytes, name: str) -> Any:
-    """Returns the value of a YAML text; raises UserError with ``name`` and the line if it is not valid YAML."""
-    try:
-        return yaml.load(text, Loader=_YamlLoader)
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        line = f" line {mark.line + 1}" if mark else ""
-        raise UserError(f"{name}{line}: not valid YAML ({getattr(error, 'problem', None) or error})") from error
+NULLS = ("", "~", "null", "Null", "NULL")
 
 
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
@@ -61,28 +24,50 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
 
     Args:
         path: the file.
-        overrides: ``key.path=value`` each; the values are YAML and replace those of the file.
+        overrides: ``key.path=value`` each; the values replace those of the file. They are YAML, but for a key that
+            takes a text, where only quotes and null have a meaning: ``card.title=#1 set``.
 
     Raises:
         UserError: the file is missing or not a YAML mapping, or the first invalid key, with its value and the remedy.
     """
-    path = str(path)
-    if not storage.exists(path):
-        raise UserError(f"CONFIG={path}: no such file; give the path of a YAML config such as configs/demo.yaml")
-    fs, inner = storage.filesystem(path)
-    if fs.isdir(inner):
-        raise UserError(
-            f"CONFIG={path}: a folder; give the YAML file in it, such as {storage.join(path, 'config.yaml')}"
-        )
-    tree = parse_yaml(storage.read_bytes(path), path)
+    path = check_text(str(path), "CONFIG")
+    tree = parse_yaml(read_input(path, "CONFIG", "give the path of a YAML config such as configs/demo.yaml"), path)
     if not isinstance(tree, dict):
         raise UserError(f"{path}: a config is a mapping of sections, this is {type(tree).__name__}")
     for override in overrides:
-        key, equals, value = override.partition("=")
+        key, equals, value = check_text(override, "override").partition("=")
         if not equals or not key:
             raise UserError(f"{override!r}: an override is key=value, such as clip.min_similarity=0.3")
-        _set_value(tree, key, parse_yaml(value, override))
+        _set_value(tree, key, _parse_override(key, value, override))
     return validate_config(tree)
+
+
+def _parse_override(key: str, text: str, override: str) -> Any:
+    """Returns the value of an override: for a key that takes a text the text itself, without quotes; else YAML."""
+    text, annotation = text.strip(), _find_annotation(key.split("."))
+    if not _takes_text(annotation):
+        value = parse_yaml(text, override)
+        if value is None and text not in NULLS:
+            raise UserError(f"{override}: # begins a comment in YAML, so there is no value; quote it")
+        return value
+    if text in NULLS and (text == "" or type(None) in get_args(annotation)):
+        return None
+    if text[0] in "'\"":
+        try:
+            quoted = parse_yaml(text, override)
+        except UserError:  # a text with quotes in it
+            return text
+        return quoted if isinstance(quoted, str) else text
+    return text
+
+
+def _takes_text(annotation: Any) -> bool:
+    """Returns whether a key of this type takes nothing but a text, or null."""
+    if get_origin(annotation) is Literal:
+        return all(isinstance(choice, str) for choice in get_args(annotation))
+    if get_origin(annotation) is UnionType:
+        return all(member is type(None) or _takes_text(member) for member in get_args(annotation))
+    return annotation is str
 
 
 def _set_value(tree: dict[str, Any], key: str, value: Any) -> None:
@@ -102,9 +87,23 @@ def validate_config(tree: dict[str, Any]) -> RunConfig:
     try:
         return run_config_type().model_validate(tree)
     except ValidationError as error:
+        if _read_words(tree, error.errors()):
+            return validate_config(tree)
         problems = [_describe_problem(problem) for problem in error.errors()]
         more = f" (and {len(problems) - 1} more: {'; '.join(problems[1:4])})" if len(problems) > 1 else ""
         raise UserError(problems[0] + more) from error
+
+
+def _read_words(tree: dict[str, Any], problems: Sequence[Any]) -> bool:
+    """Replaces yes, no, on and off by booleans where keys take these; returns whether there are any.
+
+    Elsewhere they are texts: a language is ``no``.
+    """
+    words = {"yes": True, "on": True, "no": False, "off": False}
+    found = [problem for problem in problems if problem["type"] == "bool_type" and problem["input"] in words]
+    for problem in found:
+        _set_value(tree, ".".join(problem["loc"]), words[problem["input"]])
+    return bool(found)
 
 
 def _describe_problem(problem: Any) -> str:
@@ -127,6 +126,16 @@ def _describe_problem(problem: Any) -> str:
 def _shorten(value: Any) -> str:
     text = repr(value)
     return text if len(text) <= 60 else text[:57] + "..."
+
+
+def _find_annotation(where: Sequence[str]) -> Any:
+    """Returns the type of the key at the path ``where``; None for an unknown one, and for one with keys below it."""
+    node, found = run_config_type(), None
+    for part in where:
+        is_section = isinstance(node, type) and issubclass(node, BaseModel)
+        found = node.model_fields[part].annotation if is_section and part in node.model_fields else None
+        node = node if found is None else _find_section(found)
+    return found
 
 
 def _valid_keys(where: Sequence[str]) -> Iterator[str]:

@@ -29,9 +29,11 @@ PRESETS: dict[str, dict[str, Any]] = {
     "imagen-sr1024": _PAPER_SR,
 }
 
-# Keys that may differ between a checkpoint and the run that resumes it: where and how it computes, not what.
+# Keys that may differ between a checkpoint and the run that resumes it: how long, where and how it computes, not what.
+# Of `steps` and `decay_steps` together `TrainConfig.decay_length` counts.
 RESUMABLE = {
-    *("preset", "steps", "accumulation", "zero_stage", "offload", "deepspeed", "compile", "activation_checkpointing"),
+    *("preset", "steps", "decay_steps", "accumulation", "zero_stage", "offload", "deepspeed", "compile"),
+    "activation_checkpointing",
     *("checkpoint_every", "keep_last", "keep_every", "overlap_save", "log_every", "validate_every"),
     *("validation_batches", "sample_every", "max_skipped", "workers", "stall_seconds", "hang_seconds"),
     *("wandb", "wandb_project", "peak_tflops"),
@@ -49,6 +51,7 @@ class TrainConfig(Config):
     learning_rate: float = Field(1e-3, gt=0, description="peak learning rate")
     warmup_steps: int = Field(100, ge=0, description="updates of linear warm-up")
     schedule: LrScheduleName = Field("cosine", description="learning rate after the warm-up")
+    decay_steps: int | None = Field(None, ge=1, description="update at which the cosine ends; None: `steps`")
     final_lr_share: float = Field(0.05, ge=0, le=1, description="end of the cosine, as a share of the peak")
     weight_decay: float = Field(0.01, ge=0, description="decay of matrices and kernels, in units of the learning rate")
     beta1: float = Field(0.9, ge=0, lt=1, description="AdamW: decay of the first moment")
@@ -93,6 +96,8 @@ class TrainConfig(Config):
             raise ValueError(
                 f"batch_size={self.batch_size} is not a multiple of accumulation={self.accumulation}; change one"
             )
+        if self.decay_steps is not None and self.schedule != "cosine":
+            raise ValueError(f"decay_steps={self.decay_steps} is the length of a cosine; set schedule=cosine")
         if self.offload != "none" and self.zero_stage == 0:
             raise ValueError(f"offload={self.offload} requires ZeRO; set zero_stage to 1 or more")
         if self.offload == "all" and self.zero_stage != 3:
@@ -110,9 +115,16 @@ class TrainConfig(Config):
             )
         return self
 
+    def decay_length(self) -> int | None:
+        """Returns the update at which the learning rate has decayed; None if it does not."""
+        return (self.decay_steps or self.steps) if self.schedule == "cosine" else None
+
 
 def run_identity(config: TrainConfig) -> dict[str, Any]:
-    """Returns the settings that determine a run's result, flat; a checkpoint resumes only a run with the same."""
+    """Returns the settings that determine each update, flat; a checkpoint resumes only a run with the same.
+
+    ``decay_steps`` among them is `TrainConfig.decay_length`: a cosine over all `steps` depends on `steps`.
+    """
 
     def flatten(value: Any, path: str) -> dict[str, Any]:
         if not isinstance(value, dict) or not value:
@@ -120,4 +132,4 @@ def run_identity(config: TrainConfig) -> dict[str, Any]:
         return {k: v for key, inner in value.items() for k, v in flatten(inner, f"{path}.{key}".lstrip(".")).items()}
 
     kept = {name: value for name, value in config.model_dump(mode="json").items() if name not in RESUMABLE}
-    return flatten(kept, "")
+    return flatten(kept, "") | {"decay_steps": config.decay_length()}

@@ -155,7 +155,7 @@ class _TrainingRun:
     def _update(self, step: int, stream: Iterator[Batch]) -> None:
         config, engine, clock = self.config, self.engine, self.clock
         self.rate = learning_rate_at(
-            step, config.learning_rate, config.warmup_steps, config.steps, config.schedule, config.final_lr_share
+            step, config.learning_rate, config.warmup_steps, config.decay_length(), config.final_lr_share
         )
         sums: dict[str, Tensor] = {}
         seen: list[tuple[Tensor, list[str]]] = []  # loss and keys of each micro-batch

@@ -8,15 +8,16 @@ from typing import Literal
 LrScheduleName = Literal["constant", "cosine"]
 
 
-def learning_rate_at(
-    step: int, peak: float, warmup: int, steps: int, kind: LrScheduleName, final_share: float = 0.0
-) -> float:
-    """Returns the rate at ``step`` (from 0): linear warm-up to ``peak``, then constant or a cosine to a share of it."""
+def learning_rate_at(step: int, peak: float, warmup: int, decay_length: int | None, final_share: float = 0.0) -> float:
+    """Returns the rate at ``step`` (from 0): linear warm-up to ``peak``, then a cosine to a share of it, which stays.
+
+    ``decay_length``: the step at which the cosine ends; None: the rate stays at ``peak``.
+    """
     if step < warmup:
         return peak * (step + 1) / warmup
-    if kind == "constant":
+    if decay_length is None:
         return peak
-    progress = min(1.0, (step - warmup) / max(1, steps - warmup))
+    progress = min(1.0, (step - warmup) / max(1, decay_length - warmup))
     return peak * (final_share + (1 - final_share) * 0.5 * (1 + math.cos(math.pi * progress)))
 
 

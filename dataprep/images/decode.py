@@ -117,8 +117,7 @@ class OpenImage:
             return plain
         try:
             self._image.load()
-            image = ImageOps.exif_transpose(self._image)
-            return np.ascontiguousarray(_to_rgb(image))
+            return convert_image(self._image)
         except ImageError:
             raise
         except Exception as error:  # decoders raise OSError, SyntaxError, EOFError, struct.error, zlib.error, ...
@@ -221,6 +220,14 @@ def decode_rgb(data: bytes, max_pixels: int = MAX_PIXELS) -> np.ndarray:
     Raises ImageError: not an image, truncated, too large, a mode without an RGB interpretation.
     """
     return OpenImage(data, max_pixels).decode()
+
+
+def convert_image(image: Image.Image) -> np.ndarray:
+    """Converts a Pillow image whose pixels are loaded to uint8 HWC RGB, see `OpenImage.decode`.
+
+    Raises ImageError: a mode without an RGB interpretation.
+    """
+    return np.ascontiguousarray(_to_rgb(ImageOps.exif_transpose(image)))
 
 
 def _to_rgb(image: Image.Image) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""Imports open_clip and transformers with torchvision's operators declared and progress bars off.
+"""Imports open_clip and transformers with progress bars off and without what text models do not need.
 
 Both import torchvision for image transforms. Beside a CPU build of torch its compiled operators do not load, which
 fails the import, although neither operator is called here.
@@ -7,6 +7,9 @@ fails the import, although neither operator is called here.
 from __future__ import annotations
 
 import functools
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import ModuleType
 from typing import Any
 
@@ -25,12 +28,34 @@ def import_open_clip() -> ModuleType:
 
 
 def import_transformers() -> ModuleType:
-    """Returns the module transformers; loading models then draws no progress bar."""
-    disable_progress_bars()
-    declare_torchvision_operators()
-    import transformers
+    """Returns the module transformers; loading models then draws no progress bar.
 
+    It takes torchvision, scipy and scikit-learn for absent, which its text models do not use and which take as many
+    CPU-seconds to import as torch.
+    """
+    disable_progress_bars()
+    with _hide_modules("torchvision", "scipy", "sklearn"):
+        import transformers
+        from transformers.utils import import_utils
+
+        # Each answer is kept for the life of the process.
+        found = [import_utils.is_scipy_available(), import_utils.is_sklearn_available()]
+        found.append(import_utils.is_torchvision_available())
+    if found[-1]:  # imported before, or asked for
+        declare_torchvision_operators()
     return transformers
+
+
+@contextmanager
+def _hide_modules(*names: str) -> Iterator[None]:
+    """Makes modules that are not imported yet look absent: None is how Python marks an import as blocked."""
+    blocked = [name for name in names if name not in sys.modules]
+    sys.modules.update(dict.fromkeys(blocked))  # type: ignore[arg-type]
+    try:
+        yield
+    finally:
+        for name in blocked:
+            sys.modules.pop(name, None)
 
 
 @functools.cache

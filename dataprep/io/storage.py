@@ -25,6 +25,7 @@ from typing import Any
 import fsspec
 
 from dataprep.io.errors import UserError
+from dataprep.io.plain_text import split_lines
 
 CHUNK = 1 << 20
 OBJECT_STORES = ("s3://", "s3a://", "gs://", "gcs://")
@@ -135,7 +136,7 @@ def read_json(path: str) -> Any:
 def read_json_lines(path: str) -> list[Any]:
     """Reads the values of a JSON-lines log; none if there is no file. Skips incomplete lines, which a kill leaves."""
     values = []
-    for line in (read_or_none(path) or b"").decode(errors="replace").splitlines():
+    for line in split_lines((read_or_none(path) or b"").decode(errors="replace")):
         try:
             values.append(json.loads(line))
         except json.JSONDecodeError:

@@ -76,9 +76,9 @@ def embed_shard(
     pack shard, the encoder and ``config``.
 
     Returns:
-        Counters: captions, distinct, tokens (stored), truncated (distinct captions cut to max_length),
-        codec_error_ppm_sum (sum of the relative errors of distinct captions, parts per million), codec_low_tokens
-        (tokens of distinct captions stored at a cosine below 0.999).
+        Counters: rows (of the pack shard), captions, distinct, tokens (stored), truncated (distinct captions cut to
+        max_length), codec_error_ppm_sum (sum of the relative errors of distinct captions, parts per million),
+        codec_low_tokens (tokens of distinct captions stored at a cosine below 0.999).
     """
     pack = read_table(pack_path, "pack", ["key", "captions"])
     texts = pack["captions"].to_pylist()
@@ -109,7 +109,7 @@ def embed_shard(
         schema=SCHEMA,
     )
     write_embeddings(table, out_path, config, _split_row_groups(pack_path, len(rows)))
-    counted = {"captions": len(captions), "distinct": len(distinct), "truncated": truncated}
+    counted = {"rows": pack.num_rows, "captions": len(captions), "distinct": len(distinct), "truncated": truncated}
     counted |= {"tokens": sum(length for length, _, _ in rows), "codec_low_tokens": stored.low}
     return counted | {"codec_error_ppm_sum": round(stored.error * 1e6)}
 

@@ -143,7 +143,8 @@ def score_shard(
     """Writes the scores of a download shard, row-aligned with its table; null in rows without an image.
 
     Columns: key, clip_similarity, one per head, and with ``embeddings`` clip_embedding, the unit features of the image
-    as float16. ``images`` are (key, uint8 (H, W, 3)) in any order. Returns the counters rows and scored. Raises
+    as float16. ``images`` are (key, uint8 (H, W, 3)) in any order. Returns the counters rows, scored and
+    without_image. Raises
     ValueError for a key that is not in the table.
     """
     table = read_table(download_path, "download", ["key", "caption"])
@@ -166,7 +167,7 @@ def score_shard(
     if embeddings:
         fields["clip_embedding"] = pa.binary(2 * scorer.dim)
     write_table(pa.Table.from_pylist(rows, schema=pa.schema(fields)), out_path, "scores")
-    return {"rows": len(keys), "scored": len(scores)}
+    return {"rows": len(keys), "scored": len(scores), "without_image": len(keys) - len(scores)}
 
 
 def check_spec(model: str, pretrained: str | None) -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import fields
 from pathlib import Path
@@ -14,12 +15,16 @@ from typing import Any
 
 from PIL import Image
 
+from dataprep.io import storage
 from dataprep.io.errors import UserError
+from dataprep.io.plain_text import split_lines
 from eval.sampling.cascade import Cascade
 from eval.sampling.options import SamplingOptions
 from eval.sampling.png_metadata import save_png
+from eval.sampling.prompts import clean_prompt
 
 LINES_FILE, SETTINGS_FILE = "images.jsonl", "settings.json"
+IMAGE_NAME = re.compile(r"\d{5,}-\d{2,}\.png")
 
 
 def sample_folder(
@@ -30,6 +35,7 @@ def sample_folder(
     ``chunk`` prompts are sampled and written at a time. Prompts whose images are all there are skipped. Raises
     UserError for a folder that holds images of other options or prompts.
     """
+    prompts = [clean_prompt(prompt) for prompt in prompts]
     folder.mkdir(parents=True, exist_ok=True)
     _check_settings(folder / SETTINGS_FILE, _describe_call(cascade, options))
     done = _find_finished(folder, prompts, options.num)
@@ -58,7 +64,14 @@ def read_lines(folder: Path) -> list[dict[str, Any]]:
     whole = data[: data.rfind(b"\n") + 1]
     if len(whole) < len(data):  # killed during the write: the next line would be appended to the rest of this one
         path.write_bytes(whole)
-    return [json.loads(line) for line in whole.decode().splitlines()]
+    return [_parse(line, path) for line in split_lines(whole.decode()) if line]
+
+
+def _parse(text: str | bytes, path: Path) -> dict[str, Any]:
+    try:
+        return dict(json.loads(text))
+    except (ValueError, TypeError) as error:
+        raise UserError(f"{path}: damaged ({error}); name an empty folder") from error
 
 
 def _find_finished(folder: Path, prompts: Sequence[str], num: int) -> set[int]:
@@ -79,9 +92,13 @@ def _find_finished(folder: Path, prompts: Sequence[str], num: int) -> set[int]:
 def _check_settings(path: Path, settings: dict[str, Any]) -> None:
     """Writes ``settings`` to a new folder; raises UserError if those of an earlier call differ."""
     if not path.exists():
-        path.write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
+        if old := sorted(file.name for file in path.parent.glob("*.png") if IMAGE_NAME.fullmatch(file.name)):
+            raise UserError(
+                f"{path.parent}: holds {old[0]} of another call, but no {SETTINGS_FILE}; name an empty folder"
+            )
+        storage.write_json(str(path), settings)
         return
-    before = json.loads(path.read_text(encoding="utf-8"))
+    before = _parse(path.read_bytes(), path)
     for key in settings:
         if before.get(key) != json.loads(json.dumps(settings[key])):
             raise UserError(

@@ -26,6 +26,7 @@ from eval.sampling.loading import load_encoder, load_stages
 from eval.sampling.options import SamplingOptions, check_options
 from eval.sampling.plan import make_plan, select_stages
 from eval.sampling.prompt_encoding import PromptEncoder, encode_prompts
+from eval.sampling.prompts import clean_prompt
 from eval.sampling.samples import Samples
 from eval.sampling.stage_sampler import LoadedStage
 from eval.sampling.watermark import can_carry
@@ -82,6 +83,8 @@ class Cascade:
         """
         if not prompts:
             raise UserError("prompts is empty; give one or more")
+        prompts = [clean_prompt(prompt) for prompt in prompts]
+        options = replace(options, negative=clean_prompt(options.negative, "negative prompt"))
         stages = self.span(options.start_at, options.stop_at)
         check_options(options, stages[0].entry, [stage.entry.name for stage in self.stages])
         texts = encode_prompts(self.encoder, [*prompts, options.negative], options.overlong)

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from PIL import Image, ImageOps
 
+from dataprep.images.decode import ImageError, convert_image
 from dataprep.images.resize import resize_to_shape
 from dataprep.io.errors import UserError
 from eval.sampling.options import Size
@@ -54,11 +55,14 @@ def stage_size(stages: Sequence[LoadedStage], size: Size, resolution: int) -> Si
 
 
 def to_rgb(image: Image.Image) -> np.ndarray:
-    """Returns uint8 (H, W, 3), rotated by its EXIF orientation, transparency on white."""
-    image = ImageOps.exif_transpose(image)
-    if image.has_transparency_data:
-        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA"))
-    return np.asarray(image.convert("RGB"))
+    """Returns uint8 (H, W, 3) as the training images are decoded: EXIF orientation, transparency on white, 16 bits.
+
+    Raises UserError for pixels without a range, such as floats.
+    """
+    try:
+        return convert_image(image)
+    except ImageError as error:
+        raise UserError(f"image of mode {image.mode}: {error}") from error
 
 
 def fit_image(pixels: np.ndarray, size: Size) -> np.ndarray:
@@ -82,11 +86,19 @@ def edit_at(image_HWC: np.ndarray, mask_HW: np.ndarray | None, size: Size, devic
 
 
 def read_mask(mask: Image.Image, image_HWC: np.ndarray) -> np.ndarray:
-    """Returns bool (H, W), True at white. Raises UserError for another size than the image's, or without any white."""
-    found_HW = np.asarray(mask.convert("L")) > 127
+    """Returns bool (H, W), True at opaque white.
+
+    The mask is rotated by its EXIF orientation, as the image is. Raises UserError for another size than the image's,
+    for pixels without a range, and without any white.
+    """
+    grey_HW = np.asarray(Image.fromarray(to_rgb(mask)).convert("L"), np.float32)
+    if mask.has_transparency_data:  # which is white by now: what is transparent was not painted
+        alpha = ImageOps.exif_transpose(mask).convert("RGBA").getchannel("A")
+        grey_HW = grey_HW - (255 - np.asarray(alpha, np.float32))
+    found_HW = grey_HW > 127
     if found_HW.shape != image_HWC.shape[:2]:
         height, width = image_HWC.shape[:2]
         raise UserError(f"mask of {mask.width}x{mask.height}, image of {width}x{height}; give them the same size")
     if not found_HW.any():
-        raise UserError("mask is black all over; paint white what is to be regenerated")
+        raise UserError("mask has no white; paint white, and opaque, what is to be regenerated")
     return found_HW

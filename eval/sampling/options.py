@@ -11,6 +11,7 @@ from PIL import Image
 from pydantic import ValidationError
 
 from dataprep.io.errors import UserError
+from dataprep.io.seeds import MAX_SEED
 from eval.sampling.config import SamplingConfig, StageEntry
 
 Overlong = Literal["cut", "refuse"]
@@ -91,6 +92,8 @@ def check_options(options: SamplingOptions, first: StageEntry, stage_names: Iter
     for name in ("num", "best_of", "batch_size"):
         if (value := getattr(options, name)) < 1:
             raise UserError(f"{name} {value} is too small; take 1 or more")
+    if not 0 <= options.seed <= MAX_SEED:  # beyond, seeds would have the images of others
+        raise UserError(f"seed {options.seed} is out of range; take one of 0 to {MAX_SEED}")
     for values in options.changes.values():
         if isinstance(values, Mapping) and (unknown := sorted(set(values).difference(stage_names))):
             raise UserError(f"stage {unknown[0]!r} is unknown; take one of {', '.join(sorted(stage_names))}")

@@ -47,6 +47,15 @@ def read_png_metadata(path: Path) -> dict[str, Any]:
     return found
 
 
+def is_ours(path: Path) -> bool:
+    """Returns whether `save_png` wrote the file."""
+    try:
+        read_png_metadata(path)
+    except UserError:
+        return False
+    return True
+
+
 def _parse_value(text: str) -> Any:
     try:
         return json.loads(text)

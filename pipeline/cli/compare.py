@@ -9,6 +9,8 @@ from typing import Annotated
 import typer
 
 from dataprep.io.errors import UserError
+from dataprep.io.outputs import check_output_file
+from dataprep.io.seeds import MAX_SEED
 from pipeline.cli.options import AsJson, complete_run, print_json
 
 
@@ -29,7 +31,7 @@ def compare_runs(
         list[str] | None, typer.Option(metavar="FILE", help="count the choices that raters saved; repeatable")
     ] = None,
     pairs: Annotated[int, typer.Option(min=1, help="image pairs to show")] = 100,
-    seed: Annotated[int, typer.Option(min=0, help="seed of the blind test's order and sides")] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=MAX_SEED, help="seed of the blind test's order and sides")] = 0,
     as_json: AsJson = False,
 ) -> None:
     """Compare the images of two runs. Says which run is better, on the same prompts and seeds, and how sure that is."""
@@ -38,6 +40,11 @@ def compare_runs(
         return
     if len(runs or []) != 2:
         raise UserError(f"compare: {len(runs or [])} runs given; give RUN_A and RUN_B, or --count FILE")
+    check_output_file(out)
+    if blind:
+        check_output_file(blind, "--blind")
+        if blind.absolute() == out.absolute():
+            raise UserError(f"--blind {blind}: is --out too; give two names")
     from pipeline.compare.blind_test import render_blind_test
     from pipeline.compare.measures import measure_pairs, state_verdict
     from pipeline.compare.page import render_comparison

@@ -7,27 +7,36 @@ from typing import Annotated
 
 import typer
 
+from dataprep.io.wording import count_of
 from pipeline.cli.options import AsJson, RunFolder, print_json, print_text
 from pipeline.runtime.errors import StageError
 
 
 def verify_run(folder: RunFolder, as_json: AsJson = False) -> None:
-    """Check the hash of every output. Lists the files that differ from their manifests; exits with 1 if any does."""
+    """Check the hash of every output, and that no row is unaccounted for. Exits with 1 if anything is wrong."""
+    from pipeline.lineage.row_balance import find_unaccounted_rows
     from pipeline.store.run import Run, verify_outputs
 
-    run, stages, bad = Run(folder), [], 0
+    run, stages, changed, sums = Run(folder), [], 0, 0
+    unaccounted = find_unaccounted_rows(run)
     for stage, files, problems in verify_outputs(run):
-        stages.append({"stage": stage, "files": files, "problems": problems})
-        bad += len(problems)
+        rows = unaccounted[stage]
+        stages.append({"stage": stage, "files": files, "problems": problems + rows})
+        changed, sums = changed + len(problems), sums + len(rows)
         if not as_json:
-            state = f"[red]{len(problems)} differ[/]" if problems else "[green]ok[/]"
-            print_text(f"{stage:<14} {files:>5} files  {state}")
-            for problem in problems:
+            states = [f"[red]{len(problems)} differ[/]"] if problems else []
+            states += ["[red]rows do not add up[/]"] if rows else []
+            print_text(f"{stage:<14} {count_of(files, 'file'):>11}  {', '.join(states) or '[green]ok[/]'}")
+            for problem in problems + rows:
                 print_text(f"  {problem}", markup=False)
     if as_json:
-        print_json({"run": run.root, "ok": not bad, "stages": stages})
-    if bad:
-        raise StageError(f"{bad} files differ from their manifests; delete the folder of their stage and run again")
+        print_json({"run": run.root, "ok": not changed + sums, "stages": stages})
+    wrong = [
+        (changed, "file differs from its manifest", "files differ from their manifests"),
+        (sums, "sum of rows is wrong", "sums of rows are wrong"),
+    ]
+    if found := [count_of(*item) for item in wrong if item[0]]:
+        raise StageError(f"{'; '.join(found)}; delete the folder of the stage and run again")
 
 
 def trace_sample(

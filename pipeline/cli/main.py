@@ -8,6 +8,7 @@ Modules of commands import what they need inside the command: ``--help`` must no
 
 from __future__ import annotations
 
+import io
 import shlex
 import sys
 import traceback
@@ -71,6 +72,8 @@ def main(arguments: list[str] | None = None) -> NoReturn:
     words = list(sys.argv[1:] if arguments is None else arguments)
     if arguments is None:
         rerun_from_copy(words)
+        if isinstance(sys.stdout, io.TextIOWrapper):  # a path whose name is not UTF-8 is printed as it is
+            sys.stdout.reconfigure(errors="surrogateescape")
     disable_progress_bars()
     verbose = "--verbose" in words
     words = [word for word in words if word != "--verbose"]

@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from dataprep.io.seeds import MAX_SEED
 from pipeline.cli.options import AsJson, ConfigPath, Overrides, complete_run, print_json, print_text
 
 
@@ -31,7 +32,7 @@ def plan_costs(
         typer.Option(metavar="RUN", help="take rates and sizes from this run", autocompletion=complete_run),
     ] = None,
     urls: Annotated[int | None, typer.Option(min=1, help="number of rows in the list")] = None,
-    seed: Annotated[int, typer.Option(min=0, help="seed of the simulated failures")] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=MAX_SEED, help="seed of the simulated failures")] = 0,
     as_json: AsJson = False,
 ) -> None:
     """Estimate time, memory and cost of a config. Starts nothing."""
@@ -71,8 +72,9 @@ def calibrate_plan(
 ) -> None:
     """Measure this machine for `plan`. Times matrix products, a training step per stage, encoders, JPEG, disk."""
     from pipeline.config_loading import load_config
-    from pipeline.planner.calibrate import calibrate_machine, write_entry
+    from pipeline.planner.calibrate import calibrate_machine, check_table, write_entry
 
+    check_table(out)
     measured = calibrate_machine(load_config(config, overrides or []), price, network)
     write_entry(out, name, measured.machine)
     for line in measured.lines:

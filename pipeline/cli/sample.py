@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from dataprep.io.errors import UserError
+from dataprep.io.garbage import postpone_collection
+from dataprep.io.seeds import MAX_SEED
 from pipeline.cli.options import AsJson, RunFolder, complete_run, print_json
 
 
@@ -26,7 +29,7 @@ def sample_images(
     ] = None,
     num: Annotated[int, typer.Option(min=1, help="images per prompt")] = 1,
     best_of: Annotated[int, typer.Option(min=1, help="candidates per image; CLIP picks the best")] = 1,
-    seed: Annotated[int, typer.Option(min=0, help="the same seed gives the same images")] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=MAX_SEED, help="the same seed gives the same images")] = 0,
     out: Annotated[Path, typer.Option(help="PNG to write; several images also make a grid")] = Path("sample.png"),
     negative: Annotated[str, typer.Option(help="negative prompt: what the image must not show")] = "",
     image: Annotated[
@@ -56,8 +59,11 @@ def sample_images(
     as_json: AsJson = False,
 ) -> None:
     """Generate images from prompts. Also edits, inpaints and upscales an image."""
-    from eval.sampling.options import SamplingOptions
-    from pipeline.inference.sample import SampleRequest, sample_run
+    # Read when torch is imported. Threads that spin while they wait multiply the CPU time of a small cascade.
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+    with postpone_collection():
+        from eval.sampling.options import SamplingOptions
+        from pipeline.inference.sample import SampleRequest, sample_run
 
     if not prompt and prompts_file is None:
         raise UserError("PROMPT is missing; say what the image shows, or name a --prompts-file")
@@ -96,8 +102,9 @@ def sample_images(
 def _describe_images(out: Path, written: list[Path], is_folder: bool) -> list[dict[str, Any]]:
     """Returns what each image says of itself. A grid, which is the first of several files, is left out."""
     if is_folder:
-        lines = (out / "images.jsonl").read_text(encoding="utf-8").splitlines()
-        return [{**entry, "file": str(out / entry["file"])} for entry in map(json.loads, lines)]
+        from eval.sampling.batch_folder import read_lines
+
+        return [{**entry, "file": str(out / entry["file"])} for entry in read_lines(out)]
     from eval.sampling.png_metadata import read_png_metadata
 
     return [{"file": str(path), **read_png_metadata(path)} for path in (written[1:] or written)]

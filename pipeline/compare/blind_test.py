@@ -17,8 +17,9 @@ from typing import Any
 import numpy as np
 from scipy.stats import binomtest
 
-from dataprep.io import storage
 from dataprep.io.errors import UserError
+from dataprep.io.inputs import read_input
+from dataprep.io.wording import count_of
 from eval.metrics.intervals import wilson_interval
 from pipeline.compare.page import render_template
 from pipeline.compare.runs import ComparedRun, ImagePair
@@ -91,10 +92,9 @@ def count_choices(paths: Sequence[str]) -> dict[str, Any]:
 
 def _read_choices(path: str) -> dict[str, Any]:
     """Returns a file of choices with its key unsealed. Raises UserError for any other file."""
-    if not storage.exists(path):
-        raise UserError(f"--count {path}: no such file; give one that the blind test page saved")
+    data = read_input(path, "--count", "give one that the blind test page saved")
     try:
-        file = json.loads(storage.read_bytes(path))
+        file = json.loads(data)
         if file["format"] != FORMAT:
             raise UserError(f"--count {path}: format {file['format']!r} is not supported; this version reads {FORMAT}")
         key = unseal_key(file["sealed"])
@@ -111,8 +111,8 @@ def _read_choices(path: str) -> dict[str, Any]:
 
 def summarize_choices(result: Mapping[str, Any]) -> list[str]:
     """Returns the counts as text: a heading and a line per question."""
-    names, raters = result["names"], "rater" if result["raters"] == 1 else "raters"
-    lines = [f"A = {names[0]}, B = {names[1]}; {result['raters']} {raters}, {result['pairs']} pairs"]
+    names, raters, pairs = result["names"], count_of(result["raters"], "rater"), count_of(result["pairs"], "pair")
+    lines = [f"A = {names[0]}, B = {names[1]}; {raters}, {pairs}"]
     for question, text in QUESTIONS.items():
         found = result[question]
         line = f"{text} A {found['a']}, B {found['b']}, same {found['same']}"

@@ -20,6 +20,7 @@ from pipeline.profile import span
 from pipeline.runtime.context import Context
 from pipeline.runtime.errors import StageError
 from pipeline.stages.base import Placement
+from pipeline.stages.continued_training import begin_training, find_update_rule
 from pipeline.store.artifact import MANIFEST, Artifact, Manifest, ShardRecord, describe_file, output_path
 from pipeline.store.driver import is_ray_job
 from pipeline.store.file_hashes import SourceHashes
@@ -137,6 +138,7 @@ def _run_stage(
     )
     try:
         with span(name):
+            _begin_training(ctx, item)
             item.stage.type.run(ctx)
     except (UserError, KeyboardInterrupt):
         record.update_stage(name, state="failed")
@@ -157,6 +159,13 @@ def _run_stage(
     counters = " ".join(f"{key}={value}" for key, value in ctx.counters.items())
     console.print(f"[green]done[/] {name:<12} {seconds:7.1f} s  {counters}")
     return artifact
+
+
+def _begin_training(ctx: Context[Any, Any], item: PlannedStage) -> None:
+    """Lets a training go on from an earlier artifact of its stage where that is the same training, and says so."""
+    rule = find_update_rule(ctx.config, item.parts.beside_config(), ctx.artifacts)
+    if rule is not None and (beginning := begin_training(ctx.run, ctx.stage, ctx.folder, rule)):
+        console.print(f"{ctx.stage}: {beginning.describe()}", markup=False)
 
 
 def _make_manifest(item: PlannedStage, ctx: Context[Any, Any], seconds: float) -> Manifest:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from dataprep.io.errors import UserError
 from pipeline.stages.base import Stage
+from pipeline.stages.continued_training import find_beginning, find_update_rule
 from pipeline.stages.graph import list_stages
 from pipeline.store.artifact import Artifact, Manifest
 from pipeline.store.file_hashes import SourceHashes
@@ -31,6 +32,10 @@ class FingerprintParts:
     sources: dict[str, str]
     code: dict[str, str]
     versions: dict[str, str]
+
+    def beside_config(self) -> dict[str, Any]:
+        """Returns what the fingerprint covers besides the config."""
+        return {name: value for name, value in vars(self).items() if name != "config"}
 
     def fingerprint(self) -> str:
         """Returns the fingerprint, `FINGERPRINT_LENGTH` hex digits."""
@@ -103,7 +108,20 @@ def _plan_stage(
             )
         kept = run.artifact(stage.name, previous.fingerprint)
         return PlannedStage(stage, previous.fingerprint, parts, kept, f"kept: {reason}")
+    reason += _describe_beginning(stage, run, before, parts, fingerprint)
     return PlannedStage(stage, fingerprint, parts, None, reason)
+
+
+def _describe_beginning(
+    stage: Stage, run: Run, before: Mapping[str, PlannedStage], parts: FingerprintParts, fingerprint: str
+) -> str:
+    """Returns whether a training goes on from an earlier one, as the end of a reason; "" where that is not known."""
+    inputs = {name: artifact for name in stage.inputs if (artifact := before[name].artifact) is not None}
+    rule = find_update_rule(stage.config, parts.beside_config(), inputs)
+    if rule is None or len(inputs) < len(stage.inputs):
+        return ""
+    beginning = find_beginning(run, stage.name, run.stage_folder(stage.name, fingerprint), rule)
+    return f"; {beginning.describe()}" if beginning else ""
 
 
 def _describe_change(before: Manifest | None, parts: FingerprintParts) -> str:

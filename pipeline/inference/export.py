@@ -8,11 +8,13 @@ OUT/README.md              the model card; metrics.json and datacard.md are copi
 
 from __future__ import annotations
 
+import os
 import shutil
 from pathlib import Path
 
 from dataprep.io import storage
 from dataprep.io.errors import UserError
+from dataprep.io.outputs import check_output_folder
 from eval.sampling.config import CascadeConfig, write_cascade
 from pipeline.inference.model_card import render_model_card
 from pipeline.inference.sample import run_cascade
@@ -37,8 +39,9 @@ def export_run(
     """
     if weights not in WEIGHTS:
         raise UserError(f"--weights {weights} is unknown; choose one of {', '.join(WEIGHTS)}")
-    if out.exists():
+    if os.path.lexists(out):
         raise UserError(f"{out} exists; give the name of a new folder")
+    check_output_folder(out, "OUT")
     run = Run(folder)
     config = run_cascade(run)
     temporary = out.with_name(f".{out.name}.tmp")

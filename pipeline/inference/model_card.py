@@ -13,6 +13,7 @@ from safetensors import safe_open
 
 from dataprep.io import storage
 from dataprep.io.markdown import escape_cell, format_table
+from dataprep.io.wording import count_of
 from dataprep.synthetic.grammar import ATTRIBUTES
 from eval.sampling.config import CascadeConfig
 from pipeline.report.data_card_files import FACTS
@@ -41,7 +42,7 @@ def render_model_card(run: Run, config: CascadeConfig, out: Path, weights: str, 
 def _describe_use(config: CascadeConfig) -> list[str]:
     return [
         "Pixel-space cascaded diffusion after Imagen (arXiv 2205.11487): a frozen text encoder and "
-        f"{len(config.stages)} stages, up to {config.stages[-1].resolution} pixels.",
+        f"{count_of(len(config.stages), 'stage')}, up to {config.stages[-1].resolution} pixels.",
         "",
         "```python",
         "from eval.sampling.cascade import Cascade",
@@ -76,7 +77,7 @@ def _describe_parts(config: CascadeConfig, out: Path, weights: str) -> list[str]
 def _describe_training(facts: Mapping[str, Any], record: Mapping[str, Any]) -> list[str]:
     lines = ["## Training data", ""]
     if facts:
-        lines += [f"{facts['kept']:,} image-caption pairs, kept of {facts['rows']:,} rows.", ""]
+        lines += [f"{count_of(facts['kept'], 'image-caption pair')}, kept of {count_of(facts['rows'], 'row')}.", ""]
         lines += [f"- {name}: {escape_cell(value)}" for name, value in facts["source"].items()]
         lines.append(f"- licences: {_join_counts(facts['licences']) or 'not given by the list'}")
         lines.append(f"- languages of captions: {_join_counts(facts['languages'])}")
@@ -99,12 +100,13 @@ def _describe_metrics(metrics: Mapping[str, Any]) -> list[str]:
         rows.append(["CLIP score", f"{format_decimal(metrics['clip_score'])} ({low} to {high})"])
     for entry in (metrics.get("distances") or {}).values():
         if entry["fd"] is not None:
-            counts = f"{entry['images']} images against {entry['reference_images']}"
+            counts = f"{count_of(entry['images'], 'image')} against {entry['reference_images']}"
             rows.append([entry["name"], f"{format_decimal(entry['fd'], 4)} ({counts}; {entry['model']})"])
     for split, shares in (metrics.get("composition") or {}).items():
         parts = [f"{name} {format_percent(shares[name], 0)}" for name in (*ATTRIBUTES, "all") if name in shares]
         rows.append([f"correct, {split} prompts", ", ".join(parts)])
-    note = f"{metrics['images']} prompts, best of {metrics['candidates']} by CLIP; distances are of first candidates. "
+    prompts = count_of(metrics["images"], "prompt")
+    note = f"{prompts}, best of {metrics['candidates']} by CLIP; distances are of first candidates. "
     return [*lines, *format_table(["metric", "value"], rows), "", note + "metrics.json has all, with intervals.", ""]
 
 

@@ -2,31 +2,37 @@
 
 from __future__ import annotations
 
+import os
+import re
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import yaml
 from PIL import Image
 
 from dataprep.io import storage
 from dataprep.io.errors import UserError
+from dataprep.io.garbage import postpone_collection
+from dataprep.io.outputs import check_output_file, check_output_folder
+from dataprep.io.plain_text import check_text
+from dataprep.io.wording import count_of
+from dataprep.io.yaml_text import parse_yaml
 from eval.sampling import image_editing
 from eval.sampling.batch_folder import sample_folder
 from eval.sampling.cascade import Cascade
 from eval.sampling.config import CASCADE_FILE, CascadeConfig
 from eval.sampling.options import SamplingOptions, SettingChanges, SettingValue, Size
-from eval.sampling.png_metadata import save_png
-from eval.sampling.prompts import read_protocol
+from eval.sampling.png_metadata import is_ours, save_png
+from eval.sampling.prompt_files import read_prompt_file
+from eval.sampling.prompts import clean_prompt
+from eval.sampling.user_images import read_image, read_mask_image
 from pipeline.config import run_config_type
 from pipeline.stages.clip import read_clip_spec
 from pipeline.stages.trained_cascade import copy_parts_here, trained_cascade
 from pipeline.store.run import Run
 from pipeline.terminal import console, progress
-
-MOST_PROMPTS = 10**9  # no limit
 
 
 def run_cascade(run: Run) -> CascadeConfig:
@@ -72,21 +78,19 @@ def sample_run(folder: str, request: SampleRequest) -> list[Path]:
     metadata.
     """
     many = request.prompts_file is not None
-    if not many and request.out.suffix.lower() != ".png":
-        raise UserError(f"--out {request.out}: images are written as PNG; give a name that ends in .png")
-    if many and (request.prompts or request.out.suffix):
-        what = "PROMPT" if request.prompts else f"--out {request.out}"
-        raise UserError(
-            f"{what}: the images of --prompts-file go into a folder; give --out FOLDER and no prompt beside"
-        )
-    cascade = load_cascade(folder, request.device, request.watermark)
+    request = replace(request, prompts=[clean_prompt(prompt) for prompt in request.prompts])
+    check_text(request.watermark or "", "--watermark")
     options = replace(
         request.options,
+        negative=clean_prompt(request.options.negative, "--negative"),
         changes=_apply_assignments(request.options.changes, request.assignments),
-        image=_read_image("image", request.image),
-        mask=_read_image("mask", request.mask),
-        size=_parse_size(cascade, request),
+        image=read_image("--image", request.image),
+        mask=read_mask_image("--mask", request.mask),
     )
+    check_folder(request) if many else check_files(request)
+    with postpone_collection():
+        cascade = load_cascade(folder, request.device, request.watermark)
+    options = replace(options, size=_parse_size(cascade, request))
     # One warning per prompt, each as a line of its own.
     with warnings.catch_warnings(record=True) as told:
         warnings.simplefilter("always")
@@ -111,19 +115,22 @@ def _sample_into_files(cascade: Cascade, request: SampleRequest, options: Sampli
     samples = cascade.sample(request.prompts, options)
     out = request.out
     out.parent.mkdir(parents=True, exist_ok=True)
-    samples = replace(samples, making={**samples.making, "run": folder})
-    if len(samples.images) == 1:
+    samples = replace(samples, making={**samples.making, "run": folder.encode(errors="backslashreplace").decode()})
+    names = name_files(out, len(samples.images))
+    if not names:
         return [save_png(out, samples.images[0], samples.info(0))]
     sheet = grid(samples.images, options.num)
     written = [save_png(out, sheet, {"prompt": " | ".join(request.prompts), **samples.making})]
-    for number, image in enumerate(samples.images):
-        written.append(save_png(out.with_name(f"{out.stem}-{number:03d}.png"), image, samples.info(number)))
+    for number, (image, name) in enumerate(zip(samples.images, names, strict=True)):
+        written.append(save_png(out.with_name(name), image, samples.info(number)))
     return written
 
 
 def _sample_into_folder(cascade: Cascade, request: SampleRequest, options: SamplingOptions) -> list[Path]:
-    found = read_protocol(str(request.prompts_file), MOST_PROMPTS, options.seed)
-    prompts = [prompt.prompt for prompt in found]
+    found = read_prompt_file(str(request.prompts_file))
+    if found.left_out:
+        console.print(f"{request.prompts_file}: {found.describe()}", markup=False)
+    prompts = [prompt.prompt for prompt in found.prompts]
     with progress("sample", len(prompts), "prompts") as update:
         for done in sample_folder(cascade, prompts, request.out, options):
             update(done)
@@ -140,10 +147,8 @@ def _apply_assignments(changes: SettingChanges, assignments: Sequence[str]) -> S
         stage, dot, key = name.rpartition(".")
         if not equals or not key:
             raise UserError(f"--set {assignment}: give KEY=VALUE or STAGE.KEY=VALUE, such as base.guidance=2")
-        try:
-            value = yaml.safe_load(text)
-        except yaml.YAMLError as error:
-            raise UserError(f"--set {assignment}: {text!r} is no value") from error
+        if (value := parse_yaml(text, f"--set {assignment}")) is None:
+            raise UserError(f"--set {assignment}: {text!r} is no value; give one, such as base.guidance=2")
         if not dot:
             found[key] = value
         elif isinstance(before := found.get(key, {}), Mapping):
@@ -151,17 +156,6 @@ def _apply_assignments(changes: SettingChanges, assignments: Sequence[str]) -> S
         else:
             raise UserError(f"--set {assignment}: {key} is set for all stages already; set it by stage alone")
     return found
-
-
-def _read_image(name: str, path: Path | None) -> Image.Image | None:
-    if path is None:
-        return None
-    try:
-        with Image.open(path) as image:
-            image.load()
-            return image
-    except (OSError, Image.DecompressionBombError) as error:
-        raise UserError(f"--{name} {path}: not an image that can be read ({error})") from error
 
 
 def _parse_size(cascade: Cascade, request: SampleRequest) -> Size | None:
@@ -181,6 +175,37 @@ def _parse_size(cascade: Cascade, request: SampleRequest) -> Size | None:
         return width, height
     stages = cascade.span(request.options.start_at, request.options.stop_at)
     return image_editing.nearest_size(stages, width / height)
+
+
+def name_files(out: Path, images: int) -> list[str]:
+    """Returns the names of the images beside the grid ``out``; none for a single image, which is ``out`` itself."""
+    return [f"{out.stem}-{number:03d}.png" for number in range(images)] if images > 1 else []
+
+
+def check_files(request: SampleRequest) -> None:
+    """Raises UserError where ``out`` cannot be written, or images of another call would stay among the new ones."""
+    out = request.out
+    if out.suffix.lower() != ".png":
+        raise UserError(f"--out {out}: images are written as PNG; give a name that ends in .png")
+    check_output_file(out)
+    written = set(name_files(out, len(request.prompts) * request.options.num))
+    pattern = re.compile(re.escape(out.stem) + r"-\d{3,}\.png")
+    beside = sorted(path.name for path in out.parent.glob("*.png") if pattern.fullmatch(path.name))
+    if old := [name for name in beside if name not in written and is_ours(out.with_name(name))]:
+        raise UserError(
+            f"--out {out}: {count_of(len(old), 'image')} of an earlier call would stay beside the new ones "
+            f"({', '.join(old[:3])}{', ...' if len(old) > 3 else ''}); delete them, or give another name"
+        )
+
+
+def check_folder(request: SampleRequest) -> None:
+    """Raises UserError where the images of a prompt file cannot be written into the folder ``out``."""
+    if request.prompts or (request.out.suffix and not os.path.isdir(request.out)):
+        what = "PROMPT" if request.prompts else f"--out {request.out}"
+        raise UserError(
+            f"{what}: the images of --prompts-file go into a folder; give --out FOLDER and no prompt beside"
+        )
+    check_output_folder(request.out)
 
 
 def grid(images: Sequence[Image.Image], columns: int, gap: int = 4) -> Image.Image:

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from dataprep.io import storage
+from dataprep.io.wording import count_of
 from pipeline.store.lease import is_driven
 from pipeline.store.log_tail import read_last_row
 from pipeline.store.markers import BATCH_PREFIX, MARKERS
@@ -106,7 +107,7 @@ def render_status(status: RunStatus) -> Group:
 
 def _describe_progress(stage: StageStatus) -> str:
     if stage.shards_done is not None:
-        return f"{stage.shards_done} shards done"
+        return f"{count_of(stage.shards_done, 'shard')} done"
     if stage.step is not None:
         return f"step {stage.step}" + ("" if stage.loss is None else f", loss {stage.loss:.4f}")
     counters = [f"{name}={count}" for name, count in stage.counters.items()]

@@ -19,6 +19,7 @@ from rich.text import Text
 from dataprep.io import storage
 from dataprep.io.errors import UserError
 from dataprep.io.redact import FORGOTTEN_FILE, Forgotten
+from dataprep.io.wording import count_of
 from pipeline.lineage.forgotten_rows import count_current_rows, decide_forgotten, find_keys, hash_targets
 from pipeline.lineage.redact_artifacts import delete_sample_files, redact_folder, redact_texts
 from pipeline.lineage.stage_folders import LISTED, list_stage_folders
@@ -79,8 +80,7 @@ def render_forget_result(result: ForgetResult, dry_run: bool) -> Group:
     """Returns what was forgotten, from which artifacts, and what cannot be undone, for the terminal."""
     count = result.samples
     are = "would be" if dry_run else "is" if count == 1 else "are"
-    rows = "row" if count == 1 else "rows"
-    lines: list[Any] = [f"{count} {rows} {are} forgotten, copies with the same bytes included"]
+    lines: list[Any] = [f"{count_of(count, 'row')} {are} forgotten, copies with the same bytes included"]
     lines += [f"not in this run, recorded for later runs: {url}" for url in result.absent]
     table = Table("artifact", "rows", "files", box=None)
     for name, changed, files in result.changes:

@@ -15,7 +15,7 @@ from dataprep.io.redact import Forgotten, hash_url, redact_parquet, redact_tar
 from pipeline.lineage.forgotten_rows import find_keys
 from pipeline.lineage.stage_folders import StageFolder
 from pipeline.lineage.trace import read_columns
-from pipeline.store.artifact import MANIFEST, SHARD_FILE, Artifact, ShardRecord, describe_file
+from pipeline.store.artifact import FORGOTTEN_ROWS, MANIFEST, SHARD_FILE, Artifact, ShardRecord, describe_file
 from pipeline.store.markers import BATCH_PREFIX, MARKERS, Output
 from pipeline.store.run import Run
 
@@ -32,7 +32,7 @@ def redact_folder(run: Run, folder: StageFolder, keys: set[str], dry_run: bool) 
     for key in keys:
         by_shard[split_key(key)[0]].add(key)
     new: dict[str, Output] = {}
-    row_count = file_count = 0
+    row_count = file_count = gone = 0
     for output in artifact.manifest.outputs:
         match = SHARD_FILE.match(output.path)
         if match is None or int(match[1]) not in by_shard:
@@ -42,8 +42,11 @@ def redact_folder(run: Run, folder: StageFolder, keys: set[str], dry_run: bool) 
         row_count += rows if match[2] == "parquet" else 0
         if not dry_run and (described := describe_file(artifact.folder, output.path)) != output:
             new[output.path] = described  # redacted now, or by a call that was killed before it updated the manifest
+            gone += (output.rows or 0) - (described.rows or 0)
     if new:
-        redacted = artifact.replace_outputs(new, redacted=len(keys))
+        gone += artifact.manifest.counters.get(FORGOTTEN_ROWS, 0)
+        counters = {"redacted": len(keys)} | ({FORGOTTEN_ROWS: gone} if gone else {})
+        redacted = artifact.replace_outputs(new, (), **counters)
         if folder.stage == "download":
             _update_input_hashes(run, redacted)
     return row_count, file_count

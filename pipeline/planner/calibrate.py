@@ -31,8 +31,9 @@ from dataprep.images.decode import decode_rgb
 from dataprep.images.resize import resize_square
 from dataprep.io.errors import UserError
 from dataprep.io.model_imports import declare_torchvision_operators
+from dataprep.io.outputs import check_output_file
+from dataprep.io.yaml_text import parse_yaml
 from pipeline.config import RunConfig
-from pipeline.config_loading import parse_yaml
 from pipeline.planner.catalog import Machine
 from pipeline.planner.encoders import VOCABULARY, estimate_clip_cost, estimate_text_cost
 from pipeline.planner.network import make_step_inputs
@@ -100,13 +101,19 @@ def calibrate_machine(config: RunConfig, price: float, network_gbit: float) -> C
 
 def write_entry(path: Path, name: str, machine: Machine) -> None:
     """Adds the machine to the catalog at ``path``; raises UserError for a file that is not a catalog."""
-    tree = parse_yaml(path.read_bytes(), str(path)) if path.exists() else {}
-    if not isinstance(tree or {}, dict) or not isinstance((tree or {}).get("machines") or {}, dict):
-        raise UserError(f"--out {path}: the file exists and is not a catalog of machines; give another name")
-    tree = dict(tree or {})
+    tree = check_table(path)
     tree["machines"] = dict(tree.get("machines") or {}) | {name: machine.model_dump(exclude_none=True)}
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(yaml.safe_dump(tree, sort_keys=False, allow_unicode=True))
+
+
+def check_table(path: Path) -> dict[str, Any]:
+    """Returns the catalog at ``path``, {} if there is none; UserError if it is another file or cannot be written."""
+    check_output_file(path)
+    tree = parse_yaml(path.read_bytes(), str(path)) if path.exists() else {}
+    if not isinstance(tree or {}, dict) or not isinstance((tree or {}).get("machines") or {}, dict):
+        raise UserError(f"--out {path}: the file exists and is not a catalog of machines; give another name")
+    return dict(tree or {})
 
 
 def measure_matmul_tflops(device: torch.device, dtype: torch.dtype) -> float:

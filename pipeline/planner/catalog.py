@@ -11,10 +11,10 @@ from typing import Any
 
 from pydantic import Field, ValidationError
 
-from dataprep.io import storage
 from dataprep.io.config import Config
 from dataprep.io.errors import UserError
-from pipeline.config_loading import parse_yaml
+from dataprep.io.inputs import read_input
+from dataprep.io.yaml_text import parse_yaml
 
 SHIPPED = Path(__file__).with_name("table.yaml")
 
@@ -190,9 +190,7 @@ def find_machine(table: MachineCatalog, name: str) -> Machine:
 
 
 def _read(path: str) -> dict[str, Any]:
-    if not storage.exists(path):
-        raise UserError(f"--machines {path}: no such file; `imagen-ray calibrate` writes one")
-    tree = parse_yaml(storage.read_bytes(path), path)
+    tree = parse_yaml(read_input(path, "--machines", "`imagen-ray calibrate` writes one"), path)
     if not isinstance(tree, dict):
         raise UserError(f"{path}: a table is a mapping with machines and assumptions, not {type(tree).__name__}")
     for section in ("machines", "assumptions"):

@@ -16,6 +16,7 @@ from dataprep.download.config import DownloadConfig
 from dataprep.images.pixel_encodings import PIXEL_ENCODINGS
 from dataprep.io import storage
 from dataprep.io.pack_format import pixels_column
+from dataprep.io.wording import count_of
 from dataprep.pack_config import PackConfig
 from dataprep.text.embedding_codec import SCALE, STORED
 from pipeline.config import RunConfig
@@ -93,7 +94,7 @@ def count_urls(config: RunConfig, assumptions: Assumptions) -> tuple[int, str]:
     found = sorted(glob.glob(listing.path)) if listing.path and storage.is_local(listing.path) else []
     if listing.source == "table" and found and all(path.endswith(".parquet") for path in found):
         rows = sum(pq.read_metadata(path).num_rows for path in found)
-        return min(rows, listing.limit or rows), f"counted in {len(found)} files"
+        return min(rows, listing.limit or rows), f"counted in {count_of(len(found), 'file')}"
     if listing.limit:
         return listing.limit, "listing.limit"
     return assumptions.urls, "assumed"

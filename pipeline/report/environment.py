@@ -6,6 +6,7 @@ from pathlib import Path
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
+from dataprep.io.wording import count_of
 from pipeline.units import format_bytes, format_decimal, format_duration, format_percent
 
 TEMPLATES = Path(__file__).parent  # page, macros, style sheet and script
@@ -22,6 +23,7 @@ def create_environment(*folders: Path) -> Environment:
     )
     environment.filters |= {
         "bytes": format_bytes,
+        "count_of": count_of,
         "decimal": format_decimal,
         "duration": format_duration,
         "integer": format_integer,

@@ -9,6 +9,7 @@ from pipeline.runtime.context import Context
 from pipeline.runtime.shard_worker import ShardTask
 from pipeline.stages.base import (
     Placement,
+    RowBalance,
     Rows,
     StageConfig,
     StageInputs,
@@ -62,5 +63,8 @@ STAGE = StageType(
     placement=always(Placement.SHARDS),
     counter="ok",
     rows=Rows.ALIGNED,
+    balance=RowBalance(
+        outcomes=("ok", "without_image"), written="rows", equal={"rows": "download.rows", "ok": "download.success"}
+    ),
     trace=TraceView("annotations", hidden=("key", "caption", "sha256")),
 )

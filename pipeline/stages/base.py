@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from enum import Enum
 from typing import TYPE_CHECKING, Any, Self, cast, get_type_hints
 
@@ -132,6 +132,19 @@ class Rows(Enum):
     KEPT = "the selected rows, found by their `key`"
 
 
+@dataclass(frozen=True, kw_only=True)
+class RowBalance:
+    """How the counters of a stage account for every row: rows in = rows out + rows by reason.
+
+    `pipeline.lineage.row_balance` checks it in a finished run.
+    """
+
+    rows: str = "rows"  # counter of the rows in
+    outcomes: tuple[str, ...] = ()  # counters that add up to it; "dropped_*" stands for all that begin so
+    written: str | None = None  # counter of the rows in the stage's shard tables
+    equal: Mapping[str, str] = field(default_factory=dict)  # counter -> counter of an input, as "download.rows"
+
+
 @dataclass(frozen=True)
 class TraceView:
     """What ``imagen-ray trace`` shows of a sample's row in a stage's Parquet shards."""
@@ -173,6 +186,7 @@ class StageType:
     published: tuple[str, ...] = ()  # outputs that are copied to the run folder
     # What trace and forget need to know of the samples in the stage's files.
     rows: Rows = Rows.NONE
+    balance: RowBalance | None = None
     trace: TraceView | None = None
     learned: Callable[[Manifest], Learning | None] | None = None
 

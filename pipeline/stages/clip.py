@@ -14,12 +14,13 @@ from dataprep.io.keys import shard_name
 from dataprep.pack_config import PackConfig
 from pipeline.runtime.context import Context
 from pipeline.runtime.training_stage import train_on_cluster
-from pipeline.stages.base import Learning, Placement, Rows, StageConfig, StageInputs, StageType, config_key
+from pipeline.stages.base import Learning, Placement, RowBalance, Rows, StageConfig, StageInputs, StageType, config_key
 from pipeline.stages.model_files import EXPORT, MODEL_FILE, list_model_files, resolve_model_name
 from pipeline.stages.pack import PackWorker
 from pipeline.stages.text_encoder import encoder_location
 from pipeline.store.artifact import Artifact, Manifest
 from pipeline.store.fingerprint import hash_json
+from train.models.end_token import check_tokenizer
 from train.tasks.clip_config import ClipTrainingConfig
 
 if TYPE_CHECKING:
@@ -63,9 +64,14 @@ class ClipInputs(StageInputs):
 
 
 def list_sources(config: RunConfig) -> list[str]:
-    """Returns the local files of an existing CLIP, checked; none for a pretrained tag or one trained here."""
+    """Returns the local files of an existing CLIP, checked; none for a pretrained tag or one trained here.
+
+    One trained here takes the tokenizer of the encoder, which is checked too if it is a folder.
+    """
     clip = config.clip
     if clip.model is None:
+        if config.encoder.model is not None and Path(config.encoder.model).is_dir():
+            check_tokenizer(config.encoder.model)
         return []
     from eval.clip.scorer import check_spec
 
@@ -150,5 +156,6 @@ STAGE = StageType(
     sources=list_sources,
     kind="model",
     counter="parameters",
+    balance=RowBalance(rows="pairs", equal={"pairs": "download.success"}),
     learned=describe_learning,
 )

@@ -13,7 +13,7 @@ from dataprep.listing.config import ListingConfig
 from dataprep.synthetic.config import ScenesConfig
 from pipeline.runtime.context import Context
 from pipeline.runtime.shard_worker import ShardTask
-from pipeline.stages.base import Placement, Rows, StageConfig, StageInputs, StageType, always
+from pipeline.stages.base import Placement, RowBalance, Rows, StageConfig, StageInputs, StageType, always
 from pipeline.store.artifact import Artifact, Shard
 from pipeline.store.markers import Marker
 
@@ -113,4 +113,7 @@ STAGE = StageType(
     placement=always(Placement.SHARDS),
     counter="success",
     rows=Rows.ALIGNED,
+    balance=RowBalance(
+        outcomes=("success", "failed_to_download", "failed_to_resize"), written="rows", equal={"rows": "listing.rows"}
+    ),
 )

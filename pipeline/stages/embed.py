@@ -8,7 +8,7 @@ from dataprep.io import storage
 from dataprep.text.config import EmbedConfig
 from pipeline.runtime.context import Context
 from pipeline.runtime.shard_worker import ShardTask
-from pipeline.stages.base import Placement, Rows, StageConfig, StageInputs, StageType, TraceView, always
+from pipeline.stages.base import Placement, RowBalance, Rows, StageConfig, StageInputs, StageType, TraceView, always
 from pipeline.stages.text_encoder import encoder_location
 from pipeline.store.artifact import Artifact
 
@@ -61,5 +61,6 @@ STAGE = StageType(
     placement=always(Placement.MODELS),
     counter="captions",
     rows=Rows.KEPT,
+    balance=RowBalance(written="captions", equal={"rows": "pack.rows"}),
     trace=TraceView("embed", columns=("length", "dim", "codec")),
 )

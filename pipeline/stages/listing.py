@@ -10,7 +10,7 @@ from dataprep.io import storage
 from dataprep.io.redact import FORGOTTEN_FILE, Forgotten
 from dataprep.listing.config import ListingConfig
 from pipeline.runtime.context import Context
-from pipeline.stages.base import Rows, StageConfig, StageInputs, StageType
+from pipeline.stages.base import RowBalance, Rows, StageConfig, StageInputs, StageType
 from pipeline.store.run import Run
 
 if TYPE_CHECKING:
@@ -60,4 +60,5 @@ STAGE = StageType(
     inputs=StageInputs,
     sources=list_sources,
     rows=Rows.ALIGNED,
+    balance=RowBalance(outcomes=("usable", "reason_*"), written="rows"),
 )

@@ -9,6 +9,7 @@ from pipeline.runtime.context import Context
 from pipeline.runtime.shard_worker import ShardTask
 from pipeline.stages.base import (
     Placement,
+    RowBalance,
     Rows,
     StageConfig,
     StageInputs,
@@ -62,5 +63,6 @@ STAGE = StageType(
     inputs=PackInputs,
     placement=always(Placement.SHARDS),
     rows=Rows.KEPT,
+    balance=RowBalance(outcomes=("train", "validation"), written="rows", equal={"rows": "select.kept"}),
     trace=TraceView("pack", columns=("split",)),
 )

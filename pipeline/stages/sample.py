@@ -11,10 +11,11 @@ from pydantic import Field
 
 from dataprep.io.config import Config
 from eval.sampling.config import CascadeConfig, SamplingConfig
-from eval.sampling.prompts import EvalPrompt, read_prompts, read_protocol, scene_prompts
+from eval.sampling.prompt_files import read_prompts, read_protocol
+from eval.sampling.prompts import EvalPrompt, clean_prompt, scene_prompts
 from pipeline.runtime.context import Context
 from pipeline.runtime.shard_worker import ShardTask
-from pipeline.stages.base import Placement, StageConfig, StageInputs, StageType, always, config_key
+from pipeline.stages.base import Placement, RowBalance, StageConfig, StageInputs, StageType, always, config_key
 from pipeline.stages.clip import ClipSpec, read_clip_spec
 from pipeline.stages.trained_cascade import build_cascade, trained_cascade
 from pipeline.store.artifact import Artifact, Shard
@@ -31,7 +32,7 @@ class SampleConfig(Config):
 
     stages: dict[str, SamplingConfig] = Field(default_factory=dict, description="sampler settings by cascade stage")
     prompts: list[str] = Field(default_factory=list, description="prompts to show through the whole cascade")
-    prompts_file: str | None = Field(None, description="more of them: a text file with one prompt per line")
+    prompts_file: str | None = Field(None, description="more of them: a file of prompts; see docs/metrics.md")
     show: int = Field(8, ge=0, description="prompts of the embedded corpus to show through the whole cascade")
     evaluate: int = Field(160, ge=0, description="prompts of the embedded corpus to generate for evaluation")
     evaluate_prompts: str | None = Field(
@@ -66,6 +67,8 @@ class SampleInputs(StageInputs):
 def list_sources(config: RunConfig) -> list[str]:
     """Returns the user's prompt files, checked."""
     sample = config.sample
+    for prompt in sample.prompts:
+        clean_prompt(prompt, "sample.prompts:")
     if sample.prompts_file is not None:
         read_prompts(sample.prompts_file)
     if sample.evaluate_prompts is not None:
@@ -77,7 +80,7 @@ def list_prompts(config: SampleConfig, source: str, seed: int) -> list[tuple[Rol
     """Returns (role, prompt) in sampling order: what to show, then what to evaluate."""
     from eval.metrics.samples_table import EVALUATE, SHOW
 
-    shown = [EvalPrompt(prompt, "user", "", None) for prompt in config.prompts]
+    shown = [EvalPrompt(clean_prompt(prompt), "user", "", None) for prompt in config.prompts]
     shown += read_prompts(config.prompts_file) if config.prompts_file else []
     judged: list[EvalPrompt] = []
     if source == "scenes":
@@ -202,4 +205,5 @@ STAGE = StageType(
     sources=list_sources,
     kind="evaluation",
     counter="images",
+    balance=RowBalance(rows="images", written="images"),
 )

@@ -11,6 +11,7 @@ from pipeline.runtime.context import Context
 from pipeline.runtime.shard_worker import ShardTask
 from pipeline.stages.base import (
     Placement,
+    RowBalance,
     Rows,
     StageConfig,
     StageInputs,
@@ -95,5 +96,10 @@ STAGE = StageType(
     sources=list_sources,
     counter="scored",
     rows=Rows.ALIGNED,
+    balance=RowBalance(
+        outcomes=("scored", "without_image"),
+        written="rows",
+        equal={"rows": "download.rows", "scored": "download.success"},
+    ),
     trace=TraceView("scores"),
 )

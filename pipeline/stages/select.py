@@ -13,7 +13,7 @@ from dataprep.filters.config import SelectConfig
 from dataprep.io import storage
 from dataprep.io.keys import shard_name
 from pipeline.runtime.context import Context
-from pipeline.stages.base import Rows, StageConfig, StageInputs, StageType, TraceView, config_key
+from pipeline.stages.base import RowBalance, Rows, StageConfig, StageInputs, StageType, TraceView, config_key
 from pipeline.store.artifact import Artifact, Shard
 
 if TYPE_CHECKING:
@@ -61,6 +61,7 @@ def run(ctx: Context[SelectStageConfig, SelectInputs]) -> None:
     storage.write_json(ctx.path("examples.json"), chosen.examples)
     storage.write_json(ctx.path("quality.json"), _judge_filters(ctx, shards, names))
     ctx.counters |= {"rows": chosen.rows, "kept": chosen.kept, "dropped": chosen.rows - chosen.kept}
+    ctx.counters |= {f"dropped_{row['filter']}": row["dropped"] for row in chosen.funnel if row["dropped"]}
 
 
 def _judge_filters(
@@ -83,5 +84,6 @@ STAGE = StageType(
     inputs=SelectInputs,
     counter="kept",
     rows=Rows.ALIGNED,
+    balance=RowBalance(outcomes=("kept", "dropped_*"), written="rows", equal={"rows": "download.rows"}),
     trace=TraceView("selection"),
 )

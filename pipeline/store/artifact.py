@@ -16,6 +16,7 @@ from pipeline.store.fingerprint import hash_json
 from pipeline.store.markers import Marker, Output
 
 MANIFEST = "manifest.json"
+FORGOTTEN_ROWS = "forgotten_rows"  # counter of the rows that `imagen-ray forget` took out of the tables
 SHARD_FILE = re.compile(rf"^(?:pass-\d{{3}}/)?(\d{{{SHARD_DIGITS},}})\.(\w+)$")  # within an artifact
 
 

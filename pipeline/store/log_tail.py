@@ -6,6 +6,7 @@ import json
 from typing import Any
 
 from dataprep.io import storage
+from dataprep.io.plain_text import split_lines
 
 TAIL_BYTES = 1 << 16  # enough to hold the last row
 
@@ -15,7 +16,7 @@ def read_last_row(path: str) -> dict[str, Any] | None:
     if not storage.exists(path):
         return None
     system, name = storage.filesystem(path)
-    for line in reversed(system.cat_file(name, start=-TAIL_BYTES).decode(errors="replace").splitlines()):
+    for line in reversed(split_lines(system.cat_file(name, start=-TAIL_BYTES).decode(errors="replace"))):
         try:
             return dict(json.loads(line))
         except (ValueError, TypeError):  # cut off by a kill

@@ -33,7 +33,7 @@ def shard(web: Web, tmp_path: Path) -> tuple[Path, Path]:
 
 
 def test_annotations_are_row_aligned(shard: tuple[Path, Path], tmp_path: Path) -> None:
-    assert annotate_shard(*shard, tmp_path / "a.parquet", AnnotateConfig()) == {"rows": 3, "ok": 2}
+    assert annotate_shard(*shard, tmp_path / "a.parquet", AnnotateConfig()) == {"rows": 3, "ok": 2, "without_image": 1}
     rows = read_table(tmp_path / "a.parquet", "annotations").to_pylist()
     download = read_table(shard[1], "download").to_pylist()
     assert [row["key"] for row in rows] == [row["key"] for row in download]

@@ -52,7 +52,7 @@ def test_selected_rows_in_every_resolution(shard: tuple[Path, Path], tmp_path: P
     splits = ["train", None, "validation", "train", None]
     chosen = selection(tmp_path / "s.parquet", keys, [bool(split) for split in splits], splits)
     config = PackConfig(resolutions=(16, 64, 80), row_group_rows=2)
-    assert pack_shard(*shard, chosen, tmp_path / "p.parquet", config) == {"rows": 3, "validation": 1}
+    assert pack_shard(*shard, chosen, tmp_path / "p.parquet", config) == {"rows": 3, "train": 2, "validation": 1}
     table = read_table(tmp_path / "p.parquet", "pack")
     assert table["key"].to_pylist() == [keys[0], keys[3], keys[2]]  # validation comes last
     assert table["caption"].to_pylist() == ["caption 0", "caption 3", "caption 2"]
@@ -79,7 +79,7 @@ def test_without_a_selection_every_image_is_packed(shard: tuple[Path, Path], tmp
 def test_an_empty_selection_gives_an_empty_shard(shard: tuple[Path, Path], tmp_path: Path) -> None:
     keys = read_table(shard[1], "download")["key"].to_pylist()
     chosen = selection(tmp_path / "s.parquet", keys, [False] * 5, pa.nulls(5, pa.string()))
-    assert pack_shard(*shard, chosen, tmp_path / "p.parquet", PackConfig()) == {"rows": 0, "validation": 0}
+    assert pack_shard(*shard, chosen, tmp_path / "p.parquet", PackConfig()) == {"rows": 0, "train": 0, "validation": 0}
     assert read_table(tmp_path / "p.parquet", "pack").num_rows == 0
 
 

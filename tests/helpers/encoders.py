@@ -16,8 +16,11 @@ BERT = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "in
 GPT = {"n_embd": 16, "n_layer": 1, "n_head": 2}
 
 
-def save_encoder(folder: Path, kind: str, words: tuple[str, ...] = WORDS, **changes: Any) -> str:
-    """Saves a model of ``kind`` (t5, mt5, umt5, bert, roberta, gpt2) with a word tokenizer; returns the folder."""
+def save_encoder(folder: Path, kind: str, words: tuple[str, ...] = WORDS, ends: bool = True, **changes: Any) -> str:
+    """Saves a model of ``kind`` (t5, mt5, umt5, bert, roberta, gpt2) with a word tokenizer; returns the folder.
+
+    ``ends``: whether the tokenizer ends a text with its end token.
+    """
     transformers = import_transformers()
 
     kinds: dict[str, tuple[str, str, dict[str, Any]]] = {
@@ -34,7 +37,8 @@ def save_encoder(folder: Path, kind: str, words: tuple[str, ...] = WORDS, **chan
     getattr(transformers, model)(made).save_pretrained(folder)
     tokenizer = Tokenizer(models.WordLevel({word: index for index, word in enumerate(words)}, "<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-    tokenizer.post_processor = processors.TemplateProcessing("$A </s>", special_tokens=[("</s>", 1)])
+    if ends:
+        tokenizer.post_processor = processors.TemplateProcessing("$A </s>", special_tokens=[("</s>", 1)])
     names = {"pad_token": "<pad>", "eos_token": "</s>", "unk_token": "<unk>"}
     transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizer, **names).save_pretrained(folder)
     return str(folder)

@@ -215,7 +215,8 @@ def _scores(out: Path, files: dict[str, str]) -> dict[str, int]:
     found = [None if vector is None else vector[0] / 255 for vector in vectors]
     columns = {"clip_similarity": pa.array(found, pa.float32()), "clip_embedding": pa.array(vectors, pa.binary(32))}
     write_table(pa.table({"key": table["key"], **columns}), out, "scores")
-    return {"rows": table.num_rows}
+    missing = vectors.count(None)
+    return {"rows": table.num_rows, "scored": table.num_rows - missing, "without_image": missing}
 
 
 def _select(out: Path, files: dict[str, str]) -> dict[str, int]:
@@ -230,7 +231,11 @@ def _select(out: Path, files: dict[str, str]) -> dict[str, int]:
     table = pa.table(columns | {"reason": pa.array(reasons, pa.string()), "split": pa.array(splits, pa.string())})
     write_table(table, out, "selection")
     kept = sum(columns["keep"])
-    return {"rows": len(rows), "kept": kept, "dropped": len(rows) - kept}
+    dropped = {
+        name: sum((reason or "").startswith(name) for reason in reasons) for name in ("downloaded", "caption_words")
+    }
+    counters = {f"dropped_{name}": count for name, count in dropped.items()}
+    return {"rows": len(rows), "kept": kept, "dropped": len(rows) - kept, **counters}
 
 
 def _verdicts(made: Made) -> None:
@@ -282,7 +287,7 @@ def _embed(out: Path, files: dict[str, str]) -> dict[str, int]:
         out,
         "embeddings",
     )
-    return {"captions": len(values)}
+    return {"rows": len(values), "captions": len(values)}
 
 
 def embedding(caption: str) -> bytes:

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from dataprep.io.errors import UserError
-from pipeline.config_loading import load_config, parse_yaml
+from pipeline.config_loading import load_config
 from tests.helpers.paths import ROOT
 
 SMOKE = str(ROOT / "configs" / "smoke.yaml")
@@ -29,24 +28,71 @@ def test_a_ratio_is_not_a_number_to_the_base_of_sixty() -> None:
     assert config.pack.shapes(64) == {"1:1": (64, 64), "4:3": (48, 64)}
 
 
-@pytest.mark.parametrize(
-    ("text", "value"),
-    [
-        ("1e-3", 0.001),
-        ("-1e5", -100000.0),
-        ("1.5e3", 1500.0),
-        ("4:3", "4:3"),
-        ("0x10", 16),
-        ("1_000", 1000),
-        ("010", "010"),
-        ("yes", True),
-        ("~", None),
-        ("{a: &x {b: 1}, c: {<<: *x, d: 2}}", {"a": {"b": 1}, "c": {"b": 1, "d": 2}}),
-    ],
+TEXTS = (
+    "#1 set",
+    "a: b",
+    "[x",
+    "*x",
+    "&x",
+    "!x",
+    "{x",
+    "- x",
+    "@x",
+    "%x",
+    "`x",
+    "a #1",
+    "no",
+    "12",
+    "1e3",
+    "a = b",
+    "2024-01-01",
 )
-def test_scalars_and_merge_keys(text: str, value: Any) -> None:
-    parsed = parse_yaml(text, "text")
-    assert parsed == value and type(parsed) is type(value)
+
+
+@pytest.mark.parametrize("text", TEXTS)
+def test_a_key_that_takes_a_text_takes_any(text: str) -> None:
+    for written in (text, f"  {text} ", f'"{text}"', f"'{text}'"):
+        assert load_config(SMOKE, [f"card.title={written}"]).card.title == text
+    assert load_config(SMOKE, [f"run={text}"]).run == text
+
+
+def test_only_quotes_and_null_have_a_meaning_in_a_text() -> None:
+    for text, value in [
+        ("null", None),
+        ("~", None),
+        ("", None),
+        ('"null"', "null"),
+        ("none", "none"),
+        ('"a" b', '"a" b'),
+    ]:
+        assert load_config(SMOKE, ["card.title=before", f"card.title={text}"]).card.title == value
+    assert load_config(SMOKE, ["run=null"]).run == "null"
+    config = load_config(SMOKE, ["download.resize_mode=no", "train.base.wandb=off", "pack.encoding=png"])
+    assert config.download.resize_mode == "no" and config.train["base"].wandb == "off"
+
+
+def test_words_of_a_file_are_texts(tmp_path: Path) -> None:
+    text = Path(SMOKE).read_text().replace("select:", "card: {title: no}\nselect:\n  languages: [no, en]")
+    (tmp_path / "c.yaml").write_text(text)
+    config = load_config(tmp_path / "c.yaml")
+    assert config.card.title == "no" and config.select.languages == ("no", "en")
+
+
+def test_words_are_booleans_where_a_key_takes_these(tmp_path: Path) -> None:
+    text = Path(SMOKE).read_text().replace("download:", "download:\n  fetch: {obey_robots_txt: no}")
+    (tmp_path / "c.yaml").write_text(text)
+    config = load_config(tmp_path / "c.yaml", ["download.resize_only_if_bigger=yes", "train.base.compile=on"])
+    assert config.download.fetch.obey_robots_txt is False and config.download.resize_only_if_bigger is True
+    assert config.train["base"].compile is True
+    with pytest.raises(UserError, match=r"download.resize_only_if_bigger='maybe': input should be a valid boolean"):
+        load_config(SMOKE, ["download.resize_only_if_bigger=maybe"])
+
+
+def test_a_folder_is_no_config(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"CONFIG=.*: is a folder; give the path of a YAML config"):
+        load_config(tmp_path)
+    with pytest.raises(UserError, match=r"CONFIG .*: not UTF-8"):
+        load_config("caf\udce9.yaml")
 
 
 @pytest.mark.parametrize(
@@ -61,6 +107,12 @@ def test_scalars_and_merge_keys(text: str, value: Any) -> None:
         ("seed.x=1", ["seed.x", "no keys below it"]),
         ("justtext", ["key=value"]),
         ("seed=[1", ["not valid YAML"]),
+        ("seed=#1", ["# begins a comment", "quote it"]),
+        ("seed=9223372036854775808", ["seed", "9223372036854775807"]),
+        ("card.title=caf\udce9", ["override", "not UTF-8 at character 14"]),
+        ("sample.prompts=[#1 dad mug]", ["not valid YAML"]),
+        ("sample.prompts=a cat", ["sample.prompts", "list"]),
+        ("run=", ["run"]),
     ],
 )
 def test_a_wrong_override_gives_one_line_that_helps(override: str, words: list[str]) -> None:
@@ -90,10 +142,3 @@ def test_a_wrong_file_gives_one_line_that_helps(tmp_path: Path, text: str, words
         load_config(str(path))
     for word in words:
         assert word in str(caught.value)
-
-
-def test_a_missing_file_and_a_folder_are_named(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"CONFIG=.*: a folder; give the YAML file in it"):
-        load_config(tmp_path)
-    with pytest.raises(UserError, match=r"nowhere\.yaml: no such file"):
-        load_config("nowhere.yaml")

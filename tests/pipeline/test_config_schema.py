@@ -8,7 +8,7 @@ from pathlib import Path
 import jsonschema
 import pytest
 
-from pipeline.config_loading import parse_yaml
+from dataprep.io.yaml_text import parse_yaml
 from pipeline.config_schema import SCHEMA_FILE, config_schema
 from tests.helpers.paths import ROOT
 

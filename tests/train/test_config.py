@@ -42,3 +42,12 @@ def test_identity_has_the_settings_that_shape_the_result() -> None:
     assert set(TrainConfig.model_fields) >= RESUMABLE
     flat = run_identity(Stage())
     assert flat["layers.channels.first"] == 8 and flat["learning_rate"] == 1e-3 and "zero_stage" not in flat
+
+
+def test_the_identity_has_the_length_of_the_schedule_and_not_of_the_training() -> None:
+    assert run_identity(TrainConfig(steps=5)) != run_identity(TrainConfig(steps=6))
+    assert run_identity(TrainConfig(steps=5)) == run_identity(TrainConfig(steps=6, decay_steps=5))
+    constant = [run_identity(TrainConfig(steps=steps, schedule="constant")) for steps in (5, 6)]
+    assert constant[0] == constant[1] and constant[0]["decay_steps"] is None
+    with pytest.raises(ValidationError, match="decay_steps=5 is the length of a cosine"):
+        TrainConfig(decay_steps=5, schedule="constant")

@@ -45,6 +45,32 @@ def test_resumed_run_logs_the_same(whole: Path, tmp_path: Path, stop: int) -> No
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
 
 
+def weights_equal(one: Path, other: Path) -> bool:
+    ours, theirs = (load_file(folder / "export/weights.safetensors") for folder in (one, other))
+    return all(torch.equal(ours[name], theirs[name]) for name in theirs)
+
+
+@pytest.mark.parametrize("schedule", [{"schedule": "constant"}, {"decay_steps": 16}], ids=str)
+def test_more_steps_of_a_training_are_the_same_training(tmp_path: Path, schedule: dict[str, Any]) -> None:
+    run(tmp_path / "whole", **schedule)
+    run(tmp_path / "raised", steps=10, **schedule)
+    assert not weights_equal(tmp_path / "raised", tmp_path / "whole")
+    result = run(tmp_path / "raised", **schedule)
+    assert result is not None and result["resumed_from"] == 10 and result["step"] == 20
+    assert weights_equal(tmp_path / "raised", tmp_path / "whole")
+    # The end of the shorter training is a row more, and begins another window.
+    ours = [row for row in rows(tmp_path / "raised") if row["step"] not in (10, 12)]
+    assert ours == [row for row in rows(tmp_path / "whole") if row["step"] != 12]
+
+
+def test_a_schedule_that_depends_on_the_length_is_refused_at_another(tmp_path: Path) -> None:
+    run(tmp_path, steps=10)
+    with pytest.raises(UserError, match="another config: decay_steps was 10, now it is 20"):
+        run(tmp_path)
+    result = run(tmp_path, decay_steps=10)
+    assert result is not None and result["resumed_from"] == 10
+
+
 def test_finished_run_does_nothing(whole: Path) -> None:
     before = (whole / "log.jsonl").read_bytes()
     result = run(whole)

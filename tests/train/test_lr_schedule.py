@@ -13,7 +13,7 @@ def test_decay_warms_up() -> None:
 
 
 def test_learning_rate() -> None:
-    assert [learning_rate_at(step, 1.0, 4, 100, "constant") for step in (0, 3, 4, 99)] == [0.25, 1.0, 1.0, 1.0]
-    rates = [learning_rate_at(step, 1.0, 10, 110, "cosine", 0.1) for step in range(10, 120)]
+    assert [learning_rate_at(step, 1.0, 4, None) for step in (0, 3, 4, 99)] == [0.25, 1.0, 1.0, 1.0]
+    rates = [learning_rate_at(step, 1.0, 10, 110, 0.1) for step in range(10, 120)]
     assert rates == sorted(rates, reverse=True)
     assert rates[0] == 1.0 and rates[50] == pytest.approx(0.55) and rates[-1] == pytest.approx(0.1)

@@ -1,4 +1,4 @@
-"""A small CLIP of open_clip's modules with a T5-style tokenizer, and its folder: clip.json, weights, tokenizer.
+"""A small CLIP of open_clip's modules with the text encoder's tokenizer, and its folder: clip.json, weights, tokenizer.
 
 For runs without a pretrained CLIP. Shape legend: B batch, C channels, H W height and width, L tokens.
 """
@@ -14,12 +14,12 @@ from pydantic import ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from transformers import AutoTokenizer
 
 from dataprep.io import storage
 from dataprep.io.errors import UserError
 from dataprep.io.model_imports import import_open_clip
 from train.models.clip_config import ClipModelConfig
+from train.models.end_token import describe_tokenizer, load_tokenizer
 
 CONFIG_FILE, WEIGHTS_FILE, FORMAT = "clip.json", "model.safetensors", 1
 
@@ -97,8 +97,8 @@ def load_clip(folder: str | Path, device: str | torch.device = "cpu") -> tuple[n
         raise UserError(f"clip {folder}: format {settings.get('format')!r}, this imagen-ray reads {FORMAT}")
     try:
         config = ClipModelConfig(**settings["model"])
-        tokenizer = AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
-        model = build_clip(config, len(tokenizer), tokenizer.eos_token_id, tokenizer.pad_token_id)
+        tokenizer = load_tokenizer(str(folder))
+        model = build_clip(config, *describe_tokenizer(tokenizer))
         model.load_state_dict(load_file(folder / WEIGHTS_FILE))
     except (KeyError, OSError, ValueError, ValidationError, SafetensorError, RuntimeError) as error:
         raise UserError(f"clip {folder}: not loadable ({' '.join(str(error).split())}); export it again") from error

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from pydantic import Field
+from typing import Self
+
+from pydantic import Field, model_validator
 
 from dataprep.io.config import Config
 
@@ -20,3 +22,11 @@ class ClipModelConfig(Config):
     text_layers: int = Field(1, ge=1, description="layers of the text tower")
     text_heads: int = Field(3, ge=1, description="attention heads of the text tower")
     context_length: int = Field(32, ge=4, description="tokens per caption, end token included; longer ones are cut")
+
+    @model_validator(mode="after")
+    def _check_heads(self) -> Self:
+        if self.text_width % self.text_heads:
+            raise ValueError(
+                f"text_width={self.text_width} is not a multiple of text_heads={self.text_heads}; change one"
+            )
+        return self

@@ -12,16 +12,15 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn import functional
-from transformers import AutoTokenizer
 
 from dataprep.io import storage
-from dataprep.io.errors import UserError
 from dataprep.io.pack_format import pixels_column
 from train.loader.loader import Batch, Loader
 from train.loader.sampler import SampleRandom
 from train.loop import train
 from train.models.clip import build_clip, encode_tokens, save_clip, to_clip_range
 from train.models.clip_config import ClipModelConfig
+from train.models.end_token import describe_tokenizer, load_tokenizer
 from train.tasks.clip_config import ClipTaskConfig, ClipTrainingConfig
 
 MAX_SCALE = 100.0  # the paper's bound on the inverse temperature
@@ -31,18 +30,12 @@ class ClipTask:
     """Contrastive learning for the training loop; ``tokenizer`` is a folder or hub name."""
 
     def __init__(self, config: ClipTaskConfig, tokenizer: str) -> None:
-        self.config = config
-        try:
-            self.tokenizer = AutoTokenizer.from_pretrained(tokenizer)
-        except (OSError, ValueError) as error:
-            raise UserError(f"clip.train: no tokenizer in {tokenizer!r}; give the text encoder's folder") from error
-        if self.tokenizer.eos_token_id is None or self.tokenizer.pad_token_id is None:
-            raise UserError(f"clip.train: the tokenizer of {tokenizer!r} has no end or padding token; take a T5's")
+        self.config, self.tokenizer = config, load_tokenizer(tokenizer)
         self.columns = (pixels_column(config.image_size),)
 
     def build(self) -> nn.Module:
         """Returns a fresh CLIP."""
-        return build_clip(self.config, len(self.tokenizer), self.tokenizer.eos_token_id, self.tokenizer.pad_token_id)
+        return build_clip(self.config, *describe_tokenizer(self.tokenizer))
 
     def loss(self, model: Callable[..., Any], batch: Batch, random: SampleRandom) -> tuple[Tensor, dict[str, Tensor]]:
         """Returns symmetric cross-entropy over the pairs of all ranks, where equal captions all match, and accuracy."""

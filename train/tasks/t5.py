@@ -75,8 +75,6 @@ class T5Task:
     def model_config(self) -> T5Config:
         """Returns the model's config for transformers."""
         config = self.config
-        if config.d_model % config.heads:
-            raise UserError(f"d_model={config.d_model}: not a multiple of heads={config.heads}; change one")
         return T5Config(
             vocab_size=len(self.tokenizer),
             d_model=config.d_model,

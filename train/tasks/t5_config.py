@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from dataprep.io.config import Config
 from train.config import TrainConfig
@@ -28,6 +28,12 @@ class T5TaskConfig(Config):
     )
     noise_density: float = Field(0.3, gt=0, lt=1, description="share of masked tokens; high, since captions are short")
     mean_span: float = Field(1.5, ge=1, description="mean length of a masked span, in tokens")
+
+    @model_validator(mode="after")
+    def _check_heads(self) -> Self:
+        if self.d_model % self.heads:
+            raise ValueError(f"d_model={self.d_model} is not a multiple of heads={self.heads}; change one")
+        return self
 
 
 class T5TrainingConfig(T5TaskConfig, TrainConfig):

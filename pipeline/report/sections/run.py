@@ -8,6 +8,7 @@ from typing import Any
 
 import yaml
 
+from dataprep.io.wording import count_of
 from pipeline.report import charts
 from pipeline.report.section import ReportInputs, ReportSection, SectionContent
 from pipeline.report.stage_graph import StageBox, draw_stage_graph
@@ -102,7 +103,7 @@ def list_incidents(events: Sequence[Mapping[str, Any]]) -> list[dict[str, str]]:
             if event["event"] == "quarantined":
                 why = f"shard {event.get('shard')}: {why}"
             elif event["event"] == "forgotten":
-                why = f"{event.get('samples')} rows, on request"
+                why = f"{count_of(int(event.get('samples') or 0), 'row')}, on request"
             when = str(event["time"])[:19].replace("T", " ")
             what = event["event"].replace("_", " ")
             found.append({"time": when, "what": what, "stage": event.get("stage", ""), "why": str(why)[:MAX_ERROR]})

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from dataprep.io.wording import count_of
 from pipeline.report.section import ReportInputs, ReportSection, SectionContent
 from pipeline.units import format_decimal, format_duration, format_percent
 
@@ -17,12 +18,12 @@ def collect_summary(inputs: ReportInputs) -> SectionContent:
     duration = format_duration(sum(artifact.manifest.seconds for artifact in artifacts.values()))
     parameters = sum(artifacts[f"train.{name}"].manifest.counters.get("parameters", 0) for name in inputs.cascade)
     sentence = (
-        f"{selected['kept']:,} of {selected['rows']:,} rows were kept; a cascade of {len(inputs.cascade)} "
-        f"{'stage' if len(inputs.cascade) == 1 else 'stages'} ({' → '.join(inputs.cascade)}, {parameters:,} "
-        f"parameters) was trained on them. All stages took {duration}."
+        f"{selected['kept']:,} of {count_of(selected['rows'], 'row')} were kept; a cascade of "
+        f"{count_of(len(inputs.cascade), 'stage')} ({' → '.join(inputs.cascade)}, {parameters:,} parameters) was "
+        f"trained on them. All stages took {duration}."
     )
     tiles = [
-        _tile("pairs kept", f"{selected['kept']:,}", f"of {selected['rows']:,} rows"),
+        _tile("pairs kept", f"{selected['kept']:,}", f"of {count_of(selected['rows'], 'row')}"),
         _tile("time of all stages", duration, "including cached stages"),
         _tile("parameters", f"{parameters / 1e6:.2f} M", "of the cascade"),
         *_list_metric_tiles(metrics),

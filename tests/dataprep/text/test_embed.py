@@ -27,7 +27,7 @@ def test_embed_shard_is_row_aligned_and_decodes(t5: str, tmp_path: Path, name: A
     encoder = load_encoder(t5, config)
     counters = embed_shard(tmp_path / "p.parquet", tmp_path / "e.parquet", encoder, config)
     error = counters.pop("codec_error_ppm_sum") / 3
-    assert counters == {"captions": 4, "distinct": 3, "tokens": 18, "truncated": 1, "codec_low_tokens": 0}
+    assert counters == {"rows": 4, "captions": 4, "distinct": 3, "tokens": 18, "truncated": 1, "codec_low_tokens": 0}
     assert 0 < error < (1000 if name == "float16" else 20_000)
     rows = read_table(tmp_path / "e.parquet", "embeddings").to_pylist()
     assert [(row["key"], row["caption"]) for row in rows] == list(zip("abcd", CAPTIONS, strict=True))

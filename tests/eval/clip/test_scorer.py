@@ -63,7 +63,7 @@ def test_scores_are_aligned_with_the_shard(scorer: ClipScorer, tmp_path: Path) -
     write_table(table, tmp_path / "d.parquet", "download")
     images = [("d", flat(0, 9, 0)), ("a", flat(9, 0, 0)), ("c", flat(0, 0, 9))]
     counters = score_shard(iter(images), tmp_path / "d.parquet", tmp_path / "s.parquet", scorer)
-    assert counters == {"rows": 4, "scored": 3}
+    assert counters == {"rows": 4, "scored": 3, "without_image": 1}
     scores = read_table(tmp_path / "s.parquet", "scores")
     assert scores["key"].to_pylist() == ["a", "b", "c", "d"]
     assert scores["clip_similarity"].to_pylist() == pytest.approx([1.0, None, 1.0, 0.0])

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from dataprep.io.errors import UserError
-from eval.sampling.batch_folder import LINES_FILE, read_lines, sample_folder
+from eval.sampling.batch_folder import LINES_FILE, SETTINGS_FILE, read_lines, sample_folder
 from eval.sampling.options import SamplingOptions
 from eval.sampling.samples import Samples
 
@@ -74,3 +74,30 @@ def test_other_options_or_prompts_are_refused(tmp_path: Path) -> None:
         fill(FakeCascade(), tmp_path, negative="y")
     with pytest.raises(UserError, match="shows 'a red circle', which is not prompt 0 now"):
         fill(FakeCascade(), tmp_path, ["a dog", *PROMPTS[1:]], negative="x")
+
+
+def test_a_prompt_may_hold_any_separator(tmp_path: Path) -> None:
+    prompts = [f"a red{character}circle" for character in "\u2028\u2029\u0085\x0b\x0c\x1c\x1d\x1e\r\n"] + ["  blanks "]
+    assert fill(FakeCascade(), tmp_path, prompts)[-1] == len(prompts)
+    again = FakeCascade()
+    assert fill(again, tmp_path, prompts) == [len(prompts)] and again.asked == []
+    assert {line["prompt"] for line in read_lines(tmp_path)} == {prompt.strip() for prompt in prompts}
+
+
+def test_images_of_another_call_are_not_mixed(tmp_path: Path) -> None:
+    fill(FakeCascade(), tmp_path)
+    with pytest.raises(UserError, match=r"00004-00.png shows 'five', which is not prompt 4 now"):
+        fill(FakeCascade(), tmp_path, PROMPTS[:4])
+    with pytest.raises(UserError, match="num was 2, now it is 1"):
+        list(sample_folder(FakeCascade(), PROMPTS, tmp_path, SamplingOptions(num=1, seed=3)))  # type: ignore[arg-type]
+    (tmp_path / SETTINGS_FILE).unlink()
+    with pytest.raises(UserError, match=r"holds 00000-00.png of another call, but no settings.json"):
+        fill(FakeCascade(), tmp_path)
+
+
+def test_damaged_files_are_named(tmp_path: Path) -> None:
+    fill(FakeCascade(), tmp_path)
+    for name in (LINES_FILE, SETTINGS_FILE):
+        (tmp_path / name).write_text("{\n")
+        with pytest.raises(UserError, match=rf"{name}: damaged"):
+            fill(FakeCascade(), tmp_path)

@@ -70,7 +70,7 @@ def test_transparency_becomes_white_and_exif_rotates() -> None:
 
 def test_mask_covers_every_pixel_that_it_touches() -> None:
     image, mask = np.zeros((64, 64, 3), np.uint8), Image.new("L", (64, 64))
-    with pytest.raises(UserError, match="mask is black all over"):
+    with pytest.raises(UserError, match="mask has no white"):
         image_editing.read_mask(mask, image)
     with pytest.raises(UserError, match="mask of 8x8, image of 64x64"):
         image_editing.read_mask(mask.resize((8, 8)), image)
@@ -80,3 +80,25 @@ def test_mask_covers_every_pixel_that_it_touches() -> None:
     assert edit.hidden is not None and edit.hidden.shape == (1, 1, 16, 16)
     assert edit.hidden[0, 0].any(dim=0).nonzero().flatten().tolist() == [8]  # the whole pixel of the small image
     assert edit.image.shape == (1, 3, 16, 16) and bool((edit.image == -1).all())
+
+
+def test_deep_grey_is_scaled_and_floats_are_refused() -> None:
+    deep = Image.fromarray(np.full((2, 3), 0x8080, np.uint16))
+    assert (image_editing.to_rgb(deep) == 128).all()
+    with pytest.raises(UserError, match="image of mode F: floating-point pixels have no defined range"):
+        image_editing.to_rgb(Image.new("F", (2, 2), 0.5))
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA", "P"])
+def test_white_on_transparent_is_what_is_masked(mode: str) -> None:
+    mask = Image.new("RGBA", (4, 4), (255, 255, 255, 0))  # white throughout, opaque in one place
+    mask.putpixel((1, 2), (255, 255, 255, 255))
+    mask.putpixel((3, 3), (0, 0, 0, 255))
+    found_HW = image_editing.read_mask(mask.convert(mode), np.zeros((4, 4, 3), np.uint8))
+    assert np.argwhere(found_HW).tolist() == [[2, 1]]
+
+
+def test_a_mask_is_rotated_as_its_image() -> None:
+    mask = Image.new("L", (4, 2), 255)
+    mask.getexif()[0x0112] = 6
+    assert image_editing.read_mask(mask, np.zeros((4, 2, 3), np.uint8)).all()

@@ -185,3 +185,42 @@ def test_a_failure_at_run_time_names_stage_log_and_resume(
     assert f"{tmp_path}/run/events.jsonl" in line
     assert f"Resume: imagen-ray run {SMOKE}" in line
     assert json.loads((tmp_path / "run" / "run.json").read_text())["status"] == "failed"
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["compare", "a", "b", "--out", "/proc/x.html"],
+        ["compare", "a", "b", "--out", "{tmp}/x.html", "--blind", "{tmp}"],
+        ["compare", "a", "b", "--out", "{tmp}/x.html", "--blind", "{tmp}/x.html"],
+        ["calibrate", SMOKE, "--out", "/proc/machines.yaml"],
+        ["calibrate", SMOKE, "--out", "{tmp}"],
+        ["export", "a", "/proc/exported"],
+        ["export", "a", "{tmp}"],
+        ["export", "a", "{tmp}/file/exported"],
+    ],
+    ids=lambda words: " ".join(words[:1] + words[2:])[:60],
+)
+def test_an_output_that_cannot_be_written_is_named_first(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, words: list[str]
+) -> None:
+    (tmp_path / "file").write_bytes(b"")
+    words = [word.replace("{tmp}", str(tmp_path)) for word in words]
+    assert words[-1] in fails(capsys, *words)
+
+
+@pytest.mark.parametrize(
+    "words", [["run"], ["plan"], ["calibrate"], ["plan", SMOKE, "--machines"], ["compare", "--count"]]
+)
+def test_a_folder_where_a_file_is_wanted_is_named(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, words: list[str]
+) -> None:
+    assert f"={tmp_path}: is a folder" in fails(capsys, *words, str(tmp_path))
+
+
+@pytest.mark.parametrize("command", ["status", "sample", "report", "verify", "export"])
+def test_a_config_where_a_run_is_wanted_is_named(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, command: str
+) -> None:
+    more = {"sample": ["a cat", "--out", f"{tmp_path}/x.png"], "export": [f"{tmp_path}/x"]}.get(command, [])
+    assert "not a run (run.json is missing)" in fails(capsys, command, SMOKE, *more)

@@ -112,8 +112,13 @@ def test_a_file_of_prompts_fills_a_folder(cascade: Recorder, tmp_path: Path) -> 
         (["--size", "64x-1"], "--size 64x-1"),
         (["--size", "64x64", "--aspect", "3:2"], "give one of them"),
         (["--aspect", "3x2"], "such as 3:2"),
-        (["--image", "nowhere.png"], "--image nowhere.png: not an image that can be read"),
+        (["--image", "nowhere.png"], "--image nowhere.png: not a file that can be read"),
         (["--strength", "much"], "--strength"),
+        (["--seed", str(2**64 + 3)], "--seed"),
+        (["--seed", str(2**63)], "--seed"),
+        (["--negative", "caf\udce9"], "--negative caf\\udce9: not UTF-8 at character 3"),
+        (["--watermark", "caf\udce9"], "--watermark caf\\udce9: not UTF-8"),
+        (["caf\udce9"], "prompt caf\\udce9: not UTF-8 at character 3; write it in UTF-8"),
     ],
 )
 def test_wrong_options(
@@ -132,3 +137,56 @@ def test_parts_in_an_object_store_are_copied_to_this_machine() -> None:
     found = copy_parts_here(config)
     for part, path in (("base", found.stages[0].path), ("encoder", found.encoder), ("clip", found.clip)):
         assert (Path(str(path)) / "config.json").read_text() == part
+
+
+def test_blanks_around_a_prompt_are_not_passed_on(cascade: Recorder, tmp_path: Path) -> None:
+    assert run("  a cat\u2028", "--negative", " a dog ", "--out", str(tmp_path / "a.png")) == 0
+    assert cascade.calls[0]["prompts"] == ["a cat"] and cascade.calls[0]["negative"] == "a dog"
+
+
+def test_deep_images_and_masks_with_alpha(cascade: Recorder, tmp_path: Path) -> None:
+    Image.fromarray(np.full((8, 8), 0x4040, np.uint16)).save(tmp_path / "in.tif")
+    Image.new("RGBA", (8, 8), (255, 255, 255, 0)).save(tmp_path / "mask.png")
+    words = ["--image", str(tmp_path / "in.tif"), "--mask", str(tmp_path / "mask.png")]
+    assert run("a cat", *words, "--out", str(tmp_path / "a.png")) == 0
+    assert np.asarray(cascade.calls[0]["image"]).tolist() == [[[64] * 3] * 8] * 8
+    assert cascade.calls[0]["mask"].mode == "RGBA"
+
+
+def test_images_of_two_calls_are_not_mixed(
+    cascade: Recorder, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = ["--out", str(tmp_path / "a.png")]
+    assert run("a cat", "--num", "4", *out) == 0
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    assert run("a dog", "--num", "2", *out) == run("a dog", *out) == 2
+    told = capsys.readouterr().err
+    assert "2 images of an earlier call would stay beside the new ones (a-002.png, a-003.png)" in told
+    assert before == {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    assert run("a dog", "--num", "4", *out) == run("a dog", "a cat", "--num", "4", *out) == 0
+    Image.new("RGB", (4, 4)).save(tmp_path / "b-2024.png")  # not ours
+    assert run("a cat", "--out", str(tmp_path / "b.png")) == 0
+
+
+@pytest.mark.parametrize("is_table", [False, True])
+def test_an_output_that_cannot_be_written_is_refused_first(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str], is_table: bool
+) -> None:
+    def load(*_: object) -> None:
+        raise AssertionError("the model was loaded")
+
+    monkeypatch.setattr(sample, "load_cascade", load)
+    (tmp_path / "p.txt").write_text("one\n")
+    words = ["--prompts-file", str(tmp_path / "p.txt")] if is_table else ["a cat"]
+    (tmp_path / "folder.png").mkdir()
+    name, other = ("images", "p.txt") if is_table else ("x.png", "folder.png")
+    for out in (tmp_path / other, tmp_path / "p.txt" / name, f"/proc/{name}"):
+        assert run(*words, "--out", str(out)) == 2
+        assert f"--out {out}" in capsys.readouterr().err
+
+
+def test_left_out_lines_are_told(cascade: Recorder, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "p.txt").write_text("one\n# not this\n#1 dad mug\none\n")
+    assert run("--prompts-file", str(tmp_path / "p.txt"), "--out", str(tmp_path / "out")) == 0
+    assert "p.txt: 2 prompts; left out: 1 as comment, 1 as repeated" in capsys.readouterr().err
+    assert cascade.calls[0]["prompts"] == ["one", "#1 dad mug"]

@@ -14,6 +14,7 @@ from dataprep.io.errors import UserError
 from dataprep.io.parquet import read_table
 from dataprep.io.redact import Forgotten, hash_url
 from pipeline.lineage.forget import forget_samples, render_forget_result
+from pipeline.lineage.row_balance import find_unaccounted_rows
 from pipeline.lineage.trace import trace_sample
 from pipeline.store.run import Run, verify_outputs
 from tests.helpers.runs import COPY, DEAD, VICTIM, Made, caption, url
@@ -26,9 +27,11 @@ def test_the_search_finds_every_secret_before(finished_run: Made, run: Path) -> 
 
 @pytest.mark.parametrize("target", [url(VICTIM), "000010002"])
 def test_no_secret_of_the_sample_and_its_copies_is_left(finished_run: Made, run: Path, target: str) -> None:
+    assert not any(find_unaccounted_rows(Run(str(run))).values())
     result = forget_samples(str(run), [target])
     assert find_secrets(run, list_secrets(finished_run)) == set()
     assert result.samples == 2
+    assert not any(find_unaccounted_rows(Run(str(run))).values())
     assert [problem for _, _, problems in verify_outputs(Run(str(run))) for problem in problems] == []
     assert not list(run.rglob("*.tmp"))
     forgotten = json.loads((run / "forgotten.json").read_text())

@@ -7,6 +7,7 @@ from typing import Any
 
 from pipeline.report import charts
 from pipeline.report.sections.training import smooth_log
+from tests.helpers.paths import ROOT
 
 
 def test_a_chart_cannot_end_the_script_that_holds_it() -> None:
@@ -44,3 +45,7 @@ def test_sweep_charts_name_their_distance() -> None:
     curves = charts.plot_steps([make_point("steps", name, steps) for name in ("ddim", "ddpm") for steps in (8, 2)])
     assert [(trace.name, list(trace.x)) for trace in curves.data[::2]] == [("ddim", [2, 8]), ("ddpm", [2, 8])]
     assert list(curves.data[0].y) == [1 / 2, 1 / 8]
+
+
+def test_no_tool_bar_covers_a_legend() -> None:
+    assert "displayModeBar: false" in (ROOT / "pipeline" / "report" / "page.js").read_text(encoding="utf-8")

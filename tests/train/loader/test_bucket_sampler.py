@@ -143,7 +143,11 @@ def shard(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
     selected = {"key": keys, "keep": [True] * 40, "reason": pa.nulls(40, pa.string()), "split": splits}
     write_table(pa.table(selected), folder / "s", "selection")
     pack = folder / "p.parquet"
-    assert pack_shard(folder / "d.tar", folder / "d", folder / "s", pack, PACK) == {"rows": 40, "validation": 5}
+    assert pack_shard(folder / "d.tar", folder / "d", folder / "s", pack, PACK) == {
+        "rows": 40,
+        "train": 35,
+        "validation": 5,
+    }
     rows = []
     for row in read_table(pack, "pack", ["key", "caption"]).to_pylist():
         data, scale = encode_embedding(np.full((2, 8), int(row["key"][5:]), np.float32), "float16")

@@ -7,14 +7,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from pydantic import ValidationError
 
 from dataprep.io.errors import UserError
+from dataprep.io.model_imports import import_transformers
 from eval.clip.scorer import ClipScorer
+from tests.helpers.encoders import save_encoder
 from tests.helpers.packs import make_caption, make_image, write_pack
 from tests.helpers.toys import short_config
 from train.loader.loader import Loader
 from train.loader.sampler import SampleRandom
 from train.loop import train
+from train.models.clip import encode_tokens
+from train.models.end_token import check_tokenizer, describe_tokenizer, load_tokenizer
 from train.tasks.clip import ClipTask
 from train.tasks.clip_config import ClipTaskConfig
 from train.tasks.t5 import train_tokenizer
@@ -51,9 +56,57 @@ def test_clip_tells_right_from_wrong(scorer: ClipScorer) -> None:
     assert np.abs(right).max() <= 1.0001
 
 
-def test_clip_needs_a_t5_tokenizer(tmp_path: Path) -> None:
+def test_a_bert_tokenizer_ends_texts_with_sep(tmp_path: Path) -> None:
+    words = [
+        "[PAD]",
+        "[UNK]",
+        "[CLS]",
+        "[SEP]",
+        "[MASK]",
+        *sorted({word for text in CAPTIONS for word in text.split()}),
+    ]
+    (tmp_path / "vocab.txt").write_text("\n".join(words))
+    import_transformers().BertTokenizerFast(str(tmp_path / "vocab.txt")).save_pretrained(tmp_path / "bert")
+    config = ClipTaskConfig(embed_dim=16, text_width=32, text_heads=2, context_length=6)
+    task = ClipTask(config, str(tmp_path / "bert"))
+    assert task.tokenizer.eos_token_id is None and describe_tokenizer(task.tokenizer) == (len(words), 3, 0)
+    pack = write_pack(tmp_path / "p.parquet", 0, 64)
+    train(task, short_config(4, 32, 5e-3), Loader([pack], None, task.columns, None, 0, 32), str(tmp_path), 0)
+    scorer = ClipScorer.load(str(tmp_path / "export"))
+    # Pooled at [SEP], which the tower reads last: every word counts, and what is beyond the length does not.
+    texts = ["a", "a a", CAPTIONS[0], CAPTIONS[0] + " a", "a a a a a a", "a a a a a a a"]
+    features = np.asarray(scorer.text_features(texts))
+    same = np.abs(features[:, None] - features[None]).max(-1) < 1e-6
+    assert not same[0, 1] and not same[0, 2] and same[4, 5]
+
+
+def test_clip_needs_a_tokenizer_that_ends_texts(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no tokenizer"):
         ClipTask(ClipTaskConfig(), str(tmp_path))
+    save_encoder(tmp_path, "bert", ends=False)
+    for load in (check_tokenizer, load_tokenizer):
+        with pytest.raises(UserError, match="does not end a text with a token"):
+            load(str(tmp_path))
+    (tmp_path / "tokenizer.json").write_text("{}")
+    with pytest.raises(UserError, match=r"its tokenizer.json cannot be read"):
+        check_tokenizer(str(tmp_path))
+
+
+def test_a_tokenizer_without_padding_pads_with_its_end(tmp_path: Path) -> None:
+    save_encoder(tmp_path, "bert")
+    loaded = import_transformers().AutoTokenizer.from_pretrained(str(tmp_path))
+    loaded.pad_token = None
+    loaded.save_pretrained(tmp_path)
+    tokenizer = load_tokenizer(str(tmp_path))
+    assert describe_tokenizer(tokenizer)[1:] == (1, 1)
+    assert encode_tokens(tokenizer, ["a red"], 5).tolist() == [[3, 4, 1, 1, 1]]
+
+
+def test_heads_that_do_not_divide_the_width_are_refused() -> None:
+    with pytest.raises(ValidationError, match="text_width=96 is not a multiple of text_heads=5"):
+        ClipTaskConfig(text_heads=5)
+    with pytest.raises(ValidationError, match="d_model=128 is not a multiple of heads=5"):
+        T5TaskConfig(heads=5)
 
 
 def test_clip_loss_ignores_captions_that_recur() -> None:

@@ -80,8 +80,3 @@ def test_spans_mask_their_share_and_are_reversible(length: int) -> None:
             filled += target[start : rest[0]]
         assert filled == ids
         assert whole.corrupt(ids, seed) == (source, [*ids, 1])
-
-
-def test_heads_must_divide() -> None:
-    with pytest.raises(UserError, match="heads=3"):
-        T5Task(T5TaskConfig(d_model=32, heads=3), CAPTIONS).build()
