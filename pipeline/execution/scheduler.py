@@ -8,14 +8,17 @@ from collections.abc import Callable, Sequence
 from queue import Empty, SimpleQueue
 from typing import Generic, Protocol, TypeVar
 
+import ray
 from rich.markup import escape
 
 from dataprep.io.signals import shutdown_on_sigterm
 from pipeline.runtime.admission import ClusterShares, Reservation
 from pipeline.runtime.config import ClusterConfig
+from pipeline.runtime.group_size import GroupPlan, plan_group
 from pipeline.runtime.ray_session import connect_ray, find_cluster_address
-from pipeline.runtime.resources import WorkerNeed, get_cluster_capacity, resolve_actor_need, resolve_rank_need
+from pipeline.runtime.resources import WorkerNeed, get_cluster_capacity, resolve_actor_need
 from pipeline.stages.base import Placement, Stage
+from pipeline.stages.continued_training import find_loops
 from pipeline.store.artifact import Artifact
 from pipeline.terminal import console
 
@@ -56,6 +59,7 @@ class Scheduler(Generic[T]):
         self.running: set[str] = set()
         self.ended: SimpleQueue[tuple[str, Artifact | BaseException]] = SimpleQueue()
         self.error: BaseException | None = None
+        self.checked = False  # that all groups fit on the cluster
 
     def run(self) -> dict[str, Artifact]:
         """Runs all stages and returns the artifacts by stage.
@@ -64,6 +68,7 @@ class Scheduler(Generic[T]):
         worth keeping.
         """
         while self.waiting and self.error is None:
+            self._check_groups()
             ready = self._list_ready()
             if len(ready) == 1 or not self._may_run_concurrently():
                 self._run_inline(ready[0])
@@ -73,6 +78,19 @@ class Scheduler(Generic[T]):
         if self.error is not None:
             raise self.error
         return self.done
+
+    def _check_groups(self) -> None:
+        """Raises UserError, once Ray has answered, for a training that would not get its GPUs, hours before it."""
+        if self.checked or not ray.is_initialized():
+            return
+        self.checked = True
+        for item in self.waiting:
+            if item.stage.placement is Placement.GROUP:
+                self._plan_group(item.stage)
+
+    def _plan_group(self, stage: Stage) -> GroupPlan:
+        requested, loop = self.cluster.stage_resources(stage.name), next(find_loops(stage.config))
+        return plan_group(requested, self.cluster.ranks, loop)
 
     def _list_ready(self) -> list[T]:
         return [item for item in self.waiting if all(name in self.done for name in item.stage.inputs)]
@@ -89,6 +107,9 @@ class Scheduler(Generic[T]):
 
     def _run_inline(self, item: T) -> None:
         """Runs a stage in this thread, the one that receives signals."""
+        if item.stage.placement is not Placement.DRIVER:
+            connect_ray(self.cluster)
+            self._check_groups()
         self.waiting.remove(item)
         self.done[item.stage.name] = self.run_stage(item, self.done, self.shares)
 
@@ -140,5 +161,6 @@ class Scheduler(Generic[T]):
         if stage.placement is Placement.DRIVER:
             return Reservation(WorkerNeed(), ranks=1)
         if stage.placement is Placement.GROUP:
-            return Reservation(resolve_rank_need(requested, self.cluster.ranks), self.cluster.ranks)
+            plan = self._plan_group(stage)
+            return Reservation(plan.need, plan.ranks)
         return Reservation(resolve_actor_need(requested, stage.placement is Placement.MODELS))

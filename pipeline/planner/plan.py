@@ -75,9 +75,14 @@ class CostPlan:
         """FLOPs of all training without recomputation."""
         return sum(model.update_flops * model.config.steps for model in self.models)
 
+    @property
+    def ranks(self) -> int:
+        """Ranks of a training: the config's, else one for each GPU of a machine."""
+        return self.config.cluster.ranks or 1
+
     def memories(self, model: StageModel) -> list[tuple[MemorySetting, int, Memory]]:
         """Returns setting, micro batch and memory per rank at the config's ranks and accumulation."""
-        own, ranks = model.own_setting(), self.config.cluster.ranks
+        own, ranks = model.own_setting(), self.ranks
         micro = model.config.batch_size // (ranks * model.config.accumulation)
         found = []
         for zero, offload in SETTINGS:

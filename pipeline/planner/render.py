@@ -53,7 +53,7 @@ def _networks(plan: CostPlan) -> Iterable[RenderableType]:
 
 
 def _memory(plan: CostPlan) -> Iterable[RenderableType]:
-    ranks = plan.config.cluster.ranks
+    ranks = plan.ranks
     table = RichTable("stage", "setting", "weights", "gradients", "optimizer", "EMA", "buckets", box=None)
     for name in ("activations", "GPU, all", "host"):
         table.add_column(name)

@@ -34,7 +34,12 @@ class ClusterConfig(Config):
     address: str | None = Field(None, description="Ray address; default: RAY_ADDRESS, or a new local Ray")
     cpus: int | None = Field(None, ge=1, description="CPUs of a local Ray; default: all")
     object_store_mb: int = Field(256, ge=80, description="object store of a local Ray, in MB")
-    ranks: int = Field(2, ge=1, description="ranks of a training stage; one GPU each if there are enough")
+    ranks: int | None = Field(
+        None, ge=1, description="ranks of a training stage; default: the cluster's GPUs, or 2 without any"
+    )
+    regroup_seconds: float = Field(
+        300.0, gt=0, description="how long a training waits for lost machines before it goes on with fewer ranks"
+    )
     retries: int = Field(2, ge=0, description="retries of a failed shard or training group")
     max_quarantined: int = Field(0, ge=0, description="failed shards that a stage tolerates")
     stages: dict[str, StageResources] = Field(

@@ -34,6 +34,10 @@ class GroupFailed(RuntimeError):  # noqa: N818, the failures are the errors
         self.failures = failures
 
 
+class GroupNotStarted(RuntimeError):  # noqa: N818, the group may start later
+    """The processes of a group did not start in time."""
+
+
 class RankGroup:
     """Worker processes that train together; rank i runs in the i-th.
 
@@ -47,7 +51,7 @@ class RankGroup:
         timeout: seconds for all processes to start.
 
     Raises:
-        RuntimeError: they did not.
+        GroupNotStarted: they did not.
     """
 
     def __init__(self, ranks: int, spec: ProcessSpec, strategy: str, timeout: float) -> None:
@@ -104,7 +108,7 @@ class RankGroup:
             need, free = self.spec.need.to_ray(), ray.available_resources()
             wanted = ", ".join(f"{amount:g} {name}" for name, amount in need.items())
             have = ", ".join(f"{free.get(name, 0):g} {name}" for name in need)
-            raise RuntimeError(
+            raise GroupNotStarted(
                 f"the ranks did not start within {timeout:.0f} s: each needs {wanted}, {have} are free; "
                 "check `ray status`, add a node, or lower cluster.ranks, then run again to resume"
             )

@@ -72,19 +72,16 @@ def resolve_actor_need(requested: StageResources, with_model: bool) -> WorkerNee
     gpus = requested.num_gpus
     if gpus is None:
         gpus = float(with_model and get_cluster_capacity("GPU") >= 1)
-    return _build_need(requested, 1.0 if requested.num_cpus is None else requested.num_cpus, gpus)
+    return build_need(requested, 1.0 if requested.num_cpus is None else requested.num_cpus, gpus)
 
 
-def resolve_rank_need(requested: StageResources, ranks: int) -> WorkerNeed:
-    """Returns the resources of each of ``ranks`` ranks: a GPU if there are enough, and an equal share of the CPUs."""
-    gpus = requested.num_gpus if requested.num_gpus is not None else float(get_cluster_capacity("GPU") >= ranks)
-    cpus = requested.num_cpus
-    if cpus is None:
-        cpus = _cpus_per_gpu_rank(gpus) if gpus else _cpus_per_cpu_rank(ranks)
-    return _build_need(requested, float(cpus), gpus)
+def share_cpus(ranks: int, gpus: float) -> int:
+    """Returns an equal share of the CPUs for each of ``ranks`` ranks that take ``gpus`` GPUs each."""
+    return _cpus_per_gpu_rank(gpus) if gpus else _cpus_per_cpu_rank(ranks)
 
 
-def _build_need(requested: StageResources, cpus: float, gpus: float) -> WorkerNeed:
+def build_need(requested: StageResources, cpus: float, gpus: float) -> WorkerNeed:
+    """Returns the need of a worker with the memory and custom resources that are configured."""
     return WorkerNeed(cpus, gpus, int((requested.memory_gb or 0) * (1 << 30)), requested.resources)
 
 

@@ -6,6 +6,7 @@ Every attempt is a new group. What a group lost is known by its checkpoints, and
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -15,10 +16,10 @@ from rich.markup import escape
 from dataprep.io import storage
 from dataprep.io.errors import UserError
 from dataprep.io.signals import SHUTDOWN, shutdown_on_sigterm
-from pipeline.runtime.config import StageResources
-from pipeline.runtime.rank_group import GroupFailed, RankGroup
+from pipeline.runtime.group_size import GroupPlan
+from pipeline.runtime.rank_group import GroupFailed, GroupNotStarted, RankGroup
 from pipeline.runtime.ray_session import can_grow
-from pipeline.runtime.resources import list_draining_nodes, resolve_rank_need
+from pipeline.runtime.resources import list_draining_nodes
 from pipeline.runtime.warm_processes import ProcessSpec
 from pipeline.store.log_tail import read_last_row
 from pipeline.terminal import ProgressUpdate, console, progress
@@ -26,6 +27,7 @@ from train.errors import NonFiniteError, Preempted, StalledLoaderError
 
 POLL_INTERVAL = 1.0  # seconds between reads of the training log, the shutdown flag and the draining nodes
 START_TIMEOUT = 120.0  # seconds for a group to start, the release of an ended one's resources included
+GROW_INTERVAL = 30.0  # seconds between two looks at whether a shrunk group can have all its ranks again
 GROWTH_TIMEOUT = 1800.0  # the same where nodes may join: an autoscaler replaces a lost machine in minutes
 
 
@@ -37,21 +39,21 @@ def run_training(
     function: Callable[..., dict[str, Any]],
     arguments: dict[str, Any],
     folder: str,
-    workers: int,
+    plan: GroupPlan,
     steps: int,
     label: str,
     retries: int,
     hang_seconds: float = 1800,
-    requested: StageResources | None = None,
+    regroup_seconds: float = 300,
 ) -> dict[str, Any]:
-    """Calls ``function(**arguments)`` on ``workers`` ranks of one process group and returns rank 0's result.
+    """Calls ``function(**arguments)`` on the ranks of one process group and returns rank 0's result.
 
     The ranks import what they need: ``function`` should be defined in a module that is light to import.
 
     A group that fails (a worker died, a rank hung for ``hang_seconds``, a node was lost) is restarted and resumes from
-    its newest checkpoint, at most ``retries`` times without a new one in between. Progress is read from
+    its newest checkpoint, at most ``retries`` times without a new one in between. If lost machines do not return within
+    ``regroup_seconds``, it goes on with fewer ranks, and grows again when they are back. Progress is read from
     ``folder/log.jsonl``, which rank 0 writes. On SIGTERM to the driver the ranks save a checkpoint and stop.
-    ``requested``: resources per rank and placement of the group, as configured.
 
     Raises:
         UserError: raised by a rank; not retried.
@@ -60,16 +62,21 @@ def run_training(
     """
     failures: list[str] = []
     left, saved = retries, _list_checkpoints(folder)
-    with progress(label, steps, "steps") as update, _Watch(folder, update) as watch, shutdown_on_sigterm():
+    with progress(label, steps, "steps") as update, _Watch(folder, update, plan) as watch, shutdown_on_sigterm():
+        group = _start_group(plan, label, None)
         while True:
             try:
-                return _run_group(function, arguments, workers, hang_seconds, watch, requested or StageResources())
+                return _run_group(group, function, arguments, hang_seconds, watch)
             except GroupFailed as error:
                 cause, text = _first_failure(error.failures)
             if isinstance(cause, UserError):
                 raise UserError(str(cause)) from None
             if SHUTDOWN.is_set():
                 raise TrainingStopped(text)
+            if watch.grows and isinstance(cause, Preempted):
+                console.print(f"[yellow]{label}: {plan.ranks} ranks fit again; going on with all[/]")
+                group, saved = _start_group(plan, label, regroup_seconds), _list_checkpoints(folder)
+                continue
             failures.append(text)
             before, saved = saved, _list_checkpoints(folder)
             left = retries if saved != before else left - 1
@@ -79,22 +86,39 @@ def run_training(
             console.print(
                 f"[yellow]{label}: {escape(text)}; restarting; {left} retries left without a new checkpoint[/]"
             )
+            group = _start_group(plan, label, regroup_seconds)
+
+
+def _start_group(plan: GroupPlan, label: str, patience: float | None) -> RankGroup:
+    """Returns a group of all ranks; with ``patience``, after so many seconds, of the most that fit."""
+    spec = ProcessSpec(plan.need, max(1, int(plan.need.cpus)))
+    longest = GROWTH_TIMEOUT if can_grow() else START_TIMEOUT
+    size, timeout = plan.ranks, longest
+    if patience is not None:
+        timeout = min(patience, longest)
+    while True:
+        try:
+            return RankGroup(size, spec, plan.placement, timeout)
+        except GroupNotStarted:
+            smaller = plan.find_smaller(size) if patience is not None and not SHUTDOWN.is_set() else 0
+            if smaller == 0 and (patience is None or timeout == longest):
+                raise
+            # Nothing fits: the whole group again, and as long as at the start.
+            size, timeout = (smaller, timeout) if smaller else (plan.ranks, longest)
+            if smaller:
+                console.print(f"[yellow]{label}: going on with {smaller} of {plan.ranks} ranks until all fit again[/]")
 
 
 def _run_group(
+    group: RankGroup,
     function: Callable[..., dict[str, Any]],
     arguments: dict[str, Any],
-    workers: int,
     hang_seconds: float,
     watch: _Watch,
-    requested: StageResources,
 ) -> dict[str, Any]:
     """Runs one group of ranks to its end; returns rank 0's result."""
-    need = resolve_rank_need(requested, workers)
-    spec = ProcessSpec(need, max(1, int(need.cpus)))
-    group = RankGroup(workers, spec, requested.placement, GROWTH_TIMEOUT if can_grow() else START_TIMEOUT)
     finished = False
-    watch.group = group
+    watch.begin(group)
     try:
         result = group.run(function, arguments, hang_seconds)
         finished = True
@@ -126,11 +150,17 @@ def _first_failure(failures: Mapping[int, BaseException]) -> tuple[BaseException
 class _Watch(threading.Thread):
     """Shows progress from log.jsonl while the group runs, and asks it to stop when the driver or a node must go."""
 
-    def __init__(self, folder: str, update: ProgressUpdate) -> None:
+    def __init__(self, folder: str, update: ProgressUpdate, plan: GroupPlan) -> None:
         super().__init__(daemon=True)
-        self.path, self.update = storage.join(folder, "log.jsonl"), update
+        self.path, self.update, self.plan = storage.join(folder, "log.jsonl"), update, plan
         self.group: RankGroup | None = None
+        self.grows = False  # the group was asked to stop because a larger one fits
+        self.checked = 0.0  # when that was last looked at
         self.ended = threading.Event()
+
+    def begin(self, group: RankGroup) -> None:
+        """Watches ``group`` until `group` is None again."""
+        self.grows, self.checked, self.group = False, time.monotonic(), group
 
     def run(self) -> None:
         """Looks once per second."""
@@ -138,8 +168,17 @@ class _Watch(threading.Thread):
             if (row := read_last_row(self.path)) and row.get("loss") is not None:
                 self.update(int(row["step"]), f"loss {row['loss']:.4f}")
             group = self.group
-            if group is not None and (SHUTDOWN.is_set() or _is_draining(group)):
-                group.request_shutdown()  # again and again: a rank that has just started forgets earlier requests
+            if group is not None:
+                self.grows = self.grows or self._may_grow(group)
+                if SHUTDOWN.is_set() or self.grows or _is_draining(group):
+                    group.request_shutdown()  # again and again: a rank that has just started forgets earlier requests
+
+    def _may_grow(self, group: RankGroup) -> bool:
+        size = len(group.processes)
+        if size == self.plan.ranks or time.monotonic() - self.checked < GROW_INTERVAL:
+            return False
+        self.checked = time.monotonic()
+        return self.plan.has_room_to_grow(size)
 
     def __enter__(self) -> _Watch:
         self.start()

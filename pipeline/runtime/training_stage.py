@@ -22,6 +22,7 @@ def train_on_cluster(
 
     ``function`` is one of the stage's module and imports the task inside: the driver needs no torch.
     """
+    from pipeline.runtime.group_size import plan_group
     from pipeline.runtime.training import run_training
 
     ctx.connect()
@@ -29,11 +30,11 @@ def train_on_cluster(
         function,
         {**arguments, "config": config, "folder": ctx.folder, "seed": seed},
         ctx.folder,
-        ctx.cluster.ranks,
+        plan_group(ctx.cluster.stage_resources(ctx.stage), ctx.cluster.ranks, config),
         config.steps,
         ctx.stage,
         ctx.cluster.retries,
         config.hang_seconds,
-        ctx.cluster.stage_resources(ctx.stage),
+        ctx.cluster.regroup_seconds,
     )
     ctx.counters |= {name: int(result[name]) for name in COUNTERS if name in result}

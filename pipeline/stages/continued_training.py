@@ -62,7 +62,7 @@ def find_update_rule(
         fingerprint_parts: what the stage's fingerprint covers besides its config.
         inputs: its artifacts, which may have been rewritten (`imagen-ray forget`) under the same fingerprint.
     """
-    loops = list(_find_loops(config))
+    loops = list(find_loops(config))
     if not loops:
         return None
     contents = {name: artifact.content for name, artifact in inputs.items()}
@@ -133,18 +133,19 @@ def _list_checkpoints(folder: str) -> dict[int, str]:
     return {int(match[2]): match[1] for name in names if (match := CHECKPOINT.fullmatch(name))}
 
 
-def _find_loops(value: Any) -> Iterator[TrainConfig]:
+def find_loops(value: Any) -> Iterator[TrainConfig]:
+    """Yields the trainings that a stage's config describes; at most one."""
     if isinstance(value, TrainConfig):
         yield value
     elif isinstance(value, BaseModel):
         for name in type(value).model_fields:
-            yield from _find_loops(getattr(value, name))
+            yield from find_loops(getattr(value, name))
 
 
 def _replace_loops(value: Any) -> Any:
     """Returns a config as JSON values without its training loops."""
     if isinstance(value, TrainConfig):
         return None
-    if isinstance(value, BaseModel) and any(_find_loops(value)):
+    if isinstance(value, BaseModel) and any(find_loops(value)):
         return {name: _replace_loops(getattr(value, name)) for name in type(value).model_fields}
     return value.model_dump(mode="json") if isinstance(value, BaseModel) else value
