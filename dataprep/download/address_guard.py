@@ -11,6 +11,7 @@ import ipaddress
 import socket
 from collections.abc import Callable, Mapping
 from concurrent.futures import Executor
+from functools import lru_cache
 from typing import Any
 
 from aiohttp.abc import AbstractResolver, ResolveResult
@@ -28,6 +29,7 @@ GLOBAL_UNICAST = ipaddress.ip_network("2000::/3")  # the only part of IPv6 that 
 METADATA = (ipaddress.ip_network("192.0.0.0/24"), ipaddress.ip_network("168.63.129.16/32"))
 
 
+@lru_cache(maxsize=1 << 14)  # a list names a host thousands of times
 def is_public(address: str) -> bool:
     """Returns whether an IP address literal is on the public internet; also for IPv4 embedded in IPv6."""
     ip = ipaddress.ip_address(address.partition("%")[0])
@@ -40,6 +42,7 @@ def is_public(address: str) -> bool:
     return ip.is_global and not ip.is_multicast and not any(ip in network for network in METADATA)
 
 
+@lru_cache(maxsize=1 << 14)
 def parse_address(host: str) -> str | None:
     """Returns ``host`` if it is an IP address, None if it is a name.
 
