@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
+from dataprep.download.allowed_hosts import parse_allowed_host
 from dataprep.images.config import StoreConfig
 from dataprep.io.config import Config
 from dataprep.io.version import package_version
@@ -40,6 +41,12 @@ class FetchConfig(Config):
     allow_private_addresses: bool = Field(
         default=False, description="also fetch from loopback, private and link-local addresses"
     )
+    allow_hosts: tuple[str, ...] = Field(
+        default=(),
+        strict=False,
+        description="names, addresses and networks that may be fetched from though they are not public, each with an "
+        "optional port, for lists that mix your own hosts with the web: [images.example, 10.1.0.0/16, 10.2.3.4:8080]",
+    )
     user_agent: str = Field(
         default_factory=lambda: f"imagen-ray/{package_version()}",
         min_length=1,
@@ -57,6 +64,13 @@ class FetchConfig(Config):
     obey_tdm: bool = Field(
         default=True, description="respect TDM reservations, in the header and in /.well-known/tdmrep.json"
     )
+
+    @field_validator("allow_hosts")
+    @classmethod
+    def _hosts_are_known(cls, hosts: tuple[str, ...]) -> tuple[str, ...]:
+        for host in hosts:
+            parse_allowed_host(host)
+        return hosts
 
     @property
     def product(self) -> str:

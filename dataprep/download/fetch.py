@@ -14,7 +14,7 @@ import aiohttp
 import uvloop
 from yarl import URL
 
-from dataprep.download.address_guard import GuardedResolver, Hosts, check_url, make_guarded_socket_factory, parse_url
+from dataprep.download.address_guard import AddressGuard, GuardedResolver, Hosts, parse_url
 from dataprep.download.config import FetchConfig
 from dataprep.download.rate_limit import HostLimiter, HostLimiters
 from dataprep.download.robots import Policies, PolicyMemory, is_opted_out
@@ -79,19 +79,19 @@ class _FetchSession:
         lookups: Executor,
         memory: PolicyMemory | None,
     ) -> None:
-        self.config, self.hosts, self.accept = config, hosts, accept
+        self.config, self.accept = config, accept
+        self._guard = AddressGuard(hosts, config.allow_private_addresses, config.allow_hosts)
         self._slots, self._large = asyncio.Semaphore(config.concurrency), asyncio.Semaphore(LARGE_BODIES)
         self._limiters = HostLimiters(config.host_concurrency, config.host_delay, config.max_retry_after, hosts)
         self._policies = Policies(
             self._fetch_policy, obey_robots=config.obey_robots_txt, obey_tdm=config.obey_tdm, memory=memory
         )
-        private = config.allow_private_addresses
         self._client = aiohttp.ClientSession(
             connector=aiohttp.TCPConnector(
                 limit=config.concurrency,
                 keepalive_timeout=KEEP_ALIVE,
-                resolver=GuardedResolver(hosts, private, lookups),
-                socket_factory=make_guarded_socket_factory(hosts, private),
+                resolver=GuardedResolver(self._guard, lookups),
+                socket_factory=self._guard.make_socket,
             ),
             cookie_jar=aiohttp.DummyCookieJar(),
             timeout=aiohttp.ClientTimeout(total=None),
@@ -131,7 +131,7 @@ class _FetchSession:
         """Makes one attempt: each hop passes the address guard, the site's policy and its host's rate limit."""
         left, loop = self.config.timeout, asyncio.get_running_loop()
         for _ in range(self.config.max_redirects + 1):
-            check_url(url, self.hosts, self.config.allow_private_addresses)
+            self._guard.check_url(url)
             policy = await self._policies.get_policy(url)
             policy.check(url, self.config.product)
             limiter = self._limiters.get_limiter(
@@ -221,7 +221,7 @@ class _FetchSession:
         try:
             async with asyncio.timeout(self.config.timeout):
                 for _ in range(self.config.max_redirects + 1):
-                    check_url(url, self.hosts, self.config.allow_private_addresses)
+                    self._guard.check_url(url)
                     async with self._slots, self._client.get(url, allow_redirects=False) as response:
                         if response.status in REDIRECTS and "Location" in response.headers:
                             url = resolve_redirect(url, response.headers["Location"])

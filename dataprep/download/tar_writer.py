@@ -19,7 +19,7 @@ class TarWriter:
     """A tar being written; its bytes depend on the names and contents of the files alone."""
 
     def __init__(self, path: str | Path) -> None:
-        self._file = Path(path).open("wb", buffering=1 << 20)
+        self._file = Path(path).open("wb", buffering=1 << 20)  # noqa: SIM115 - closed by close()
         self._written = 0
 
     def add(self, name: str, data: bytes) -> None:
