@@ -16,6 +16,7 @@ from yarl import URL
 
 from dataprep.download.address_guard import AddressGuard, GuardedResolver, Hosts, parse_url
 from dataprep.download.config import FetchConfig
+from dataprep.download.connection import GuardedConnector
 from dataprep.download.rate_limit import HostLimiter, HostLimiters
 from dataprep.download.robots import Policies, PolicyMemory, is_opted_out
 from dataprep.io.failure_reasons import FailedError, http_reason
@@ -87,7 +88,7 @@ class _FetchSession:
             self._fetch_policy, obey_robots=config.obey_robots_txt, obey_tdm=config.obey_tdm, memory=memory
         )
         self._client = aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(
+            connector=GuardedConnector(
                 limit=config.concurrency,
                 keepalive_timeout=KEEP_ALIVE,
                 resolver=GuardedResolver(self._guard, lookups),
@@ -133,7 +134,7 @@ class _FetchSession:
         for _ in range(self.config.max_redirects + 1):
             self._guard.check_url(url)
             policy = await self._policies.get_policy(url)
-            policy.check(url, self.config.product)
+            await policy.check_aside(url, self.config.product)
             limiter = self._limiters.get_limiter(
                 url, min(policy.delay(self.config.product), self.config.max_crawl_delay)
             )

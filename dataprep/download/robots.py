@@ -21,6 +21,7 @@ MAX_FILE = 512 << 10  # bytes read of either (RFC 9309, section 2.5, requires at
 MAX_SITES, MAX_HELD = 20_000, 8 << 20  # limits of the cache: policies, and bytes of their files
 FRESH = 24 * 3600.0  # seconds that a policy stays valid
 MAX_TDM_RULES = 1000
+LARGE = 32 << 10  # bytes of files above which parsing and matching, up to half a second each, leave the event loop
 TAG_VALUES = ("unavailable_after", "max-snippet", "max-image-preview", "max-video-preview")  # directives with a colon
 
 
@@ -103,6 +104,13 @@ class Policy(NamedTuple):
             raise FailedError("robots_txt", "disallowed by robots.txt")
         if self.tdm and is_tdm_reserved(self.tdm, url.raw_path_qs):
             raise FailedError("tdm", "reserved by tdmrep.json")
+
+    async def check_aside(self, url: URL, product: str) -> None:
+        """Does what `check` does, for large files in a thread, so that other requests go on."""
+        if self.size > LARGE:
+            await asyncio.to_thread(self.check, url, product)
+        else:
+            self.check(url, product)
 
     def delay(self, product: str) -> float:
         """Returns the Crawl-delay of robots.txt in seconds; 0 without one."""
@@ -193,7 +201,8 @@ class Policies:
             if status >= 500:
                 return Policy(closed=FailedError("robots_unreachable", f"robots.txt: HTTP {status}"))
             if status < 300 and body.strip():
-                robots, size = Protego.parse(body.decode("utf-8-sig", errors="replace")), len(body)
+                text, size = body.decode("utf-8-sig", errors="replace"), len(body)
+                robots = await asyncio.to_thread(Protego.parse, text) if size > LARGE else Protego.parse(text)
         if self._obey_tdm:
             try:
                 status, body = await self._fetch(site.with_path(TDM_FILE), MAX_FILE)

@@ -74,6 +74,11 @@ CASES: dict[str, str | None] = {
     "http://good.test:{port}/endless-chunks.jpg": "too_large",
     "http://good.test:{port}/endless-head.jpg": "bad_response",
     "http://good.test:{port}/long-head.jpg": "bad_response",
+    "http://good.test:{port}/informational.jpg": "bad_response",
+    "http://good.test:{port}/hints.jpg": None,
+    "http://good.test:{port}/tiny-chunks.jpg": "bad_response",
+    "http://good.test:{port}/trailers.jpg": "bad_response",
+    "http://good.test:{port}/more-than-asked.jpg": None,
     "http://good.test:{port}/not-http.jpg": "bad_response",
     "http://good.test:{port}/negative-length.jpg": "bad_response",
     "http://good.test:{port}/huge-length.jpg": "too_large",
@@ -125,6 +130,7 @@ CASES: dict[str, str | None] = {
     "http://closed.test:{port}/good.jpg": "robots_unreachable",
     "http://maze.test:{port}/good.jpg": None,
     "http://flood.test:{port}/good.jpg": None,
+    "http://stars.test:{port}/good.jpg": None,
 }
 
 
