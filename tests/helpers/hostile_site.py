@@ -153,6 +153,7 @@ def pages(secret: str) -> dict[str, bytes | Callable[[Send], None]]:
         "/999.jpg": answer(JPEG, "999 Request denied"),
         "/noai.jpg": answer(JPEG, X_Robots_Tag="noai"),
         "/noimageai.jpg": answer(JPEG, X_Robots_Tag="nofollow, NoImageAI"),
+        "/none.jpg": answer(JPEG, X_Robots_Tag="none"),
         "/tdm-header.jpg": answer(JPEG, TDM_Reservation="1"),
     }
 

@@ -124,6 +124,7 @@ CASES: dict[str, str | None] = {
     # Opt-outs.
     "http://good.test:{port}/noai.jpg": "robots_tag",
     "http://good.test:{port}/noimageai.jpg": "robots_tag",
+    "http://good.test:{port}/none.jpg": "robots_tag",
     "http://good.test:{port}/tdm-header.jpg": "tdm",
     "http://robots.test:{port}/good.jpg": "robots_txt",
     "http://tdm.test:{port}/good.jpg": "tdm",
