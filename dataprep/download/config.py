@@ -21,12 +21,15 @@ class FetchConfig(Config):
         default=0.5, ge=0, description="seconds before the first retry, doubled for each further one"
     )
     deadline: float = Field(
-        default=60.0, gt=0, description="seconds per URL, all attempts: no attempt starts that could exceed it"
+        default=60.0,
+        gt=0,
+        description="seconds per URL, all attempts and the pauses between them: no attempt starts that could exceed it",
     )
     max_retry_after: float = Field(
         default=20.0,
         ge=0,
-        description="maximum Retry-After that is waited for, seconds; a host that asks for more is left alone",
+        description="maximum Retry-After that is waited for, seconds; a URL refused for longer is asked for again after "
+        "as much, and a host that refuses five times in a row is left alone",
     )
     concurrency: int = Field(default=64, ge=1, description="requests in flight per process")
     host_concurrency: int = Field(default=6, ge=1, description="requests in flight per host on the public internet")

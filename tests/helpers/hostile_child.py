@@ -43,7 +43,15 @@ def measure_peak() -> int:
 def main() -> None:
     socket.getaddrinfo = resolve  # type: ignore[assignment]
     address_guard.is_public = lambda address: address == "127.0.0.1" or is_public(address)  # type: ignore[assignment]
-    fetch = FetchConfig(timeout=2.0, retries=1, backoff=0.01, host_delay=0.0, host_concurrency=16, max_bytes=4 << 20)
+    fetch = FetchConfig(
+        timeout=2.0,
+        retries=1,
+        backoff=0.01,
+        host_delay=0.0,
+        host_concurrency=16,
+        max_bytes=4 << 20,
+        max_retry_after=0.5,
+    )
     config = DownloadConfig(fetch=fetch, image_size=48, max_pixels=4_000_000, encode_format="png", encode_quality=1)
     before = measure_peak()
     counters = download_shard(sys.argv[1], 0, sys.argv[2], config)
