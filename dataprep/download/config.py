@@ -28,8 +28,8 @@ class FetchConfig(Config):
     max_retry_after: float = Field(
         default=20.0,
         ge=0,
-        description="maximum Retry-After that is waited for, seconds; a URL refused for longer is asked for again after "
-        "as much, and a host that refuses five times in a row is left alone",
+        description="maximum Retry-After that is waited for, seconds; a URL refused for longer is asked again after as "
+        "much, and a host that refuses five times in a row is left alone",
     )
     concurrency: int = Field(default=64, ge=1, description="requests in flight per process")
     host_concurrency: int = Field(default=6, ge=1, description="requests in flight per host on the public internet")

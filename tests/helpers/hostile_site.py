@@ -207,7 +207,7 @@ class Site:
             path = [*lines[0].split(" "), ""][1]
             host = next((line[5:].strip() for line in lines if line.lower().startswith("host:")), "").split(":")[0]
             self.asked.append((host, path))
-            page = policies(host).get(path) or self.pages.get(path) or answer(b"", "404 Not Found")
+            page = policies(host).get(path) or self.pages.get(path.partition("?")[0]) or answer(b"", "404 Not Found")
             page(connection.sendall) if callable(page) else connection.sendall(page)
         except OSError:
             pass
