@@ -6,7 +6,6 @@ Legend: H height, W width, C=3 channels (red, green, blue). Pixels are uint8 in 
 from __future__ import annotations
 
 import io
-import re
 import tarfile
 import zlib
 from collections.abc import Iterator
@@ -25,7 +24,7 @@ ORIENTATION = 0x0112  # EXIF tag of the orientation
 TURNED = (5, 6, 7, 8)  # values of it that swap width and height
 JPEG_MARKS = (b"Exif\0\0", b"ICC_PROFILE\0")  # how segments of orientation and colour profile begin
 MAX_SEGMENTS = 300  # of a JPEG before its pixels; most have ten
-JPEG_SCAN = re.compile(b"\xff\xda")
+JPEG_SCAN = b"\xff\xda"
 PNG_PIXELS = (b"IHDR", b"PLTE", b"IDAT")
 PNG_PLAIN = (
     *PNG_PIXELS,
@@ -84,7 +83,7 @@ class OpenImage:
     def __init__(self, data: bytes, max_pixels: int = MAX_PIXELS) -> None:
         self._data, self._plain_png, self._has_profile = data, False, False
         self._image: Image.Image | None = None
-        if data.startswith(JPEG_START) and len(JPEG_SCAN.findall(data)) > MAX_SCANS:
+        if data.startswith(JPEG_START) and data.count(JPEG_SCAN) > MAX_SCANS:
             raise ImageError("damaged", f"a JPEG of more than {MAX_SCANS} scans")
         jpeg = _read_jpeg_header(data)
         if jpeg is not None:
