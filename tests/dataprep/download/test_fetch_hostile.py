@@ -202,9 +202,12 @@ def test_others_succeed_beside_hostile_servers_on_a_loaded_machine(tmp_path: Pat
         ran = run_child(tmp_path, mixed, seconds=300, timeout=10.0)
     failed = {url: ran.rows[url]["error_message"] for url in ordinary if ran.rows[url]["reason"] is not None}
     assert not failed, failed
-    for url, reason in CASES.items():  # a server that is silent for three seconds no longer runs into the timeout
+    for url, reason in CASES.items():
         found = ran.rows[url]["reason"]
-        assert found == reason or {found, reason} == {"connection", "timeout"}, (url, found)
+        # A server that is silent for three seconds no longer runs into the timeout, and after ten seconds a name is
+        # resolved anew: the second answer of this one is refused.
+        late = {found, reason} == {"connection", "timeout"} or ("rebind.test" in url and found == "address")
+        assert found == reason or late, (url, found)
     ended = {"bad_response", "too_large", "not_image", "connection", "timeout"}  # the last two: the server was too slow
     assert {ran.rows[url]["reason"] for url in hogs} <= ended
     assert ran.inside == 0
