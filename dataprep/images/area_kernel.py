@@ -52,7 +52,7 @@ def load_kernel() -> Shrink | None:
     """Returns the compiled function; None if it cannot be compiled or does not give OpenCV's bytes here."""
     try:
         kernel = _bind(_compile())
-    except (OSError, subprocess.SubprocessError, AttributeError):
+    except (OSError, subprocess.SubprocessError, AttributeError, RuntimeError):  # the last: no home folder
         return None
     rng = np.random.default_rng(0)
     for height, width, out_height, out_width in TRIALS:

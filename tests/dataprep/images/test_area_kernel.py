@@ -67,7 +67,7 @@ def test_it_is_compiled_once(cache_folder: Path, monkeypatch: pytest.MonkeyPatch
     assert load_kernel() is not None and list(cache_folder.iterdir()) == [library]
 
 
-@pytest.mark.parametrize("trouble", ["no compiler", "does not compile", "other bytes", "no folder"])
+@pytest.mark.parametrize("trouble", ["no compiler", "does not compile", "other bytes", "no folder", "no home"])
 def test_opencv_is_used_otherwise(
     trouble: str, cache_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -75,6 +75,10 @@ def test_opencv_is_used_otherwise(
         monkeypatch.setenv("CC", "no-such-compiler")
     elif trouble == "no folder":
         cache_folder.write_bytes(b"")
+    elif trouble == "no home":
+        monkeypatch.delenv("XDG_CACHE_HOME")
+        monkeypatch.delenv("HOME", raising=False)
+        monkeypatch.setattr("pwd.getpwuid", lambda _: {}[0])
     else:
         source = area_kernel.SOURCE.read_text()
         other = source.replace("source - begin", "source - begin + 1") if trouble == "other bytes" else source[:-9]
