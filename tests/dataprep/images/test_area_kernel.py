@@ -78,7 +78,7 @@ def test_opencv_is_used_otherwise(
     elif trouble == "no home":
         monkeypatch.delenv("XDG_CACHE_HOME")
         monkeypatch.delenv("HOME", raising=False)
-        monkeypatch.setattr("pwd.getpwuid", lambda _: {}[0])
+        monkeypatch.setattr("pathlib.Path.home", lambda: Path("~").expanduser() / Path("~nobody-at-all").expanduser())
     else:
         source = area_kernel.SOURCE.read_text()
         other = source.replace("source - begin", "source - begin + 1") if trouble == "other bytes" else source[:-9]
