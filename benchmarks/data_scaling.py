@@ -2,8 +2,8 @@
 
     python -m benchmarks.data_scaling
 
-Each measurement runs in its own process: CPU-seconds of the work without imports, and the peak resident memory of the
-process. Another process makes the inputs:
+No peer is compared. Each measurement runs in its own process: CPU-seconds of the work (the function that a stage calls)
+without imports and without Ray, and the peak resident memory of the process. Another process makes the inputs:
 
 - listing: a Parquet list with LAION's columns to listing shards;
 - annotate: download shards of small images (32x32, from a pool of 64) with English, Chinese and German captions; a

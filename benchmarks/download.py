@@ -1,13 +1,31 @@
-"""Download speed of imagen-ray and img2dataset: the same list, settings and loopback server.
+"""Download of the same list by `img2dataset` and by `imagen-ray run`: whole commands, as users type them.
 
-    python -m benchmarks.download [--rows 2000] [--rounds 3]
+    python -m benchmarks.download [--rows 1000 4000 20000] [--kinds small web] [--processes 1 2] [--rounds 3]
 
-The list: 85% JPEG, 10% PNG, 5% WebP, sizes of photographs (shorter side log-normal around 420 pixels, as in large web
-lists: 36% at 512 or more, 5% at 1024 or more), 3% dead links, 1% truncated files. One process per side, 64 concurrent
-requests, 256 pixels for the shorter side, JPEG quality 95, tar shards of 1000, sha256, no retries, no EXIF; img2dataset
-with its multiprocessing distributor, ours with robots.txt, TDM and the address guard enabled. The server runs in its
-own process, which is not counted. CPU-seconds are those of the process tree. ``starting`` is the time before the first
-request, mostly imports; the first claim subtracts it, which favours img2dataset.
+The commands, P being the number of processes:
+
+    img2dataset --url_list list.parquet --input_format parquet --url_col url --caption_col caption
+        --output_format webdataset --output_folder out --image_size 256 --resize_mode keep_ratio
+        --resize_only_if_bigger True --encode_quality 95 --number_sample_per_shard 500 --thread_count 64
+        --processes_count P --extract_exif False --enable_wandb False
+    imagen-ray run configs/your_urls.yaml run=out listing.path=list.parquet listing.rows_per_shard=500
+        cluster.cpus=P --until download
+
+Both store JPEGs of quality 95 with a shorter side of 256 pixels, their sha256, and tars of 500. What is not set is each
+side's default; ours includes robots.txt, TDM reservations and the address guard (for a list that may name private
+hosts). img2dataset is spared the EXIF tables, which ours does not write.
+
+What is counted: seconds from the start of the command to its end; CPU-seconds and memory of all processes of the
+command (`benchmarks.process_tree`), Ray's included, until the last has ended; not the server's. So start-up counts.
+Two sizes separate it: a straight line through the medians of the smallest and the largest size gives a slope (per
+image) and a start (the rest). Sides take turns, each round in the other order.
+
+The server is nginx with one worker, where it is installed, else `python -m benchmarks.download --serve`; it has 400
+files and each URL another query. "small": JPEGs of 512x384, quality 85. "web": 85% JPEG, 10% PNG, 5% WebP with sizes of
+photographs in large web lists (shorter side log-normal around 420 pixels: 36% at 512 or more, 5% at 1024 or more), 3%
+dead links, 1% truncated files. Both sides must store the same number of images, or the benchmark fails.
+
+The result is written where the sizes of the claims were measured, that is, 4000 and 20000 small ones by 2 processes.
 """
 
 from __future__ import annotations
@@ -15,59 +33,73 @@ from __future__ import annotations
 import argparse
 import asyncio
 import io
-import json
 import os
+import shutil
+import socket
 import subprocess
 import sys
 import tempfile
-import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from functools import wraps
 from pathlib import Path
 from statistics import median
 from typing import Any
-from urllib.request import urlopen
 
 import numpy as np
-import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 import uvloop
 from PIL import Image
 
+from benchmarks.process_tree import run_measured
 from benchmarks.result import make_claim, write_result
 
-FILES, ROWS_PER_SHARD, CONCURRENCY, SIZE, QUALITY, TIMEOUT = 400, 1000, 64, 256, 95, 10
-HOST = "bench.test"
+ROOT = Path(__file__).parents[1]
+FILES, ROWS_PER_SHARD, CONCURRENCY, SIZE, QUALITY = 400, 500, 64, 256, 95
 SIDES = ("img2dataset", "imagen-ray")
+CLAIMED = {4000: 1.5, 20_000: 2.0}  # images by 2 processes, small ones: how many times quicker
+PROCESSES, SLOPE = 2, 2.0
+COSTS = {"seconds": "wall seconds", "cpu_seconds": "CPU-seconds"}
+NGINX = """
+daemon off; worker_processes 1; pid {folder}/nginx.pid; error_log {folder}/nginx.log;
+events {{ worker_connections 1024; }}
+http {{
+  access_log off; sendfile on; tcp_nopush on; keepalive_requests 1000000;
+  client_body_temp_path {folder}/t1; proxy_temp_path {folder}/t2; fastcgi_temp_path {folder}/t3;
+  uwsgi_temp_path {folder}/t4; scgi_temp_path {folder}/t5;
+  server {{ listen 127.0.0.1:{port} backlog=1024; root {folder}; }}
+}}
+"""
 
 
 # ---------------------------------------------------------------------------------------------- server
 
 
-def make_photo(index: int) -> bytes | None:
+def make_photo(kind: str, index: int) -> bytes | None:
     """Returns file ``index``: smooth colours with grain, which compress like a photograph; None for a dead link."""
     rng = np.random.default_rng(index)
-    kind, quality = rng.choice(["JPEG", "PNG", "WEBP"], p=(0.85, 0.10, 0.05)), int(rng.integers(75, 93))
+    form, quality = rng.choice(["JPEG", "PNG", "WEBP"], p=(0.85, 0.10, 0.05)), int(rng.integers(75, 93))
     short = float(np.clip(rng.lognormal(np.log(420), 0.55), 100, 2400))
     size = (round(short * rng.uniform(1, 1.6)), round(short))
     size = size if rng.random() < 0.65 else size[::-1]
+    if kind == "small":
+        form, quality, size = "JPEG", 85, (512, 384)
     coarse = rng.integers(0, 256, (7, 9, 3), dtype=np.uint8)
     smooth = np.asarray(Image.fromarray(coarse).resize(size, Image.Resampling.BICUBIC), np.int16)
     image = np.clip(smooth + rng.integers(-9, 10, smooth.shape, np.int16), 0, 255).astype(np.uint8)
     buffer = io.BytesIO()
-    Image.fromarray(image).save(buffer, kind, **({} if kind == "PNG" else {"quality": quality}))
+    Image.fromarray(image).save(buffer, form, **({} if form == "PNG" else {"quality": quality}))
     failure, data = rng.random(), buffer.getvalue()
+    if kind == "small":
+        return data
     return None if failure < 0.03 else data[: len(data) // 2] if failure < 0.04 else data
 
 
 class Server(asyncio.Protocol):
-    """Answers GET /{number} from memory; keeps connections alive if the client does."""
+    """Answers GET /{kind}/{number} from memory; keeps connections alive if the client does."""
 
-    answers: list[bytes] = []  # noqa: RUF012 - shared by all connections
-    first = 0.0  # time of the first request for a file, on the monotonic clock that all processes share
+    answers: dict[bytes, bytes] = {}  # noqa: RUF012 - shared by all connections
 
     def connection_made(self, transport: Any) -> None:
         """Accepts a connection."""
@@ -78,41 +110,49 @@ class Server(asyncio.Protocol):
         self.head += data
         while b"\r\n\r\n" in self.head:
             request, _, self.head = self.head.partition(b"\r\n\r\n")
-            name = request.split(b" ", 2)[1][1:]
-            if name == b"first":  # from the benchmark itself: returns the time and resets it
-                first, Server.first = str(Server.first).encode(), 0.0
-                self.transport.write(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%s" % (len(first), first))
-                continue
-            Server.first = Server.first or time.monotonic()
+            path = request.split(b" ", 2)[1].partition(b"?")[0]
             missing = b"HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\n\r\n"
-            self.transport.write(self.answers[int(name) % FILES] if name.isdigit() else missing)
+            self.transport.write(self.answers.get(path, missing))
             if b"connection: close" in request.lower():
                 self.transport.close()
 
 
-def run_server() -> None:
-    """Prints the port and serves until the process is terminated."""
-    for index in range(FILES):
-        data = make_photo(index)
-        status = b"404 Not Found" if data is None else b"200 OK"
-        length = str(len(data or b"")).encode()
-        Server.answers.append(b"HTTP/1.1 %s\r\nContent-Length: %s\r\n\r\n%s" % (status, length, data or b""))
+def serve_from_memory(folder: Path, port: int) -> None:
+    """Serves the files of ``folder`` until the process is terminated."""
+    for file in folder.glob("*/*"):
+        data = file.read_bytes()
+        head = b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % len(data)
+        Server.answers[f"/{file.parent.name}/{file.name}".encode()] = head + data
 
     async def main() -> None:
-        server = await asyncio.get_running_loop().create_server(Server, "127.0.0.1", 0, backlog=512)
-        print(server.sockets[0].getsockname()[1], flush=True)
+        server = await asyncio.get_running_loop().create_server(Server, "127.0.0.1", port, backlog=1024)
         await server.serve_forever()
 
     uvloop.run(main())
 
 
 @contextmanager
-def start_server() -> Iterator[int]:
-    """Starts the server in its own process; yields its port."""
-    process = subprocess.Popen([sys.executable, "-m", "benchmarks.download", "--serve"], stdout=subprocess.PIPE)
+def start_server(folder: Path, kinds: Sequence[str]) -> Iterator[tuple[str, int]]:
+    """Makes the files and serves them from a process of its own; yields the server's name and its port."""
+    for kind in kinds:
+        (folder / kind).mkdir()
+        for index in range(FILES):
+            data = make_photo(kind, index)
+            if data is not None:
+                (folder / kind / str(index)).write_bytes(data)
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    nginx = shutil.which("nginx", path=f"{os.environ['PATH']}:/usr/sbin")
+    (folder / "nginx.conf").write_text(NGINX.format(folder=folder, port=port))
+    python = [sys.executable, "-m", "benchmarks.download", "--serve", str(folder), str(port)]
+    process = subprocess.Popen([nginx, "-c", str(folder / "nginx.conf")] if nginx else python, cwd=ROOT)
     try:
-        assert process.stdout is not None
-        yield int(process.stdout.readline())
+        for _ in range(600):
+            with socket.socket() as probe:
+                if probe.connect_ex(("127.0.0.1", port)) == 0:
+                    break
+            time.sleep(0.1)
+        yield "nginx" if nginx else "asyncio", port
     finally:
         process.terminate()
         process.wait()
@@ -121,192 +161,152 @@ def start_server() -> Iterator[int]:
 # ---------------------------------------------------------------------------------------------- sides
 
 
-def run_img2dataset(port: int, rows: int, folder: Path) -> dict[str, Any]:
-    """Downloads with img2dataset, called as in its README."""
-    os.environ["NO_ALBUMENTATIONS_UPDATE"] = "1"
-    from img2dataset import download
-
-    table = pa.table({"url": [f"http://127.0.0.1:{port}/{i}" for i in range(rows)], "caption": ["an image"] * rows})
-    pq.write_table(table, folder / "list.parquet")
-    download(
-        url_list=str(folder / "list.parquet"),
-        input_format="parquet",
-        url_col="url",
-        caption_col="caption",
-        output_folder=str(folder / "out"),
-        output_format="webdataset",
-        processes_count=1,
-        thread_count=CONCURRENCY,
-        image_size=SIZE,
-        resize_mode="keep_ratio",
-        resize_only_if_bigger=True,
-        encode_quality=QUALITY,
-        number_sample_per_shard=ROWS_PER_SHARD,
-        timeout=TIMEOUT,
-        retries=0,
-        extract_exif=False,
-        enable_wandb=False,
-    )
-    counts = [json.loads(path.read_text()) for path in (folder / "out").glob("*_stats.json")]
-    return {"images": sum(count["successes"] for count in counts)}
-
-
-def run_imagen_ray(port: int, rows: int, folder: Path, shares: bool = False) -> dict[str, Any]:
-    """Downloads with the code of the download stage, one shard after another.
-
-    With ``shares``, also returns the share of CPU time of each part of the work.
-    """
-    from dataprep.download.config import DownloadConfig, FetchConfig
-    from dataprep.download.shard import download_shard
-    from dataprep.io.parquet import write_table
-
-    clock = time_parts() if shares else {}
-    fetch = FetchConfig(timeout=float(TIMEOUT), retries=0, concurrency=CONCURRENCY)
-    config = DownloadConfig(fetch=fetch, image_size=SIZE, resize_mode="keep_ratio", encode_quality=QUALITY)
-    images, started = 0, time.process_time()
-    for shard, start in enumerate(range(0, rows, ROWS_PER_SHARD)):
-        urls = [f"http://{HOST}/{i}" for i in range(start, min(start + ROWS_PER_SHARD, rows))]
-        table = pa.table({"url": urls, "caption": ["an image"] * len(urls)})
-        write_table(table, folder / "list.parquet", "listing")
-        hosts = {HOST: ("127.0.0.1", port)}
-        images += download_shard(folder / "list.parquet", shard, folder, config, hosts)["success"]
-    whole = time.process_time() - started
-    found = {name: seconds / whole for name, seconds in clock.items()}
-    if shares:
-        found["fetch and everything else"] = 1 - sum(found.values())
-    return {"images": images, "shares": {name: round(share, 3) for name, share in found.items()}}
-
-
-def time_parts() -> dict[str, float]:
-    """Patches the parts of the work to add up their CPU-seconds (of the calling thread) in the returned dict."""
-    from dataprep.download import shard
-    from dataprep.images import decode, store
-
-    clock: dict[str, float] = {}
-    lock = threading.Lock()
-
-    def timed(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
-        @wraps(function)
-        def call(*arguments: Any, **named: Any) -> Any:
-            start = time.thread_time()
-            try:
-                return function(*arguments, **named)
-            finally:
-                with lock:
-                    clock[name] = clock.get(name, 0.0) + time.thread_time() - start
-
-        return call
-
-    def patch(owner: Any, attribute: str, name: str) -> None:
-        function = getattr(owner, attribute)  # AttributeError if it was renamed
-        setattr(owner, attribute, timed(name, function))
-
-    patch(decode.OpenImage, "__init__", "decode")
-    patch(decode.OpenImage, "decode", "decode")
-    patch(store, "scale_image", "resize")
-    patch(store, "encode_image", "encode")
-    patch(shard, "_write_tar", "write")
-    patch(shard, "write_table", "write")
-    return clock
-
-
-def measure_side(side: str, port: int, rows: int, *flags: str) -> dict[str, Any]:
-    """Runs one side in its own process; returns images, seconds, CPU-seconds and peak memory of its process tree."""
-    with tempfile.TemporaryDirectory(prefix="download-bench-") as folder:
-        words = [sys.executable, "-m", "benchmarks.download", "--side", side, "--port", str(port), "--rows", str(rows)]
-        start = time.monotonic()
-        process = subprocess.Popen(
-            [*words, "--folder", folder, *flags], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
-        )
-        seen: list[tuple[float, float, int]] = []
-        stop = threading.Event()
-        watcher = threading.Thread(target=watch_processes, args=(process.pid, seen, stop))
-        watcher.start()
-        assert process.stdout is not None
-        output = process.stdout.read().decode()
-        _, status, usage = os.wait4(process.pid, 0)
-        end = time.monotonic()
-        process.returncode = os.waitstatus_to_exitcode(status)
-        stop.set()
-        watcher.join()
-        assert process.returncode == 0, f"{side} failed: {output}"
-    with urlopen(f"http://127.0.0.1:{port}/first") as answer:
-        first = float(answer.read())
-    return json.loads(output.strip().splitlines()[-1]) | {
-        "side": side,
-        "rows": rows,
-        "seconds": round(end - start, 3),
-        "starting_seconds": round(first - start, 3),
-        "cpu_seconds": round(usage.ru_utime + usage.ru_stime, 3),
-        "starting_cpu_seconds": round(max(cpu for moment, cpu, _ in seen if moment <= first), 3),
-        "peak_mib": round(max(held for _, _, held in seen) / 2**20, 1),
+def make_command(side: str, processes: int, folder: Path) -> list[str]:
+    """Returns the words of the command that downloads ``folder``/list.parquet to ``folder``/out."""
+    if side == "imagen-ray":
+        words = [f"{ROOT}/configs/your_urls.yaml", f"run={folder}/out", f"listing.path={folder}/list.parquet"]
+        words += [f"listing.rows_per_shard={ROWS_PER_SHARD}", f"cluster.cpus={processes}", "--until", "download"]
+        return [sys.executable, "-m", "pipeline", "run", *words]
+    options = {
+        "url_list": folder / "list.parquet",
+        "input_format": "parquet",
+        "url_col": "url",
+        "caption_col": "caption",
+        "output_format": "webdataset",
+        "output_folder": folder / "out",
+        "image_size": SIZE,
+        "resize_mode": "keep_ratio",
+        "resize_only_if_bigger": True,
+        "encode_quality": QUALITY,
+        "number_sample_per_shard": ROWS_PER_SHARD,
+        "thread_count": CONCURRENCY,
+        "processes_count": processes,
+        "extract_exif": False,
+        "enable_wandb": False,
     }
+    command = shutil.which("img2dataset", path=str(Path(sys.executable).parent))
+    assert command is not None, "img2dataset is not installed"
+    return [command, *(f"--{name}={value}" for name, value in options.items())]
 
 
-def watch_processes(pid: int, seen: list[tuple[float, float, int]], stop: threading.Event) -> None:
-    """Appends (time, CPU-seconds, bytes of memory) of a process tree; shared pages count in each process."""
-    while not stop.wait(0.05):
-        try:
-            tree = [psutil.Process(pid), *psutil.Process(pid).children(recursive=True)]
-            cpu = sum(sum(process.cpu_times()[:4]) for process in tree)  # including children that ended
-            seen.append((time.monotonic(), cpu, sum(process.memory_info().rss for process in tree)))
-        except psutil.Error:
-            continue
+def count_stored(folder: Path) -> int:
+    """Counts the images in the tars below ``folder``, by their Parquet files."""
+    files = [file for file in folder.rglob("*.parquet") if file.with_suffix(".tar").exists()]
+    return sum(pq.read_table(file, columns=["status"])["status"].to_pylist().count("success") for file in files)
+
+
+def measure_side(side: str, kind: str, processes: int, rows: int, port: int) -> dict[str, Any]:
+    """Runs the command of one side and returns what it took."""
+    with tempfile.TemporaryDirectory(prefix="download-bench-") as name:
+        folder = Path(name)
+        urls = [f"http://127.0.0.1:{port}/{kind}/{index % FILES}?{index}" for index in range(rows)]
+        pq.write_table(pa.table({"url": urls, "caption": ["an image"] * rows}), folder / "list.parquet")
+        env = os.environ | {"PYTHONPATH": str(ROOT), "NO_ALBUMENTATIONS_UPDATE": "1"}
+        done = run_measured(make_command(side, processes, folder), folder, env)
+        assert done.returncode == 0, f"{side} failed: {done.output[-2000:]}"
+        images = count_stored(folder / "out")
+    return {
+        "side": side,
+        "kind": kind,
+        "processes": processes,
+        "rows": rows,
+        "images": images,
+        "seconds": round(done.seconds, 2),
+        "cpu_seconds": round(done.cpu_seconds, 2),
+        "peak_mib": round(done.peak_mib, 1),
+        "counted_by": done.counted_by,
+    }
 
 
 # ---------------------------------------------------------------------------------------------- comparison
 
 
+def take_median(measured: list[dict[str, Any]], key: str, **where: Any) -> float:
+    """Returns the median of ``key`` over the rows with these values."""
+    return median(row[key] for row in measured if {**row, **where} == row)
+
+
+def fit_lines(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Returns start and slope of each side, kind and number of processes that has two sizes."""
+    lines = []
+    for side, kind, processes in dict.fromkeys((row["side"], row["kind"], row["processes"]) for row in rows):
+        where = {"side": side, "kind": kind, "processes": processes}
+        sizes = sorted({row["rows"] for row in rows if {**row, **where} == row})
+        if len(sizes) < 2:
+            continue
+        line: dict[str, Any] = {"line": f"{sizes[0]} to {sizes[-1]} images", **where}
+        for key in COSTS:
+            low, high = (take_median(rows, key, rows=size, **where) for size in (sizes[0], sizes[-1]))
+            slope = (high - low) / (sizes[-1] - sizes[0])
+            line |= {f"milli{key}_per_image": round(slope * 1000, 3), f"start_{key}": round(low - slope * sizes[0], 2)}
+        lines.append(line)
+    return lines
+
+
+def make_claims(rows: list[dict[str, Any]], lines: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Returns the claims about small images by 2 processes that the rows cover."""
+    claims = []
+    where = {"kind": "small", "processes": PROCESSES}
+    for size, target in CLAIMED.items():
+        if not any({**row, **where, "rows": size} == row for row in rows):
+            continue
+        for key, unit in COSTS.items():
+            theirs, ours = (take_median(rows, key, side=side, rows=size, **where) for side in SIDES)
+            text = f"{unit} of the whole command, {size:,} images of 512x384, {PROCESSES} processes"
+            claims.append(
+                make_claim(f"{text}: {ours:.1f} against img2dataset's {theirs:.1f}", theirs / ours, "x", target)
+            )
+        memory = [take_median(rows, "peak_mib", side=side, rows=size, **where) for side in SIDES]
+        text = f"peak memory at {size:,} images over img2dataset's: {memory[1]:.0f} against {memory[0]:.0f} MiB"
+        claims.append(make_claim(text, memory[1] / memory[0], "x", 1.0, at_most=True))
+    found = {line["side"]: line for line in lines if {**line, **where} == line}
+    for key, unit in COSTS.items() if len(found) == len(SIDES) else ():
+        theirs, ours = (found[side][f"milli{key}_per_image"] for side in SIDES)
+        text = f"thousandths of {unit} per further image: {ours:.2f} against img2dataset's {theirs:.2f}"
+        claims.append(make_claim(text, theirs / ours, "x", SLOPE))
+    return claims
+
+
+def compare_sides(options: argparse.Namespace) -> None:
+    """Runs both sides in turn, ``rounds`` times; prints all, and writes the result if it covers the claims."""
+    rows: list[dict[str, Any]] = []
+    with tempfile.TemporaryDirectory(prefix="download-bench-server-") as name:
+        Path(name).chmod(0o755)  # nginx's worker is another user
+        with start_server(Path(name), options.kinds) as (server, port):
+            for turn in range(options.rounds):
+                for kind, processes, size in (
+                    (k, p, s) for k in options.kinds for p in options.processes for s in sorted(options.rows)
+                ):
+                    pair = []
+                    for side in SIDES if turn % 2 == 0 else SIDES[::-1]:
+                        pair.append({"round": turn} | measure_side(side, kind, processes, size, port))
+                        print(pair[-1], flush=True)
+                    assert pair[0]["images"] == pair[1]["images"], "the sides do not store the same images"
+                    rows += pair
+    lines = fit_lines(rows)
+    for line in lines:
+        print(line)
+    claims = make_claims(rows, lines)
+    packages = ("img2dataset", "opencv-python-headless", "simplejpeg", "pillow", "aiohttp", "uvloop", "ray")
+    if len(claims) == 3 * len(CLAIMED) + len(COSTS):
+        write_result("download", [*rows, *lines], claims, packages, server=server)
+    else:
+        print("not written: the claims need 4000 and 20000 small images by 2 processes;", *claims, sep="\n")
+
+
 def main() -> None:
-    """Parses the command line and runs the comparison, a side or the server."""
+    """Parses the command line and runs the comparison or the server."""
     parser = argparse.ArgumentParser()
-    parser.add_argument("--rows", type=int, default=2000)
+    parser.add_argument("--rows", type=int, nargs="+", default=[1000, 4000, 20_000])
+    parser.add_argument("--kinds", nargs="+", choices=("small", "web"), default=["small", "web"])
+    parser.add_argument("--processes", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--serve", action="store_true")
-    parser.add_argument("--side", choices=SIDES)
-    parser.add_argument("--port", type=int)
-    parser.add_argument("--folder", type=Path)
-    parser.add_argument("--shares", action="store_true")
+    parser.add_argument("--serve", nargs=2, metavar=("FOLDER", "PORT"))
     options = parser.parse_args()
     if options.serve:
-        run_server()
-    elif options.side == "img2dataset":
-        print(json.dumps(run_img2dataset(options.port, options.rows, options.folder)))
-    elif options.side:
-        print(json.dumps(run_imagen_ray(options.port, options.rows, options.folder, options.shares)))
+        serve_from_memory(Path(options.serve[0]), int(options.serve[1]))
     else:
-        compare_sides(options.rows, options.rounds)
-
-
-def compare_sides(count: int, rounds: int) -> None:
-    """Runs both sides in turn, ``rounds`` times; writes the result with claims about the medians."""
-    rows: list[dict[str, Any]] = []
-    with start_server() as port:
-        for turn in range(rounds):
-            for side in SIDES if turn % 2 == 0 else SIDES[::-1]:
-                rows.append({"round": turn} | measure_side(side, port, count))
-                print(rows[-1], flush=True)
-        shares = {"round": None} | measure_side("imagen-ray", port, count, "--shares")  # separate: timing costs CPU
-        print(shares, flush=True)
-    claims = []
-    for text, key, starting in (
-        ("images per CPU-second, without starting", "cpu_seconds", 0),
-        ("images per CPU-second, with starting", "cpu_seconds", 1),
-        ("images per second in one process, without starting", "seconds", 0),
-    ):
-        theirs, ours = (
-            median(
-                row["images"] / (row[key] - (0 if starting else row[f"starting_{key}"]))
-                for row in rows
-                if row["side"] == side
-            )
-            for side in SIDES
-        )
-        claims.append(make_claim(f"{text}: {ours:.0f} against img2dataset's {theirs:.0f}", ours / theirs, "x", 1.5))
-    memory = [median(row["peak_mib"] for row in rows if row["side"] == side) for side in SIDES]
-    claims.append(make_claim("peak memory over img2dataset's", memory[1] / memory[0], "x", 1.0, at_most=True))
-    packages = ("img2dataset", "opencv-python-headless", "simplejpeg", "pillow", "aiohttp", "uvloop")
-    write_result("download", [*rows, shares], claims, packages)
+        compare_sides(options)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The embed stage against two plain scripts: one pads every caption to 256 tokens, one to the longest of its batch.
+"""Embedding a shard, against two plain scripts: one pads every caption to 256 tokens, one to the longest of its batch.
 
     python -m benchmarks.embed
 
@@ -7,6 +7,11 @@ gated GELU), since speed does not depend on the weights, in float32, on one thre
 the same order; the plain scripts use batches of 64 captions and the same fused attention. The sides take turns, each
 pass in its own process; the median of the CPU-seconds is reported. Tokens are counted over the captions as given, with
 repeats and without padding, so the count is the same for all sides.
+
+What is counted: CPU-seconds of the process, from captions to a file. Ours is the function that the workers of the stage
+`embed` call for each shard (`dataprep.text.embed.embed_shard`), from a Parquet pack to a Parquet file of int8; the
+scripts write a NumPy file of float32. Not counted on any side: imports and loading the model, which are the same, and
+Ray. So these are ratios of the work per shard, not of commands: with few captions, start-up weighs more than any of it.
 """
 
 from __future__ import annotations

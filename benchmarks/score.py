@@ -4,8 +4,12 @@
 
 The model is open_clip's ViT-S-32-alt with random weights (which do not affect the cost): its smallest tower at 224
 pixels, fast enough for a CPU. Images are 256-pixel JPEGs of the embedded corpus with its captions. Peers: the loop of
-open_clip's README, one pair at a time; and the same in batches of 64. CPU-seconds of the process, one torch thread,
-interleaved runs, minimum of the rounds.
+open_clip's README, one pair at a time; and the same in batches of 64.
+
+What is counted: CPU-seconds of the process with all its threads, from a tar to the scores, one torch thread; runs are
+interleaved, and the minimum of the rounds is taken. Ours is the function that the workers of the stage `score` call
+for each shard, up to its Parquet file. Not counted on any side: imports and loading the model, and Ray. So these are
+ratios of the work per pair, not of commands.
 """
 
 from __future__ import annotations

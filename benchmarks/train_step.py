@@ -11,6 +11,10 @@ costs almost nothing, is set so that parameter counts are equal. The sides take 
 whose peak memory is read. The fastest steps are compared, in CPU-seconds: on a shared machine slower ones measure other
 load. FLOPs are counted too, which separates doing less from doing it faster.
 
+What is counted: CPU-seconds of the process in the step alone. Not counted: imports, building the network, the first
+steps, data, and the peers' own trainers; `benchmarks.trainer_overhead` has what our loop adds to a step. Nobody would
+type any of these as a command: it is a comparison of networks.
+
 "ours, memory kept" is the same network with the trainer's allocator settings (train/malloc.py), which the peers'
 scripts lack. diffusers gets no caption mask, since its joint attention does not accept one (nor does DeepFloyd IF pass
 one); ours and imagen-pytorch's do. "ours, efficient" has the layer order of F.2; it does less than the peers, so no

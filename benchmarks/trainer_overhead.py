@@ -14,6 +14,11 @@ rate, and makes a fused AdamW and an EMA update. In addition:
 Ours with ZeRO 2 is compared with DeepSpeed, ours without ZeRO with torch. The loops take turns of a few updates in one
 process, so that other load on the machine affects all alike. Compared are CPU-seconds per update without the first of
 each turn: the ratio in each round, then the median over the rounds.
+
+What is counted: CPU-seconds of the process, all threads included, while the loop whose turn it is makes an update. A
+prefetch thread fills its queue again in the first update of the turn after its own, so a few batches of ours are not
+counted; making one copies 32 images of 16x16 from memory. Not counted: start, checkpoints, and the end of training
+(validation, export), which a bare loop does not have. So this is the slope of a training run, not its start.
 """
 
 from __future__ import annotations

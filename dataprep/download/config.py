@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
+from dataprep.download.allowed_hosts import parse_allowed_host
 from dataprep.images.config import StoreConfig
 from dataprep.io.config import Config
 from dataprep.io.version import package_version
@@ -20,12 +21,15 @@ class FetchConfig(Config):
         default=0.5, ge=0, description="seconds before the first retry, doubled for each further one"
     )
     deadline: float = Field(
-        default=60.0, gt=0, description="seconds per URL, all attempts: no attempt starts that could exceed it"
+        default=60.0,
+        gt=0,
+        description="seconds per URL, all attempts and the pauses between them: no attempt starts that could exceed it",
     )
     max_retry_after: float = Field(
         default=20.0,
         ge=0,
-        description="maximum Retry-After that is waited for, seconds; a host that asks for more is left alone",
+        description="maximum Retry-After that is waited for, seconds; a URL refused for longer is asked again after as "
+        "much, and a host that refuses five times in a row is left alone",
     )
     concurrency: int = Field(default=64, ge=1, description="requests in flight per process")
     host_concurrency: int = Field(default=6, ge=1, description="requests in flight per host on the public internet")
@@ -39,6 +43,12 @@ class FetchConfig(Config):
     max_redirects: int = Field(default=5, ge=0, description="maximum redirects, each checked like the first URL")
     allow_private_addresses: bool = Field(
         default=False, description="also fetch from loopback, private and link-local addresses"
+    )
+    allow_hosts: tuple[str, ...] = Field(
+        default=(),
+        strict=False,
+        description="names, addresses and networks that may be fetched from though they are not public, each with an "
+        "optional port, for lists that mix your own hosts with the web: [images.example, 10.1.0.0/16, 10.2.3.4:8080]",
     )
     user_agent: str = Field(
         default_factory=lambda: f"imagen-ray/{package_version()}",
@@ -57,6 +67,13 @@ class FetchConfig(Config):
     obey_tdm: bool = Field(
         default=True, description="respect TDM reservations, in the header and in /.well-known/tdmrep.json"
     )
+
+    @field_validator("allow_hosts")
+    @classmethod
+    def _hosts_are_known(cls, hosts: tuple[str, ...]) -> tuple[str, ...]:
+        for host in hosts:
+            parse_allowed_host(host)
+        return hosts
 
     @property
     def product(self) -> str:

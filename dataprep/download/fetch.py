@@ -14,8 +14,9 @@ import aiohttp
 import uvloop
 from yarl import URL
 
-from dataprep.download.address_guard import GuardedResolver, Hosts, check_url, make_guarded_socket_factory, parse_url
+from dataprep.download.address_guard import AddressGuard, GuardedResolver, Hosts, parse_url
 from dataprep.download.config import FetchConfig
+from dataprep.download.connection import GuardedConnector
 from dataprep.download.rate_limit import HostLimiter, HostLimiters
 from dataprep.download.robots import Policies, PolicyMemory, is_opted_out
 from dataprep.io.failure_reasons import FailedError, http_reason
@@ -68,6 +69,14 @@ def explain_error(error: Exception, timeout: float) -> FailedError | None:
     return None
 
 
+class _Held(AsyncExitStack):
+    """The slots that a row holds, and the seconds that its requests have taken."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.active = 0.0
+
+
 class _FetchSession:
     """One pooled client and the policy around each request; bound to one event loop."""
 
@@ -79,19 +88,19 @@ class _FetchSession:
         lookups: Executor,
         memory: PolicyMemory | None,
     ) -> None:
-        self.config, self.hosts, self.accept = config, hosts, accept
+        self.config, self.accept = config, accept
+        self._guard = AddressGuard(hosts, config.allow_private_addresses, config.allow_hosts)
         self._slots, self._large = asyncio.Semaphore(config.concurrency), asyncio.Semaphore(LARGE_BODIES)
         self._limiters = HostLimiters(config.host_concurrency, config.host_delay, config.max_retry_after, hosts)
         self._policies = Policies(
             self._fetch_policy, obey_robots=config.obey_robots_txt, obey_tdm=config.obey_tdm, memory=memory
         )
-        private = config.allow_private_addresses
         self._client = aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(
+            connector=GuardedConnector(
                 limit=config.concurrency,
                 keepalive_timeout=KEEP_ALIVE,
-                resolver=GuardedResolver(hosts, private, lookups),
-                socket_factory=make_guarded_socket_factory(hosts, private),
+                resolver=GuardedResolver(self._guard, lookups),
+                socket_factory=self._guard.make_socket,
             ),
             cookie_jar=aiohttp.DummyCookieJar(),
             timeout=aiohttp.ClientTimeout(total=None),
@@ -101,7 +110,7 @@ class _FetchSession:
     async def close(self) -> None:
         await self._client.close()
 
-    async def fetch(self, text: str, held: AsyncExitStack) -> Fetched:
+    async def fetch(self, text: str, held: _Held) -> Fetched:
         """Fetches one URL with retries; never raises for a failure of server or URL.
 
         The request's slot stays in ``held`` until the body has been processed, so that bodies do not pile up.
@@ -113,27 +122,33 @@ class _FetchSession:
             await held.aclose()
             return Fetched(None, error.reason, str(error))
 
-    async def _retry(self, attempt: Callable[[], Awaitable[Result]], held: AsyncExitStack) -> Result:
-        loop, config = asyncio.get_running_loop(), self.config
-        end = loop.time() + config.deadline
+    async def _retry(self, attempt: Callable[[], Awaitable[Result]], held: _Held) -> Result:
+        config, waited = self.config, 0.0
+        refused: TransientError | None = None
         for tries in range(config.retries + 1):
             try:
                 return await attempt()
             except TransientError as error:
+                refused = error
                 await held.aclose()
                 wait = max(error.retry_after, config.backoff * 2**tries)
-                if tries == config.retries or loop.time() + wait + config.timeout > end:
+                waited += wait
+                if tries == config.retries or held.active + waited + config.timeout > config.deadline:
                     raise
                 await asyncio.sleep(wait)
+            except FailedError as error:
+                if error.reason == "host_closed" and refused is not None:  # it was requested, before the host closed
+                    raise refused from None
+                raise
         raise AssertionError("the last attempt returns or raises")
 
-    async def _fetch_image(self, url: URL, held: AsyncExitStack) -> bytes:
+    async def _fetch_image(self, url: URL, held: _Held) -> bytes:
         """Makes one attempt: each hop passes the address guard, the site's policy and its host's rate limit."""
         left, loop = self.config.timeout, asyncio.get_running_loop()
         for _ in range(self.config.max_redirects + 1):
-            check_url(url, self.hosts, self.config.allow_private_addresses)
+            self._guard.check_url(url)
             policy = await self._policies.get_policy(url)
-            policy.check(url, self.config.product)
+            await policy.check_aside(url, self.config.product)
             limiter = self._limiters.get_limiter(
                 url, min(policy.delay(self.config.product), self.config.max_crawl_delay)
             )
@@ -146,6 +161,8 @@ class _FetchSession:
                         answer = await self._request(url, limiter, held)
                 except Exception as error:
                     raise explain_error(error, self.config.timeout) or error from error
+                finally:
+                    held.active += loop.time() - started
                 left -= loop.time() - started
             if isinstance(answer, bytes):
                 return answer
@@ -153,16 +170,17 @@ class _FetchSession:
             url = answer
         raise FailedError("redirects", f"more than {self.config.max_redirects} redirects")
 
-    async def _request(self, url: URL, limiter: HostLimiter, held: AsyncExitStack) -> URL | bytes:
+    async def _request(self, url: URL, limiter: HostLimiter, held: _Held) -> URL | bytes:
         """Makes one request; returns the body, or the URL of a redirect."""
+        sent = asyncio.get_running_loop().time()
         async with self._client.get(url, allow_redirects=False) as response:
             status = response.status
+            if status != 429 and status < 500:
+                limiter.answered()
             if status in REDIRECTS and "Location" in response.headers:
                 return resolve_redirect(url, response.headers["Location"])
             if status == 429 or status >= 500:
-                wait = limiter.retry_after(response.headers, status)
-                if wait is None:
-                    raise FailedError(http_reason(status), f"HTTP {status}: asked to stay away")
+                wait = limiter.retry_after(response.headers, status, sent)
                 raise TransientError(http_reason(status), f"HTTP {status}", wait)
             if status != 200:
                 raise FailedError(http_reason(status), f"HTTP {status}")
@@ -179,7 +197,7 @@ class _FetchSession:
         if (response.content_length or 0) > config.max_bytes:
             raise FailedError("too_large", f"body above {config.max_bytes} bytes")
 
-    async def _read_body(self, response: aiohttp.ClientResponse, held: AsyncExitStack) -> bytes:
+    async def _read_body(self, response: aiohttp.ClientResponse, held: _Held) -> bytes:
         limit, body, sniffed, large = self.config.max_bytes, bytearray(), self.accept is None, False
         while block := await response.content.readany():
             body += block
@@ -201,17 +219,21 @@ class _FetchSession:
 
     async def _fetch_policy(self, url: URL, limit: int) -> tuple[int, bytes]:
         """Fetches a policy file behind the same guard and retries; returns (status, at most ``limit`` bytes)."""
-        statuses = []
+        statuses, held, loop = [], _Held(), asyncio.get_running_loop()
 
         async def attempt() -> tuple[int, bytes]:
-            status, body = await self._request_policy(url, limit)
+            started = loop.time()
+            try:
+                status, body = await self._request_policy(url, limit)
+            finally:
+                held.active += loop.time() - started
             statuses.append(status)
             if status >= 500:
                 raise TransientError("http_5xx")
             return status, body
 
         try:
-            return await self._retry(attempt, AsyncExitStack())
+            return await self._retry(attempt, held)
         except TransientError as error:
             if error.reason == "http_5xx":
                 return statuses[-1], b""
@@ -221,7 +243,7 @@ class _FetchSession:
         try:
             async with asyncio.timeout(self.config.timeout):
                 for _ in range(self.config.max_redirects + 1):
-                    check_url(url, self.hosts, self.config.allow_private_addresses)
+                    self._guard.check_url(url)
                     async with self._slots, self._client.get(url, allow_redirects=False) as response:
                         if response.status in REDIRECTS and "Location" in response.headers:
                             url = resolve_redirect(url, response.headers["Location"])
@@ -272,7 +294,7 @@ def fetch_each(
 
         async def one(index: int, url: str) -> None:
             try:
-                async with AsyncExitStack() as held:
+                async with _Held() as held:
                     fetched = await session.fetch(url, held)
                     done = work(fetched) if fetched.body is None else await loop.run_in_executor(pool, work, fetched)
                 store(index, done)

@@ -7,8 +7,12 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 import time
 from collections.abc import Awaitable, Callable, Iterable
+from contextlib import suppress
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
 from typing import NamedTuple
 
 from protego import Protego
@@ -21,23 +25,48 @@ MAX_FILE = 512 << 10  # bytes read of either (RFC 9309, section 2.5, requires at
 MAX_SITES, MAX_HELD = 20_000, 8 << 20  # limits of the cache: policies, and bytes of their files
 FRESH = 24 * 3600.0  # seconds that a policy stays valid
 MAX_TDM_RULES = 1000
-TAG_VALUES = ("unavailable_after", "max-snippet", "max-image-preview", "max-video-preview")  # directives with a colon
+LARGE = 32 << 10  # bytes of files above which parsing and matching, up to half a second each, leave the event loop
+TAG_VALUES = ("max-snippet", "max-image-preview", "max-video-preview")  # directives with a colon, beside a date
+AGENT = re.compile(r"\*|[^\s:=]*[a-z][^\s:=]*")  # a name, not what follows a colon in a date
+WEEKDAYS = ("mon", "tue", "wed", "thu", "fri", "sat", "sun")
 
 
-def is_opted_out(values: Iterable[str], product: str, disallowed: Iterable[str]) -> bool:
+def is_opted_out(values: Iterable[str], product: str, disallowed: Iterable[str], now: datetime | None = None) -> bool:
     """Returns whether X-Robots-Tag values have a disallowed directive for all agents or for ``product``.
 
-    Format: ``[agent:] directive, directive, ...``, case-insensitive.
+    Format: ``[agent:] directive, directive, ...``, case-insensitive. ``none`` means noindex and nofollow, and a date of
+    ``unavailable_after`` that is before ``now`` means noindex (developers.google.com/search/docs/crawling-indexing/
+    robots-meta-tag). A semicolon counts as a comma, and an agent with a version as the agent.
     """
     forbidden = {directive.lower() for directive in disallowed}
+    if "noindex" in forbidden:
+        forbidden.add("none")
     for value in values:
         agent = None
-        for part in value.lower().split(","):
-            head, colon, tail = part.partition(":")
-            if colon and head.strip() not in TAG_VALUES:
-                agent, part = head.strip(), tail
-            if part.strip() in forbidden and agent in (None, "*", product.lower()):
+        parts = re.split("[,;]", value.lower())
+        while parts:
+            part = parts.pop(0).strip()
+            head, colon, tail = (text.strip() for text in part.partition(":"))
+            if head == "unavailable_after" and colon:
+                part = "noindex" if _is_past(tail, parts, now or datetime.now(UTC)) else ""
+            elif colon and head not in TAG_VALUES and AGENT.fullmatch(head):
+                agent, part = head.split("/")[0], tail
+                if part.startswith("unavailable_after"):
+                    parts.insert(0, part)
+                    continue
+            if part in forbidden and agent in (None, "*", product.lower()):
                 return True
+    return False
+
+
+def _is_past(date: str, rest: list[str], now: datetime) -> bool:
+    """Returns whether a date is before ``now``; False if it is none. Takes what a comma cut off from ``rest``."""
+    if date.rstrip(".")[:3] in WEEKDAYS and not any(digit in date for digit in "0123456789") and rest:
+        date = f"{date[:3]}, {rest.pop(0).strip()}"
+    for parse in (datetime.fromisoformat, parsedate_to_datetime):
+        with suppress(ValueError, TypeError, OverflowError):
+            found = parse(date.upper())
+            return found.replace(tzinfo=found.tzinfo or UTC) < now
     return False
 
 
@@ -103,6 +132,13 @@ class Policy(NamedTuple):
             raise FailedError("robots_txt", "disallowed by robots.txt")
         if self.tdm and is_tdm_reserved(self.tdm, url.raw_path_qs):
             raise FailedError("tdm", "reserved by tdmrep.json")
+
+    async def check_aside(self, url: URL, product: str) -> None:
+        """Does what `check` does, for large files in a thread, so that other requests go on."""
+        if self.size > LARGE:
+            await asyncio.to_thread(self.check, url, product)
+        else:
+            self.check(url, product)
 
     def delay(self, product: str) -> float:
         """Returns the Crawl-delay of robots.txt in seconds; 0 without one."""
@@ -193,7 +229,8 @@ class Policies:
             if status >= 500:
                 return Policy(closed=FailedError("robots_unreachable", f"robots.txt: HTTP {status}"))
             if status < 300 and body.strip():
-                robots, size = Protego.parse(body.decode("utf-8-sig", errors="replace")), len(body)
+                text, size = body.decode("utf-8-sig", errors="replace"), len(body)
+                robots = await asyncio.to_thread(Protego.parse, text) if size > LARGE else Protego.parse(text)
         if self._obey_tdm:
             try:
                 status, body = await self._fetch(site.with_path(TDM_FILE), MAX_FILE)

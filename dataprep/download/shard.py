@@ -7,7 +7,6 @@ all rows, failed ones with their reason.
 from __future__ import annotations
 
 import hashlib
-import io
 import json
 import tarfile
 from collections import Counter
@@ -24,6 +23,7 @@ from dataprep.download.address_guard import Hosts
 from dataprep.download.config import DownloadConfig, FetchConfig
 from dataprep.download.fetch import Fetched, fetch_each
 from dataprep.download.robots import PolicyMemory
+from dataprep.download.tar_writer import TarWriter
 from dataprep.images.formats import is_image
 from dataprep.images.store import store_image
 from dataprep.io import storage
@@ -34,6 +34,7 @@ from dataprep.io.parquet_cells import CellReader, is_cell
 
 SPOOL = 64 << 20  # bytes of finished images kept in memory; the rest is on disk
 MEMBERS = 3  # tar members per sample
+_describe = json.JSONEncoder(ensure_ascii=False, sort_keys=True, default=str).encode
 MEASURED = ("width", "height", "original_width", "original_height", "original_bytes", "sha256")
 
 
@@ -225,7 +226,7 @@ def _write_tar(
     """Writes the samples in listing order; returns the download columns of every row."""
     rows = []
     with ExitStack() as stack:
-        tar = stack.enter_context(tarfile.open(tar_path, "w", format=tarfile.USTAR_FORMAT))
+        tar = stack.enter_context(TarWriter(tar_path))
         old = stack.enter_context(tarfile.open(previous.tar, "r|")) if previous is not None else None
         for index, source in enumerate(_iterate_rows(listing)):
             key = sample_key(shard_index, index)
@@ -240,14 +241,13 @@ def _write_tar(
                 _copy_sample(old, tar, key)
                 continue
             spool.seek(place[0])
-            described = json.dumps(row | source, ensure_ascii=False, sort_keys=True, default=str)
-            _add_member(tar, f"{key}.{config.encode_format}", spool.read(place[1]))
-            _add_member(tar, f"{key}.txt", (row["caption"] or "").encode())
-            _add_member(tar, f"{key}.json", described.encode())
+            tar.add(f"{key}.{config.encode_format}", spool.read(place[1]))
+            tar.add(f"{key}.txt", (row["caption"] or "").encode())
+            tar.add(f"{key}.json", _describe(row | source).encode())
     return rows
 
 
-def _copy_sample(old: tarfile.TarFile, tar: tarfile.TarFile, key: str) -> None:
+def _copy_sample(old: tarfile.TarFile, tar: TarWriter, key: str) -> None:
     """Copies a sample's files from an earlier tar, which is read in the same order."""
     for _ in range(MEMBERS):
         member = old.next()
@@ -255,19 +255,12 @@ def _copy_sample(old: tarfile.TarFile, tar: tarfile.TarFile, key: str) -> None:
             raise ValueError(f"the earlier tar holds no complete sample {key}; download the shard again")
         file = old.extractfile(member)
         assert file is not None, member.name
-        _add_member(tar, member.name, file.read())
+        tar.add(member.name, file.read())
 
 
 def _iterate_rows(table: pa.Table) -> Iterator[dict[str, Any]]:
     for batch in table.to_batches(max_chunksize=256):
         yield from batch.to_pylist()
-
-
-def _add_member(tar: tarfile.TarFile, name: str, data: bytes) -> None:
-    """Adds a file whose header depends on name and size only."""
-    member = tarfile.TarInfo(name)
-    member.size = len(data)
-    tar.addfile(member, io.BytesIO(data))
 
 
 _TEXT, _WHOLE = pa.string(), pa.int32()

@@ -6,7 +6,6 @@ Legend: H height, W width, C=3 channels (red, green, blue). Pixels are uint8 in 
 from __future__ import annotations
 
 import io
-import re
 import tarfile
 import zlib
 from collections.abc import Iterator
@@ -17,12 +16,15 @@ import numpy as np
 import simplejpeg
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from dataprep.images.colour import convert_pixels, convert_to_srgb, find_conversion
 from dataprep.images.formats import FORMATS, IMAGE_EXTENSIONS, JPEG_START, MAX_PIXELS, PNG_START
 from dataprep.io.failure_reasons import FailedError
 
 ORIENTATION = 0x0112  # EXIF tag of the orientation
 TURNED = (5, 6, 7, 8)  # values of it that swap width and height
-JPEG_SCAN = re.compile(b"\xff\xda")
+JPEG_MARKS = (b"Exif\0\0", b"ICC_PROFILE\0")  # how segments of orientation and colour profile begin
+MAX_SEGMENTS = 300  # of a JPEG before its pixels; most have ten
+JPEG_SCAN = b"\xff\xda"
 PNG_PIXELS = (b"IHDR", b"PLTE", b"IDAT")
 PNG_PLAIN = (
     *PNG_PIXELS,
@@ -79,18 +81,21 @@ class OpenImage:
     """
 
     def __init__(self, data: bytes, max_pixels: int = MAX_PIXELS) -> None:
-        self._data, self._plain_png = data, False
+        self._data, self._plain_png, self._has_profile = data, False, False
         self._image: Image.Image | None = None
-        if data.startswith(JPEG_START) and len(JPEG_SCAN.findall(data)) > MAX_SCANS:
+        if data.startswith(JPEG_START) and data.count(JPEG_SCAN) > MAX_SCANS:
             raise ImageError("damaged", f"a JPEG of more than {MAX_SCANS} scans")
         jpeg = _read_jpeg_header(data)
         if jpeg is not None:
             width, height = jpeg
             check_pixels(width, height, max_pixels)
-            self._orientation = _read_jpeg_orientation(data)
+            marks = find_marks(data)
+            self._has_profile = b"ICC_PROFILE\0" in marks
+            header = _open_quietly(data) if b"Exif\0\0" in marks else None
+            self._orientation = 1 if header is None else _read_orientation(header)
         else:
             self._image = open_image(data, max_pixels)
-            self._plain_png = _check_png(data)
+            self._plain_png = _check_png(data) and find_conversion(self._image.info, self._image.mode) is None
             width, height = self._image.size
             # Pillow would decode a whole PNG to look for EXIF.
             self._orientation = 1 if self._plain_png else _read_orientation(self._image)
@@ -98,7 +103,8 @@ class OpenImage:
         self.width, self.height = (height, width) if turned else (width, height)
 
     def decode(self, width: int = 0, height: int = 0) -> np.ndarray:
-        """Decodes to uint8 HWC RGB: EXIF orientation applied, alpha over white, 16 bits scaled to 8, first frame.
+        """Decodes to uint8 HWC RGB: EXIF orientation and colour profile applied, alpha over white, 16 bits scaled to 8,
+        first frame.
 
         With ``width`` and ``height`` a JPEG may be decoded at 1/2, 1/4 or 1/8 of its size, but no side below these: the
         decoder drops high frequencies of 8x8 blocks, which further shrinking would remove anyway.
@@ -109,10 +115,13 @@ class OpenImage:
                 width, height = height, width
             try:
                 pixels = simplejpeg.decode_jpeg(self._data, "RGB", min_width=width, min_height=height, min_factor=2)
-                return np.ascontiguousarray(_apply_orientation(pixels, self._orientation))
             except (ValueError, KeyError) as error:
                 _check_jpeg(str(error))
                 self._image = open_image(self._data, self.width * self.height)
+            else:
+                if self._has_profile and (header := _open_quietly(self._data)) is not None:
+                    pixels = convert_pixels(pixels, header.info, header.mode)
+                return np.ascontiguousarray(_apply_orientation(pixels, self._orientation))
         if self._plain_png and (plain := _decode_plain_png(self._data)) is not None:
             return plain
         try:
@@ -188,14 +197,30 @@ def _decode_plain_png(data: bytes) -> np.ndarray | None:
     return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
 
 
-def _read_jpeg_orientation(data: bytes) -> int:
-    # Most files have no EXIF; searching is far cheaper than parsing the header again.
-    if b"Exif\0\0" not in data[: 1 << 17]:
-        return 1
+def find_marks(data: bytes) -> set[bytes]:
+    """Returns which of `JPEG_MARKS` begin a segment before the pixels of a JPEG; far cheaper than Pillow's header.
+
+    All of them for a file with stray bytes or hundreds of segments, which is left to Pillow.
+    """
+    found: set[bytes] = set()
+    place = 2
+    for _ in range(MAX_SEGMENTS):
+        marker = data[place + 1 : place + 2]
+        if data[place : place + 1] != b"\xff" or not marker:
+            break
+        if marker == b"\xda":
+            return found
+        found.update(mark for mark in JPEG_MARKS if data.startswith(mark, place + 4))
+        place += 2 + int.from_bytes(data[place + 2 : place + 4], "big")
+    return set(JPEG_MARKS)
+
+
+def _open_quietly(data: bytes) -> Image.Image | None:
+    """Reads the header of a JPEG that has been decoded; None where Pillow cannot."""
     try:
-        return _read_orientation(open_image(data, MAX_PIXELS * 1000))
+        return open_image(data, MAX_PIXELS * 1000)
     except ImageError:
-        return 1
+        return None
 
 
 def _read_orientation(image: Image.Image) -> int:
@@ -227,7 +252,7 @@ def convert_image(image: Image.Image) -> np.ndarray:
 
     Raises ImageError: a mode without an RGB interpretation.
     """
-    return np.ascontiguousarray(_to_rgb(ImageOps.exif_transpose(image)))
+    return np.ascontiguousarray(_to_rgb(convert_to_srgb(ImageOps.exif_transpose(image))))
 
 
 def _to_rgb(image: Image.Image) -> np.ndarray:

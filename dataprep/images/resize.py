@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING
 import cv2
 import numpy as np
 
+from dataprep.images.area_kernel import shrink_by_area
+
 if TYPE_CHECKING:
     from PIL.Image import Resampling
 
@@ -39,14 +41,18 @@ def resize_to_shape(image_HWC: np.ndarray, shape: tuple[int, int], crop: str = "
     if image_HWC.shape[:2] == shape:
         return np.ascontiguousarray(image_HWC)
     shrinks = image_HWC.shape[0] >= shape[0] and image_HWC.shape[1] >= shape[1]
-    return cv2.resize(image_HWC, shape[::-1], interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_CUBIC)
+    if shrinks:
+        return shrink_by_area(image_HWC, (shape[1], shape[0]))
+    return cv2.resize(image_HWC, shape[::-1], interpolation=cv2.INTER_CUBIC)
 
 
 def scale_image(image_HWC: np.ndarray, size: tuple[int, int], *, shrinks: bool) -> np.ndarray:
     """Scales to ``size``: by area averaging if ``shrinks``, else Lanczos (img2dataset's choice)."""
     if (image_HWC.shape[1], image_HWC.shape[0]) == size:
         return image_HWC
-    return cv2.resize(image_HWC, size, interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LANCZOS4)
+    if shrinks:
+        return shrink_by_area(image_HWC, size)
+    return cv2.resize(image_HWC, size, interpolation=cv2.INTER_LANCZOS4)
 
 
 def crop_centre(image_HWC: np.ndarray, height: int, width: int) -> np.ndarray:

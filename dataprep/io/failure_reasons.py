@@ -40,6 +40,9 @@ REASONS = {
     "http_404": FailureReason(NOT_FETCHED, False, "HTTP 404: not found"),
     "http_410": FailureReason(NOT_FETCHED, False, "HTTP 410: gone"),
     "http_429": FailureReason(NOT_FETCHED, True, "HTTP 429: too many requests"),
+    "host_closed": FailureReason(
+        NOT_FETCHED, True, "not requested: the host kept asking to stay away (429 or 5xx with a long Retry-After)"
+    ),
     "http_4xx": FailureReason(NOT_FETCHED, False, "another HTTP status from 400 to 499"),
     "http_5xx": FailureReason(NOT_FETCHED, True, "an HTTP status from 500: server error"),
     "http_other": FailureReason(

@@ -1,7 +1,7 @@
 """Downloads a listing in its own process, to measure its memory; run by test_fetch_hostile.py.
 
-Arguments: listing, output folder. Names that end in .test resolve as a hostile DNS would resolve them, and 127.0.0.1
-counts as public.
+Arguments: listing, output folder, seconds per attempt. Names that end in .test resolve as a hostile DNS would resolve
+them, and 127.0.0.1 counts as public.
 """
 
 from __future__ import annotations
@@ -42,8 +42,16 @@ def measure_peak() -> int:
 
 def main() -> None:
     socket.getaddrinfo = resolve  # type: ignore[assignment]
-    address_guard.is_public = lambda address: address == "127.0.0.1" or is_public(address)
-    fetch = FetchConfig(timeout=2.0, retries=1, backoff=0.01, host_delay=0.0, host_concurrency=16, max_bytes=4 << 20)
+    address_guard.is_public = lambda address: address == "127.0.0.1" or is_public(address)  # type: ignore[assignment]
+    fetch = FetchConfig(
+        timeout=float(sys.argv[3]),
+        retries=1,
+        backoff=0.01,
+        host_delay=0.0,
+        host_concurrency=16,
+        max_bytes=4 << 20,
+        max_retry_after=0.5,
+    )
     config = DownloadConfig(fetch=fetch, image_size=48, max_pixels=4_000_000, encode_format="png", encode_quality=1)
     before = measure_peak()
     counters = download_shard(sys.argv[1], 0, sys.argv[2], config)

@@ -116,6 +116,11 @@ def pages(secret: str) -> dict[str, bytes | Callable[[Send], None]]:
         "/endless.jpg": endless(LONE + b"Connection: close\r\n\r\n" + JPEG[:64], bytes(1 << 16)),
         "/endless-chunks.jpg": endless(CHUNKED + b"40\r\n" + JPEG[:64] + b"\r\n", b"8000\r\n" + bytes(32768) + b"\r\n"),
         "/endless-head.jpg": endless(LONE, b"X-Header: " + b"y" * 100 + b"\r\n"),
+        "/informational.jpg": endless(b"", b"HTTP/1.1 100 Continue\r\n\r\n" * 1000),
+        "/hints.jpg": b"HTTP/1.1 103 Early Hints\r\nLink: </a>\r\n\r\n" * 3 + answer(JPEG),
+        "/tiny-chunks.jpg": endless(CHUNKED, b"1\r\nx\r\n" * 1000),
+        "/trailers.jpg": endless(CHUNKED + b"1\r\n\xff\r\n0\r\n", b"X-Trailer: y\r\n" * 1000),
+        "/more-than-asked.jpg": answer(JPEG, Connection="keep-alive") + answer(PNG, Connection="keep-alive"),
         "/long-head.jpg": answer(JPEG, X_Long="y" * 100_000),
         "/not-http.jpg": b"SSH-2.0-OpenSSH_9.2\r\n" + bytes(200),
         "/negative-length.jpg": answer(JPEG, Content_Length=-5),
@@ -148,6 +153,7 @@ def pages(secret: str) -> dict[str, bytes | Callable[[Send], None]]:
         "/999.jpg": answer(JPEG, "999 Request denied"),
         "/noai.jpg": answer(JPEG, X_Robots_Tag="noai"),
         "/noimageai.jpg": answer(JPEG, X_Robots_Tag="nofollow, NoImageAI"),
+        "/none.jpg": answer(JPEG, X_Robots_Tag="none"),
         "/tdm-header.jpg": answer(JPEG, TDM_Reservation="1"),
     }
 
@@ -160,6 +166,7 @@ def policies(host: str) -> dict[str, bytes]:
         "tdm.test": {"/.well-known/tdmrep.json": answer(b'[{"location": "/*.jpg$", "tdm-reservation": 1}]')},
         "busy.test": {"/good.jpg": answer(b"", "429 Too Many Requests", Retry_After=86400)},
         "maze.test": {"/robots.txt": to("/robots.txt")},
+        "stars.test": {"/robots.txt": answer(b"User-agent: *\n" + (b"Disallow: /" + b"*a" * 60 + b"$\n") * 3900)},
         "flood.test": {"/robots.txt": answer(b"Disallow: /" + b"*a" * 200_000)},
     }.get(host, {})
 
@@ -200,7 +207,7 @@ class Site:
             path = [*lines[0].split(" "), ""][1]
             host = next((line[5:].strip() for line in lines if line.lower().startswith("host:")), "").split(":")[0]
             self.asked.append((host, path))
-            page = policies(host).get(path) or self.pages.get(path) or answer(b"", "404 Not Found")
+            page = policies(host).get(path) or self.pages.get(path.partition("?")[0]) or answer(b"", "404 Not Found")
             page(connection.sendall) if callable(page) else connection.sendall(page)
         except OSError:
             pass

@@ -10,19 +10,18 @@ from typing import Any
 import pytest
 
 from dataprep.download.address_guard import (
+    AddressGuard,
     GuardedResolver,
     Hosts,
-    check_url,
     is_public,
-    make_guarded_socket_factory,
     parse_address,
     parse_url,
 )
 from dataprep.io.failure_reasons import FailedError
 
 
-def check(text: str, hosts: Hosts | None = None, allow_private: bool = False) -> None:
-    check_url(parse_url(text), hosts or {}, allow_private)
+def check(text: str, hosts: Hosts | None = None, **options: Any) -> None:
+    AddressGuard(hosts or {}, **options).check_url(parse_url(text))
 
 
 def reason(text: str, **options: Any) -> str | None:
@@ -118,15 +117,20 @@ def test_a_name_is_not_an_address(host: str) -> None:
 
 
 def resolve(
-    monkeypatch: pytest.MonkeyPatch, addresses: list[str], host: str = "name.test", **options: Any
+    monkeypatch: pytest.MonkeyPatch,
+    addresses: list[str],
+    host: str = "name.test",
+    port: int = 80,
+    hosts: Hosts | None = None,
+    **options: Any,
 ) -> list[tuple[str, int]]:
     def lookup(host: str, port: int, *_: object) -> Any:
         return [(0, 0, 0, "", (address, port)) for address in addresses]
 
     monkeypatch.setattr(socket, "getaddrinfo", lookup)
     with ThreadPoolExecutor(1) as lookups:
-        resolver = GuardedResolver(options.get("hosts", {}), options.get("allow_private", False), lookups)
-        return [(entry["host"], entry["port"]) for entry in asyncio.run(resolver.resolve(host, 80))]
+        resolver = GuardedResolver(AddressGuard(hosts or {}, **options), lookups)
+        return [(entry["host"], entry["port"]) for entry in asyncio.run(resolver.resolve(host, port))]
 
 
 def test_only_public_addresses_of_a_name_are_connected_to(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -138,10 +142,62 @@ def test_only_public_addresses_of_a_name_are_connected_to(monkeypatch: pytest.Mo
     assert resolve(monkeypatch, [], hosts={"name.test": ("127.0.0.1", 99)}) == [("127.0.0.1", 99)]
 
 
+def connect(guard: AddressGuard, address: str, port: int = 80) -> bool:
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    try:
+        guard.make_socket((family, socket.SOCK_STREAM, 0, "", (address, port))).close()
+    except PermissionError:
+        return False
+    return True
+
+
 def test_the_socket_factory_refuses_private_addresses() -> None:
-    make = make_guarded_socket_factory({"own.test": ("127.0.0.2", 1)}, False)
-    info = (socket.AF_INET, socket.SOCK_STREAM, 0, "", ("127.0.0.1", 80))
-    with pytest.raises(PermissionError):
-        make(info)
-    for allowed in (make((*info[:4], ("127.0.0.2", 80))), make_guarded_socket_factory({}, True)(info)):
-        allowed.close()
+    guard = AddressGuard({"own.test": ("127.0.0.2", 1)})
+    assert not connect(guard, "127.0.0.1")
+    assert connect(guard, "127.0.0.2") and connect(guard, "8.8.8.8") and connect(AddressGuard({}, True), "127.0.0.1")
+
+
+ALLOWED = ("10.1.0.0/16", "10.2.3.4:8080", "[fd00::1]:81", "fd01::/64", "192.168.7.7", "Images.Corp", "bücher.corp:82")
+
+
+@pytest.mark.parametrize(
+    ("url", "expected"),
+    [
+        ("http://10.1.255.3/", None),
+        ("http://10.2.0.1/", "address"),
+        ("http://10.2.3.4:8080/", None),
+        ("http://10.2.3.4/", "address"),
+        ("http://[fd00::1]:81/", None),
+        ("http://[fd00::1]/", "address"),
+        ("http://[fd01::9]:5/", None),
+        ("http://192.168.7.7/", None),
+        ("http://192.168.7.8/", "address"),
+        ("http://127.0.0.1/", "address"),
+        ("http://[::ffff:10.1.0.1]/", "address"),  # as it is written: a list has no reason for it
+        ("http://167837953/", "address"),  # 10.1.1.1 in disguise
+        ("http://8.8.8.8/", None),
+    ],
+)
+def test_own_addresses_beside_the_web(url: str, expected: Any) -> None:
+    assert reason(url, allow_hosts=ALLOWED) == expected
+    parsed = parse_url(url)
+    if parsed.raw_host != "167837953":
+        assert connect(AddressGuard({}, allow_hosts=ALLOWED), parsed.raw_host or "", parsed.port or 0) == (not expected)
+
+
+def test_own_names_beside_the_web(monkeypatch: pytest.MonkeyPatch) -> None:
+    inside = ["127.0.0.1", "10.9.9.9"]
+    assert resolve(monkeypatch, inside, "images.corp", allow_hosts=ALLOWED) == [("127.0.0.1", 80), ("10.9.9.9", 80)]
+    assert resolve(monkeypatch, inside, "xn--bcher-kva.corp", 82, allow_hosts=ALLOWED)
+    for host, port in (("xn--bcher-kva.corp", 80), ("other.corp", 80), ("a.images.corp", 80), ("images.corp.evil", 80)):
+        with pytest.raises(FailedError, match="not public"):
+            resolve(monkeypatch, inside, host, port, allow_hosts=ALLOWED)
+    # A name of the web that resolves into an allowed network is a URL into that network.
+    assert resolve(monkeypatch, ["10.1.2.3", "10.9.9.9"], "web.test", allow_hosts=ALLOWED) == [("10.1.2.3", 80)]
+
+
+def test_the_addresses_of_an_own_name_may_be_connected_to_once_resolved() -> None:
+    guard = AddressGuard({}, allow_hosts=ALLOWED)
+    assert not connect(guard, "127.0.0.1")
+    assert guard.select_addresses("images.corp", 80, ["127.0.0.1"]) == ["127.0.0.1"]
+    assert connect(guard, "127.0.0.1", 80) and not connect(guard, "127.0.0.1", 81)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections import Counter
 from datetime import UTC, datetime
 from http.server import BaseHTTPRequestHandler
 from typing import Any
@@ -14,7 +15,7 @@ from yarl import URL
 from dataprep.download import rate_limit
 from dataprep.download.config import FetchConfig
 from dataprep.download.rate_limit import HostLimiter, HostLimiters, parse_retry_after
-from dataprep.io.failure_reasons import FailedError
+from dataprep.io.failure_reasons import TRANSIENT, FailedError
 from tests.helpers.web import Web, fetch_all
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
@@ -111,23 +112,92 @@ def test_retry_after_is_waited_by_the_whole_host(web: Web) -> None:
     assert time.monotonic() - start >= 0.95 and web.asked == ["/busy"] * 2
 
 
-def test_a_too_long_retry_after_fails_all_rows_of_the_host(web: Web) -> None:
-    web.put("/busy", b"", 429, Retry_After="3600")
-    config = FetchConfig(concurrency=1)
-    got = fetch_all([web.url("/busy")] * 5, config, web.hosts)
-    assert {(one.reason, one.error) for one in got} == {("http_429", "HTTP 429: asked to stay away")}
-    assert web.asked == ["/busy"]
+STAY_AWAY = {"Retry-After": "86400"}
+PATIENT = FetchConfig(concurrency=4, retries=1, backoff=0.01, max_retry_after=0.3, timeout=5.0)
+
+
+def test_a_refused_url_does_not_close_its_host(web: Web) -> None:
+    urls = [web.put(f"/{index}", b"%d" % index) for index in range(60)]
+    for index in (3, 17, 40):
+        urls[index] = web.put(f"/{index}", b"", 429, Retry_After="86400")
+    got = fetch_all(urls, PATIENT, web.hosts)
+    assert [one.reason for one in got] == ["http_429" if index in (3, 17, 40) else None for index in range(60)]
+    assert all(web.asked.count(f"/{index}") == 2 for index in (3, 17, 40))  # asked for again, later
+    assert web.asked.index("/3", web.asked.index("/3") + 1) > web.asked.index("/10")
+
+
+def test_a_refused_url_is_taken_when_it_is_there_later(web: Web) -> None:
+    def busy(request: BaseHTTPRequestHandler) -> None:
+        web.put("/busy", b"now")
+        request.send_response(503)
+        request.send_header("Retry-After", "86400")
+        request.send_header("Content-Length", "0")
+        request.end_headers()
+
+    web.pages["/busy"] = busy
+    assert fetch_all([web.url("/busy")], PATIENT, web.hosts)[0].body == b"now"
+
+
+def test_a_host_that_keeps_refusing_is_given_up(web: Web) -> None:
+    urls = [web.put(f"/{index}", b"", 429, Retry_After="86400") for index in range(200)]
+    got = fetch_all(urls, PATIENT, web.hosts)
+    reasons = Counter(one.reason for one in got)
+    assert set(reasons) == {"http_429", "host_closed"} and reasons["host_closed"] > 150
+    assert len(web.asked) < 50  # four at a time until the fifth refusal in a row
+    assert {one.error for one in got if one.reason == "host_closed"} == {"HTTP 429: the host keeps asking to stay away"}
+    assert "host_closed" in TRANSIENT  # retry_failed asks again
+
+
+def test_waiting_for_the_host_is_not_waiting_for_the_url(web: Web) -> None:
+    # The deadline is a second; the last URL waits longer for its turn, and is still asked for again.
+    web.put("/x", b"x")
+    config = PATIENT.model_copy(update={"timeout": 0.4, "deadline": 1.0, "concurrency": 64})
+    web.put("/robots.txt", b"User-agent: *\nCrawl-delay: 0.06\n")
+    web.put("/bad", b"", 500)
+    assert fetch_all([web.url("/x")] * 20 + [web.url("/bad")], config, web.hosts)[-1].reason == "http_5xx"
+    assert web.asked.count("/bad") == 2
+
+
+def refuse(turn: HostLimiter, sent: float) -> None:
+    turn.retry_after(STAY_AWAY, 503, sent)
+
+
+def test_refusals_count_once_for_requests_in_flight_and_are_forgotten_after_an_answer() -> None:
+    async def main() -> None:
+        loop = asyncio.get_running_loop()
+        turn = HostLimiter(9, 0.0, 0.01)
+        before = loop.time()
+        for _ in range(20):
+            refuse(turn, before)
+        turn.check_open()
+        for _ in range(30):
+            await asyncio.sleep(0.001)
+            refuse(turn, loop.time())
+            turn.answered()
+        for _ in range(rate_limit.CLOSE_AFTER - 1):
+            await asyncio.sleep(0.001)
+            turn.check_open()
+            refuse(turn, loop.time())
+        turn.check_open()
+        await asyncio.sleep(0.001)
+        refuse(turn, loop.time())
+        with pytest.raises(FailedError, match="503") as caught:
+            turn.check_open()
+        assert caught.value.reason == "host_closed"
+
+    asyncio.run(main())
 
 
 def test_a_waiting_request_fails_when_the_host_closes() -> None:
     async def main() -> None:
-        turn = HostLimiter(5, 0.05, 1.0)
+        loop, turn = asyncio.get_running_loop(), HostLimiter(9, 0.05, 0.01)
         async with turn:
             later = asyncio.ensure_future(turn.__aenter__())
-            await asyncio.sleep(0.01)
-            assert turn.retry_after({"Retry-After": "60"}, 503) is None
+            for _ in range(rate_limit.CLOSE_AFTER):
+                await asyncio.sleep(0.001)
+                refuse(turn, loop.time())
         with pytest.raises(FailedError, match="503") as caught:
             await later
-        assert caught.value.reason == "http_5xx"
+        assert caught.value.reason == "host_closed"
 
     asyncio.run(main())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -40,12 +41,50 @@ def site(web: Web, robots: str, path: str = "/art.jpg", status: int = 200) -> No
         ("*: noai", True),
         ("otherbot: nofollow, noindex", False),
         ("nofollow", False),
-        ("unavailable_after: 25 Jun 2030 15:00:00 PST", False),
         ("", False),
+        ("none", True),
+        (" NONE ", True),
+        ("nofollow, None", True),
+        ("imagen-ray: none", True),
+        ("IMAGEN-RAY/1.0: none", True),
+        ("otherbot: none", False),
+        ("otherbot: none, imagen-ray: noai", True),
+        ("otherbot: none, *: nofollow", False),
+        ("max-image-preview:none", False),
+        ("max-image-preview: none, max-snippet:0", False),
+        ("nofollow; noimageai", True),
+        ("all", False),
+        ("index, noarchive, nosnippet, notranslate", False),
+        ("unavailable_after: 25 Jun 2030 15:00:00 PST", False),
+        ("unavailable_after: 25 Jun 2020 15:00:00 PST", True),
+        ("unavailable_after: Tue, 25 Jun 2030 15:00:00 GMT", False),
+        ("unavailable_after: Thu, 25 Jun 2020 15:00:00 GMT", True),
+        ("unavailable_after: Thursday, 25-Jun-20 15:00:00 GMT", True),
+        ("unavailable_after: 2020-06-25T15:00:00", True),
+        ("unavailable_after: 2030-06-25", False),
+        ("unavailable_after: some day", False),
+        ("otherbot: unavailable_after: 2020-06-25", False),
+        ("imagen-ray: unavailable_after: 2020-06-25", True),
+        ("unavailable_after: Tue, 25 Jun 2030 15:00:00 GMT, noai", True),
+        ("unavailable_after: 25 Jun 2030 15:00:00 GMT, noindex", True),
     ],
 )
 def test_is_opted_out(value: Any, out: Path) -> None:
-    assert is_opted_out([value], "imagen-ray", FetchConfig().disallowed_directives) is out
+    now = datetime(2026, 1, 1, tzinfo=UTC)
+    assert is_opted_out([value], "imagen-ray", FetchConfig().disallowed_directives, now) is out
+
+
+def test_opt_outs_in_several_headers() -> None:
+    disallowed = FetchConfig().disallowed_directives
+    assert is_opted_out(["otherbot: noindex", "none"], "imagen-ray", disallowed)
+    assert not is_opted_out(["otherbot: noindex", "imagen-ray: nofollow"], "imagen-ray", disallowed)
+    assert not is_opted_out(["none"], "imagen-ray", ("noai",))  # the config allows noindex
+
+
+def test_large_policies_are_judged_aside(web: Web) -> None:
+    site(web, "User-agent: *\n" + "Disallow: /x\n" * 4000 + "Disallow: /art\n")
+    assert fetch(web, "/art.jpg").reason == "robots_txt"
+    assert web.asked == []
 
 
 @pytest.mark.parametrize(
