@@ -86,10 +86,12 @@ def _sum_only() -> None:
 
 
 def _run_ours() -> None:
+    from pipeline.runtime.group_size import GroupPlan
+    from pipeline.runtime.resources import WorkerNeed
     from pipeline.runtime.training import run_training
 
     with tempfile.TemporaryDirectory() as folder:
-        run_training(sum_ranks, {}, folder, 2, 1, "group", 0)
+        run_training(sum_ranks, {}, folder, GroupPlan(2, WorkerNeed(1.0), 2), 1, "group", 0)
 
 
 def _run_ours_anew() -> None:

@@ -18,7 +18,8 @@ import torch.distributed as dist
 
 from dataprep.io import storage
 from dataprep.io.signals import SHUTDOWN
-from pipeline.runtime.config import ClusterConfig
+from pipeline.runtime.config import ClusterConfig, StageResources
+from pipeline.runtime.group_size import plan_group
 from pipeline.runtime.ray_session import connect_ray
 from pipeline.runtime.training import TrainingStopped, run_training
 from tests.helpers.kill_group import KilledData, KilledTask, Killer, arm
@@ -66,8 +67,9 @@ def main() -> None:
     connect_ray(ClusterConfig(cpus=2))
     arguments = {"folder": folder, "steps": steps, "plan": plan, "stop": stop, "driver": os.getpid()}
     here = importlib.import_module("tests.helpers.training_kill_run")  # classes of __main__ would be pickled by value
+    plan = plan_group(StageResources(), 2, config())
     try:
-        result = run_training(here.run_rank, arguments, f"{folder}/run", 2, steps, "toy", retries=2)
+        result = run_training(here.run_rank, arguments, f"{folder}/run", plan, steps, "toy", retries=2)
     except TrainingStopped as stopped:
         print(stopped)
         sys.exit(3)

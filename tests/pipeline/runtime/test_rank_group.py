@@ -9,26 +9,13 @@ from unittest.mock import Mock
 
 import pytest
 
-from pipeline.runtime import rank_group, training
+from pipeline.runtime import rank_group
 from pipeline.runtime.config import StageResources
+from pipeline.runtime.group_size import plan_group
 from pipeline.runtime.rank_group import RankGroup
 from pipeline.runtime.resources import WorkerNeed
 from pipeline.runtime.warm_processes import ProcessSpec
-
-
-class FakeGroup:
-    """Replaces `RankGroup` and records its arguments."""
-
-    given: tuple[Any, ...]
-
-    def __init__(self, *given: Any) -> None:
-        type(self).given = given
-
-    def run(self, *_: Any) -> dict[str, Any]:
-        return {}
-
-    def end(self, keep: bool) -> None:
-        assert keep
+from train.config import TrainConfig
 
 
 @pytest.mark.parametrize(
@@ -51,17 +38,12 @@ def test_ranks_request_what_is_configured_or_an_equal_share(
     resources: dict[str, float],
     gpu: bool,
     cluster: Callable[..., None],
-    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     cluster(*nodes)
-    monkeypatch.setattr(training, "RankGroup", FakeGroup)
-    config = StageResources(**requested, placement="SPREAD")
-    training._run_group(dict, {}, 2, 60, Mock(), config)
-    ranks, spec, strategy, _ = FakeGroup.given
-    assert (ranks, strategy) == (2, "SPREAD")
-    assert spec.need.to_ray() == resources
-    assert spec.threads == int(resources["CPU"])
-    env = spec.environment()
+    plan = plan_group(StageResources(**requested, placement="SPREAD"), 2, TrainConfig(steps=1, batch_size=8))
+    assert (plan.ranks, plan.placement) == (2, "SPREAD")
+    assert plan.need.to_ray() == resources
+    env = ProcessSpec(plan.need, int(plan.need.cpus)).environment()
     assert env["OMP_NUM_THREADS"] == str(int(resources["CPU"])) and ("DS_ACCELERATOR" in env) is not gpu
     assert env.get("CUDA_VISIBLE_DEVICES") == (None if gpu else "")  # GPUs that were not requested are hidden
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import pytest
 
 from pipeline.runtime.config import StageResources
-from pipeline.runtime.resources import WorkerNeed, count_fitting_workers, resolve_actor_need, resolve_rank_need
+from pipeline.runtime.resources import WorkerNeed, count_fitting_workers, resolve_actor_need, share_cpus
 
 CPU_NODE, GPU_NODE = {"CPU": 32.0, "memory": 128e9}, {"CPU": 96.0, "GPU": 8.0, "memory": 1e12}
 
@@ -32,16 +32,15 @@ def test_models_get_a_gpu_if_the_cluster_has_or_can_start_one(cluster: Callable[
         ([{"CPU": 1.0}, {"CPU": 1.0}, {"CPU": 1.0}], 2, 1, 0),
         ([{"CPU": 3.0}, {"CPU": 3.0}], 3, 1, 0),  # with 2 CPUs per rank the third would not fit
         ([CPU_NODE, GPU_NODE], 8, 12, 1),  # the last GPU of the node still gets its CPUs
-        ([CPU_NODE, GPU_NODE], 16, 8, 0),  # fewer GPUs than ranks
+        ([CPU_NODE, GPU_NODE], 16, 8, 0),
     ],
 )
 def test_ranks_share_the_cpus_equally(
     nodes: list[dict[str, float]], ranks: int, cpus: int, gpus: int, cluster: Callable[..., None]
 ) -> None:
     cluster(*nodes)
-    need = resolve_rank_need(StageResources(), ranks)
-    assert (need.cpus, need.gpus) == (cpus, gpus)
-    assert count_fitting_workers(need) >= ranks
+    assert share_cpus(ranks, gpus) == cpus
+    assert count_fitting_workers(WorkerNeed(cpus, gpus)) >= ranks
 
 
 def test_fitting_workers_are_counted_per_node(cluster: Callable[..., None]) -> None:

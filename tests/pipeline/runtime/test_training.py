@@ -16,8 +16,10 @@ from ray.exceptions import RayActorError
 
 from dataprep.io import storage
 from dataprep.io.errors import UserError
-from pipeline.runtime import training
-from pipeline.runtime.rank_group import GroupFailed
+from pipeline.runtime import group_size, training
+from pipeline.runtime.group_size import GroupPlan
+from pipeline.runtime.rank_group import GroupFailed, GroupNotStarted
+from pipeline.runtime.resources import WorkerNeed
 from pipeline.runtime.training import TrainingStopped, run_training
 from pipeline.runtime.warm_processes import WARM
 from train import errors
@@ -52,9 +54,13 @@ def run_rank(folder: str, mode: str) -> dict[str, Any]:
     return {"total": total.item(), "world": dist.get_world_size(), "threads": torch.get_num_threads()}
 
 
+def group(ranks: int) -> GroupPlan:
+    return GroupPlan(ranks, WorkerNeed(1.0), 12)
+
+
 def train(tmp_path: Path, mode: str, retries: int = 1) -> dict[str, Any]:
     arguments = {"folder": str(tmp_path), "mode": mode}
-    return run_training(run_rank, arguments, str(tmp_path), 2, 10, "work", retries)
+    return run_training(run_rank, arguments, str(tmp_path), group(2), 10, "work", retries)
 
 
 def test_two_ranks_form_one_group(tmp_path: Path) -> None:
@@ -129,6 +135,7 @@ def test_a_new_checkpoint_resets_the_retries(
 ) -> None:
     attempts = ScriptedGroups(tmp_path, *script)
     monkeypatch.setattr(training, "_run_group", attempts)
+    monkeypatch.setattr(training, "_start_group", lambda *_: None)
     if raised is None:
         assert train(tmp_path, "", retries=1) == {"step": 10}
     else:
@@ -141,7 +148,7 @@ def test_ranks_that_do_not_fit_are_an_error(tmp_path: Path, monkeypatch: pytest.
     monkeypatch.setattr(training, "START_TIMEOUT", 2.0)
     WARM.close()
     with pytest.raises(RuntimeError, match=r"did not start within 2 s.*lower cluster.ranks"):
-        run_training(run_rank, {"folder": str(tmp_path), "mode": "fine"}, str(tmp_path), 3, 10, "work", 0)
+        run_training(run_rank, {"folder": str(tmp_path), "mode": "fine"}, str(tmp_path), group(3), 10, "work", 0)
 
 
 def test_user_errors_are_told_apart_from_bugs(tmp_path: Path) -> None:
@@ -149,3 +156,49 @@ def test_user_errors_are_told_apart_from_bugs(tmp_path: Path) -> None:
         train(tmp_path, "user", retries=0)
     with pytest.raises(RuntimeError, match=r"rank [01]: KeyError"):
         train(tmp_path, "bug", retries=0)
+
+
+class ScriptedStarts:
+    """Replaces `RankGroup`: groups of the sizes in ``fits`` start."""
+
+    def __init__(self, *fits: int) -> None:
+        self.fits, self.asked = fits, list[tuple[int, float]]()
+
+    def __call__(self, ranks: int, spec: Any, placement: str, timeout: float) -> Any:
+        self.asked.append((ranks, timeout))
+        if ranks not in self.fits:
+            raise GroupNotStarted("not enough")
+        return ranks
+
+
+@pytest.mark.parametrize(
+    ("fits", "nodes", "asked", "started"),
+    [
+        ([8], 8, [(8, 5.0)], 8),
+        ([4], 7, [(8, 5.0), (4, 5.0)], 4),  # 7 fit, 4 divide the batch
+        ([], 0, [(8, 5.0), (8, 1800.0)], None),  # nothing fits: waits for the whole group
+    ],
+)
+def test_a_group_that_lost_machines_goes_on_with_fewer_ranks(
+    fits: list[int], nodes: int, asked: list[tuple[int, float]], started: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    starts = ScriptedStarts(*fits)
+    monkeypatch.setattr(training, "RankGroup", starts)
+    monkeypatch.setattr(training, "can_grow", lambda: True)
+    monkeypatch.setattr(group_size, "count_fitting_workers", lambda need: nodes)
+    plan = GroupPlan(8, WorkerNeed(1.0, 1.0), 16)
+    if started is None:
+        with pytest.raises(GroupNotStarted):
+            training._start_group(plan, "train.base", 5.0)
+    else:
+        assert training._start_group(plan, "train.base", 5.0) == started
+    assert starts.asked == asked
+
+
+def test_the_first_group_is_whole_or_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    starts = ScriptedStarts(4)
+    monkeypatch.setattr(training, "RankGroup", starts)
+    monkeypatch.setattr(training, "can_grow", lambda: True)
+    with pytest.raises(GroupNotStarted):
+        training._start_group(GroupPlan(8, WorkerNeed(1.0, 1.0), 16), "train.base", None)
+    assert starts.asked == [(8, 1800.0)]
