@@ -60,7 +60,7 @@ def train(
     written), resume (path, step) or done. On SIGTERM to any rank, or once `dataprep.io.signals.SHUTDOWN` is set
     in one, saves and raises `train.errors.Preempted`. Collective: every rank calls it with the same arguments.
 
-    Returns step, loss, validation_loss, parameters, skipped, resumed_from, seconds.
+    Returns step, loss, validation_loss, parameters, ranks, skipped, resumed_from, seconds.
     """
     if config.sample_every and not (isinstance(task, SamplingTask) and validation is not None):
         raise UserError(
@@ -128,6 +128,7 @@ class _TrainingRun:
             "loss": self.last.get("loss"),
             "validation_loss": self.last.get("validation_loss"),
             "parameters": self.engine.parameters,
+            "ranks": self.engine.world,
             "skipped": self.skipped,
             "resumed_from": start,
             "seconds": time.monotonic() - began,

@@ -8,7 +8,7 @@ from typing import Any
 from pipeline.runtime.context import Context
 from train.config import TrainConfig
 
-COUNTERS = ("parameters", "step", "skipped", "resumed_from", "passed_over")  # keys of rank 0's result
+COUNTERS = ("parameters", "ranks", "step", "skipped", "resumed_from", "passed_over")  # keys of rank 0's result
 
 
 def train_on_cluster(

@@ -27,7 +27,7 @@ def collect_run(inputs: ReportInputs) -> SectionContent:
     """Collects the table of stages, the graph, quarantined shards and incidents, and the run's record."""
     artifacts, record = inputs.artifacts, inputs.record
     values = {
-        "stages": _list_stages(artifacts, record["config"].get("cluster", {}).get("ranks", 1)),
+        "stages": _list_stages(artifacts),
         "quarantined": [
             {"stage": name, **item} for name, artifact in artifacts.items() for item in artifact.manifest.quarantined
         ],
@@ -41,19 +41,19 @@ def collect_run(inputs: ReportInputs) -> SectionContent:
     return SectionContent(values, {"durations": charts.plot_durations(seconds)})
 
 
-def _list_stages(artifacts: Mapping[str, Artifact], ranks: int) -> list[dict[str, Any]]:
+def _list_stages(artifacts: Mapping[str, Artifact]) -> list[dict[str, Any]]:
     total = sum(artifact.manifest.seconds for artifact in artifacts.values()) or 1.0
     rows = []
     for name, artifact in artifacts.items():
         manifest = artifact.manifest
-        trained = artifact.has("log.jsonl")
+        ranks = manifest.counters.get("ranks")  # of the last group
         rows.append(
             {
                 "stage": name,
                 "fingerprint": manifest.fingerprint,
                 "seconds": manifest.seconds,
                 "share": manifest.seconds / total,
-                "rank_hours": manifest.seconds * ranks / 3600 if trained else None,
+                "rank_hours": manifest.seconds * ranks / 3600 if ranks else None,
                 "rate": _measure_rate(artifact),
                 "files": len(manifest.outputs),
                 "bytes": sum(output.bytes for output in manifest.outputs),
