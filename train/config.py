@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Literal, Self
+from typing import Any, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
 from dataprep.io.config import Config
 from train.lr_schedule import LrScheduleName
 
-# Appendix F of arXiv 2205.11487: the base trains with Adafactor, the super-resolution models with Adam.
+# Appendix F of arXiv 2205.11487: the base trains with Adafactor, the super-resolution models with Adam. One thing is
+# not the paper's: F.1 takes optax.adafactor with its defaults, which multiply each update by the root mean square of
+# its parameter. Our learning rate is absolute, so its 1e-4 makes updates some 50 times larger than there; try a rate
+# on imagen-base-300m before a long training (docs/training.md).
 _PAPER: dict[str, Any] = {
     "steps": 2_500_000,
     "batch_size": 2048,
@@ -43,7 +46,11 @@ RESUMABLE = {
 class TrainConfig(Config):
     """The training loop of any task: how long, how fast, with how much memory, and what is kept."""
 
-    preset: str | None = Field(None, description="settings of a stage in the paper; other keys override them")
+    resumable: ClassVar[frozenset[str]] = frozenset(RESUMABLE)  # a task for which one of them matters takes it out
+
+    preset: str | None = Field(
+        None, description="settings of a stage in the paper, for which docs/training.md has one caveat"
+    )
     steps: int = Field(1000, ge=1, description="optimizer updates")
     batch_size: int = Field(32, ge=1, description="samples per update, over all ranks and accumulation")
     accumulation: int = Field(1, ge=1, description="micro-batches per update on each rank")
@@ -131,5 +138,5 @@ def run_identity(config: TrainConfig) -> dict[str, Any]:
             return {path: value}
         return {k: v for key, inner in value.items() for k, v in flatten(inner, f"{path}.{key}".lstrip(".")).items()}
 
-    kept = {name: value for name, value in config.model_dump(mode="json").items() if name not in RESUMABLE}
+    kept = {name: value for name, value in config.model_dump(mode="json").items() if name not in config.resumable}
     return flatten(kept, "") | {"decay_steps": config.decay_length()}

@@ -15,13 +15,14 @@ from eval.clip.scorer import ClipScorer
 from tests.helpers.encoders import save_encoder
 from tests.helpers.packs import make_caption, make_image, write_pack
 from tests.helpers.toys import short_config
+from train.config import TrainConfig, run_identity
 from train.loader.loader import Loader
 from train.loader.sampler import SampleRandom
 from train.loop import train
 from train.models.clip import encode_tokens
 from train.models.end_token import check_tokenizer, describe_tokenizer, load_tokenizer
 from train.tasks.clip import ClipTask
-from train.tasks.clip_config import ClipTaskConfig
+from train.tasks.clip_config import ClipTaskConfig, ClipTrainingConfig
 from train.tasks.t5 import train_tokenizer
 from train.tasks.t5_config import T5TaskConfig
 
@@ -121,3 +122,10 @@ def test_clip_loss_ignores_captions_that_recur() -> None:
         lambda *_: (features, features, torch.tensor(100.0)), batch, SampleRandom(0, 0, [0, 1, 2])
     )
     assert float(loss) == pytest.approx(2 / 3 * np.log(2), abs=1e-4) and float(metrics["accuracy"]) == 1.0
+
+
+def test_accumulation_would_change_what_is_learned_so_it_is_refused() -> None:
+    with pytest.raises(ValidationError, match=r"accumulation=2: the contrastive loss .*set it to 1"):
+        ClipTrainingConfig(accumulation=2)
+    assert run_identity(ClipTrainingConfig())["accumulation"] == 1
+    assert "accumulation" not in run_identity(TrainConfig())

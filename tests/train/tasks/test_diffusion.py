@@ -21,7 +21,7 @@ from train.models.export import load_stage
 from train.tasks.diffusion import DiffusionTask, read_text_width, spread_times
 from train.tasks.diffusion_config import DiffusionStageConfig
 
-X0 = {"prediction": "x0"}
+X0 = {"prediction": "x0", "lowres_max_level": 0.3}
 
 
 @pytest.fixture(scope="module")
