@@ -229,7 +229,7 @@ class Engine:
 
     def updates(self) -> int:
         """Returns the number of applied updates since the first step, without skipped ones."""
-        return int(max(self.optimizer.state[master]["step"].item() for master in self.masters))
+        return max(self.optimizer.updates.get(master, 0) for master in self.masters)
 
     def slots(self, name: str) -> tuple[str, ...]:
         """Returns the keys of a parameter in `full_state`: ``weight``, then the optimizer's state."""
@@ -250,8 +250,7 @@ class Engine:
 
     def set_updates(self, updates: int) -> None:
         """Sets the number that `updates` returns."""
-        for master in self.masters:
-            self.optimizer.state[master]["step"].fill_(float(updates))
+        self.optimizer.set_updates(self.masters, updates)
 
     def buffers(self) -> dict[str, Tensor]:
         """Returns the model's state besides trained parameters (frozen ones, running statistics) on this rank."""
