@@ -36,7 +36,7 @@ PRESETS: dict[str, dict[str, Any]] = {
 # Of `steps` and `decay_steps` together `TrainConfig.decay_length` counts.
 RESUMABLE = {
     *("preset", "steps", "decay_steps", "accumulation", "zero_stage", "offload", "deepspeed", "compile"),
-    "activation_checkpointing",
+    *("activation_checkpointing", "deterministic"),
     *("checkpoint_every", "keep_last", "keep_every", "overlap_save", "log_every", "validate_every"),
     *("validation_batches", "sample_every", "max_skipped", "workers", "stall_seconds", "hang_seconds"),
     *("wandb", "wandb_project", "peak_tflops"),
@@ -69,6 +69,9 @@ class TrainConfig(Config):
     offload: Literal["none", "optimizer", "all"] = Field("none", description="what is kept in CPU memory")
     precision: Literal["fp32", "bf16"] = Field("fp32", description="arithmetic; master weights and EMA stay fp32")
     activation_checkpointing: bool = Field(False, description="recompute blocks in the backward pass to save memory")
+    deterministic: bool = Field(
+        False, description="on GPUs: the same result each time, but slower; CPUs give it anyway"
+    )
     compile: bool = Field(False, description="torch.compile the model; pays on GPUs and in long runs")
     deepspeed: dict[str, Any] = Field(default_factory=dict, description="raw DeepSpeed keys, merged over ours")
     checkpoint_every: int = Field(500, ge=1, description="updates between checkpoints; one is written at the end too")

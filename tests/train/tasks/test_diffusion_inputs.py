@@ -171,3 +171,24 @@ def test_a_grid_has_the_captions_and_images_of_its_batch(monkeypatch: pytest.Mon
     assert float(model.calls[0][1][0]) < -8 and all(
         float(one[1][0]) < float(other[1][0]) for one, other in zip(model.calls, model.calls[1:], strict=False)
     )
+
+
+def on_meta() -> Batch:
+    """The batch without data: an operation of its tensors with others of a CPU raises, as it does on a GPU."""
+    return {name: value[:4].to("meta") for name, value in make_batch().items()} | {"index": torch.arange(4)}
+
+
+@pytest.mark.parametrize("changes", [{}, PLAIN_SR], ids=["base", "sr"])
+def test_everything_is_computed_where_the_batch_lies(changes: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    settings: dict[str, Any] = {"resolution": SIDE, "model": "micro-base"} | changes
+    task, model = DiffusionTask(DiffusionStageConfig(**settings), text_dim=8), RecordingDenoiser()
+    for compute in (task.loss, task.validate):
+        loss, metrics = compute(model, on_meta(), SampleRandom(0, 0, range(4)))
+        assert loss.is_meta and all(value.is_meta for value in metrics.values())
+    monkeypatch.setattr(task, "build", lambda: model)
+    with pytest.raises(NotImplementedError, match="Cannot copy out of meta tensor"):  # only the finished grid
+        task.sample_grid({}, on_meta(), 0)
+    assert len(model.calls) == 2 + GRID_STEPS
+    for x, log_snr, conditions in model.calls:
+        given = [x, log_snr, *(getattr(conditions, name) for name in conditions.given())]
+        assert all(value.is_meta for value in given)
