@@ -176,7 +176,7 @@ def compare_memory(cases: Sequence[MemoryCase], out: str) -> list[dict[str, Any]
 
 def make_stage_config(preset: str, size: int, micro: int, options: dict[str, Any]) -> DiffusionTrainingConfig:
     """Returns a cascade stage's config with two micro-batches per update on each of `WORLD` ranks."""
-    lowres: dict[str, Any] = {"low_resolution": size // 4, "diffusion": {"prediction": "x0"}}
+    lowres: dict[str, Any] = {"low_resolution": size // 4, "diffusion": {"prediction": "x0", "lowres_max_level": 0.3}}
     given = {"resolution": size, "model": preset, "batch_size": 2 * micro * WORLD, "accumulation": 2}
     return DiffusionTrainingConfig.model_validate(given | (lowres if "sr" in preset else {}) | options)
 

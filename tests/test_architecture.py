@@ -40,7 +40,10 @@ LEVELS: dict[str, tuple[tuple[str, ...], ...]] = {
         ("pack",),
     ),
     "train": (
-        ("diffusion", "errors", "lr_schedule", "malloc", "models", "preemption", "timing", "watchdog"),
+        (
+            *("device_settings", "diffusion", "errors", "flops", "lr_schedule", "malloc", "models", "preemption"),
+            *("timing", "watchdog"),
+        ),
         ("config", "optimizers"),
         ("deepspeed_config", "loader", "logger"),
         ("engine", "task"),

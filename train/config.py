@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Literal, Self
+from typing import Any, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
 from dataprep.io.config import Config
 from train.lr_schedule import LrScheduleName
 
-# Appendix F of arXiv 2205.11487: the base trains with Adafactor, the super-resolution models with Adam.
+# Appendix F of arXiv 2205.11487: the base trains with Adafactor, the super-resolution models with Adam. One thing is
+# not the paper's: F.1 takes optax.adafactor with its defaults, which multiply each update by the root mean square of
+# its parameter. Our learning rate is absolute, so its 1e-4 makes updates some 50 times larger than there; try a rate
+# on imagen-base-300m before a long training (docs/training.md).
 _PAPER: dict[str, Any] = {
     "steps": 2_500_000,
     "batch_size": 2048,
@@ -33,7 +36,7 @@ PRESETS: dict[str, dict[str, Any]] = {
 # Of `steps` and `decay_steps` together `TrainConfig.decay_length` counts.
 RESUMABLE = {
     *("preset", "steps", "decay_steps", "accumulation", "zero_stage", "offload", "deepspeed", "compile"),
-    "activation_checkpointing",
+    *("activation_checkpointing", "deterministic"),
     *("checkpoint_every", "keep_last", "keep_every", "overlap_save", "log_every", "validate_every"),
     *("validation_batches", "sample_every", "max_skipped", "workers", "stall_seconds", "hang_seconds"),
     *("wandb", "wandb_project", "peak_tflops"),
@@ -43,7 +46,11 @@ RESUMABLE = {
 class TrainConfig(Config):
     """The training loop of any task: how long, how fast, with how much memory, and what is kept."""
 
-    preset: str | None = Field(None, description="settings of a stage in the paper; other keys override them")
+    resumable: ClassVar[frozenset[str]] = frozenset(RESUMABLE)  # a task for which one of them matters takes it out
+
+    preset: str | None = Field(
+        None, description="settings of a stage in the paper, for which docs/training.md has one caveat"
+    )
     steps: int = Field(1000, ge=1, description="optimizer updates")
     batch_size: int = Field(32, ge=1, description="samples per update, over all ranks and accumulation")
     accumulation: int = Field(1, ge=1, description="micro-batches per update on each rank")
@@ -62,6 +69,9 @@ class TrainConfig(Config):
     offload: Literal["none", "optimizer", "all"] = Field("none", description="what is kept in CPU memory")
     precision: Literal["fp32", "bf16"] = Field("fp32", description="arithmetic; master weights and EMA stay fp32")
     activation_checkpointing: bool = Field(False, description="recompute blocks in the backward pass to save memory")
+    deterministic: bool = Field(
+        False, description="on GPUs: the same result each time, but slower; CPUs give it anyway"
+    )
     compile: bool = Field(False, description="torch.compile the model; pays on GPUs and in long runs")
     deepspeed: dict[str, Any] = Field(default_factory=dict, description="raw DeepSpeed keys, merged over ours")
     checkpoint_every: int = Field(500, ge=1, description="updates between checkpoints; one is written at the end too")
@@ -131,5 +141,5 @@ def run_identity(config: TrainConfig) -> dict[str, Any]:
             return {path: value}
         return {k: v for key, inner in value.items() for k, v in flatten(inner, f"{path}.{key}".lstrip(".")).items()}
 
-    kept = {name: value for name, value in config.model_dump(mode="json").items() if name not in RESUMABLE}
+    kept = {name: value for name, value in config.model_dump(mode="json").items() if name not in config.resumable}
     return flatten(kept, "") | {"decay_steps": config.decay_length()}

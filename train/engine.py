@@ -26,6 +26,7 @@ from torch.utils._pytree import tree_map
 from dataprep.io.errors import UserError
 from train.config import TrainConfig
 from train.deepspeed_config import deepspeed_config
+from train.device_settings import configure_device, prepare_environment
 from train.malloc import keep_freed_memory, return_freed_memory
 from train.optimizers import EMA, AdafactorEma, AdamWEma, parameter_groups
 
@@ -133,6 +134,7 @@ class Engine:
     """
 
     def __init__(self, module: nn.Module, config: TrainConfig) -> None:
+        prepare_environment(config.deterministic)
         self.rank, self.world = init_process_group(config.hang_seconds)
         self.config, self.module = config, module
         self.device = torch.device("cpu")
@@ -141,6 +143,7 @@ class Engine:
             torch.cuda.set_device(self.device)
         else:
             keep_freed_memory()
+        configure_device(self.device, config.deterministic)
         self.params = {name: param for name, param in module.named_parameters() if param.requires_grad}
         self.shapes = {name: param.shape for name, param in self.params.items()}
         self.parameters = sum(param.numel() for param in self.params.values())
@@ -229,7 +232,7 @@ class Engine:
 
     def updates(self) -> int:
         """Returns the number of applied updates since the first step, without skipped ones."""
-        return int(max(self.optimizer.state[master]["step"].item() for master in self.masters))
+        return max(self.optimizer.updates.get(master, 0) for master in self.masters)
 
     def slots(self, name: str) -> tuple[str, ...]:
         """Returns the keys of a parameter in `full_state`: ``weight``, then the optimizer's state."""
@@ -250,8 +253,7 @@ class Engine:
 
     def set_updates(self, updates: int) -> None:
         """Sets the number that `updates` returns."""
-        for master in self.masters:
-            self.optimizer.state[master]["step"].fill_(float(updates))
+        self.optimizer.set_updates(self.masters, updates)
 
     def buffers(self) -> dict[str, Tensor]:
         """Returns the model's state besides trained parameters (frozen ones, running statistics) on this rank."""

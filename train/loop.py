@@ -11,7 +11,6 @@ import math
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,6 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.utils.flop_counter import FlopCounterMode
 
 from dataprep.io import storage
 from dataprep.io.errors import UserError
@@ -28,6 +26,7 @@ from train import checkpoint
 from train.config import TrainConfig, run_identity
 from train.engine import Engine
 from train.errors import NonFiniteError, Preempted
+from train.flops import CallRecorder, count_flops
 from train.loader.loader import Batch, Stream, to_device
 from train.loader.prefetch import prefetch_batches
 from train.loader.sampler import SampleRandom, sample_seed
@@ -95,7 +94,8 @@ class _TrainingRun:
         self.saver = checkpoint.CheckpointSaver(engine, self.checkpoints, config, self.identity)
         self.watchdog, self.clock = Watchdog(config.hang_seconds), Stopwatch(engine.device)
         self.logger: MetricLogger | None = None
-        self.peak, self.flops = peak_tflops(engine.device, config.peak_tflops), 0
+        self.peak = peak_tflops(engine.device, config.peak_tflops)
+        self.flops: int | None = None  # of an update
         # Stored in checkpoints, so that a log window interrupted by a resume logs the same values.
         self.sums: dict[str, Tensor] = {}
         self.counted = self.skipped = self.consecutive_skips = 0
@@ -111,7 +111,7 @@ class _TrainingRun:
         if self.engine.rank == 0:
             self.logger = MetricLogger(self.folder, start, self.config)
         self.engine.train()
-        self.since, self.since_step = time.monotonic(), start
+        self.since, self.since_step, self.start = time.monotonic(), start, start
         batches = prefetch_batches(loader, self.config, start, self.engine.rank, self.engine.world)
         with shutdown_on_sigterm(), batches as stream:
             for step in range(start, self.config.steps):
@@ -160,14 +160,16 @@ class _TrainingRun:
         )
         sums: dict[str, Tensor] = {}
         seen: list[tuple[Tensor, list[str]]] = []  # loss and keys of each micro-batch
+        # The first call of the model, whose operations are counted if the device's peak is known.
+        recorder = CallRecorder(engine) if self.peak is not None and step == self.start else None
         for micro in range(config.accumulation):
             with clock.part("data"):
                 batch = to_device(next(stream), engine.device)
             # The global generator serves dropout; SampleRandom serves the noise of each sample.
             engine.seed(sample_seed(self.seed, step, micro * engine.world + engine.rank, "dropout"))
             random = SampleRandom(self.seed, step, batch["index"].tolist())
-            with clock.part("forward"), self._count_flops():
-                loss, metrics = self.task.loss(engine, batch, random)
+            with clock.part("forward"):
+                loss, metrics = self.task.loss(engine if micro or recorder is None else recorder, batch, random)
             with clock.part("backward"):
                 engine.backward(loss)
             for name, value in {"loss": loss, **metrics}.items():
@@ -175,6 +177,9 @@ class _TrainingRun:
             seen.append((loss.detach(), batch["key"]))
             with clock.part("step"):
                 update = engine.step(self.rate)
+        if recorder is not None and (forward := count_flops(self.task.build, recorder.calls)):
+            # The backward pass counts twice the forward; recomputation is not counted.
+            self.flops = 3 * forward * config.accumulation
         self.grad_norm = update.grad_norm
         if update.applied:
             self.consecutive_skips = 0
@@ -183,17 +188,6 @@ class _TrainingRun:
             self.counted += 1
         else:
             self._count_skip(step, [key for loss, keys in seen if not bool(torch.isfinite(loss)) for key in keys])
-
-    @contextmanager
-    def _count_flops(self) -> Iterator[None]:
-        """Counts the operations of one forward pass, once, if the device's peak is known."""
-        if self.peak is None or self.flops:
-            yield
-            return
-        with torch.compiler.set_stance("force_eager"), FlopCounterMode(display=False) as counter:
-            yield
-        # The backward pass counts twice the forward; recomputation is not counted.
-        self.flops = 3 * counter.get_total_flops() * self.config.accumulation
 
     def _count_skip(self, step: int, suspects: list[str]) -> None:
         self.skipped, self.consecutive_skips = self.skipped + 1, self.consecutive_skips + 1
@@ -293,7 +287,8 @@ class _TrainingRun:
     def _save_grid(self, step: int, validation: Stream) -> None:
         weights = self.engine.weights()
         if self.logger and isinstance(self.task, SamplingTask):
-            grid = self.task.sample_grid(weights, validation.first(GRID_SAMPLES), self.seed)
+            batch = to_device(validation.first(GRID_SAMPLES), self.engine.device)
+            grid = self.task.sample_grid(weights, batch, self.seed)
             self.logger.write_image("samples", grid, step)
 
     def _save(self, step: int) -> None:

@@ -6,7 +6,7 @@ is saved and resharded with them. Its decay is warmed up (`train.lr_schedule.ema
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -15,18 +15,47 @@ from torch import Tensor, nn
 from train.lr_schedule import ema_decay_at
 
 EMA = "ema"
+CHUNK = 2**26  # elements of gradients whose temporaries Adafactor holds at once: 256 MiB for each of two
 
 
-class AdamWEma(torch.optim.AdamW):
+class _CountedUpdates:
+    """Counts the updates of each parameter on the host: read from the device, a count would wait for its queue.
+
+    Per parameter, since ZeRO 3 updates its groups of parameters one after another, each by a step of the optimizer.
+    """
+
+    def __init__(self, *args: Any, ema_decay: float, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self.ema_decay = ema_decay
+        self.skip = False
+        self.updates: dict[Tensor, int] = {}
+
+    def set_updates(self, params: Iterable[Tensor], updates: int) -> None:
+        """Sets the number of updates that parameters have had."""
+        self.updates |= dict.fromkeys(params, updates)
+
+    def _count(self, params: Iterable[Tensor]) -> dict[int, list[Tensor]]:
+        """Counts an update of ``params``; returns them by their number of updates, mostly one for all."""
+        by_count: dict[int, list[Tensor]] = {}
+        for param in params:
+            self.updates[param] = self.updates.get(param, 0) + 1
+            by_count.setdefault(self.updates[param], []).append(param)
+        return by_count
+
+    def _update_ema(self, by_count: Mapping[int, list[Tensor]], state: Mapping[Any, Any]) -> None:
+        for update, params in by_count.items():
+            emas = [state[param][EMA] for param in params]
+            torch._foreach_lerp_(emas, params, 1 - ema_decay_at(update, self.ema_decay))
+
+
+class AdamWEma(_CountedUpdates, torch.optim.AdamW):
     """torch's fused AdamW; after each update ``ema <- lerp(ema, weight, 1 - decay)`` in the state slot ``ema``.
 
     With ``skip`` set, `step` does nothing.
     """
 
     def __init__(self, params: Iterable[Any], lr: float, ema_decay: float, **options: Any) -> None:
-        super().__init__(params, lr=lr, fused=True, **options)
-        self.ema_decay = ema_decay
-        self.skip = False
+        super().__init__(params, lr=lr, fused=True, ema_decay=ema_decay, **options)
 
     @staticmethod
     def slots(shape: torch.Size) -> tuple[str, ...]:
@@ -44,6 +73,13 @@ class AdamWEma(torch.optim.AdamW):
                     EMA: param.detach().clone(),
                 }
 
+    def set_updates(self, params: Iterable[Tensor], updates: int) -> None:
+        """Sets the number of updates that parameters have had; torch's kernel reads it on their device."""
+        params = list(params)
+        super().set_updates(params, updates)
+        for param in params:
+            self.state[param]["step"].fill_(float(updates))
+
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
         """Updates weights and EMA in place from the gradients."""
@@ -52,24 +88,22 @@ class AdamWEma(torch.optim.AdamW):
         params = [param for group in self.param_groups for param in group["params"] if param.grad is not None]
         self.allocate(params)
         super().step(closure)
-        _update_ema(self, params)
+        self._update_ema(self._count(params), self.state)
 
 
-class AdafactorEma(torch.optim.Optimizer):
+class AdafactorEma(_CountedUpdates, torch.optim.Optimizer):
     """Adafactor (Shazeer & Stern 2018, algorithms 4 and 5) without momentum, with a given learning rate, and the EMA.
 
     Clips updates to a root mean square of 1. ``lr`` is absolute, as for Adam: scaled by the parameter's magnitude, as
     in the paper, zero-initialised layers would stay at zero for thousands of updates. A parameter of two or more axes
     counts as the matrix (first axis, all others): the last two axes of a kernel would factor next to nothing. With
-    ``skip`` set, `step` does nothing.
+    ``skip`` set, `step` does nothing. Operates on many tensors per call, and never waits for the device.
     """
 
     EPS1 = 1e-30  # the paper's, under the squared gradient
 
     def __init__(self, params: Iterable[Any], lr: float, ema_decay: float, weight_decay: float = 0.0) -> None:
-        super().__init__(params, {"lr": lr, "weight_decay": weight_decay})
-        self.ema_decay = ema_decay
-        self.skip = False
+        super().__init__(params, {"lr": lr, "weight_decay": weight_decay}, ema_decay=ema_decay)
 
     @staticmethod
     def slots(shape: torch.Size) -> tuple[str, ...]:
@@ -81,11 +115,10 @@ class AdafactorEma(torch.optim.Optimizer):
         for param in params:
             if self.state[param]:
                 continue
-            state: dict[str, Tensor] = {"step": torch.zeros((), dtype=torch.float32, device=param.device)}
             if param.ndim >= 2:
-                state |= {"row": param.new_zeros(param.shape[0]), "column": param.new_zeros(param[0].numel())}
+                state = {"row": param.new_zeros(param.shape[0]), "column": param.new_zeros(param[0].numel())}
             else:
-                state["exp_avg_sq"] = torch.zeros_like(param)
+                state = {"exp_avg_sq": torch.zeros_like(param)}
             self.state[param] = state | {EMA: param.detach().clone()}
 
     @torch.no_grad()
@@ -93,43 +126,57 @@ class AdafactorEma(torch.optim.Optimizer):
         """Updates weights and EMA in place from the gradients."""
         if self.skip:
             return
-        params = [param for group in self.param_groups for param in group["params"] if param.grad is not None]
-        self.allocate(params)
         for group in self.param_groups:
-            for param in group["params"]:
-                if param.grad is not None:
-                    self._update(param, group["lr"], group["weight_decay"])
-        _update_ema(self, params)
+            params = [param for param in group["params"] if param.grad is not None]
+            self.allocate(params)
+            by_count = self._count(params)
+            for update, counted in by_count.items():
+                for chunk in _split(counted, CHUNK):
+                    self._update(chunk, update**-0.8, group["lr"], group["weight_decay"])
+            self._update_ema(by_count, self.state)
 
-    def _update(self, param: Tensor, rate: float, decay: float) -> None:
-        state, grad = self.state[param], param.grad
-        assert grad is not None
-        state["step"] += 1
-        beta = 1 - float(state["step"]) ** -0.8
-        squared = grad.square() + self.EPS1
-        if param.ndim >= 2:
-            matrix = squared.flatten(1)
-            state["row"].lerp_(matrix.mean(1), 1 - beta)
-            state["column"].lerp_(matrix.mean(0), 1 - beta)
-            rows = (state["row"] / state["row"].mean()).rsqrt()
-            update = (grad.flatten(1) * rows[:, None] * state["column"].rsqrt()[None]).view_as(param)
-        else:
-            state["exp_avg_sq"].lerp_(squared, 1 - beta)
-            update = grad * state["exp_avg_sq"].rsqrt()
-        update.div_(_rms(update).clamp(min=1.0)).mul_(rate)
-        param.mul_(1 - rate * decay)
-        param.sub_(update)
+    def _update(self, params: list[Tensor], weight: float, rate: float, decay: float) -> None:
+        """Updates parameters; ``weight`` is that of the new squared gradient in its averages."""
+        # Contiguous, as they nearly always are: below, matrices must be views of them.
+        grads = [param.grad.contiguous() for param in params if param.grad is not None]
+        squared = list(torch._foreach_mul(grads, grads))
+        torch._foreach_add_(squared, self.EPS1)
+        at = [index for index, param in enumerate(params) if param.ndim >= 2]
+        matrices = [squared[index].flatten(1) for index in at]
+        rows, columns = ([self.state[params[index]][name] for index in at] for name in ("row", "column"))
+        vectors = [index for index, param in enumerate(params) if param.ndim < 2]
+        moments = [self.state[params[index]]["exp_avg_sq"] for index in vectors]
+        updates = squared  # whose memory is used again
+        if at:
+            torch._foreach_lerp_(rows, [matrix.mean(1) for matrix in matrices], weight)
+            torch._foreach_lerp_(columns, [matrix.mean(0) for matrix in matrices], weight)
+            shares = torch._foreach_div(rows, [row.mean() for row in rows])
+            for index, share, scale in zip(
+                at, torch._foreach_rsqrt(shares), torch._foreach_rsqrt(columns), strict=True
+            ):
+                torch.mul(grads[index].flatten(1), share[:, None], out=updates[index].flatten(1)).mul_(scale[None])
+        if vectors:
+            torch._foreach_lerp_(moments, [squared[index] for index in vectors], weight)
+            for index, scale in zip(vectors, torch._foreach_rsqrt(moments), strict=True):
+                torch.mul(grads[index], scale, out=updates[index])
+        sizes = torch.stack([value.mean() for value in torch._foreach_mul(updates, updates)]).sqrt_()
+        torch._foreach_div_(updates, list(sizes.clamp_(min=1.0).unbind()))
+        torch._foreach_mul_(updates, rate)
+        if decay:
+            torch._foreach_mul_(params, 1 - rate * decay)
+        torch._foreach_sub_(params, updates)
 
 
-def _rms(value: Tensor) -> Tensor:
-    return value.square().mean().sqrt()
-
-
-def _update_ema(optimizer: AdamWEma | AdafactorEma, params: list[Tensor]) -> None:
-    if params:  # all have had the same number of updates
-        update = int(optimizer.state[params[0]]["step"].item())
-        emas = [optimizer.state[param][EMA] for param in params]
-        torch._foreach_lerp_(emas, params, 1 - ema_decay_at(update, optimizer.ema_decay))
+def _split(params: list[Tensor], elements: int) -> Iterator[list[Tensor]]:
+    """Splits a list into pieces of at most that many elements, or of one tensor."""
+    piece: list[Tensor] = []
+    for param in params:
+        if piece and sum(one.numel() for one in piece) + param.numel() > elements:
+            yield piece
+            piece = []
+        piece.append(param)
+    if piece:
+        yield piece
 
 
 def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[str, Any]]:

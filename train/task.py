@@ -40,4 +40,7 @@ class SamplingTask(Protocol):
     """A task whose model generates images."""
 
     def sample_grid(self, weights: dict[str, Tensor], batch: Batch, seed: int) -> np.ndarray:
-        """Returns a grid of samples for the conditions of a batch, uint8 RGB (H, W, 3), from a state dict."""
+        """Returns a grid of samples for the conditions of a batch, uint8 RGB (H, W, 3), from a state dict on the CPU.
+
+        Computes on the device on which the batch lies.
+        """

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import resource
 import time
 from collections.abc import Iterator
@@ -10,8 +11,32 @@ from contextlib import contextmanager
 import torch
 
 PARTS = ("data", "forward", "backward", "step")
-# Dense peak in TFLOP/s at bf16, without sparsity, by a part of the device's name (NVIDIA's data sheets).
-PEAK_TFLOPS = {"H200": 989.0, "H100": 989.0, "A100": 312.0, "L40S": 362.0, "L4": 121.0, "V100": 125.0, "T4": 65.0}
+# Dense peak in TFLOP/s at bf16 with float32 sums, without sparsity, by words of the device's name; the longest counts
+# (NVIDIA's data sheets). V100 and T4 have no bf16: their fp16.
+PEAK_TFLOPS = {
+    "GB200": 2500.0,
+    "B200": 2250.0,
+    "GH200": 989.0,
+    "H200": 989.0,
+    "H200 NVL": 835.0,
+    "H100": 989.0,
+    "H100 NVL": 835.0,
+    "H100 PCIe": 756.0,
+    "H800": 989.0,
+    "A100": 312.0,
+    "A800": 312.0,
+    "A40": 149.7,
+    "A30": 165.0,
+    "A10": 125.0,
+    "A10G": 70.0,
+    "L40S": 362.0,
+    "L40": 181.0,
+    "L4": 121.0,
+    "RTX 4090": 165.2,
+    "V100": 125.0,
+    "T4": 65.0,
+}
+SHARES = ("MIG", "Laptop", "Max-Q")  # words of devices that have less than the name says
 
 
 class Stopwatch:
@@ -64,4 +89,5 @@ def peak_tflops(device: torch.device, given: float | None) -> float | None:
     if given is not None or device.type != "cuda":
         return given
     name = torch.cuda.get_device_name(device)
-    return next((peak for part, peak in PEAK_TFLOPS.items() if part in name), None)
+    found = [words for words in PEAK_TFLOPS if re.search(rf"\b{re.escape(words)}\b", name)]
+    return PEAK_TFLOPS[max(found, key=len)] if found and not any(word in name for word in SHARES) else None

@@ -1,8 +1,8 @@
 """Training that goes on where an earlier artifact of its stage stopped: more steps of it are the same training.
 
 Every update is a function of the inputs, the code and `train.config.run_identity`. A stage of which only other keys
-changed (`RESUMABLE`: its length, where and how it computes, what is kept and logged) begins from the newest checkpoint
-of an earlier artifact, finished or not.
+changed (`TrainConfig.resumable`: its length, where and how it computes, what is kept and logged) begins from the newest
+checkpoint of an earlier artifact, finished or not.
 """
 
 from __future__ import annotations

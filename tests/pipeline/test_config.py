@@ -56,3 +56,11 @@ def test_a_bucket_that_a_stage_cannot_train_on_is_named() -> None:
         load_config(SMOKE, buckets)
     with pytest.raises(UserError, match=r"4:3 is 64x48 at resolution 64, and train.sr64.crop=64; take a smaller crop"):
         load_config(SMOKE, ["pack.aspects=[1:1, 4:3]", "pack.aspect_multiple=4", "train.sr64.crop=64"])
+
+
+@pytest.mark.parametrize("name", ["imagen.yaml", "laion.yaml", "small_team.yaml"])
+def test_configs_for_gpus_spend_no_compute_or_quality_for_nothing(name: str) -> None:
+    config = load_config(str(ROOT / "configs" / name))
+    assert (config.embed.dtype, config.embed.codec) == ("bfloat16", "int8")
+    assert config.pack.raw_up_to == config.train["base"].resolution  # the base does not learn from JPEGs
+    assert not any(stage.activation_checkpointing for stage in config.train.values())

@@ -118,7 +118,9 @@ def test_another_seed_other_data_and_another_model_are_refused(stopped: Path, tm
 
 def test_resumable_settings_may_differ(stopped: Path, tmp_path: Path) -> None:
     folder = copy_run(stopped, tmp_path)
-    result = run(folder, steps=24, zero_stage=3, offload="optimizer", accumulation=2, workers=0, log_every=2)
+    result = run(
+        folder, steps=24, decay_steps=20, zero_stage=3, offload="optimizer", accumulation=2, workers=0, log_every=2
+    )
     assert result is not None and (result["resumed_from"], result["step"]) == (12, 24)
 
 

@@ -81,8 +81,9 @@ def test_rows_have_the_time_of_each_part(tmp_path: Path) -> None:
     assert row["forward_ms"] > 0 and row["backward_ms"] > 0 and "mfu" not in row
 
 
-def test_rows_have_mfu_where_the_peak_is_known(tmp_path: Path) -> None:
-    run(tmp_path, peak_tflops=1e-3)
+@pytest.mark.parametrize("accumulation", [1, 2])
+def test_rows_have_mfu_where_the_peak_is_known(tmp_path: Path, accumulation: int) -> None:
+    run(tmp_path, peak_tflops=1e-3, accumulation=accumulation)
     forward = 2 * 8 * (8 * 33 + 33 * 8)  # operations of a batch of 8
     for row in storage.read_json_lines(str(tmp_path / "log.jsonl")):
         used = 3 * forward * 4 / row["seconds"] / 1e9  # four updates a row

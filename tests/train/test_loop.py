@@ -7,15 +7,18 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
+from torch import Tensor, nn
 
 from dataprep.io.errors import UserError
 from dataprep.io.storage import read_json_lines
 from tests.helpers.toys import ToyData, ToyTask, config, rows, run
 from train import checkpoint
 from train.errors import NonFiniteError
+from train.loader.loader import Batch
 from train.loop import train
 
 
@@ -78,6 +81,61 @@ def test_finished_run_does_nothing(whole: Path) -> None:
     assert result["loss"] == rows(whole)[-1]["loss"] and (whole / "log.jsonl").read_bytes() == before
 
 
+def test_the_export_is_the_average_and_not_the_live_weights(whole: Path) -> None:
+    exported = load_file(whole / "export/weights.safetensors")
+    saved = load_file(whole / "checkpoints/step-00000020/rank-00000.safetensors")
+    for name, value in exported.items():
+        assert torch.equal(value, saved[f"{name}|ema"])
+        assert float((value - saved[f"{name}|weight"]).abs().max()) > 1e-4
+
+
+class DroppingTask(ToyTask):
+    """The toy with half of its hidden layer dropped in training; its grids show the weights that they are given."""
+
+    def __init__(self, dropout: float = 0.5) -> None:
+        self.dropout = dropout
+        self.shown: list[dict[str, Tensor]] = []
+
+    def build(self) -> nn.Module:
+        first, swish, _, last = super().build().children()
+        return nn.Sequential(first, swish, nn.Dropout(self.dropout), last)
+
+    def sample_grid(self, weights: dict[str, Tensor], batch: Batch, seed: int) -> np.ndarray:
+        self.shown.append(weights)
+        return np.zeros((2, 2, 3), np.uint8)
+
+
+def train_dropping(folder: Path, dropout: float = 0.5, **changes: Any) -> tuple[DroppingTask, list[dict[str, Any]]]:
+    task = DroppingTask(dropout)
+    train(task, config(**changes), ToyData(), str(folder), 0, ToyData(seed=5))
+    return task, rows(folder)
+
+
+def test_validation_is_without_dropout_and_the_same_each_time(tmp_path: Path) -> None:
+    # A rate of next to nothing: the weights stay as they were.
+    still: dict[str, Any] = {"learning_rate": 1e-30, "weight_decay": 0.0, "steps": 8, "validate_every": 4}
+    values = {}
+    for dropout in (0.0, 0.5):
+        _, log = train_dropping(tmp_path / str(dropout), dropout, **still)
+        values[dropout] = [row["validation_loss"] for row in log]
+    assert values[0.5] == values[0.0] and values[0.5][0] == values[0.5][1]
+
+
+def test_training_has_dropout_before_and_after_a_validation(tmp_path: Path) -> None:
+    (_, plain), (_, validated) = (train_dropping(tmp_path / str(every), validate_every=every) for every in (0, 4))
+    _, kept = train_dropping(tmp_path / "kept", dropout=0.0)
+    losses = [[row["loss"] for row in log] for log in (plain, validated, kept)]
+    assert losses[0] == losses[1] and losses[0][0] != losses[2][0]
+    assert all("validation_loss" in row for row in validated)
+
+
+def test_grids_show_the_average(tmp_path: Path) -> None:
+    task, _ = train_dropping(tmp_path, sample_every=10)
+    saved = load_file(tmp_path / "checkpoints/step-00000020/rank-00000.safetensors")
+    assert len(task.shown) == 2
+    assert all(torch.equal(value, saved[f"{name}|ema"]) for name, value in task.shown[-1].items())
+
+
 def test_torn_log_line_is_dropped_on_resume(whole: Path, tmp_path: Path) -> None:
     run(tmp_path, 16)
     with open(tmp_path / "log.jsonl", "a") as file:
@@ -112,15 +170,20 @@ def test_accumulation_and_threads_change_only_rounding(whole: Path, tmp_path: Pa
 def test_validation_uses_micro_batches_too(whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A validation batch in one piece would need accumulation times the memory of training."""
     sizes, loss = set(), ToyTask.loss
+    positions: list[int] = []
 
     def noted(self: ToyTask, model: Any, batch: Any, random: Any) -> Any:
         sizes.add((torch.is_grad_enabled(), len(batch["index"])))
+        positions.extend([] if torch.is_grad_enabled() else batch["index"].tolist())
         return loss(self, model, batch, random)
 
     monkeypatch.setattr(ToyTask, "loss", noted)
-    run(tmp_path, accumulation=4)
+    run(tmp_path, accumulation=4, validation_batches=3)
     assert sizes == {(True, 2), (False, 2)}
-    assert rows(tmp_path)[-1]["validation_loss"] == pytest.approx(rows(whole)[-1]["validation_loss"], rel=1e-5)
+    assert positions == list(range(3 * 8))  # three batches of eight, each sample once
+    run(tmp_path / "eight", accumulation=4)
+    ours, theirs = (rows(folder)[-1]["validation_loss"] for folder in (tmp_path / "eight", whole))
+    assert ours == pytest.approx(theirs, rel=1e-5)
 
 
 @pytest.mark.parametrize(

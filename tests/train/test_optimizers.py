@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file
-from torch import nn
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from tests.helpers.toys import ToyTask, ema_error
 from tests.helpers.toys import config as toy_config
 from tests.helpers.toys import run as run_toy
+from train import optimizers
+from train.config import TrainConfig
+from train.engine import Engine
 from train.optimizers import AdafactorEma, AdamWEma, parameter_groups
 
 
@@ -54,6 +62,128 @@ def test_adafactor_follows_transformers_and_its_ema_is_correct() -> None:
         for one, other, ema in zip(ours, theirs, emas, strict=True):
             torch.testing.assert_close(one, other)
             torch.testing.assert_close(mine.state[one]["ema"], ema)
+
+
+def adafactor_by_parameter(
+    param: Tensor, state: dict[str, Tensor], grad: Tensor, update: int, settings: tuple[float, float, float]
+) -> None:
+    """One update of one parameter, operation by operation; settings: learning rate, weight decay, EMA decay."""
+    rate, decay, ema_decay = settings
+    beta = 1 - float(update) ** -0.8
+    squared = grad.square() + 1e-30
+    if param.ndim >= 2:
+        state["row"].lerp_(squared.flatten(1).mean(1), 1 - beta)
+        state["column"].lerp_(squared.flatten(1).mean(0), 1 - beta)
+        rows = (state["row"] / state["row"].mean()).rsqrt()
+        change = (grad.flatten(1) * rows[:, None] * state["column"].rsqrt()[None]).view_as(param)
+    else:
+        state["exp_avg_sq"].lerp_(squared, 1 - beta)
+        change = grad * state["exp_avg_sq"].rsqrt()
+    change = change / change.square().mean().sqrt().clamp(min=1.0) * rate
+    param.mul_(1 - rate * decay).sub_(change)
+    state["ema"].lerp_(param, 1 - min(ema_decay, (1 + update) / (10 + update)))
+
+
+@pytest.mark.parametrize("chunk", [1, 100, 2**26])
+def test_adafactor_of_many_tensors_is_that_of_each_bit_by_bit(chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(optimizers, "CHUNK", chunk)
+    torch.manual_seed(0)
+    shapes = [(7, 4), (6,), (8, 4, 3, 3), (1,), (), (5, 1), (3, 50)]
+    ours = [nn.Parameter(torch.randn(shape)) for shape in shapes]
+    theirs = [param.detach().clone() for param in ours]
+    late = 2  # has its first gradient later, so it has had fewer updates than the others
+    groups = [{"params": ours[:4], "weight_decay": 0.1}, {"params": ours[4:], "weight_decay": 0.0}]
+    mine = AdafactorEma(groups, lr=0.01, ema_decay=0.9)
+    mine.allocate(ours)
+    states = [{name: value.clone() for name, value in mine.state[param].items()} for param in ours]
+    for update in range(1, 15):
+        for index, (one, other) in enumerate(zip(ours, theirs, strict=True)):
+            one.grad = torch.randn_like(one) * 10 ** torch.randn(1).item()
+            if one.ndim == 4 and update % 2:
+                one.grad = one.grad.contiguous(memory_format=torch.channels_last)
+            count = update - 3 if index == late else update
+            if count < 1:
+                one.grad = None
+                continue
+            settings = (0.01, 0.1 if index < 4 else 0.0, 0.9)
+            adafactor_by_parameter(other, states[index], one.grad.clone().contiguous(), count, settings)
+        mine.step()
+        for one, other, state in zip(ours, theirs, states, strict=True):
+            assert torch.equal(one, other)
+            assert all(torch.equal(mine.state[one][name], value) for name, value in state.items())
+    assert [mine.updates[param] for param in ours] == [14, 14, 11, 14, 14, 14, 14]
+
+
+class CountedCalls(TorchDispatchMode):
+    """Counts operators by name."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls: Counter[str] = Counter()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.calls[func.__name__.split(".")[0]] += 1
+        return func(*args, **(kwargs or {}))
+
+
+WAITS = ("_local_scalar_dense", "nonzero", "is_nonzero", "equal", "_to_copy")  # they wait for the device, or copy
+
+
+@contextmanager
+def at_most_waits(allowed: int) -> Iterator[Counter[str]]:
+    """Asserts how many operators of the body wait for the device."""
+    with CountedCalls() as counted:
+        yield counted.calls
+    waits = {name: count for name, count in counted.calls.items() if name in WAITS}
+    assert sum(waits.values()) <= allowed, waits
+
+
+def make_gradients(model: nn.Module) -> None:
+    for param in model.parameters():
+        param.grad = torch.randn_like(param)
+
+
+@pytest.mark.parametrize("kind", [AdamWEma, AdafactorEma])
+def test_an_update_never_waits_for_the_device(kind: type) -> None:
+    model = nn.Sequential(*(nn.Linear(8, 8) for _ in range(20)))
+    optimizer = kind(parameter_groups(model, 0.1), lr=0.1, ema_decay=0.9)
+    make_gradients(model)
+    optimizer.step()
+    with at_most_waits(0) as calls:
+        optimizer.step()
+    # Adafactor's means are per tensor; all else is for many tensors at once.
+    assert calls.total() < (12 if kind is AdamWEma else 12 * 40)
+
+
+@pytest.mark.parametrize("changes", [{}, {"optimizer": "adafactor"}, {"precision": "bf16"}], ids=str)
+def test_an_update_of_the_engine_waits_once_for_the_norm(changes: dict[str, Any]) -> None:
+    engine = Engine(nn.Sequential(*(nn.Linear(8, 8) for _ in range(20))), TrainConfig(zero_stage=0, **changes))
+    for _ in range(2):
+        engine.backward(engine(torch.randn(4, 8)).square().mean())
+        with at_most_waits(1):
+            assert engine.step(0.1).applied
+    with at_most_waits(0):
+        assert engine.updates() == 2
+
+
+@pytest.mark.parametrize("kind", [AdamWEma, AdafactorEma])
+def test_the_number_of_updates_can_be_set(kind: type) -> None:
+    """As after a resume: the next update has the decays of that number."""
+    ours, theirs = nn.Parameter(torch.ones(3, 2)), nn.Parameter(torch.ones(3, 2))
+    resumed, whole = (kind([param], lr=0.1, ema_decay=0.999) for param in (ours, theirs))
+    for update in range(8):
+        if update == 5:
+            resumed.allocate([ours])
+            resumed.set_updates([ours], 5)
+            ours.data.copy_(theirs.data)
+            for name in whole.slots(theirs.shape):
+                resumed.state[ours][name].copy_(whole.state[theirs][name])
+        ours.grad = theirs.grad = torch.full((3, 2), float(update + 1))
+        whole.step()
+        if update >= 5:
+            resumed.step()
+    assert torch.equal(ours, theirs) and torch.equal(resumed.state[ours]["ema"], whole.state[theirs]["ema"])
+    assert resumed.updates[ours] == whole.updates[theirs] == 8
 
 
 def test_adafactor_keeps_a_row_and_a_column_of_a_kernel() -> None:

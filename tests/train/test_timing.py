@@ -27,6 +27,27 @@ def test_memory_is_in_megabytes() -> None:
 
 def test_peak_is_found_by_device_name(monkeypatch: pytest.MonkeyPatch) -> None:
     assert peak_tflops(torch.device("cpu"), None) is None and peak_tflops(torch.device("cpu"), 5.0) == 5.0
-    for name, peak in (("NVIDIA H200", 989.0), ("NVIDIA A100-SXM4-80GB", 312.0), ("Other", None)):
+    names = {
+        "NVIDIA H200": 989.0,
+        "NVIDIA H100 80GB HBM3": 989.0,
+        "NVIDIA H100 PCIe": 756.0,
+        "NVIDIA H100 NVL": 835.0,
+        "NVIDIA B200": 2250.0,
+        "NVIDIA GB200": 2500.0,
+        "NVIDIA A100-SXM4-80GB": 312.0,
+        "NVIDIA A10G": 70.0,
+        "NVIDIA L4": 121.0,
+        "NVIDIA L40": 181.0,
+        "NVIDIA L40S": 362.0,
+        "Tesla T4": 65.0,
+        "Tesla V100-SXM2-16GB": 125.0,
+        "NVIDIA GeForce RTX 4090": 165.2,
+        # A share of a device, another device whose name contains a known one, an unknown one.
+        "NVIDIA A100-SXM4-80GB MIG 1g.10gb": None,
+        "NVIDIA GeForce RTX 4090 Laptop GPU": None,
+        "NVIDIA T400": None,
+        "Other": None,
+    }
+    for name, peak in names.items():
         monkeypatch.setattr(torch.cuda, "get_device_name", lambda _, name=name: name)
-        assert peak_tflops(torch.device("cuda", 0), None) == peak
+        assert peak_tflops(torch.device("cuda", 0), None) == peak, name

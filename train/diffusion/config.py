@@ -31,4 +31,6 @@ class DiffusionConfig(Config):
     min_snr_gamma: float = Field(default=5.0, gt=0, description="cap of the SNR weight on x0 (Hang et al. 2023)")
     sigmoid_bias: float = Field(default=0.0, description="log-SNR where the sigmoid weight is one half")
     lowres_schedule: ScheduleName = Field(default="cosine", description="noise level -> log-SNR of the augmentation")
-    lowres_max_level: float = Field(default=1.0, ge=0, le=1, description="largest augmentation level in training")
+    lowres_max_level: float = Field(
+        default=1.0, ge=0, le=1, description="largest augmentation level in training; at most 0.5 with lowres_residual"
+    )

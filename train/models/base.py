@@ -52,6 +52,13 @@ class DenoiserConfig(Config):
         """Returns the number that divides the height and width of every valid image."""
         raise NotImplementedError
 
+    def needs_whole_images(self) -> str | None:
+        """Returns the part that behaves differently on a crop than on a whole image, in words; None: there is none.
+
+        A model with such a part is not trained on crops and then run on whole images.
+        """
+        return None
+
 
 class Denoiser(Protocol):
     """A network that predicts eps, x0 or v (whichever it is trained for) from a noisy image."""

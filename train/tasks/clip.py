@@ -43,7 +43,7 @@ class ClipTask:
         ids_BL = encode_tokens(self.tokenizer, batch["caption"], self.config.context_length).to(image_BCHW.device)
         image_BD, text_BD, scale = model(image_BCHW, ids_BL)
         image_ND, text_ND, ids_NL = gather_ranks(image_BD.float()), gather_ranks(text_BD.float()), gather_ranks(ids_BL)
-        logits_NN = share_gradient(scale.float()).clamp(max=MAX_SCALE) * image_ND @ text_ND.T
+        logits_NN = bound_scale(share_gradient(scale.float())) * image_ND @ text_ND.T
         same_NN = (ids_NL[:, None] == ids_NL[None]).all(-1).float()
         target_NN = same_NN / same_NN.sum(1, keepdim=True)
         whole = (functional.cross_entropy(logits_NN, target_NN) + functional.cross_entropy(logits_NN.T, target_NN)) / 2
@@ -93,6 +93,28 @@ def share_gradient(scale: Tensor) -> Tensor:
     """Divides the gradient of ``scale`` by the number of ranks: every rank computes all of it, not a share."""
     world = dist.get_world_size() if dist.is_initialized() else 1
     return scale.detach() + (scale - scale.detach()) / world
+
+
+class _BoundScale(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, scale: Tensor) -> Tensor:
+        ctx.save_for_backward(scale)
+        return scale.clamp(max=MAX_SCALE)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        (scale,), (gradient,) = ctx.saved_tensors, gradients
+        return torch.where((scale > MAX_SCALE) & (gradient < 0), 0.0, gradient)
+
+
+def bound_scale(scale: Tensor) -> Tensor:
+    """Clamps ``scale`` to at most `MAX_SCALE`; above it, a gradient that would lower it still passes.
+
+    A plain clamp passes none, so that a scale which a step carries past the bound never comes back. The same as
+    clamping the parameter after each step, but for the last step past the bound, and under every ZeRO stage.
+    """
+    bounded: Tensor = _BoundScale.apply(scale)
+    return bounded
 
 
 def sum_gradient(loss: Tensor) -> Tensor:

@@ -6,6 +6,7 @@ Sections are of arXiv 2205.11487. Shape legend: B batch, C channels, H W height 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
@@ -106,24 +107,29 @@ class DiffusionTask:
         """Returns samples for the captions of a batch above the true images, uint8 RGB (2H, n W, 3).
 
         A preview: no guidance, few steps; a super-resolution stage starts from the true small images of the batch.
+        Computes where the batch lies, on a GPU in bf16.
         """
-        model = self.build()
+        device = batch[self.columns[0]].device
+        with device:
+            model = self.build()
         model.load_state_dict(weights)
         model.eval()
         config = self.config.diffusion
         true_BHWC = batch[self.columns[0]]
         random = SampleRandom(seed, -1, batch["index"].tolist())
         conditions = self._conditions(batch, random, true_BHWC.shape[1:3])
-        denoise = guided_denoiser(
-            lambda x_BCHW, log_snr_B, keep_B: model(x_BCHW, log_snr_B, conditions._replace(text_keep_B=keep_B)),
-            config.prediction,
-            1.0,
-        )
-        start_BCHW = random.normal("draw", 3, *true_BHWC.shape[1:3])
+
+        def predict(x_BCHW: Tensor, log_snr_B: Tensor, keep_B: Tensor) -> Tensor:
+            with torch.autocast("cuda", torch.bfloat16) if device.type == "cuda" else nullcontext():
+                output_BCHW: Tensor = model(x_BCHW, log_snr_B, conditions._replace(text_keep_B=keep_B))
+            return output_BCHW.float()
+
+        denoise = guided_denoiser(predict, config.prediction, 1.0)
+        start_BCHW = random.normal("draw", 3, *true_BHWC.shape[1:3]).to(device)
         log_snrs = sampling_log_snrs(lambda t_B: log_snr_at_time(config, t_B), GRID_STEPS)
         samples_BCHW = ddim(denoise, start_BCHW, log_snrs, torch.zeros)
         rows = [torch.cat(list(images), dim=1) for images in (to_pixels(samples_BCHW), true_BHWC)]
-        return torch.cat(rows).numpy()
+        return torch.cat(rows).cpu().numpy()
 
     def export(self, folder: str, weights: dict[str, Tensor], step: int) -> None:
         """Writes the stage as `train.models.export.load_stage` reads it."""

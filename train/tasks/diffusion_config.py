@@ -17,13 +17,20 @@ from train.loader.config import LoaderConfig
 from train.models.backbones import denoiser_config
 from train.models.base import DenoiserConfig
 
+# Above this level less of the small image than of the noise is left in a network's low-resolution input.
+MAX_RESIDUAL_LEVEL = 0.5
+
 
 class DiffusionStageConfig(Config):
     """What one cascade stage learns."""
 
     resolution: int = Field(description="height and width of the generated images")
     low_resolution: int | None = Field(None, ge=1, description="resolution of the input image; None: the base stage")
-    crop: int | None = Field(None, ge=1, description="train on random crops of this size; None: on whole images")
+    crop: int | None = Field(
+        None,
+        ge=1,
+        description="train on random crops of this size; None: on whole images. For models without self-attention",
+    )
     min_original: int = Field(
         0, ge=0, description="train on images whose original had at least this shorter side; the others were enlarged"
     )
@@ -61,6 +68,18 @@ class DiffusionStageConfig(Config):
             raise ValueError(
                 f"model={self.model} predicts the difference to the resized image: set diffusion.prediction to x0, "
                 f"not {self.diffusion.prediction}"
+            )
+        level = self.diffusion.lowres_max_level
+        if config.lowres_residual and level > MAX_RESIDUAL_LEVEL:
+            raise ValueError(
+                f"diffusion.lowres_max_level={level}: model={self.model} adds its output to the small image as it is "
+                f"given, with its noise, so it cannot begin as that image above {MAX_RESIDUAL_LEVEL}; set it to 0.3"
+            )
+        part = config.needs_whole_images()
+        if self.crop is not None and self.crop < self.resolution and part:
+            raise ValueError(
+                f"crop={self.crop}: model={self.model} has {part}, which is another on whole images, as they are "
+                "sampled; leave crop out, or take a model without it (model_overrides, see docs/models.md)"
             )
         if self.low_resolution and self.resolution % self.low_resolution:
             raise ValueError(f"low_resolution={self.low_resolution} does not divide resolution={self.resolution}")

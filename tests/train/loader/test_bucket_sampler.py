@@ -202,7 +202,10 @@ def test_a_bucket_smaller_than_a_batch_is_logged(shard: tuple[str, str], caplog:
 def test_a_stage_trains_on_images_that_are_not_square(shard: tuple[str, str]) -> None:
     base = DiffusionStageConfig(resolution=16, model="micro-base")
     upper = DiffusionStageConfig(
-        resolution=32, low_resolution=16, model="micro-sr", diffusion=DiffusionConfig(prediction="x0")
+        resolution=32,
+        low_resolution=16,
+        model="micro-sr",
+        diffusion=DiffusionConfig(prediction="x0", lowres_max_level=0.3),
     )
     for config, columns in ((base, COLUMNS[:1]), (upper, COLUMNS[::-1])):
         loader = Loader([shard[0]], [shard[1]], columns, "train", 0, 4)

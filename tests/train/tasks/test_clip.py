@@ -11,17 +11,19 @@ from pydantic import ValidationError
 
 from dataprep.io.errors import UserError
 from dataprep.io.model_imports import import_transformers
+from dataprep.io.storage import read_json_lines
 from eval.clip.scorer import ClipScorer
 from tests.helpers.encoders import save_encoder
 from tests.helpers.packs import make_caption, make_image, write_pack
 from tests.helpers.toys import short_config
+from train.config import TrainConfig, run_identity
 from train.loader.loader import Loader
 from train.loader.sampler import SampleRandom
 from train.loop import train
 from train.models.clip import encode_tokens
 from train.models.end_token import check_tokenizer, describe_tokenizer, load_tokenizer
-from train.tasks.clip import ClipTask
-from train.tasks.clip_config import ClipTaskConfig
+from train.tasks.clip import MAX_SCALE, ClipTask, bound_scale
+from train.tasks.clip_config import ClipTaskConfig, ClipTrainingConfig
 from train.tasks.t5 import train_tokenizer
 from train.tasks.t5_config import T5TaskConfig
 
@@ -71,7 +73,9 @@ def test_a_bert_tokenizer_ends_texts_with_sep(tmp_path: Path) -> None:
     task = ClipTask(config, str(tmp_path / "bert"))
     assert task.tokenizer.eos_token_id is None and describe_tokenizer(task.tokenizer) == (len(words), 3, 0)
     pack = write_pack(tmp_path / "p.parquet", 0, 64)
-    train(task, short_config(4, 32, 5e-3), Loader([pack], None, task.columns, None, 0, 32), str(tmp_path), 0)
+    counted = short_config(4, 32, 5e-3).model_copy(update={"peak_tflops": 1e-3})
+    train(task, counted, Loader([pack], None, task.columns, None, 0, 32), str(tmp_path), 0)
+    assert all(row["mfu"] > 0 for row in read_json_lines(f"{tmp_path}/log.jsonl"))
     scorer = ClipScorer.load(str(tmp_path / "export"))
     # Pooled at [SEP], which the tower reads last: every word counts, and what is beyond the length does not.
     texts = ["a", "a a", CAPTIONS[0], CAPTIONS[0] + " a", "a a a a a a", "a a a a a a a"]
@@ -121,3 +125,25 @@ def test_clip_loss_ignores_captions_that_recur() -> None:
         lambda *_: (features, features, torch.tensor(100.0)), batch, SampleRandom(0, 0, [0, 1, 2])
     )
     assert float(loss) == pytest.approx(2 / 3 * np.log(2), abs=1e-4) and float(metrics["accuracy"]) == 1.0
+
+
+def test_accumulation_would_change_what_is_learned_so_it_is_refused() -> None:
+    with pytest.raises(ValidationError, match=r"accumulation=2: the contrastive loss .*set it to 1"):
+        ClipTrainingConfig(accumulation=2)
+    assert run_identity(ClipTrainingConfig())["accumulation"] == 1
+    assert "accumulation" not in run_identity(TrainConfig())
+
+
+@pytest.mark.parametrize(("start", "end"), [(MAX_SCALE * 1.2, 50.0), (MAX_SCALE * 0.9, 2 * MAX_SCALE)])
+def test_the_scale_stays_at_its_bound_and_comes_back_from_above(start: float, end: float) -> None:
+    """Descends on the distance from ``end``, in steps of at most 5."""
+    scale = torch.tensor(start, requires_grad=True)
+    seen = []
+    for _ in range(40):
+        bounded = bound_scale(scale)
+        seen.append(bounded.item())
+        (gradient,) = torch.autograd.grad((bounded - end).square(), scale)
+        scale.data -= (0.1 * gradient).clamp(-5, 5)
+    assert max(seen) <= MAX_SCALE
+    assert seen[-1] == pytest.approx(min(end, MAX_SCALE), abs=1)
+    assert scale.item() < max(start, MAX_SCALE + 5.1)

@@ -21,7 +21,7 @@ from train.models.export import load_stage
 from train.tasks.diffusion import DiffusionTask, read_text_width, spread_times
 from train.tasks.diffusion_config import DiffusionStageConfig
 
-X0 = {"prediction": "x0"}
+X0 = {"prediction": "x0", "lowres_max_level": 0.3}
 
 
 @pytest.fixture(scope="module")
@@ -47,12 +47,16 @@ def test_diffusion_stage_learns_and_exports(
         Loader([pack[0]], [pack[1]], task.columns, split, 0, batch, stage.crop) for split in ("train", "validation")
     ]
     config = TrainConfig(
-        **(short_config(30, batch, 3e-3).model_dump() | {"sample_every": 20, "activation_checkpointing": True})
+        **(
+            short_config(30, batch, 3e-3).model_dump()
+            | {"sample_every": 20, "activation_checkpointing": True, "peak_tflops": 1e-3}
+        )
     )
     result = train(task, config, loaders[0], str(tmp_path), 0, loaders[1])
     log = read_json_lines(f"{tmp_path}/log.jsonl")
     by_noise = [log[-1][f"validation_loss_noise_{quarter}of4"] for quarter in (1, 2, 3, 4)]
     assert min(by_noise) < log[-1]["validation_loss"] < max(by_noise)
+    assert all(row["mfu"] > 0 for row in log)
     size = stage.crop or stage.resolution
     grid = cv2.imread(str(tmp_path / "samples/step-00000020.png"))
     assert grid is not None and grid.shape == (2 * size, 8 * size, 3) and grid[size:].mean() != grid[:size].mean()

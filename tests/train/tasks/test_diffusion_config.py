@@ -9,7 +9,9 @@ from pydantic import ValidationError
 
 from train.tasks.diffusion_config import DiffusionStageConfig
 
-X0 = {"prediction": "x0"}
+X0 = {"prediction": "x0", "lowres_max_level": 0.3}
+SR = {"resolution": 64, "low_resolution": 16, "model": "micro-sr", "diffusion": X0}
+CROPPED = {"resolution": 256, "low_resolution": 64, "crop": 128, "diffusion": X0}
 
 
 @pytest.mark.parametrize(
@@ -21,9 +23,32 @@ X0 = {"prediction": "x0"}
         ({"resolution": 64, "low_resolution": 16, "model": "micro-sr", "crop": 128}, "larger than resolution"),
         ({"resolution": 64, "low_resolution": 16, "model": "micro-sr"}, "prediction to x0"),
         ({"resolution": 64, "low_resolution": 24, "model": "micro-sr", "diffusion": X0}, "does not divide"),
+        (SR | {"diffusion": {"prediction": "x0"}}, r"lowres_max_level=1.0: model=micro-sr adds .*set it to 0\.3"),
+        (SR | {"diffusion": X0 | {"lowres_max_level": 0.51}}, r"lowres_max_level=0\.51"),
+        (CROPPED | {"model": "small-sr256"}, "crop=128: model=small-sr256 has attention 'joint'.*leave crop out"),
+        ({"resolution": 64, "crop": 32, "model": "small-base"}, "crop=32: model=small-base has attention 'joint'"),
+        ({"resolution": 16, "crop": 8, "model": "micro-base"}, "crop=8: model=micro-base has positions=true"),
+        (SR | {"crop": 32, "model_overrides": {"attention": ["self", "cross"]}}, "has attention 'self'"),
+        (SR | {"crop": 32, "model_overrides": {"attention": ["none", "none"], "middle": True}}, "attention 'joint'"),
         ({"resolution": 16, "model": "nano"}, "preset 'nano' is unknown"),
     ],
 )
 def test_invalid_stages_are_refused(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(ValidationError, match=message):
         DiffusionStageConfig(**changes)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        SR | {"crop": 32},
+        SR | {"crop": 64, "model_overrides": {"attention": ["self", "cross"]}},  # as large as the image
+        SR | {"diffusion": X0 | {"lowres_max_level": 0.5}},
+        SR | {"diffusion": {}, "model_overrides": {"lowres_residual": False}},
+        CROPPED | {"model": "small-sr256", "model_overrides": {"attention": ["none", "none", "none", "cross"]}},
+        CROPPED | {"model": "small-sr1024"},
+    ],
+    ids=str,
+)
+def test_stages_that_fit_are_taken(changes: dict[str, Any]) -> None:
+    DiffusionStageConfig(**changes)

@@ -81,6 +81,14 @@ class UNetConfig(DenoiserConfig):
         """Returns the product of the strides, which must divide height and width of an image."""
         return math.prod(self.strides)
 
+    def needs_whole_images(self) -> str | None:
+        """Names self-attention, whose number of keys grows with the image, and coordinates, which span the image."""
+        last = self.attention[-1]
+        kinds = {*self.attention, *([("joint" if last == "none" else last)] if self.middle else [])}
+        if self.positions:
+            return "positions=true"
+        return next((f"attention {kind!r} over the image" for kind in ("self", "joint") if kind in kinds), None)
+
     def level_attention(self, level: int, count: int) -> list[AttentionKind]:
         """Returns the kind of attention after each of ``count`` blocks of a level."""
         kind: AttentionKind = self.attention[level]

@@ -27,6 +27,20 @@ def test_the_sub_pixel_form_is_the_convolution_of_the_doubled_image(height: int,
         torch.testing.assert_close(mine, theirs, rtol=0, atol=1e-10)
 
 
+def test_dropout_is_in_front_of_the_last_convolution_and_in_training_alone() -> None:
+    torch.manual_seed(0)
+    block = ResBlock(8, 16, 6, 2, dropout=0.75)
+    seen: list[torch.Tensor] = []
+    block.conv_out.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    x, condition = torch.randn(4, 8, 16, 16), torch.randn(4, 6)
+    for training in (True, False):
+        block.train(training)(x, condition)
+    dropped, whole = seen
+    kept = dropped != 0
+    assert float(kept.float().mean()) == pytest.approx(0.25, abs=0.02) and bool((whole != 0).all())
+    torch.testing.assert_close(dropped[kept], 4 * whole[kept])
+
+
 def test_a_doubling_block_has_the_parameters_of_a_plain_one() -> None:
     doubling, plain = ResBlock(8, 4, 6, 2, resample="up"), ResBlock(8, 4, 6, 2, resample="up", factor=4)
     shapes = [{name: tuple(value.shape) for name, value in block.state_dict().items()} for block in (doubling, plain)]

@@ -79,6 +79,9 @@ def test_paper_presets_to_the_letter() -> None:
         assert [layer.get_submodule("conv").stride for layer in model.shrink] == [(2, 2)] * 4
 
 
+X0 = {"prediction": "x0", "lowres_max_level": 0.3}
+
+
 @pytest.mark.parametrize(
     ("name", "stage"),
     [
@@ -87,8 +90,8 @@ def test_paper_presets_to_the_letter() -> None:
         ("imagen-sr256-600m", {"resolution": 256, "low_resolution": 64}),
         ("imagen-sr1024-400m", {"resolution": 1024, "low_resolution": 256, "crop": 256}),
         ("small-base", {"resolution": 64}),
-        ("small-sr256", {"resolution": 256, "low_resolution": 64, "diffusion": {"prediction": "x0"}}),
-        ("small-sr1024", {"resolution": 1024, "low_resolution": 256, "crop": 256, "diffusion": {"prediction": "x0"}}),
+        ("small-sr256", {"resolution": 256, "low_resolution": 64, "diffusion": X0}),
+        ("small-sr1024", {"resolution": 1024, "low_resolution": 256, "crop": 256, "diffusion": X0}),
     ],
 )
 def test_presets_fit_their_stages(name: str, stage: dict[str, Any]) -> None:

@@ -1,0 +1,194 @@
+"""What `DiffusionTask` gives its network in training, noted by a stub: noise, dropped captions, the small image."""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from tests.helpers.recording import (
+    RecordingDenoiser,
+    assert_standard_normal,
+    correlation,
+    find_noise,
+    resize_bilinear,
+)
+from train.diffusion.config import DiffusionConfig
+from train.diffusion.objective import log_snr_at_level, log_snr_at_time
+from train.loader.loader import Batch
+from train.loader.sampler import SampleRandom
+from train.models.base import Conditions
+from train.tasks.diffusion import GRID_STEPS, DiffusionTask
+from train.tasks.diffusion_config import DiffusionStageConfig
+
+ROWS, SIDE, LOW = 2000, 16, 4
+PLAIN_SR: dict[str, Any] = {"model": "micro-sr", "model_overrides": {"lowres_residual": False}, "low_resolution": LOW}
+
+
+@cache
+def make_batch() -> Batch:
+    """A batch of noise images; the small ones have nothing to do with the large ones."""
+    generator = torch.Generator().manual_seed(7)
+
+    def pixels(side: int) -> Tensor:
+        return torch.randint(0, 256, (ROWS, side, side, 3), generator=generator).byte()
+
+    return {
+        f"pixels_{SIDE}": pixels(SIDE),
+        f"pixels_{LOW}": pixels(LOW),
+        "text_BLD": torch.randn(ROWS, 3, 8, generator=generator),
+        "text_mask_BL": torch.rand(ROWS, 3, generator=generator) < 0.7,
+    }
+
+
+def scaled(pixels_BHWC: Tensor) -> Tensor:
+    """uint8 to [-1, 1], channels second."""
+    return pixels_BHWC.permute(0, 3, 1, 2).double().div(127.5).sub(1).float()
+
+
+def observe(
+    method: str = "loss", step: int = 3, **changes: Any
+) -> tuple[DiffusionTask, Tensor, Tensor, Conditions, dict[str, Tensor]]:
+    """Runs `DiffusionTask.loss` on the stub: the task, what the network saw, and the result by name."""
+    settings: dict[str, Any] = {"resolution": SIDE, "model": "micro-base"} | changes
+    task = DiffusionTask(DiffusionStageConfig(**settings), text_dim=8)
+    model = RecordingDenoiser()
+    loss, metrics = getattr(task, method)(model, make_batch(), SampleRandom(0, step, range(ROWS)))
+    assert len(model.calls) == 1
+    return task, *model.calls[0], {"loss": loss, **metrics}
+
+
+@pytest.mark.parametrize("method", ["loss", "validate"])
+@pytest.mark.parametrize("drop", [0.0, 0.1, 0.7])
+def test_captions_are_kept_except_a_share_of_text_drop(method: str, drop: float) -> None:
+    _, _, log_snr, conditions, _ = observe(method, text_drop=drop)
+    assert conditions.text_keep_B is not None and conditions.text_keep_B.dtype == torch.bool
+    dropped = 1 - float(conditions.text_keep_B.float().mean())
+    assert abs(dropped - drop) < 4 * (drop * (1 - drop) / ROWS) ** 0.5 + 1e-9
+    assert conditions.text_BLD is make_batch()["text_BLD"] and conditions.text_mask_BL is make_batch()["text_mask_BL"]
+    if drop:
+        assert correlation(conditions.text_keep_B.float(), log_snr) < 0.1
+
+
+def test_the_dropped_captions_differ_between_steps() -> None:
+    keeps = [observe(step=step)[3].text_keep_B for step in (3, 4)]
+    assert not torch.equal(*keeps)  # type: ignore[arg-type]
+
+
+def test_the_noisy_image_has_the_noise_that_is_told() -> None:
+    task, x, log_snr, _, results = observe()
+    clean = scaled(make_batch()[f"pixels_{SIDE}"])
+    noise = find_noise(x, clean, log_snr)
+    assert_standard_normal(noise)
+    # Times are uniform over [0, 1), so the quantiles of log-SNR are those of the schedule.
+    even, ends = log_snr_at_time(task.config.diffusion, (torch.arange(ROWS) + 0.5) / ROWS), slice(20, -20)
+    torch.testing.assert_close(log_snr.sort().values[ends], even.sort().values[ends], atol=0.1, rtol=0)
+    # The stub predicts v = 0: the loss is the mean square of v, and x_0 is guessed as alpha x.
+    alpha, sigma = (part.double().sigmoid().sqrt()[:, None, None, None] for part in (log_snr, -log_snr))
+    assert float(results["loss"]) == pytest.approx(float((alpha * noise - sigma * clean).square().mean()), rel=1e-4)
+    error = ((alpha * x).clamp(-1, 1) - clean).square().mean()
+    assert float(results["x0_mse"]) == pytest.approx(float(error), rel=1e-4)
+
+
+def test_validation_splits_the_loss_by_the_noise() -> None:
+    _, x, log_snr, _, results = observe("validate")
+    pairs = torch.stack([results[f"loss_noise_{quarter}of4"] for quarter in (1, 2, 3, 4)])
+    counts = pairs[:, 1].long().tolist()
+    assert sum(counts) == ROWS and all(abs(count - ROWS / 4) <= 2 for count in counts)
+    clean = scaled(make_batch()[f"pixels_{SIDE}"])
+    alpha, sigma = (part.double().sigmoid().sqrt()[:, None, None, None] for part in (log_snr, -log_snr))
+    loss_B = (alpha * find_noise(x, clean, log_snr) - sigma * clean).square().mean(dim=(1, 2, 3))
+    least_noise_first = loss_B[log_snr.argsort(descending=True)].split(counts)
+    by_noise = torch.stack([losses.sum() for losses in least_noise_first])
+    torch.testing.assert_close(pairs[:, 0].double(), by_noise, rtol=1e-4, atol=0)
+    assert float(results["loss"]) == pytest.approx(float(loss_B.mean()), rel=1e-4)
+
+
+@pytest.mark.parametrize("method", ["loss", "validate"])
+@pytest.mark.parametrize("changes", [{}, {"lowres_max_level": 0.4}, {"lowres_schedule": "linear"}], ids=str)
+def test_the_small_image_has_the_noise_that_is_told(method: str, changes: dict[str, Any]) -> None:
+    task, x, log_snr, conditions, _ = observe(method, diffusion=changes, **PLAIN_SR)
+    told, given = conditions.lowres_log_snr_B, conditions.lowres_BCHW
+    assert told is not None and given is not None
+    resized = resize_bilinear(scaled(make_batch()[f"pixels_{LOW}"]), SIDE)
+    # Without the images of next to no noise, where rounding is divided by sigma.
+    some = told < 8
+    assert float(some.float().mean()) > 0.9
+    noise = find_noise(given, resized, told)[some]
+    assert_standard_normal(noise)
+    # Levels are uniform up to the largest, and independent of time, image noise and caption.
+    config = task.config.diffusion
+    even = log_snr_at_level(config, (torch.arange(ROWS) + 0.5) / ROWS * config.lowres_max_level)
+    quarters = torch.tensor([0.1, 0.25, 0.5, 0.75, 0.9])
+    torch.testing.assert_close(told.quantile(quarters), even.quantile(quarters), atol=0.4, rtol=0.05)
+    assert float(told.min()) >= float(even.min()) - 0.3
+    image_noise = find_noise(x, scaled(make_batch()[f"pixels_{SIDE}"]), log_snr)[some]
+    assert correlation(noise, image_noise) < 0.01
+    assert conditions.text_keep_B is not None
+    assert correlation(told, log_snr) < 0.1 and correlation(told, conditions.text_keep_B.float()) < 0.1
+
+
+def test_the_small_image_without_noise_is_resized_bilinearly() -> None:
+    _, _, _, conditions, _ = observe(diffusion={"lowres_max_level": 0.0}, **PLAIN_SR)
+    resized = resize_bilinear(scaled(make_batch()[f"pixels_{LOW}"]), SIDE)
+    given, told = conditions.lowres_BCHW, conditions.lowres_log_snr_B
+    assert given is not None and told is not None
+    sigma, alpha = float((-told[0]).sigmoid().sqrt()), told.sigmoid().sqrt()
+    assert sigma < 0.02 and torch.equal(told, told[:1].expand(ROWS))
+    assert float((given - alpha[:, None, None, None] * resized).abs().max()) < 6 * sigma
+    assert float((given - resized).abs().mean()) < 2 * sigma
+
+
+def test_a_base_stage_gets_no_small_image() -> None:
+    conditions = observe()[3]
+    assert conditions.given() == {"text_BLD", "text_mask_BL", "text_keep_B"}
+
+
+def test_a_grid_has_the_captions_and_images_of_its_batch(monkeypatch: pytest.MonkeyPatch) -> None:
+    task = DiffusionTask(
+        DiffusionStageConfig(resolution=SIDE, diffusion=DiffusionConfig(prediction="x0"), **PLAIN_SR), text_dim=8
+    )
+    model = RecordingDenoiser()
+    monkeypatch.setattr(task, "build", lambda: model)
+    batch = {name: value[:4] for name, value in make_batch().items()} | {"index": torch.arange(4)}
+    grid = task.sample_grid({}, batch, 0)
+    assert grid.shape == (2 * SIDE, 4 * SIDE, 3) and len(model.calls) == GRID_STEPS
+    assert (grid[:SIDE] == 128).all()  # the stub predicts grey
+    for column in range(4):
+        true = batch[f"pixels_{SIDE}"][column].numpy()
+        assert (grid[SIDE:, column * SIDE : (column + 1) * SIDE] == true).all()
+    resized = resize_bilinear(scaled(batch[f"pixels_{LOW}"]), SIDE)
+    for _, _, conditions in model.calls:
+        assert conditions.text_keep_B is not None and conditions.text_keep_B.all()
+        for name in ("text_BLD", "text_mask_BL"):
+            assert torch.equal(getattr(conditions, name), batch[name])
+        assert conditions.lowres_BCHW is not None and conditions.lowres_log_snr_B is not None
+        noise = find_noise(conditions.lowres_BCHW, resized, conditions.lowres_log_snr_B)
+        assert_standard_normal(noise, tolerance=0.1)
+    assert float(model.calls[0][1][0]) < -8 and all(
+        float(one[1][0]) < float(other[1][0]) for one, other in zip(model.calls, model.calls[1:], strict=False)
+    )
+
+
+def on_meta() -> Batch:
+    """The batch without data: an operation of its tensors with others of a CPU raises, as it does on a GPU."""
+    return {name: value[:4].to("meta") for name, value in make_batch().items()} | {"index": torch.arange(4)}
+
+
+@pytest.mark.parametrize("changes", [{}, PLAIN_SR], ids=["base", "sr"])
+def test_everything_is_computed_where_the_batch_lies(changes: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    settings: dict[str, Any] = {"resolution": SIDE, "model": "micro-base"} | changes
+    task, model = DiffusionTask(DiffusionStageConfig(**settings), text_dim=8), RecordingDenoiser()
+    for compute in (task.loss, task.validate):
+        loss, metrics = compute(model, on_meta(), SampleRandom(0, 0, range(4)))
+        assert loss.is_meta and all(value.is_meta for value in metrics.values())
+    monkeypatch.setattr(task, "build", lambda: model)
+    with pytest.raises(NotImplementedError, match="Cannot copy out of meta tensor"):  # only the finished grid
+        task.sample_grid({}, on_meta(), 0)
+    assert len(model.calls) == 2 + GRID_STEPS
+    for x, log_snr, conditions in model.calls:
+        given = [x, log_snr, *(getattr(conditions, name) for name in conditions.given())]
+        assert all(value.is_meta for value in given)
