@@ -14,25 +14,13 @@ PARTS = ("data", "forward", "backward", "step")
 # Dense peak in TFLOP/s at bf16 with float32 sums, without sparsity, by words of the device's name; the longest counts
 # (NVIDIA's data sheets). V100 and T4 have no bf16: their fp16.
 PEAK_TFLOPS = {
-    "GB200": 2500.0,
-    "B200": 2250.0,
-    "GH200": 989.0,
     "H200": 989.0,
-    "H200 NVL": 835.0,
     "H100": 989.0,
     "H100 NVL": 835.0,
     "H100 PCIe": 756.0,
-    "H800": 989.0,
     "A100": 312.0,
-    "A800": 312.0,
-    "A40": 149.7,
-    "A30": 165.0,
-    "A10": 125.0,
-    "A10G": 70.0,
     "L40S": 362.0,
-    "L40": 181.0,
     "L4": 121.0,
-    "RTX 4090": 165.2,
     "V100": 125.0,
     "T4": 65.0,
 }
