@@ -86,12 +86,11 @@ class RunConfig(Config):
         loops: dict[str, TrainConfig | None] = {f"train.{name}": stage for name, stage in self.train.items()}
         loops |= {"encoder.pretrain": self.encoder.pretrain, "clip.train": self.clip.train}
         for key, loop in loops.items():
-            ranks = self.cluster.ranks or 1  # by default as many as divide the batch
-            if loop is not None and loop.batch_size % (ranks * loop.accumulation):
-                times = f"cluster.ranks={ranks} x " if self.cluster.ranks else ""
+            ranks = self.cluster.ranks  # None: as many as divide the batch
+            if loop is not None and ranks is not None and loop.batch_size % (ranks * loop.accumulation):
                 raise ValueError(
-                    f"{key}.batch_size={loop.batch_size}: not a multiple of {times}accumulation={loop.accumulation}; "
-                    "change one of them"
+                    f"{key}.batch_size={loop.batch_size}: not a multiple of cluster.ranks={ranks} x "
+                    f"accumulation={loop.accumulation}; change one of them"
                 )
 
     def _check_stage_names(self) -> None:

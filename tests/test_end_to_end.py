@@ -25,8 +25,8 @@ STAGES = (
     "listing download annotate encoder clip score select pack embed card "
     "train.base train.sr32 train.sr64 sample evaluate report"
 )
-# What holds clock times, or copies of them: everything else must be the same in every run.
-TIMED = ("log.jsonl", "result.json", "tensorboard/", "report.html", "report.md")
+# What holds clock times, or copies or hashes of them: everything else must be the same in every run.
+TIMED = ("log.jsonl", "training.json", "tensorboard/", "report.html", "report.md")
 
 
 def command(*arguments: str, **options: Any) -> subprocess.Popen[str]:
@@ -135,7 +135,7 @@ def test_verify_names_a_changed_byte(killed_run: dict[str, Any]) -> None:
         victim.write_bytes(data)
     assert code == 1
     assert f"{victim}: differs" in out
-    assert "1 files differ" in err
+    assert "1 file differs" in err
 
 
 def test_every_row_has_a_status_and_the_planted_trouble_is_found(killed_run: dict[str, Any]) -> None:

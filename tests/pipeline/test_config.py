@@ -38,7 +38,7 @@ def test_every_shipped_config_is_valid(name: str) -> None:
         ("listing.source=table", ["listing", "path"]),
         ("train={}", ["train", "at least one stage"]),
         ("cluster.ranks=3", ["train.base.batch_size=8", "cluster.ranks=3"]),
-        ("train.base.accumulation=3", ["train.base.batch_size=8", "accumulation=3"]),
+        ("train.base.accumulation=3", ["train.base", "batch_size=8", "accumulation=3"]),
     ],
 )
 def test_a_wrong_value_gives_one_line_that_helps(override: str, words: list[str]) -> None:

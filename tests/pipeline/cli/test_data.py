@@ -45,7 +45,7 @@ def test_rows_that_do_not_add_up_are_named(capsys: pytest.CaptureFixture[str], t
     run = write_small_run(tmp_path / "run")
     path = run / "stages" / "listing" / "listing-1" / "manifest.json"
     manifest = json.loads(path.read_text())
-    path.write_text(json.dumps(manifest | {"counters": {"rows": 4}}))
+    path.write_text(json.dumps(manifest | {"counters": {"rows": 4, "usable": 4}}))
     status, out, err = verify(capsys, str(run))
     assert status == 1 and "rows do not add up" in out and "rows=4, but its tables have 3 rows" in out
     assert "1 sum of rows is wrong" in err

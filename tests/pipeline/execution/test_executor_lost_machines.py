@@ -28,7 +28,7 @@ pytestmark = [
 ]
 # Four shards, and training long enough to be killed; the quality of the models does not matter.
 SMALL = ["listing.scenes.count=80", "listing.rows_per_shard=20", "train.base.steps=16", "sample.prompts_per_shard=3"]
-TIMED = ("log.jsonl", "result.json", "tensorboard/", "report.html", "report.md")  # contain clock times
+TIMED = ("log.jsonl", "training.json", "tensorboard/", "report.html", "report.md")  # of clock times, or their hashes
 RAY = {
     "RAY_AUTH_MODE": "disabled",
     # A silent node counts as lost after about 12 s, a silent head after 15 s, not minutes.
