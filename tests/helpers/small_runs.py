@@ -21,7 +21,13 @@ def write_small_run(root: Path, status: str = "finished", **values: Any) -> Path
     (folders["listing"] / "00000.parquet").write_bytes(b"listed")
     manifest: dict[str, Any] = {"stage": "listing", "fingerprint": "listing-1", "inputs": {}, "config": {}}
     output = {"path": "00000.parquet", "bytes": 6, "sha256": hashlib.sha256(b"listed").hexdigest(), "rows": 3}
-    manifest |= {"outputs": [output], "counters": {"rows": 3, "usable": 3}, "seconds": 1.25, "versions": {}, "shards": []}
+    manifest |= {
+        "outputs": [output],
+        "counters": {"rows": 3, "usable": 3},
+        "seconds": 1.25,
+        "versions": {},
+        "shards": [],
+    }
     (folders["listing"] / "manifest.json").write_text(json.dumps(manifest))
     (folders["download"] / ".shards").mkdir()
     for name in ("00000.json", "00001.json", "batch-00000002.json"):

@@ -23,7 +23,7 @@ def test_stages_have_their_state_and_progress(tmp_path: Path) -> None:
     status = read_status(str(write_small_run(tmp_path / "run")))
     assert (status.run, status.status, status.seed, status.error) == (f"{tmp_path}/run", "finished", 7, None)
     assert status.stages == [
-        StageStatus("listing", "done", "listing-1", seconds=1.25, files=1, counters={"rows": 3}),
+        StageStatus("listing", "done", "listing-1", seconds=1.25, files=1, counters={"rows": 3, "usable": 3}),
         StageStatus("download", "pending", "download-1", shards_done=2),
         StageStatus("train.base", "pending", "train.base-1", step=40, loss=0.5),
         StageStatus("train.sr64", "pending", "train.sr64-1"),
@@ -45,7 +45,7 @@ def test_an_error_is_shown_as_it_is(tmp_path: Path) -> None:
 def test_the_table_says_how_far_each_stage_is(tmp_path: Path) -> None:
     lines = render(read_status(str(write_small_run(tmp_path / "run"))))
     assert [line.split() for line in lines[2:] if line.strip()] == [
-        ["listing", "done", "1.2", "1", "rows=3"],
+        ["listing", "done", "1.2", "1", "rows=3", "usable=3"],
         ["download", "pending", "2", "shards", "done"],
         ["train.base", "pending", "step", "40,", "loss", "0.5000"],
         ["train.sr64", "pending"],
