@@ -87,7 +87,7 @@ class Assumptions(Config):
     download_images_per_core: float = Field(
         default=40.0,
         gt=0,
-        description="images downloaded, resized and stored per second and core; 159 over loopback here "
+        description="images downloaded, resized and stored per second and core; 250 over loopback here "
         "(benchmarks/results/download.json), img2dataset 21 per vCPU on 100 machines",
     )
     images_per_core: float = Field(
