@@ -139,13 +139,17 @@ class GuardedConnector(aiohttp.TCPConnector):
     async def _get(self, key: Any, traces: Any) -> Any:
         """Returns an idle connection, or None to make one; called by aiohttp for each request."""
         while idle := self._conns.get(key):
+            for connection, _ in idle:
+                self._note(key, connection)
             connection, since = idle[0]
+            if key in self._talkative or not connection.is_connected():
+                idle.popleft()  # here, since aiohttp would go on to the next one, which may not have lain long enough
+                connection.close()
+                continue
             wait = since + QUIET - time.monotonic()
-            if wait <= 0 or connection.unasked:  # type: ignore[attr-defined]
+            if wait <= 0:
                 break
             await asyncio.sleep(wait)
-        for connection, _ in self._conns.get(key) or ():
-            self._note(key, connection)
         return await super()._get(key, traces)
 
     def _release(self, key: Any, protocol: Any, *, should_close: bool = False) -> None:
