@@ -42,7 +42,7 @@ class RankGroup:
     """Worker processes that train together; rank i runs in the i-th.
 
     CPU ranks on a machine of our own are taken from the idle processes, and returned to them. Others get a placement
-    group, so that either all of them start or none, and stay one group until another is asked for.
+    group, so that either all of them start or none, and end with their training.
 
     Args:
         ranks: how many.

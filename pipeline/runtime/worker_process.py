@@ -67,6 +67,9 @@ class WorkerProcess:
 
     def clear(self) -> None:
         """Frees the worker and its memory."""
+        from dataprep.io.signals import SHUTDOWN
+
+        SHUTDOWN.clear()  # a request may have come after the rank had ended
         self.worker, self.key = None, ""
         gc.collect()
         gc.freeze()  # what is left are modules: the next collection need not look at them again
@@ -120,10 +123,7 @@ class WorkerProcess:
             threads: of torch, on a CPU.
             hang_seconds: timeout of collectives.
         """
-        from dataprep.io.signals import SHUTDOWN
-
         self.clear()
-        SHUTDOWN.clear()
         os.environ.update(environment)
         import torch
 
@@ -136,4 +136,6 @@ class WorkerProcess:
         function, arguments = ray.get(made_from[0])
         result = function(**arguments)
         leave_process_group()  # after an error the driver ends this process: leaving waits for dead ranks
+        for name in environment:  # what runs here next is no rank
+            del os.environ[name]
         return result if rank == 0 else None

@@ -63,7 +63,7 @@ SEEDS = [(5, index) for index in range(64)]
 
 
 def sample_upscaled(level: float, max_level: float = 1.0, guidance: float = 1.0) -> tuple[RecordingDenoiser, Tensor]:
-    """Samples 64 images of 16 pixels from small ones of 4: the stub's notes, and the small images."""
+    """Samples 64 images of 16 pixels from small ones of 4: what the stub recorded, and the small images."""
     model = RecordingDenoiser(DenoiserConfig(lowres=True))
     stage = LoadedStage(
         StageEntry(name="sr", resolution=16, low_resolution=4, path="."),

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import ray
 from ray import cloudpickle
 from ray.exceptions import RayActorError
 
@@ -21,7 +22,7 @@ from pipeline.runtime.group_size import GroupPlan
 from pipeline.runtime.rank_group import GroupFailed, GroupNotStarted
 from pipeline.runtime.resources import WorkerNeed
 from pipeline.runtime.training import TrainingStopped, run_training
-from pipeline.runtime.warm_processes import WARM
+from pipeline.runtime.warm_processes import WARM, ProcessSpec
 from train import errors
 
 pytestmark = pytest.mark.usefixtures("local_ray")
@@ -74,6 +75,12 @@ def test_the_next_training_runs_in_the_same_processes(tmp_path: Path) -> None:
         train(folder, "fine")
         pids.append({(folder / f"pid{rank}").read_text() for rank in (0, 1)})
     assert pids[0] == pids[1] and len(pids[0]) == 2
+    process = WARM.acquire(ProcessSpec(WorkerNeed(1.0)))
+    ranks = ray.get(
+        process.__ray_call__.remote(lambda self: [name for name in ("RANK", "WORLD_SIZE") if name in os.environ])
+    )
+    assert ranks == []  # what runs there next is no rank
+    WARM.keep(ProcessSpec(WorkerNeed(1.0)), process)
 
 
 def test_a_process_that_died_while_idle_is_replaced(tmp_path: Path) -> None:

@@ -51,4 +51,7 @@ def test_invalid_stages_are_refused(changes: dict[str, Any], message: str) -> No
     ids=str,
 )
 def test_stages_that_fit_are_taken(changes: dict[str, Any]) -> None:
-    DiffusionStageConfig(**changes)
+    config = DiffusionStageConfig(**changes)
+    assert {name: getattr(config, name) for name in ("crop", "model") if name in changes} == {
+        name: changes[name] for name in ("crop", "model") if name in changes
+    }

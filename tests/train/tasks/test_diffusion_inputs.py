@@ -1,4 +1,4 @@
-"""What `DiffusionTask` gives its network in training, noted by a stub: noise, dropped captions, the small image."""
+"""What `DiffusionTask` gives its network in training, recorded by a stub: noise, dropped captions, the small image."""
 
 from __future__ import annotations
 
