@@ -13,7 +13,7 @@ from typing import Any
 from pydantic import Field, create_model, model_validator
 
 from dataprep.annotate_config import AnnotateConfig
-from dataprep.data_card_config import CardConfig
+from dataprep.card.config import CardConfig
 from dataprep.download.config import DownloadConfig
 from dataprep.filters.config import SelectConfig
 from dataprep.io.config import Config

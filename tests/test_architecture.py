@@ -35,8 +35,8 @@ LEVELS: dict[str, tuple[tuple[str, ...], ...]] = {
     "imagen_ray": (("_run",), ("imagen_ray",)),
     "dataprep": (
         ("io",),
-        ("annotate_config", "data_card_config", "filters", "images", "synthetic", "text"),
-        ("annotate", "data_card", "download", "listing", "pack_config"),
+        ("annotate_config", "card", "filters", "images", "synthetic", "text"),
+        ("annotate", "download", "listing", "pack_config"),
         ("pack",),
     ),
     "train": (

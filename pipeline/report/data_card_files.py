@@ -8,18 +8,24 @@ from collections.abc import Mapping
 from contextlib import ExitStack
 from typing import Any
 
-from dataprep.data_card import DataCounts, build_facts, count_shard, render_card
-from dataprep.data_card_config import CardConfig
+from dataprep.card.config import CardConfig
+from dataprep.card.croissant import build_croissant
+from dataprep.card.facts import DataCounts, build_facts, count_shard
+from dataprep.card.markdown import render_card
+from dataprep.card.training_content import render_training_content
 from dataprep.io import storage
+from dataprep.pack_config import PackConfig
 from pipeline.store.artifact import Artifact
 from pipeline.store.run import Run
 
 CARD, FACTS = "datacard.md", "datacard.json"
+CROISSANT, TRAINING_CONTENT = "croissant.json", "training_content.md"
+PUBLISHED = (CARD, CROISSANT, TRAINING_CONTENT)  # copied to the run folder, which Croissant's file patterns start from
 ALIGNED = ("download", "annotate", "select")  # stages whose row-aligned tables are counted
 
 
 def build_data_card(inputs: Mapping[str, Artifact], config: CardConfig | Mapping[str, Any]) -> dict[str, str]:
-    """Returns the card by file name: Markdown, and the same facts as JSON."""
+    """Returns texts by file name: the card as Markdown and JSON, Croissant, and the summary of training content."""
     config = config if isinstance(config, CardConfig) else CardConfig.model_validate(config)
     counts = DataCounts()
     tables = [{shard.id: shard.files["parquet"] for shard in inputs[stage].shards} for stage in ALIGNED]
@@ -31,16 +37,38 @@ def build_data_card(inputs: Mapping[str, Artifact], config: CardConfig | Mapping
     funnel = storage.read_json(inputs["select"].path("funnel.json"))
     artifacts = [_describe_artifact(artifact) for artifact in inputs.values()]
     whole = counted | {"funnel": funnel, "artifacts": artifacts}
+    croissant = build_croissant(counted, funnel, _locate_stages(inputs), _read_encodings(inputs["pack"]))
+    fetch = inputs["download"].manifest.config["download"]["fetch"]
+    tokens = inputs["embed"].manifest.counters.get("tokens", 0)
     return {
         CARD: render_card(counted, funnel, artifacts),
-        FACTS: json.dumps(whole, indent=2, ensure_ascii=False) + "\n",
+        FACTS: _dump_json(whole),
+        CROISSANT: _dump_json(croissant),
+        TRAINING_CONTENT: render_training_content(counted, funnel, fetch, tokens),
     }
+
+
+def _dump_json(value: Mapping[str, Any]) -> str:
+    return json.dumps(value, indent=2, ensure_ascii=False) + "\n"
+
+
+def _locate_stages(inputs: Mapping[str, Artifact]) -> dict[str, str]:
+    """Returns the folders of the stages that hold the data, relative to the run folder."""
+    found = {stage: inputs[stage].manifest for stage in ("download", "pack")}
+    return {stage: f"stages/{stage}/{manifest.fingerprint}" for stage, manifest in found.items()}
+
+
+def _read_encodings(pack: Artifact) -> dict[int, str]:
+    """Returns the encoding of the pixels of each resolution."""
+    config = PackConfig.model_validate(pack.manifest.config["pack"])
+    return {size: config.encoding_of(size) for size in config.resolutions}
 
 
 def publish_data_card(run: Run) -> None:
     """Copies the newest card to RUN, if there is one."""
     if card := run.artifacts().get("card"):
-        storage.write_bytes(run.path(CARD), storage.read_bytes(card.path(CARD)))
+        for name in PUBLISHED:
+            storage.write_bytes(run.path(name), storage.read_bytes(card.path(name)))
 
 
 def _describe_artifact(artifact: Artifact) -> dict[str, Any]:

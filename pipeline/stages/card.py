@@ -1,10 +1,10 @@
-"""Stage `card`: what the data set consists of, as Markdown and JSON."""
+"""Stage `card`: what the dataset consists of: the data card, Croissant, and the summary of training content."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-from dataprep.data_card_config import CardConfig
+from dataprep.card.config import CardConfig
 from dataprep.io import storage
 from pipeline.runtime.context import Context
 from pipeline.stages.base import StageConfig, StageInputs, StageType
@@ -31,11 +31,17 @@ class CardInputs(StageInputs):
 
 
 def run(ctx: Context[CardStageConfig, CardInputs]) -> None:
-    """Writes datacard.md and datacard.json."""
+    """Writes datacard.md and datacard.json, croissant.json and training_content.md."""
     from pipeline.report.data_card_files import build_data_card
 
     for name, text in build_data_card(ctx.artifacts, ctx.config.card).items():
         storage.write_bytes(ctx.path(name), text.encode())
 
 
-STAGE = StageType(name="card", run=run, config=CardStageConfig, inputs=CardInputs, published=("datacard.md",))
+STAGE = StageType(
+    name="card",
+    run=run,
+    config=CardStageConfig,
+    inputs=CardInputs,
+    published=("datacard.md", "croissant.json", "training_content.md"),
+)

@@ -6,7 +6,7 @@ import subprocess
 import sys
 
 CONFIGS = (
-    "annotate_config data_card_config pack_config download.config filters.config images.config listing.config "
+    "annotate_config card.config pack_config download.config filters.config images.config listing.config "
     "synthetic.config text.config io.storage"
 )
 HEAVY = ("torch", "transformers", "cv2", "scipy", "imagehash", "py3langid", "aiohttp", "s3fs", "PIL", "pyarrow")

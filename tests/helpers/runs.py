@@ -22,7 +22,7 @@ from PIL import Image
 
 from dataprep.annotate import annotate_shard
 from dataprep.annotate_config import AnnotateConfig
-from dataprep.data_card_config import CardConfig
+from dataprep.card.config import CardConfig
 from dataprep.download.config import DownloadConfig, FetchConfig
 from dataprep.download.shard import download_shard
 from dataprep.images.decode import read_shard_images

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from dataprep.data_card import list_most_frequent
+from dataprep.card.facts import list_most_frequent
 from dataprep.io import storage
 from pipeline.report import charts
 from pipeline.report.data_card_files import FACTS

@@ -7,9 +7,11 @@ from typing import Any
 
 import pyarrow as pa
 import pytest
+import yaml
 
-from dataprep.data_card import MOST, DataCounts, build_facts, count_shard, render_card
-from dataprep.data_card_config import CardConfig
+from dataprep.card.config import CardConfig
+from dataprep.card.facts import MOST, DataCounts, build_facts, count_shard
+from dataprep.card.markdown import render_card
 from dataprep.io.parquet import write_table
 
 FUNNEL = [{"filter": "min_side", "reason": "shorter side below 64 pixels", "in": 4, "dropped": 1, "kept": 3}]
@@ -22,7 +24,13 @@ def shard(folder: Path, **columns: Any) -> tuple[Path, Path, Path]:
     reason = pa.array([None] * 4 + ["robots_txt"], pa.string())
     errors = pa.array([None] * 4 + ["disallowed"], pa.string())
     tables = {
-        "download": {"status": status, "reason": reason, "error_message": errors} | columns,
+        "download": {
+            "url": [f"http://{'www.' * (row < 2)}a.test/{row}" for row in range(5)],
+            "status": status,
+            "reason": reason,
+            "error_message": errors,
+        }
+        | columns,
         "annotations": {
             "language": ["en", "en", "zh", "en", "en"],
             "width": pa.array([64, 300, 40, 5, None], pa.int32()),
@@ -56,6 +64,7 @@ def test_counts_add_up_over_shards(tmp_path: Path) -> None:
     assert found["languages"] == {"en": 4, "zh": 2}
     assert found["sides"] == {"below 64": 2, "from 64": 2, "from 256": 2}
     assert found["splits"] == {"train": 4, "validation": 2}
+    assert found["hosts"] == {"number": 1, "exact": True, "most_images": {"a.test": 6}}
     assert found["source"] == {"source": "table", "path": "list.csv"}
 
 
@@ -69,7 +78,9 @@ def test_a_download_without_licences_says_so(tmp_path: Path) -> None:
 def test_the_card_has_its_sections(tmp_path: Path) -> None:
     config = CardConfig(title="Zebras", contact="remove@zebras.test", notes="Only zebras.")
     text = render_card(told(shard(tmp_path, license=["CC0"] * 5), config), FUNNEL, ARTIFACTS)
-    assert text.startswith("# Data card: Zebras\n\nOnly zebras.\n\n3 image-caption pairs kept of 5 rows.\n")
+    _, metadata, card = text.split("---\n", 2)
+    assert yaml.safe_load(metadata)["pretty_name"] == "Zebras"
+    assert card.startswith("\n# Data card: Zebras\n\nOnly zebras.\n\n3 image-caption pairs kept of 5 rows.\n")
     for part in (
         "| robots\\_txt | 1 |",
         "| min\\_side | shorter side below 64 pixels | 4 | 1 | 3 |",
@@ -99,3 +110,15 @@ def test_long_tails_are_summed(tmp_path: Path, kinds: int) -> None:
     lines = [line for line in text.splitlines() if line.startswith("| reason ")]
     assert len(lines) - 1 == min(kinds, MOST)  # one is the head
     assert ("| 5 others | 15 |" in text) == (kinds > MOST)
+
+
+def test_urls_without_a_host_are_not_counted(tmp_path: Path) -> None:
+    paths = shard(tmp_path, url=["file:///a", "http://[", "https://b.test", "", None])
+    assert told(paths)["hosts"]["most_images"] == {"b.test": 1}
+
+
+def test_hosts_take_bounded_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("dataprep.card.facts.MOST_HOSTS", 2)
+    paths = shard(tmp_path, url=[f"http://{name}.test/" for name in "abcde"])
+    hosts = told(paths)["hosts"]
+    assert (hosts["number"], hosts["exact"]) == (1, False)

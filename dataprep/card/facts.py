@@ -1,24 +1,22 @@
-"""The data card: what a dataset is made of, what was left out and why, and how to be removed from it.
+"""What a dataset is made of, as counts: statuses, reasons, licences, languages, sizes, hosts.
 
-`count_shard` adds up shard by shard, so memory does not grow with the rows; `build_facts` gives the counts as JSON and
-`render_card` as Markdown.
+`count_shard` adds up shard by shard, so memory does not grow with the rows; `build_facts` gives the counts as JSON.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from dataprep.data_card_config import CardConfig
+from dataprep.card.config import CardConfig
 from dataprep.io.failure_reasons import FORGOTTEN
-from dataprep.io.markdown import format_table
-from dataprep.io.wording import count_of
 
 # Column names of licences in public lists, case-insensitive.
 LICENCE_NAMES = ("license", "licence", "license_name", "license_url", "rights")
@@ -26,6 +24,8 @@ LICENCE_NAMES = ("license", "licence", "license_name", "license_url", "rights")
 OPT_OUTS = ("robots_txt", "robots_tag", "tdm")
 SIDES = (64, 128, 256, 512, 1024, 2048)  # pixels: lower bounds of the classes of the shorter side
 MOST = 12  # values of a column that are listed separately
+MOST_HOSTS = 1_000_000  # hosts that are counted; of more, those with the fewest images are dropped
+LISTED_HOSTS = 1_000  # hosts in the facts
 
 
 @dataclass
@@ -40,6 +40,8 @@ class DataCounts:
     languages: Counter[str] = field(default_factory=Counter)  # of kept rows
     sides: Counter[str] = field(default_factory=Counter)  # of kept rows
     splits: Counter[str] = field(default_factory=Counter)
+    hosts: Counter[str] = field(default_factory=Counter)  # of the URLs of kept rows, without "www."
+    hosts_dropped: bool = False
     licence_column: str | None = None
 
 
@@ -48,7 +50,7 @@ def count_shard(download: str | Path, annotations: str | Path, selection: str | 
     names = pq.read_schema(download).names
     licence = next((name for name in names if name.lower() in LICENCE_NAMES), None)
     counts.licence_column = counts.licence_column or licence
-    wanted = ["status", "reason", *([licence] if licence else [])]
+    wanted = ["url", "status", "reason", *([licence] if licence else [])]
     fetched = pq.read_table(download, columns=wanted)
     measured = pq.read_table(annotations, columns=["language", "width", "height"])
     verdicts = pq.read_table(selection, columns=["keep", "split"])
@@ -63,6 +65,21 @@ def count_shard(download: str | Path, annotations: str | Path, selection: str | 
     sides = pa.compute.min_element_wise(measured["width"], measured["height"]).filter(keep).to_pylist()
     counts.sides += Counter(_classify_side(side) for side in sides if side is not None)
     counts.splits += _count_values(verdicts["split"])
+    _count_hosts(fetched["url"].filter(keep).to_pylist(), counts)
+
+
+def _count_hosts(urls: Iterable[str | None], counts: DataCounts) -> None:
+    for url in urls:
+        try:
+            parts = urlsplit(url or "")
+            host = parts.hostname if parts.scheme in ("http", "https") else None
+        except ValueError:  # such as "http://[": never fetched, so at most a forgotten row's
+            host = None
+        if host:
+            counts.hosts[host.removeprefix("www.")] += 1
+    if len(counts.hosts) > MOST_HOSTS:
+        counts.hosts = Counter(dict(counts.hosts.most_common(MOST_HOSTS // 2)))
+        counts.hosts_dropped = True
 
 
 def _count_values(column: Any) -> Counter[str]:
@@ -96,6 +113,11 @@ def build_facts(counts: DataCounts, listing: Mapping[str, Any], config: CardConf
         "languages": _sort_by_count(counts.languages),
         "sides": {name: counts.sides[name] for name in order if counts.sides[name]},
         "splits": _sort_by_count(counts.splits),
+        "hosts": {
+            "number": len(counts.hosts),
+            "exact": not counts.hosts_dropped,
+            "most_images": dict(list(_sort_by_count(counts.hosts).items())[:LISTED_HOSTS]),
+        },
     }
 
 
@@ -103,80 +125,8 @@ def _sort_by_count(counts: Counter[str]) -> dict[str, int]:
     return dict(sorted(counts.items(), key=lambda item: (-item[1], item[0])))
 
 
-def render_card(
-    facts: Mapping[str, Any], funnel: Sequence[Mapping[str, Any]], artifacts: Sequence[Mapping[str, Any]]
-) -> str:
-    """Renders the card as Markdown.
-
-    Args:
-        facts: result of `build_facts`.
-        funnel: one dict per filter: filter, in, dropped, kept, reason.
-        artifacts: one dict per stage: stage, fingerprint, files, bytes, sha256.
-    """
-    about, source = facts["about"], facts["source"]
-    lines = [f"# Data card{': ' + about['title'] if about['title'] else ''}", ""]
-    lines += [about["notes"], ""] if about["notes"] else []
-    lines += [
-        f"{count_of(facts['kept'], 'image-caption pair')} kept of {count_of(facts['rows'], 'row')}.",
-        "",
-        *_render_section("Source", source.items(), "key", "value"),
-        *_render_section("Download", facts["statuses"].items(), "status", "rows"),
-        *_render_section("Rows without an image, by reason", list_most_frequent(facts["reasons"]), "reason", "rows"),
-        "## Opted out and forgotten",
-        "",
-        "Rows that were not fetched because their owner opted out: robots.txt, `X-Robots-Tag`, TDM reservation.",
-        "",
-        *_format_rows([*facts["opt_outs"].items(), ("forgotten on request", facts["forgotten"])], "opt-out", "rows"),
-        *_render_funnel(funnel),
-        *_render_licences(facts),
-        *_render_section("Languages of the kept captions", list_most_frequent(facts["languages"]), "language", "rows"),
-        *_render_section("Shorter side of the kept originals", facts["sides"].items(), "pixels", "rows"),
-        *_render_section("Splits", facts["splits"].items(), "split", "rows"),
-        *_render_artifacts(artifacts),
-        *_render_removal(about["contact"]),
-    ]
-    return "\n".join(lines).rstrip() + "\n"
-
-
-def _render_section(title: str, rows: Iterable[Sequence[Any]], *heads: str) -> list[str]:
-    return [f"## {title}", "", *_format_rows(list(rows), *heads)]
-
-
 def list_most_frequent(counts: Mapping[str, int]) -> list[tuple[str, int]]:
     """Returns the first `MOST` values with their counts, and the sum of the others."""
     rows = list(counts.items())
     rest = sum(count for _, count in rows[MOST:])
     return [*rows[:MOST], *([(f"{len(rows) - MOST} others", rest)] if rest else [])]
-
-
-def _render_funnel(funnel: Sequence[Mapping[str, Any]]) -> list[str]:
-    rows = [(step["filter"], step["reason"], step["in"], step["dropped"], step["kept"]) for step in funnel]
-    return ["## Filters, in order", "", *_format_rows(rows, "filter", "drops rows with", "in", "dropped", "kept")]
-
-
-def _render_licences(facts: Mapping[str, Any]) -> list[str]:
-    if facts["licence_column"] is None:
-        return ["## Licences", "", "The list has no licence column.", ""]
-    title = f"Licences of the kept rows, from the list's column `{facts['licence_column']}`"
-    return _render_section(title, list_most_frequent(facts["licences"]), "licence", "rows")
-
-
-def _render_artifacts(artifacts: Sequence[Mapping[str, Any]]) -> list[str]:
-    rows = [(item["stage"], item["fingerprint"], item["files"], item["bytes"], item["sha256"]) for item in artifacts]
-    note = "sha256 of the artifact's lines `<sha256 of file>  <path>`, sorted by path, as `sha256sum` prints them."
-    return ["## Artifacts", "", note, "", *_format_rows(rows, "stage", "fingerprint", "files", "bytes", "sha256")]
-
-
-def _render_removal(contact: str | None) -> list[str]:
-    who = f"Write to {contact} with" if contact else "Send the distributor of this dataset"
-    return [
-        "## How to be removed",
-        "",
-        f"{who} the URL of the image. `imagen-ray forget RUN URL` removes the image, its byte-identical copies, "
-        "captions and embeddings from every file of the run; later runs skip them. To keep an image from being fetched "
-        "at all, send it with `X-Robots-Tag: noai`, or disallow it in robots.txt.",
-    ]
-
-
-def _format_rows(rows: Sequence[Sequence[Any]], *heads: str) -> list[str]:
-    return [*format_table(heads, rows), ""] if rows else ["None.", ""]
