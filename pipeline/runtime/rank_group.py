@@ -129,19 +129,21 @@ class RankGroup:
             process.request_shutdown.remote()
 
     def run(
-        self, function: Callable[..., dict[str, Any]], arguments: Mapping[str, Any], hang_seconds: float
+        self, function: Callable[..., dict[str, Any]], arguments: Mapping[str, Any], hang_seconds: float, label: str
     ) -> dict[str, Any]:
         """Calls ``function(**arguments)`` on every rank of a process group; returns rank 0's result.
+
+        Ray's dashboard shows the calls as ``label: rank 0`` and so on.
 
         Raises:
             GroupFailed: a rank failed. The group must be ended then: other ranks may hang in a collective.
         """
         port = ray.get(self.processes[0].find_port.remote())
         made_from = [ray.put((function, dict(arguments)))]  # once for all ranks
-        calls = {
-            process.run_rank.remote(made_from, environment, self.spec.threads, hang_seconds): rank
-            for rank, (process, environment) in enumerate(zip(self.processes, self._environments(port), strict=True))
-        }
+        calls = {}
+        for rank, (process, environment) in enumerate(zip(self.processes, self._environments(port), strict=True)):
+            run_rank = process.run_rank.options(name=f"{label}: rank {rank}")
+            calls[run_rank.remote(made_from, environment, self.spec.threads, hang_seconds)] = rank
         result: dict[str, Any] = {}
         failures: dict[int, BaseException] = {}
         give_up = float("inf")

@@ -21,6 +21,7 @@ from pipeline.runtime.actor_pool import ActorPool
 from pipeline.runtime.config import StageResources
 from pipeline.runtime.errors import StageError
 from pipeline.runtime.resources import resolve_actor_need
+from pipeline.runtime.run_metrics import ShardMetrics
 from pipeline.runtime.shard_worker import ShardWorker
 from pipeline.runtime.warm_processes import ProcessSpec
 from pipeline.store.artifact import Shard
@@ -73,18 +74,21 @@ def map_shards(
         if pool is None:
             ctx.close_pools()  # kept workers of other arguments hold the resources
             pool = _make_pool(ctx, on_gpu)
-        batches = MarkerBatches(folder, done)
+        batches, metrics = MarkerBatches(folder, done), ShardMetrics(ctx.folder, ctx.stage)
         failed: list[dict[str, Any]] = []
         try:
             with progress(f"{ctx.stage} {subfolder}".strip(), len(shards), "shards") as update:
                 update(len(done))
-                call = _ShardCall(key, [ray.put((worker, arguments))], folder, subfolder, fingerprint)
-                for shard, marker, error in _run_shards(pool, waiting, ctx.cluster.retries, call):
+                call = _ShardCall(ctx.stage, key, [ray.put((worker, arguments))], folder, subfolder, fingerprint)
+                for shard, marker, error in _run_shards(pool, waiting, ctx.cluster.retries, call, metrics):
                     if marker is not None:
                         done[shard.id] = marker
                         batches.add(marker)
+                        metrics.add_counters(marker.counters)
                     else:
                         failed.append({"shard": shard.id, "reason": error})
+                    left = len(shards) - len(done) - len(failed)
+                    metrics.set_shards(done=len(done), quarantined=len(failed), waiting=left)
                     update(len(done), f"{len(failed)} quarantined" if failed else "")
         except BaseException:
             pool.close(keep=False)
@@ -159,6 +163,7 @@ def _quarantine(ctx: Context[Any, Any], failed: Sequence[dict[str, Any]], shards
 class _ShardCall:
     """Arguments of `WorkerProcess.run_shard` that are the same for all shards."""
 
+    stage: str
     key: str
     made_from: list[Any]
     folder: str
@@ -166,11 +171,14 @@ class _ShardCall:
     fingerprint: str
 
     def start(self, process: Any, shard: Shard) -> Any:
-        """Starts a process on ``shard``; returns the reference to its marker."""
-        return process.run_shard.remote(self.key, self.made_from, shard, self.folder, self.subfolder, self.fingerprint)
+        """Starts a process on ``shard``; returns the reference to its marker. Ray's dashboard shows the name."""
+        run_shard = process.run_shard.options(name=f"{self.stage}: shard {shard.id}")
+        return run_shard.remote(self.key, self.made_from, shard, self.folder, self.subfolder, self.fingerprint)
 
 
-def _run_shards(pool: ActorPool, shards: Sequence[Shard], retries: int, call: _ShardCall) -> Iterator[ShardResult]:
+def _run_shards(
+    pool: ActorPool, shards: Sequence[Shard], retries: int, call: _ShardCall, metrics: ShardMetrics
+) -> Iterator[ShardResult]:
     """Yields shards as they finish or fail."""
     waiting = deque((shard, 0) for shard in shards)
     running: dict[Any, tuple[Any, Shard, int]] = {}
@@ -189,6 +197,7 @@ def _run_shards(pool: ActorPool, shards: Sequence[Shard], retries: int, call: _S
                 continue
             actor = pool.acquire()
             running[call.start(actor, shard)] = (actor, shard, tries)
+        metrics.set_workers(busy=len(pool.busy), idle=len(pool.idle), starting=len(pool.starting))
         for reference in pool.wait(list(running), 0.5):
             actor, shard, tries = running.pop(reference)
             try:
@@ -212,5 +221,6 @@ def _run_shards(pool: ActorPool, shards: Sequence[Shard], retries: int, call: _S
             if tries < retries:
                 not_before[shard.id] = time.monotonic() + BACKOFF * 2**tries
                 waiting.append((shard, tries + 1))
+                metrics.add_retry()
             else:
                 yield shard, None, error

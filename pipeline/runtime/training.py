@@ -20,6 +20,7 @@ from pipeline.runtime.group_size import GroupPlan
 from pipeline.runtime.rank_group import GroupFailed, GroupNotStarted, RankGroup
 from pipeline.runtime.ray_session import can_grow
 from pipeline.runtime.resources import list_draining_nodes
+from pipeline.runtime.run_metrics import TrainingMetrics
 from pipeline.runtime.warm_processes import ProcessSpec
 from pipeline.store.log_tail import read_last_row
 from pipeline.terminal import ProgressUpdate, console, progress
@@ -62,7 +63,7 @@ def run_training(
     """
     failures: list[str] = []
     left, saved = retries, _list_checkpoints(folder)
-    with progress(label, steps, "steps") as update, _Watch(folder, update, plan) as watch, shutdown_on_sigterm():
+    with progress(label, steps, "steps") as update, _Watch(folder, label, update, plan) as watch, shutdown_on_sigterm():
         group = _start_group(plan, label, None)
         while True:
             try:
@@ -120,7 +121,7 @@ def _run_group(
     finished = False
     watch.begin(group)
     try:
-        result = group.run(function, arguments, hang_seconds)
+        result = group.run(function, arguments, hang_seconds, watch.label)
         finished = True
     finally:
         watch.group = None
@@ -150,9 +151,10 @@ def _first_failure(failures: Mapping[int, BaseException]) -> tuple[BaseException
 class _Watch(threading.Thread):
     """Shows progress from log.jsonl while the group runs, and asks it to stop when the driver or a node must go."""
 
-    def __init__(self, folder: str, update: ProgressUpdate, plan: GroupPlan) -> None:
+    def __init__(self, folder: str, label: str, update: ProgressUpdate, plan: GroupPlan) -> None:
         super().__init__(daemon=True)
         self.path, self.update, self.plan = storage.join(folder, "log.jsonl"), update, plan
+        self.label, self.metrics = label, TrainingMetrics(folder, label)
         self.group: RankGroup | None = None
         self.grows = False  # the group was asked to stop because a larger one fits
         self.checked = 0.0  # when that was last looked at
@@ -161,12 +163,14 @@ class _Watch(threading.Thread):
     def begin(self, group: RankGroup) -> None:
         """Watches ``group`` until `group` is None again."""
         self.grows, self.checked, self.group = False, time.monotonic(), group
+        self.metrics.set_ranks(len(group.processes))
 
     def run(self) -> None:
         """Looks once per second."""
         while not self.ended.wait(POLL_INTERVAL):
             if (row := read_last_row(self.path)) and row.get("loss") is not None:
                 self.update(int(row["step"]), f"loss {row['loss']:.4f}")
+                self.metrics.set_row(row)
             group = self.group
             if group is not None:
                 self.grows = self.grows or self._may_grow(group)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from types import SimpleNamespace
 from typing import Any, cast
+from unittest.mock import create_autospec
 
 import pytest
 from ray.exceptions import RayActorError
@@ -11,6 +12,7 @@ from ray.exceptions import RayActorError
 from dataprep.io.signals import SHUTDOWN
 from pipeline.runtime import shard_map
 from pipeline.runtime.actor_pool import ActorPool
+from pipeline.runtime.run_metrics import ShardMetrics
 from pipeline.runtime.shard_map import ShardResult
 from pipeline.store.artifact import Shard
 
@@ -22,7 +24,9 @@ class ScriptedPool:
         self.script = script
         self.calls: list[int] = []
         self.idle: list[Any] = [self]
-        self.run_shard = SimpleNamespace(remote=self.call)
+        self.busy: list[Any] = []
+        self.starting: dict[Any, Any] = {}
+        self.run_shard = SimpleNamespace(options=lambda name: SimpleNamespace(remote=self.call))
         monkeypatch.setattr(shard_map.ray, "get", self.get)
         monkeypatch.setattr(shard_map, "BACKOFF", 0.0)
 
@@ -53,8 +57,12 @@ class ScriptedPool:
 
 def run_shards(pool: ScriptedPool, count: int) -> list[ShardResult]:
     shards = [Shard(number, {}) for number in range(count)]
-    call = shard_map._ShardCall("", [], "", "", "")
-    return list(shard_map._run_shards(cast(ActorPool, pool), shards, 1, call))
+    call = shard_map._ShardCall("", "", [], "", "", "")
+    metrics = create_autospec(ShardMetrics, instance=True)
+    found = list(shard_map._run_shards(cast(ActorPool, pool), shards, 1, call, metrics))
+    lost = min(pool.script.count("machine"), shard_map.MAX_LOST_MACHINES)
+    assert metrics.add_retry.call_count == len(pool.calls) - count - lost  # lost machines are no retries
+    return found
 
 
 @pytest.mark.parametrize(
