@@ -39,7 +39,7 @@ RESUMABLE = {
     *("activation_checkpointing", "deterministic"),
     *("checkpoint_every", "keep_last", "keep_every", "overlap_save", "log_every", "validate_every"),
     *("validation_batches", "sample_every", "max_skipped", "workers", "stall_seconds", "hang_seconds"),
-    *("wandb", "wandb_project", "peak_tflops"),
+    *("wandb", "wandb_project", "mlflow", "mlflow_experiment", "peak_tflops"),
 }
 
 
@@ -89,6 +89,10 @@ class TrainConfig(Config):
     peak_tflops: float | None = Field(None, gt=0, description="dense peak of the GPU, for MFU; None: by its name")
     wandb: Literal["off", "offline", "online"] = Field("off", description="Weights & Biases beside TensorBoard")
     wandb_project: str = Field("imagen-ray", description="Weights & Biases project")
+    mlflow: str | None = Field(
+        None, description="MLflow beside TensorBoard: the tracking server, such as http://mlflow:5000; None: off"
+    )
+    mlflow_experiment: str = Field("imagen-ray", description="MLflow experiment")
 
     @model_validator(mode="before")
     @classmethod

@@ -1,17 +1,15 @@
-"""Logs of a training: ``log.jsonl`` and TensorBoard always, Weights & Biases when configured. Written by rank 0."""
+"""Logs of a training: ``log.jsonl`` and TensorBoard always, experiment trackers when configured. Written by rank 0."""
 
 from __future__ import annotations
 
-import hashlib
 import json
-import tempfile
 from typing import Any
 
 import numpy as np
 
 from dataprep.io import storage
-from dataprep.io.errors import UserError
 from train.config import TrainConfig
+from train.trackers import start_trackers
 
 
 class MetricLogger:
@@ -25,7 +23,7 @@ class MetricLogger:
         self.lines = [json.dumps(row) for row in rows if row["step"] <= start]
         self.flush()
         self.board = SummaryWriter(storage.join(folder, "tensorboard"), purge_step=start + 1)
-        self.wandb = start_wandb(folder, config) if config.wandb != "off" else None
+        self.trackers = start_trackers(folder, config)
 
     def write(self, row: dict[str, Any]) -> None:
         """Adds a row: immediately on a local disk; on an object store, which cannot append, at the next `flush`."""
@@ -36,8 +34,8 @@ class MetricLogger:
         values = {name: value for name, value in row.items() if name != "step" and value is not None}
         for name, value in values.items():
             self.board.add_scalar(name, value, row["step"])
-        if self.wandb is not None:
-            self.wandb.log(values, step=row["step"])
+        for tracker in self.trackers:
+            tracker.log(values, step=row["step"])
 
     def write_image(self, name: str, pixels_HWC: np.ndarray, step: int) -> None:
         """Writes an image, uint8 RGB (H, W, 3), to ``<name>/step-<step>.png`` and TensorBoard."""
@@ -56,26 +54,5 @@ class MetricLogger:
         """Flushes and closes the log."""
         self.flush()
         self.board.close()
-        if self.wandb is not None:
-            self.wandb.finish()
-
-
-def start_wandb(folder: str, config: TrainConfig) -> Any:
-    """Starts or resumes the Weights & Biases run of this folder; UserError if the library is missing."""
-    try:
-        import wandb
-    except ImportError as error:
-        raise UserError(
-            f"wandb={config.wandb}: the library is not installed; `pip install wandb`, or set wandb=off"
-        ) from error
-    local = folder if storage.is_local(folder) else tempfile.mkdtemp(prefix="imagen-ray-")
-    return wandb.init(
-        project=config.wandb_project,
-        id=hashlib.sha256(folder.encode()).hexdigest()[:16],
-        name="/".join(folder.rstrip("/").split("/")[-2:]),
-        dir=local,
-        mode="online" if config.wandb == "online" else "offline",
-        resume="allow",
-        config=config.model_dump(mode="json"),
-        settings=wandb.Settings(silent=True, console="off"),
-    )
+        for tracker in self.trackers:
+            tracker.finish()
