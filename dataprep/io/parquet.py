@@ -56,6 +56,8 @@ KINDS = {
     # of evaluated images: id, set, size, caption digest, text, one column `image_<model>` per model; a cache that
     # `forget` deletes file by file
     "features": FileKind(1, "none"),
+    # row groups of pack and embedding shards, with counts of their rows: while a training runs, holds no sample
+    "shard_index": FileKind(1, "none"),
     # generated images: prompt, seed, size, png, clip_score
     "samples": FileKind(1, "none"),
 }

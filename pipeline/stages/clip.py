@@ -11,8 +11,10 @@ from pydantic import Field, model_validator
 from dataprep.io import storage
 from dataprep.io.config import Config
 from dataprep.io.keys import shard_name
+from dataprep.io.pack_format import pixels_column
 from dataprep.pack_config import PackConfig
 from pipeline.runtime.context import Context
+from pipeline.runtime.training_data import INDEX_FILE, write_shard_index
 from pipeline.runtime.training_stage import train_on_cluster
 from pipeline.stages.base import Learning, Placement, RowBalance, Rows, StageConfig, StageInputs, StageType, config_key
 from pipeline.stages.model_files import EXPORT, MODEL_FILE, list_model_files, resolve_model_name
@@ -97,8 +99,10 @@ def run(ctx: Context[ClipStageConfig, ClipInputs]) -> None:
         ClipScorer.load(spec)
     else:
         assert ctx.inputs.encoder is not None
-        pairs = _pack_pairs(ctx, config.train.image_size)
-        arguments = {"pairs": pairs, "tokenizer": encoder_location(ctx.inputs.encoder)}
+        pairs, index = _pack_pairs(ctx, config.train.image_size), ctx.path(PAIRS, INDEX_FILE)
+        content = hash_json(sorted(marker.fingerprint for marker in ctx.finished))
+        write_shard_index(ctx, index, pairs, None, (pixels_column(config.train.image_size),), content)
+        arguments = {"index": index, "tokenizer": encoder_location(ctx.inputs.encoder)}
         train_on_cluster(ctx, train_rank, arguments, config.train, config.seed)
         storage.remove(ctx.path(PAIRS))
     storage.write_json(ctx.path(MODEL_FILE), {key: resolve_model_name(name) for key, name in spec.items()})

@@ -144,7 +144,7 @@ def _read_first_samples(path: str) -> Iterator[NamedImage]:
 
 def read_validation_images(path: str, size: int) -> Iterator[NamedImage]:
     """Yields the validation pairs of a pack shard, square; row groups without any are not read."""
-    from train.loader.reader import read_pixel_encoding
+    from train.loader.pack_files import read_pixel_encoding
     from train.loader.row_group import decode_pixels
 
     column = pixels_column(size)

@@ -5,7 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from dataprep.io import storage
 from pipeline.runtime.context import Context
+from pipeline.runtime.training_data import INDEX_FILE, write_shard_index
 from pipeline.runtime.training_stage import train_on_cluster
 from pipeline.stages.base import Learning, Placement, Rows, StageConfig, StageInputs, StageType, always
 from pipeline.store.artifact import Artifact, Manifest
@@ -44,10 +46,12 @@ def train_rank(**arguments: Any) -> dict[str, Any]:
 
 def run(ctx: Context[TrainStageConfig, TrainInputs]) -> None:
     """Trains the stage: checkpoints, log, and EMA weights to sample from."""
-    pack, embed = ctx.inputs.pack, ctx.inputs.embed
-    validate = pack.manifest.counters["validation"] > 0
-    arguments = {"pack": pack.files(), "embed": embed.files(), "validate": validate}
-    train_on_cluster(ctx, train_rank, arguments, ctx.config.train, ctx.config.seed)
+    pack, embed, train = ctx.inputs.pack, ctx.inputs.embed, ctx.config.train
+    index, content = ctx.path(INDEX_FILE), pack.content + embed.content
+    write_shard_index(ctx, index, pack.files(), embed.files(), train.pixel_columns(), content, train.min_original)
+    arguments = {"index": index, "validate": pack.manifest.counters["validation"] > 0}
+    train_on_cluster(ctx, train_rank, arguments, train, ctx.config.seed)
+    storage.remove(index)
 
 
 def describe_learning(manifest: Manifest) -> Learning:

@@ -23,7 +23,7 @@ from dataprep.pack import pack_shard
 from dataprep.pack_config import PackConfig
 from tests.helpers.images import encoded, picture
 from tests.helpers.web import Web
-from train.loader.reader import read_pixel_encoding
+from train.loader.pack_files import read_pixel_encoding
 from train.loader.row_group import decode_pixels
 
 

@@ -24,6 +24,7 @@ from train.loader.config import LoaderConfig
 from train.loader.reader import CorruptDataError, Reader
 from train.loader.row_group import RowGroup
 from train.loader.sampler import WHOLE, SampleOrder, Share, sample_seed
+from train.loader.shard_index import index_shards
 from train.loader.window_cache import WindowCache
 
 log = logging.getLogger(__name__)
@@ -138,13 +139,34 @@ class Loader(Stream):
         config: LoaderConfig = LoaderConfig(),  # noqa: B008 (frozen)
         min_original: int = 0,
     ) -> None:
-        self.reader = Reader(pack_paths, embed_paths, columns, split, config, min_original)
-        self.columns, self.crop, self.with_text = tuple(columns), crop, embed_paths is not None
-        self.sizes = {name: stored.size for name, stored in self.reader.shards[0].pixels.items()}
+        index = index_shards(pack_paths, embed_paths, columns, min_original)
+        self._open(Reader(index, config), split, seed, global_batch, crop, min_original)
+
+    @classmethod
+    def from_reader(
+        cls,
+        data: Reader,
+        split: str | None,
+        seed: int,
+        global_batch: int,
+        crop: int | None = None,
+        min_original: int = 0,
+    ) -> Loader:
+        """Returns a loader of the shards that ``data`` reads, which loaders of other splits may share."""
+        loader = cls.__new__(cls)
+        loader._open(data, split, seed, global_batch, crop, min_original)
+        return loader
+
+    def _open(
+        self, data: Reader, split: str | None, seed: int, global_batch: int, crop: int | None, min_original: int
+    ) -> None:
+        self.reader = data.select(split, min_original)
+        self.columns, self.crop, self.with_text = data.columns, crop, data.with_text
+        self.sizes = {name: stored.size for name, stored in data.pixels.items()}
         self._check_crop()
         order = self._order(seed, global_batch, split)
         super().__init__(order.rows, seed, global_batch, order)
-        self.window, self.skip = WindowCache(self.reader, order), config.on_corrupt == "skip"
+        self.window, self.skip = WindowCache(self.reader, order), data.config.on_corrupt == "skip"
         self.corrupt: dict[str, str] = {}  # skipped so far: row group, or key of a row -> reason
 
     def _order(self, seed: int, global_batch: int, split: str | None) -> SampleOrder | BucketOrder:

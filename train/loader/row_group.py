@@ -15,8 +15,7 @@ import torch
 from dataprep.io.errors import UserError
 from dataprep.io.pack_format import ImageShape
 from dataprep.text.embedding_codec import dequantise, view_stored
-
-RAW = "raw"  # encoding of uncompressed pixels
+from train.loader.pack_files import RAW
 
 
 @dataclass(frozen=True)

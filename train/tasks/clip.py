@@ -5,7 +5,7 @@ Shape legend: B batch of this rank, N batch of all ranks, C channels, H W height
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -15,8 +15,11 @@ from torch.nn import functional
 
 from dataprep.io import storage
 from dataprep.io.pack_format import pixels_column
+from train.loader.config import LoaderConfig
 from train.loader.loader import Batch, Loader
+from train.loader.reader import Reader
 from train.loader.sampler import SampleRandom
+from train.loader.shard_index import ShardIndex
 from train.loop import train
 from train.models.clip import build_clip, encode_tokens, save_clip, to_clip_range
 from train.models.clip_config import ClipModelConfig
@@ -71,12 +74,15 @@ class ClipTask:
         save_clip(folder, weights, ClipModelConfig(**self.config.model_dump(include=fields)), self.tokenizer)
 
 
-def train_clip(
-    pairs: Sequence[str], tokenizer: str, config: ClipTrainingConfig, folder: str, seed: int
-) -> dict[str, Any]:
-    """Trains CLIP on this rank from packed pairs; ``tokenizer`` is a folder (maybe a URL) or a hub name."""
+def train_clip(index: str, tokenizer: str, config: ClipTrainingConfig, folder: str, seed: int) -> dict[str, Any]:
+    """Trains CLIP on this rank from packed pairs.
+
+    ``index`` is the path of their `train.loader.shard_index.ShardIndex`; ``tokenizer`` is a folder (maybe a URL) or a
+    hub name.
+    """
     task = ClipTask(config, storage.local_folder(tokenizer))
-    return train(task, config, Loader(pairs, None, task.columns, None, seed, config.batch_size), folder, seed)
+    data = Reader(ShardIndex.read(index), LoaderConfig())
+    return train(task, config, Loader.from_reader(data, None, seed, config.batch_size), folder, seed)
 
 
 def gather_ranks(value: Tensor) -> Tensor:

@@ -10,11 +10,9 @@ from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
-import pyarrow.parquet as pq
 import torch
 from torch import Tensor, nn
 
-from dataprep.io import storage
 from dataprep.io.errors import UserError
 from train.diffusion.guidance import guided_denoiser
 from train.diffusion.objective import (
@@ -27,7 +25,9 @@ from train.diffusion.objective import (
 )
 from train.diffusion.samplers import ddim, sampling_log_snrs
 from train.loader.loader import TRAIN, VALIDATION, Batch, Loader
+from train.loader.reader import Reader
 from train.loader.sampler import SampleRandom, sample_seed
+from train.loader.shard_index import ShardIndex
 from train.loop import train
 from train.models.backbones import build_denoiser
 from train.models.base import Conditions, DenoiserConfig
@@ -137,31 +137,26 @@ class DiffusionTask:
 
 
 def train_diffusion(
-    pack: Sequence[str], embed: Sequence[str], validate: bool, config: DiffusionTrainingConfig, folder: str, seed: int
+    index: str, validate: bool, config: DiffusionTrainingConfig, folder: str, seed: int
 ) -> dict[str, Any]:
     """Trains a stage on this rank from pack shards and their embedding shards.
 
-    ``validate``: whether the pack has held-out rows. Returns the figures of `train.loop.train`, and ``passed_over``:
-    the number of row groups and images that could not be read.
+    ``index`` is the path of their `train.loader.shard_index.ShardIndex`, for the config's pixel columns and
+    ``min_original``; ``validate``: whether the pack has held-out rows. Returns the figures of `train.loop.train`, and
+    ``passed_over``: the number of row groups and images that could not be read.
     """
+    shards = ShardIndex.read(index)
+    if shards.text_dim is None:
+        raise UserError("train: nothing was kept to train on; look at the report's funnel and loosen select")
+    data = Reader(shards, config.data)
 
     def make_loader(split: str) -> Loader:
         min_original = config.min_original if split == TRAIN else 0  # few are held out: validate on all of them
-        columns, batch, crop = config.pixel_columns(), config.batch_size, config.crop
-        return Loader(pack, embed, columns, split, seed, batch, crop, config.data, min_original)
+        return Loader.from_reader(data, split, seed, config.batch_size, config.crop, min_original)
 
-    task, loader = DiffusionTask(config, read_text_width(embed)), make_loader(TRAIN)
+    task, loader = DiffusionTask(config, shards.text_dim), make_loader(TRAIN)
     result = train(task, config, loader, folder, seed, make_loader(VALIDATION) if validate else None)
     return result | {"passed_over": len(loader.corrupt)}
-
-
-def read_text_width(embed: Sequence[str]) -> int:
-    """Reads the width of the embeddings from the first shard that is not empty; UserError where all are."""
-    for path in embed:
-        with storage.local_copy(path) as local, pq.ParquetFile(local) as file:
-            if file.metadata.num_rows:
-                return int(next(file.iter_batches(1, columns=["dim"]))["dim"][0].as_py())
-    raise UserError("train: nothing was kept to train on; look at the report's funnel and loosen select")
 
 
 def spread_times(random: SampleRandom) -> Tensor:

@@ -30,11 +30,13 @@ class FinishedContext(Context[Any, Any]):
 
 def test_clip_is_trained_on_the_prepared_shards(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     given: dict[str, Any] = {}
+    indexed: dict[str, list[str]] = {}
 
     def record_arguments(ctx: object, function: Callable[..., Any], arguments: Mapping[str, Any], *_: Any) -> None:
         given.update(arguments)
 
     monkeypatch.setattr(clip, "train_on_cluster", record_arguments)
+    monkeypatch.setattr(clip, "write_shard_index", lambda ctx, path, pairs, *_: indexed.update({path: pairs}))
     monkeypatch.setattr(clip, "encoder_location", lambda artifact: "t5")
     ctx = make_context(tmp_path, "clip")
     ctx.__class__ = FinishedContext
@@ -44,7 +46,9 @@ def test_clip_is_trained_on_the_prepared_shards(tmp_path: Path, monkeypatch: pyt
     download = Artifact(str(tmp_path), Manifest("download", "f", {}, {}, [], {}, 1.0, {}))
     ctx.inputs = SimpleNamespace(download=download, encoder=download)
     clip.run(ctx)
-    assert given["pairs"] == [ctx.path("pairs", name) for name in ("00000.parquet", "00002.parquet", "00012.parquet")]
+    assert indexed[given["index"]] == [
+        ctx.path("pairs", name) for name in ("00000.parquet", "00002.parquet", "00012.parquet")
+    ]
     assert given["tokenizer"] == "t5"
     assert ctx.arguments["max_pixels"] == 100_000  # type: ignore[attr-defined]
     assert storage.read_json(ctx.path("model.json")) == {"model": None, "pretrained": None}

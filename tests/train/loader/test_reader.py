@@ -60,7 +60,7 @@ def test_object_storage_gives_the_same_batches(
         check_batch(other)
         assert one["key"] == other["key"] and torch.equal(one["text_BLD"], other["text_BLD"])
     cached = list(tmp_path.glob("imagen-ray-*/row-groups/*.arrow"))
-    assert len(cached) == 2 * len(there.reader.groups)
+    assert len(cached) == 2 * len(there.reader)
     again = Loader(*remote, COLUMN, "train", 3, 10)
     monkeypatch.delattr(pq.ParquetFile, "read_row_group")  # cached row groups are not fetched again
     check_batch(again.batch(0))

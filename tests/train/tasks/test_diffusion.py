@@ -16,10 +16,11 @@ from tests.helpers.toys import short_config
 from train.config import TrainConfig
 from train.loader.loader import Loader
 from train.loader.sampler import SampleRandom
+from train.loader.shard_index import index_shards
 from train.loop import train
 from train.models.export import load_stage
-from train.tasks.diffusion import DiffusionTask, read_text_width, spread_times
-from train.tasks.diffusion_config import DiffusionStageConfig
+from train.tasks.diffusion import DiffusionTask, spread_times, train_diffusion
+from train.tasks.diffusion_config import DiffusionStageConfig, DiffusionTrainingConfig
 
 X0 = {"prediction": "x0", "lowres_max_level": 0.3}
 
@@ -76,8 +77,9 @@ def test_times_are_spread_evenly() -> None:
     assert abs(float(many.mean()) - 0.5) < 0.02
 
 
-def test_the_text_width_is_that_of_the_first_shard_with_a_caption(tmp_path: Path) -> None:
-    empty, full = write_embeddings(tmp_path / "0", 0, 0), write_embeddings(tmp_path / "1", 0, 2)
-    assert read_text_width([empty, full]) == 8
+def test_training_on_no_rows_is_refused(tmp_path: Path) -> None:
+    config = DiffusionTrainingConfig(resolution=16, steps=1, batch_size=2)
+    files = [write_pack(tmp_path / "p", 0, 0)], [write_embeddings(tmp_path / "e", 0, 0)]
+    index_shards(*files, config.pixel_columns()).write(str(tmp_path / "index"))
     with pytest.raises(UserError, match="nothing was kept to train on"):
-        read_text_width([empty])
+        train_diffusion(str(tmp_path / "index"), False, config, str(tmp_path / "run"), 0)
