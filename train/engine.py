@@ -12,7 +12,7 @@ import os
 import shutil
 import sys
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
@@ -238,10 +238,21 @@ class Engine:
         """Returns the keys of a parameter in `full_state`: ``weight``, then the optimizer's state."""
         return (MASTER, *self.optimizer.slots(self.shapes[name]))
 
-    def full_state(self) -> Iterator[tuple[str, dict[str, Tensor]]]:
-        """Yields per parameter its name, and its fp32 weight and every optimizer slot, whole, on the CPU."""
-        for name, param in self.params.items():
-            yield name, {slot: self._read_slot(param, slot) for slot in self.slots(name)}
+    def full_state(
+        self, part: int = 0, parts: int = 1, copy: Callable[[Tensor], Tensor] | None = None
+    ) -> Iterator[tuple[str, dict[str, Tensor]]]:
+        """Yields name, fp32 weight and every optimizer slot, whole, of the parameters i with ``i % parts == part``.
+
+        ``copy`` copies to host memory, and is called for no others.
+        """
+        for index, (name, param) in enumerate(self.params.items()):
+            kept = index % parts == part
+            if not kept and self.config.zero_stage == 0:
+                continue  # nothing to gather with the other ranks
+            values = ((slot, self._gather_slot(param, slot)) for slot in self.slots(name))
+            found = {slot: (copy or _to_host)(value) for slot, value in values if kept}
+            if kept:
+                yield name, found
 
     def load_parameter(self, name: str, state: Mapping[str, Tensor]) -> None:
         """Sets a parameter and its state from `full_state`, at any world size and ZeRO stage."""
@@ -270,21 +281,22 @@ class Engine:
 
     def weights(self, slot: str = EMA) -> dict[str, Tensor]:
         """Returns a state dict on the CPU, with the EMA (or another slot) in place of the trained parameters."""
-        return {name: self._read_slot(param, slot) for name, param in self.params.items()} | self.buffers()
+        return {name: _to_host(self._gather_slot(param, slot)) for name, param in self.params.items()} | self.buffers()
 
     def _writable(self, param: nn.Parameter) -> Any:
         if self.config.zero_stage != 3:
             return nullcontext()
         return _import_deepspeed().zero.GatheredParameters([param], modifier_rank=0)
 
-    def _read_slot(self, param: nn.Parameter, slot: str) -> Tensor:
+    def _gather_slot(self, param: nn.Parameter, slot: str) -> Tensor:
+        """Returns a slot of a parameter, whole, where it lies or where DeepSpeed gathers it."""
         if self.config.zero_stage == 0:
-            value = param if slot == MASTER else self.optimizer.state[param][slot]
-        else:
-            from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state
+            value: Tensor = param if slot == MASTER else self.optimizer.state[param][slot]
+            return value
+        from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state
 
-            value = safe_get_full_fp32_param(param) if slot == MASTER else safe_get_full_optimizer_state(param, slot)
-        return value.detach().to("cpu", torch.float32, copy=True)
+        value = safe_get_full_fp32_param(param) if slot == MASTER else safe_get_full_optimizer_state(param, slot)
+        return value
 
     def _write_slot(self, param: nn.Parameter, slot: str, value: Tensor) -> None:
         if self.config.zero_stage == 0:
@@ -327,6 +339,10 @@ def enable_recompute(module: nn.Module) -> None:
             getattr(module, name)()
             return
     raise UserError("activation_checkpointing=true: this model cannot recompute blocks; set it to false")
+
+
+def _to_host(value: Tensor) -> Tensor:
+    return value.detach().to("cpu", torch.float32, copy=True)
 
 
 def _to_bf16(value: Any) -> Any:

@@ -22,7 +22,8 @@ from torch import Tensor
 from dataprep.io import storage
 from dataprep.io.errors import UserError
 from dataprep.io.signals import shutdown_on_sigterm
-from train import checkpoint
+from train.checkpoint import CheckpointSaver
+from train.checkpoint_files import checkpoint_path
 from train.config import TrainConfig, run_identity
 from train.engine import Engine
 from train.errors import NonFiniteError, Preempted
@@ -33,6 +34,7 @@ from train.loader.sampler import SampleRandom, sample_seed
 from train.logger import MetricLogger
 from train.lr_schedule import learning_rate_at
 from train.preemption import ShutdownConsensus
+from train.resume import Checkpoint, load_checkpoint, open_newest
 from train.task import SamplingTask, Task, ValidatingTask
 from train.timing import Stopwatch, peak_memory_mb, peak_tflops
 from train.watchdog import SpikeDetector, Watchdog
@@ -91,7 +93,7 @@ class _TrainingRun:
         self.on_event = on_event
         self.checkpoints = storage.join(folder, "checkpoints")
         self.identity = run_identity(config) | {"seed": seed, "training samples": samples}
-        self.saver = checkpoint.CheckpointSaver(engine, self.checkpoints, config, self.identity)
+        self.saver = CheckpointSaver(engine, self.checkpoints, config, self.identity)
         self.watchdog, self.clock = Watchdog(config.hang_seconds), Stopwatch(engine.device)
         self.logger: MetricLogger | None = None
         self.peak = peak_tflops(engine.device, config.peak_tflops)
@@ -106,8 +108,8 @@ class _TrainingRun:
         """Runs everything; see `train`."""
         began = time.monotonic()
         self.watchdog.feed()
-        path = checkpoint.find_newest_on_all_ranks(self.checkpoints)
-        start = self._resume(path) if path else 0
+        with open_newest(self.checkpoints) as found:
+            start = self._resume(found) if found else 0
         if self.engine.rank == 0:
             self.logger = MetricLogger(self.folder, start, self.config)
         self.engine.train()
@@ -141,13 +143,13 @@ class _TrainingRun:
             self.logger.close()
         self.watchdog.stop()
 
-    def _resume(self, path: str) -> int:
-        step, state = checkpoint.load_checkpoint(self.engine, path, self.identity)
+    def _resume(self, found: Checkpoint) -> int:
+        step, state = load_checkpoint(self.engine, found, self.identity)
         self.sums = {name: self._scalar(value) for name, value in state["sums"].items()}
         self.counted, self.last, self.spikes = state["counted"], state["last"], SpikeDetector(state["spikes"])
         self.skipped, self.consecutive_skips = state["skipped"], state["consecutive_skips"]
-        log.info("resumed from %s", path)
-        self.on_event({"kind": "resume", "rank": self.engine.rank, "path": path, "step": step})
+        log.info("resumed from %s", found.path)
+        self.on_event({"kind": "resume", "rank": self.engine.rank, "path": found.path, "step": step})
         return step
 
     def _scalar(self, value: float) -> Tensor:
@@ -313,7 +315,7 @@ class _TrainingRun:
         if step % self.config.checkpoint_every:
             self._save(step)
         self._collect()
-        raise Preempted(step, checkpoint.checkpoint_path(self.checkpoints, step))
+        raise Preempted(step, checkpoint_path(self.checkpoints, step))
 
     def _export(self) -> None:
         self.watchdog.feed()

@@ -62,7 +62,7 @@ def _write_folder(run: Run, config: CascadeConfig, out: Path, weights: str, wate
         if weights == "ema":
             shutil.copytree(stage.path, out / stage.name)
         else:
-            from train.checkpoint import read_weights  # imports DeepSpeed
+            from train.resume import read_weights  # imports DeepSpeed
 
             model, settings = read_stage_settings(stage.path)
             tensors, step = read_weights(artifacts[f"train.{stage.name}"].path("checkpoints"), weights)

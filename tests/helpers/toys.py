@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from dataprep.io.storage import read_json_lines, write_json
+from tests.helpers import counted_store
 from train.config import TrainConfig
 from train.engine import Engine
 from train.loader.loader import Batch, Stream
@@ -156,6 +157,14 @@ def ema_error(settings: dict[str, Any]) -> float:
     return max(float((ours[name] - ema[name]).abs().max()) for name in now)
 
 
+def resume_counted(folder: str, rank: int) -> None:
+    """Resumes a run of two ranks on a store that counts; writes what this rank read of each file from there."""
+    run(f"counted://{folder}/counted", 16)
+    counted_store.reset()
+    run(f"counted://{folder}/counted")
+    write_json(f"{folder}/read-{rank}.json", {Path(path).name: size for path, size in counted_store.READ.items()})
+
+
 def two_ranks(rank: int, port: int, folder: str, cases: list[tuple[str, list[int | None], dict[str, Any]]]) -> None:
     """Runs cases on each of two gloo ranks: folder name, stops of the attempts, config changes."""
     torch.set_num_threads(1)
@@ -164,6 +173,7 @@ def two_ranks(rank: int, port: int, folder: str, cases: list[tuple[str, list[int
     for name, stops, changes in cases:
         for stop in stops:
             run(f"{folder}/{name}", stop, **changes)
+    resume_counted(folder, rank)
     dist.barrier()
     errors = {stage: ema_error({"zero_stage": stage}) for stage in (0, 1, 2, 3)}
     if rank == 0:

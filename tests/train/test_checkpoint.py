@@ -16,7 +16,7 @@ import torch
 from dataprep.io import storage
 from dataprep.io.errors import UserError
 from tests.helpers.toys import ToyData, ToyTask, config, rows, run
-from train import checkpoint
+from train import checkpoint, resume
 from train.loop import train
 
 
@@ -142,7 +142,7 @@ def test_training_continues_while_a_checkpoint_is_written(tmp_path: Path, monkey
     def on_event(event: dict[str, Any]) -> None:
         seen.append((event["kind"], event.get("step") or event["row"]["step"]))
         if seen[-1] == ("log", 10):
-            assert checkpoint.find_newest(str(tmp_path / "checkpoints")) is None
+            assert resume.find_newest(str(tmp_path / "checkpoints")) is None
             logged.set()
 
     monkeypatch.setattr(checkpoint, "_write_tensors", slow)
@@ -193,7 +193,7 @@ def test_a_checkpoint_that_cannot_be_written_stops_the_run(
 def test_checkpoints_on_an_object_store(tmp_path: Path) -> None:
     folder = f"memory://{tmp_path.name}-store"
     run(folder, 16)
-    assert checkpoint.find_newest(f"{folder}/checkpoints") == f"{folder}/checkpoints/step-00000012"
+    assert resume.find_newest(f"{folder}/checkpoints") == f"{folder}/checkpoints/step-00000012"
     result = run(folder)
     assert result is not None and result["resumed_from"] == 12
     assert storage.exists(f"{folder}/export/weights.safetensors")

@@ -97,3 +97,14 @@ def test_shares_are_split_between_the_ranks(folder: Path) -> None:
     shares = [set(load_file(checkpoint / f"rank-0000{rank}.safetensors")) for rank in (0, 1)]
     assert not shares[0] & shares[1]
     assert len(shares[0] | shares[1]) == 4 * 4  # four parameters, each with weight, two moments and EMA
+
+
+def test_ranks_share_the_reading_of_a_checkpoint(folder: Path) -> None:
+    """Each file is read by one rank, once; so two ranks on two nodes are two halves of a download."""
+    assert_same(folder / "counted", folder / "alone", 1e-5)
+    read = [read_json(str(folder / f"read-{rank}.json")) for rank in (0, 1)]
+    # The checkpoint of step 12 is gone by now; the sizes do not change.
+    files = {path.name: path.stat().st_size for path in (folder / "counted/checkpoints/step-00000020").iterdir()}
+    for name in ("rank-00000.safetensors", "rank-00001.safetensors"):
+        assert sorted(part.get(name, 0) for part in read) == [0, files[name]]
+    assert all(any(part.get(name, 0) for name in files if name.startswith("rank-")) for part in read)

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from dataprep.io.errors import UserError
 from dataprep.io.storage import read_json_lines
 from tests.helpers.toys import ToyData, ToyTask, config, rows, run
-from train import checkpoint
+from train import resume
 from train.errors import NonFiniteError
 from train.loader.loader import Batch
 from train.loop import train
@@ -157,7 +157,7 @@ def test_keeps_the_last_and_marks_hashes(whole: Path) -> None:
 
 
 def test_no_checkpoint_yet(tmp_path: Path) -> None:
-    assert checkpoint.find_newest(str(tmp_path / "none")) is None
+    assert resume.find_newest(str(tmp_path / "none")) is None
 
 
 def test_accumulation_and_threads_change_only_rounding(whole: Path, tmp_path: Path) -> None:
@@ -232,7 +232,7 @@ def test_events_come_in_order(tmp_path: Path) -> None:
 
     def on_event(event: dict[str, Any]) -> None:
         if event["kind"] == "checkpoint":
-            assert checkpoint.find_damage(event["path"]) is None
+            assert resume.find_damage(event["path"]) is None
         seen.append((event["kind"], event.get("step") or event["row"]["step"]))
 
     train(ToyTask(), config(steps=8, overlap_save=0), ToyData(), str(tmp_path), 0, on_event=on_event)

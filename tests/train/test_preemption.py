@@ -15,7 +15,7 @@ from torch import Tensor
 
 from dataprep.io.signals import SHUTDOWN
 from tests.helpers.toys import ToyData, ToyTask, config, rows, run
-from train import checkpoint
+from train import resume
 from train.errors import Preempted
 from train.loader.loader import Batch
 from train.loader.sampler import SampleRandom
@@ -36,7 +36,7 @@ def test_sigterm_saves_at_the_next_step_and_stops(tmp_path: Path, overlap: int) 
     with pytest.raises(Preempted, match=r"step 9, saved as .*step-00000009") as stopped:
         train(Terminated(), config(overlap_save=overlap), ToyData(), str(tmp_path / "terminated"), 0, ToyData(seed=5))
     assert signal.getsignal(signal.SIGTERM) == handler and not SHUTDOWN.is_set()
-    assert checkpoint.find_damage(stopped.value.path) is None
+    assert resume.find_damage(stopped.value.path) is None
     resumed = run(tmp_path / "terminated")
     assert resumed is not None and resumed["resumed_from"] == 9
     run(tmp_path / "whole")

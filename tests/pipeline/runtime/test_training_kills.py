@@ -19,7 +19,7 @@ from safetensors.torch import load_file
 
 from dataprep.io.storage import read_json_lines
 from tests.helpers.paths import ROOT
-from train import checkpoint
+from train import resume
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500)]  # many groups
 STEPS, EVERY = 24, 4
@@ -97,7 +97,7 @@ def test_kills_of_ranks_and_driver_change_nothing(uninterrupted: Path, tmp_path:
 def test_sigterm_to_the_driver_saves_a_checkpoint_to_resume_from(uninterrupted: Path, tmp_path: Path) -> None:
     stopped = run_driver(tmp_path, [], stop=9)
     assert stopped.returncode == 3, stopped.stderr[-3000:]
-    newest = checkpoint.find_newest(str(tmp_path / "run/checkpoints"))
+    newest = resume.find_newest(str(tmp_path / "run/checkpoints"))
     assert newest == str(tmp_path / "run/checkpoints/step-00000011")  # received in update 10, agreed on in update 11
     assert f"at step 11, saved as {newest}" in stopped.stdout
     resumed = run_driver(tmp_path, [], stop=9)
