@@ -34,6 +34,9 @@ from pipeline.store.fingerprint import hash_json
 from pipeline.store.run import Run
 from pipeline.terminal import console
 
+NO_AGENT = "No available agent"  # of Ray's answer where no node can run a job, yet or at all
+AGENT_TIMEOUT = 30.0  # seconds
+
 
 def submit_job(config: str, overrides: Sequence[str], address: str | None, wait: bool) -> int:
     """Submits ``imagen-ray run CONFIG``, or attaches to the job that runs it, and returns the job's exit status.
@@ -90,7 +93,13 @@ def _attach_or_submit(client: JobSubmissionClient, address: str, run: Run, entry
                     runtime_env=environment,
                     metadata={RUN_KEY: run.root},
                 )
-    except RuntimeError:
+    except RuntimeError as error:
+        if NO_AGENT in str(error):
+            raise UserError(
+                f"--address {address}: the cluster has no agent to run a job. Ray starts none on a node whose port "
+                "52365 is taken, such as by another Ray on the same machine; start that node with `ray start "
+                "--dashboard-agent-listen-port=PORT`, and a free port"
+            ) from error
         first = find_job_by_id(client, name)
         if first and not first.status.is_terminal():  # another submission of this run was a moment earlier
             return _attach(first, address, run, entrypoint)
@@ -123,5 +132,5 @@ def _attach(job: JobDetails, address: str, run: Run, entrypoint: str) -> str:
 
 def _retry_while_starting() -> Retrying:
     """Retries for half a minute: a cluster that was just started answers before it can run a job."""
-    starting = retry_if_exception(lambda error: "No available agent" in str(error))
-    return Retrying(retry=starting, wait=wait_fixed(1), stop=stop_after_delay(30), reraise=True)
+    starting = retry_if_exception(lambda error: NO_AGENT in str(error))
+    return Retrying(retry=starting, wait=wait_fixed(1), stop=stop_after_delay(AGENT_TIMEOUT), reraise=True)

@@ -1,13 +1,13 @@
 """Trains the toy on a Ray cluster with pretended GPUs, which loses a node and gets it back.
 
 ``python -m tests.helpers.elastic_run FOLDER STEPS``. Four nodes of one GPU each; the node of a rank is taken away at
-step 8 and added again at step 20. Prints the sizes of the groups.
+step 8 and added again at step 20. Every rank of every group writes where it is to FOLDER/places.jsonl.
 """
 
 from __future__ import annotations
 
+import importlib
 import json
-import os
 import subprocess
 import sys
 import threading
@@ -15,20 +15,19 @@ import time
 from pathlib import Path
 from typing import Any
 
-import torch.distributed as dist
+import ray
 
 from dataprep.io.storage import read_json_lines
 from pipeline.runtime import training
-from pipeline.runtime.config import ClusterConfig, StageResources
+from pipeline.runtime.config import StageResources
 from pipeline.runtime.group_size import plan_group
-from pipeline.runtime.rank_group import RankGroup
-from pipeline.runtime.ray_session import connect_ray
 from pipeline.runtime.training import run_training
+from tests.helpers.placed_run import start_cluster, write_place
 from tests.helpers.toys import ToyData, ToyTask, config
 from train.loop import train
 
 SETTINGS = {"checkpoint_every": 4, "log_every": 1, "zero_stage": 1, "overlap_save": 0}
-LOST_AT, BACK_AT = 8, 20
+NODES, LOST_AT, BACK_AT = 4, 8, 20
 
 
 class SlowTask(ToyTask):
@@ -41,9 +40,7 @@ class SlowTask(ToyTask):
 
 def run_rank(folder: str, steps: int) -> dict[str, Any]:
     """Trains one rank."""
-    if dist.get_rank() == 0:
-        with open(f"{folder}/groups.jsonl", "a") as file:
-            file.write(json.dumps({"ranks": dist.get_world_size()}) + "\n")
+    write_place(folder)
     return train(SlowTask(), config(steps=steps, **SETTINGS), ToyData(), f"{folder}/run", 0, ToyData(seed=5))
 
 
@@ -56,44 +53,31 @@ def last_step(folder: str) -> int:
 def main() -> None:
     """Runs the driver."""
     folder, steps = sys.argv[1], int(sys.argv[2])
-    os.environ["RAY_AUTH_MODE"] = "disabled"
-    from ray.cluster_utils import Cluster
-
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
-    nodes = [cluster.add_node(num_cpus=1, num_gpus=1) for _ in range(4)]
-    connect_ray(ClusterConfig(address=cluster.address))
-    training.GROW_INTERVAL = 1.0
-    plan = plan_group(StageResources(), None, config())
-    locations: list[set[str]] = []
-
-    class RecordedGroup(RankGroup):
-        def __init__(self, *arguments: Any) -> None:
-            super().__init__(*arguments)
-            locations.append(self.nodes())
-
-    vars(training)["RankGroup"] = RecordedGroup
-
     returned: list[subprocess.Popen[bytes]] = []
+    with start_cluster(NODES, num_cpus=1, num_gpus=1) as cluster:
+        lost = next(node for node in cluster.worker_nodes if node.node_id != ray.get_runtime_context().get_node_id())
 
-    def lose_and_return() -> None:
-        while last_step(folder) < LOST_AT:
-            time.sleep(0.1)
-        cluster.remove_node(nodes[-1], allow_graceful=False)
-        while last_step(folder) < BACK_AT:
-            time.sleep(0.1)
-        # `add_node` sets signal handlers, which only the main thread may.
-        words = ["start", f"--address={cluster.address}", "--num-cpus=1", "--num-gpus=1", "--block"]
-        returned.append(subprocess.Popen([f"{Path(sys.executable).parent}/ray", *words], stdout=subprocess.DEVNULL))
+        def lose_and_return() -> None:
+            while last_step(folder) < LOST_AT:
+                time.sleep(0.1)
+            Path(folder, "lost").write_text(lost.node_id)
+            cluster.remove_node(lost, allow_graceful=False)
+            while last_step(folder) < BACK_AT:
+                time.sleep(0.1)
+            # `add_node` sets signal handlers, which only the main thread may.
+            words = ["start", f"--address={cluster.address}", "--num-cpus=1", "--num-gpus=1", "--block"]
+            returned.append(subprocess.Popen([f"{Path(sys.executable).parent}/ray", *words], stdout=subprocess.DEVNULL))
 
-    threading.Thread(target=lose_and_return, daemon=True).start()
-    from importlib import import_module
-
-    here = import_module("tests.helpers.elastic_run")  # classes of __main__ would be pickled by value
-    arguments = {"folder": folder, "steps": steps}
-    result = run_training(here.run_rank, arguments, f"{folder}/run", plan, steps, "toy", 2, regroup_seconds=5)
+        threading.Thread(target=lose_and_return, daemon=True).start()
+        training.GROW_INTERVAL = 1.0
+        plan = plan_group(StageResources(), None, config())
+        here = importlib.import_module("tests.helpers.elastic_run")  # classes of __main__ would be pickled by value
+        arguments = {"folder": folder, "steps": steps}
+        result = run_training(here.run_rank, arguments, f"{folder}/run", plan, steps, "toy", 2, regroup_seconds=5)
+        print(json.dumps({"step": result["step"], "gpus": plan.need.gpus}))
     for node in returned:
         node.terminate()
-    print(json.dumps({"step": result["step"], "gpus": plan.need.gpus, "nodes": [len(group) for group in locations]}))
+        node.wait(60)
 
 
 if __name__ == "__main__":

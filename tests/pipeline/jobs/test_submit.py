@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 from ray.job_submission import JobStatus
+from tenacity import wait_none
 
 from dataprep.io import storage
 from dataprep.io.errors import UserError
@@ -176,3 +177,30 @@ def test_the_package_of_a_job_is_small_and_complete() -> None:
     assert {"pyproject.toml", "configs/smoke.yaml", "pipeline/cli/main.py", "pipeline/report/page.css"} <= names
     assert not {name.split("/")[0] for name in names} & {".git", "tests", "docs", "benchmarks", "runs", ".venv"}
     assert sum(path.stat().st_size for path in files) < 2_000_000
+
+
+@pytest.mark.parametrize("refusals", [1, 10**9])
+def test_a_cluster_without_an_agent_is_waited_for_and_then_explained(
+    cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, refusals: int
+) -> None:
+    """A head that was just started gets one; one whose port another Ray has never does."""
+    monkeypatch.setattr(submit, "wait_fixed", lambda seconds: wait_none())
+    monkeypatch.setattr(submit, "AGENT_TIMEOUT", 0.2)
+    accept, asked = cluster.submit_job, list[str]()
+
+    def refuse(**options: Any) -> None:
+        asked.append(options["submission_id"])
+        if len(asked) <= refusals:
+            raise RuntimeError(
+                "Request failed with status code 500: No available agent to submit job, please try again"
+            )
+        accept(**options)
+
+    monkeypatch.setattr(cluster, "submit_job", refuse)
+    if refusals == 1:
+        assert submit_job(SMOKE, [f"run={tmp_path}/run"], "http://head", False) == 0 and len(asked) == 2
+        return
+    monkeypatch.setattr(submit.console, "print", lambda *_, **__: None)
+    with pytest.raises(UserError, match=r"--address http://head: .*52365 is taken.*--dashboard-agent-listen-port=PORT"):
+        submit_job(SMOKE, [f"run={tmp_path}/run"], "http://head", False)
+    assert not cluster.jobs
