@@ -9,19 +9,76 @@ from __future__ import annotations
 
 import re
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from typing import NamedTuple
 
 from dataprep.images.formats import IMAGE_EXTENSIONS
 from dataprep.io.errors import UserError
 from dataprep.listing.account import Account
-from dataprep.listing.text_decoding import Line
+from dataprep.listing.text_decoding import Line, LineBlock
 
 BODY = re.compile(r'[^"]*+(?:""[^"]*+)*+')  # of a quoted cell
 MAX_CELL_LINES = 1000  # of a quoted cell: a longer one was never closed
 MAX_CELL = 1 << 20  # characters of the same
+PIECE = 256  # lines that are split together if all are plain
 PLACE = re.compile(
     r"\s*\"?(?:[a-z][a-z0-9+.-]*://\S+|\S+\.(?:" + "|".join(IMAGE_EXTENSIONS) + r"))\"?\s*", re.IGNORECASE
 )
+
+
+class Records(NamedTuple):
+    """Records that follow each other: their cells, and the line that each begins on."""
+
+    cells: list[list[str]]
+    texts: list[str]
+
+
+class Lines:
+    """The lines of a file one by one, or several without a quotation mark at once."""
+
+    def __init__(self, blocks: Iterable[LineBlock]) -> None:
+        self.pieces = _cut_blocks(blocks)
+        self.piece, self.next = LineBlock(1, []), 0
+        self.marked: list[int] = []  # lines of the piece that have a mark, descending
+
+    def __iter__(self) -> Iterator[Line]:
+        return self
+
+    def __next__(self) -> Line:
+        while self.next == len(self.piece.lines):
+            self._start_piece(next(self.pieces))
+        self.next += 1
+        return Line(self.piece.number + self.next - 1, self.piece.lines[self.next - 1])
+
+    def put_back(self, line: Line) -> None:
+        """Makes the last line that was returned the next one."""
+        self.next -= 1
+        assert self.piece.lines[self.next] == line.text
+
+    def list_plain(self, marks_are_text: bool) -> list[str]:
+        """Returns the next lines of a piece up to one with a mark, for `skip` to take; none at the end of the file."""
+        if self.next == len(self.piece.lines):
+            self._start_piece(next(self.pieces, LineBlock(self.piece.number, [])))
+        while self.marked and self.marked[-1] < self.next:
+            self.marked.pop()
+        end = self.marked[-1] if self.marked and not marks_are_text else len(self.piece.lines)
+        return self.piece.lines[self.next : end]
+
+    def skip(self, count: int) -> None:
+        """Takes so many lines of the piece."""
+        self.next += count
+
+    def _start_piece(self, piece: LineBlock) -> None:
+        self.piece, self.next, self.marked = piece, 0, []
+        if '"' in "".join(piece.lines):
+            self.marked = [at for at, text in enumerate(piece.lines) if '"' in text][::-1]
+
+
+def _cut_blocks(blocks: Iterable[LineBlock]) -> Iterator[LineBlock]:
+    """Yields pieces of `PIECE` lines: if one of them is odd, all of them are read one by one."""
+    for number, lines in blocks:
+        for start in range(0, len(lines), PIECE):
+            yield LineBlock(number + start, lines[start : start + PIECE])
 
 
 class StrayMarkError(ValueError):
@@ -49,8 +106,37 @@ class RecordReader:
     def read(self, lines: Iterator[Line]) -> Iterator[tuple[Line, list[str]]]:
         """Yields each record with its first line. Raises UserError for one with another number of cells."""
         ahead: deque[Line] = deque()
+        while (record := self._read_one(lines, ahead)) is not None:
+            yield record
+
+    def read_many(self, lines: Lines) -> Iterator[Records]:
+        """Yields the same records, those of plain lines together. Raises UserError as `read` does."""
+        ahead: deque[Line] = deque()
+        together = not self.skips_blanks and self.delimiter != " "  # then a blank line is one that has no cells
+        singly = 0  # lines that are to be read one by one
+        while True:
+            plain = lines.list_plain(self.quotes == "text") if together and not ahead and not singly else []
+            cells = [text.split(self.delimiter) for text in plain]
+            if cells and not self._has_odd(cells):
+                lines.skip(len(plain))
+                self.account.records += len(cells)
+                yield Records(cells, plain)
+                continue
+            singly = max(len(plain), singly) - 1 if plain or singly else 0
+            if (record := self._read_one(lines, ahead)) is None:
+                return
+            yield Records([record[1]], [record[0].text])
+
+    def _has_odd(self, rows: list[list[str]]) -> bool:
+        """Returns whether a line is blank or has another number of cells than the header."""
+        if {*map(len, rows)} != {self.width}:
+            return True
+        return self.width == 1 and not all(_has_text(text) for (text,) in rows)
+
+    def _read_one(self, lines: Iterator[Line], ahead: deque[Line]) -> tuple[Line, list[str]] | None:
+        """Returns the next record with its first line; None at the end."""
         while (line := _next_line(lines, ahead)) is not None:
-            if not line.text.strip(" "):
+            if not _has_text(line.text):
                 self.account.count("blank_lines")
                 continue
             cells, stray = self._split(line, lines, ahead)
@@ -59,7 +145,8 @@ class RecordReader:
             if stray:
                 self.account.name("stray_quotes", f"{self.path} line {line.number}")
             self.account.records += 1
-            yield line, cells
+            return line, cells
+        return None
 
     def _split(self, line: Line, lines: Iterator[Line], ahead: deque[Line]) -> tuple[list[str], bool]:
         """Returns the cells of a record that begins on ``line``, and whether it has a stray mark."""
@@ -146,6 +233,10 @@ class RecordReader:
             f"listing.path {self.path}: not readable, line {line.number} has {len(cells)} cells{why}, the header "
             f"has {self.width}; correct the line"
         )
+
+
+def _has_text(text: str) -> bool:
+    return bool(text.strip(" "))
 
 
 def _next_line(lines: Iterator[Line], ahead: deque[Line]) -> Line | None:

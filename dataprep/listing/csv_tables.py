@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
-from itertools import chain
 from typing import NamedTuple
 
 import pyarrow as pa
@@ -12,9 +11,9 @@ import pyarrow as pa
 from dataprep.images.formats import IMAGE_EXTENSIONS
 from dataprep.io.errors import UserError
 from dataprep.listing.column_names import CAPTION_NAMES, FILE_NAMES, URL_NAMES, fold_name
-from dataprep.listing.csv_records import RecordReader, StrayMarkError, split_line
+from dataprep.listing.csv_records import Lines, RecordReader, Records, StrayMarkError, split_line
 from dataprep.listing.read_options import BATCH_CHARACTERS, BATCH_ROWS, Batch, ReadOptions, open_table
-from dataprep.listing.text_decoding import Line, read_lines
+from dataprep.listing.text_decoding import read_blocks, read_lines
 
 DELIMITERS = (",", "\t", ";", "|")
 KNOWN = frozenset((*URL_NAMES, *CAPTION_NAMES, *FILE_NAMES))
@@ -33,7 +32,7 @@ class Dialect(NamedTuple):
 def read_csv(path: str, extension: str, options: ReadOptions) -> Iterator[Batch]:
     """Yields the records of a CSV or TSV file. Raises UserError with the line for one of another number of cells."""
     with open_table(path) as file:
-        lines = read_lines(path, file, options.encoding, options.account)
+        lines = Lines(read_blocks(path, file, options.encoding, options.account))
         first = next((line for line in lines if line.text.strip()), None)
         preferred = "\t" if extension == ".tsv" else ","
         if first is not None and first.text.lower().startswith("sep=") and len(first.text) == 5:  # as Excel writes
@@ -45,18 +44,28 @@ def read_csv(path: str, extension: str, options: ReadOptions) -> Iterator[Batch]
         quotes = "text" if dialect.headerless and dialect.delimiter == "\t" else options.quotes
         account, names = options.account, dialect.names
         reader = RecordReader(path, dialect.delimiter, len(names), quotes, account, dialect.skips_blanks)
-        yield from _batch_records(reader.read(chain([first], lines) if dialect.headerless else lines), names)
+        if dialect.headerless:
+            lines.put_back(first)
+        yield from _batch_records(reader.read_many(lines), names)
 
 
-def _batch_records(records: Iterator[tuple[Line, list[str]]], names: Sequence[str]) -> Iterator[Batch]:
+def _batch_records(records: Iterator[Records], names: Sequence[str]) -> Iterator[Batch]:
+    """Yields batches of `BATCH_ROWS` rows; one ends earlier with the row that exceeds `BATCH_CHARACTERS`."""
     rows: list[list[str]] = []
     size = 0
-    for line, cells in records:
-        rows.append(cells)
-        size += len(line.text)
-        if len(rows) == BATCH_ROWS or size > BATCH_CHARACTERS:
-            yield _build_batch(rows, names)
-            rows, size = [], 0
+    for cells, texts in records:
+        sizes = list(map(len, texts))
+        start = 0
+        while start < len(cells):
+            taken = min(len(cells) - start, BATCH_ROWS - len(rows))
+            if size + sum(sizes[start : start + taken]) > BATCH_CHARACTERS:
+                taken = 1
+            rows += cells[start : start + taken]
+            size += sum(sizes[start : start + taken])
+            start += taken
+            if len(rows) == BATCH_ROWS or size > BATCH_CHARACTERS:
+                yield _build_batch(rows, names)
+                rows, size = [], 0
     if rows:
         yield _build_batch(rows, names)
 

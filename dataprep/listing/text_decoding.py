@@ -102,7 +102,20 @@ def _has_utf8(data: bytes) -> bool:
     return any(ord(character) > 0x7FF for character in data.decode(errors="ignore"))
 
 
+class LineBlock(NamedTuple):
+    """Lines of a file that follow each other, without their ends; ``number`` is that of the first."""
+
+    number: int
+    lines: list[str]
+
+
 def read_lines(path: str, file: IO[bytes], encoding: str | None, account: Account) -> Iterator[Line]:
+    """Yields the lines of a text file one by one, see `read_blocks`."""
+    for block in read_blocks(path, file, encoding, account):
+        yield from map(Line, count(block.number), block.lines)
+
+
+def read_blocks(path: str, file: IO[bytes], encoding: str | None, account: Account) -> Iterator[LineBlock]:
     """Yields the lines of a text file, which end with LF or CR LF, or with CR in a file without any LF.
 
     Raises UserError with the line's number if it cannot be decoded.
@@ -117,30 +130,30 @@ def read_lines(path: str, file: IO[bytes], encoding: str | None, account: Accoun
     zeroless = head.replace(b"\0", b"")
     ending = "\r" if b"\n" not in zeroless and b"\r" in zeroless else "\n"
     if not wide and ending == "\n":
-        yield from _read_byte_lines(path, handle, known, account)
+        yield from _read_byte_blocks(path, handle, known, account)
         return
     number = 0
     try:
         with io.TextIOWrapper(handle, known or "utf-8", newline=ending) as text:
             for number, line in enumerate(text, 1):
-                yield Line(number, line.removeprefix("\ufeff").rstrip("\r\n"))
+                yield LineBlock(number, [line.removeprefix("\ufeff").rstrip("\r\n")])
     except (UnicodeError, LookupError) as error:
         raise _describe_line(path, number + 1, str(known or "UTF-8"), encoding) from error
 
 
-def _read_byte_lines(path: str, handle: IO[bytes], encoding: str | None, account: Account) -> Iterator[Line]:
+def _read_byte_blocks(path: str, handle: IO[bytes], encoding: str | None, account: Account) -> Iterator[LineBlock]:
     number, rest = 1, b""
     while block := handle.read(BLOCK):
         rest += block
         end = rest.rfind(b"\n") + 1
         if end:
             lines = _decode_lines(path, rest[: end - 1], number, encoding, account)
-            yield from map(Line, count(number), lines)
+            yield LineBlock(number, lines)
             number, rest = number + len(lines), rest[end:]
         elif len(rest) > MAX_LINE:
             raise UserError(f"listing.path {path}: line {number} is longer than {MAX_LINE >> 20} MiB; is it a list?")
     if rest:
-        yield Line(number, _decode_lines(path, rest, number, encoding, account)[0])
+        yield LineBlock(number, _decode_lines(path, rest, number, encoding, account))
 
 
 def _decode_lines(path: str, data: bytes, first: int, encoding: str | None, account: Account) -> list[str]:

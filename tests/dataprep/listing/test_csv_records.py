@@ -5,16 +5,19 @@ from __future__ import annotations
 import csv
 import io
 from pathlib import Path
+from unittest import mock
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from dataprep.io.errors import UserError
+from dataprep.listing import csv_records, csv_tables
 from dataprep.listing.account import Account
-from dataprep.listing.csv_records import MAX_CELL_LINES, RecordReader
+from dataprep.listing.csv_records import MAX_CELL_LINES, Lines, RecordReader
+from dataprep.listing.read_options import ReadOptions
 from dataprep.listing.sources import list_rows
-from dataprep.listing.text_decoding import Line
+from dataprep.listing.text_decoding import Line, LineBlock
 from tests.helpers.lists import list_pairs, table_config
 
 
@@ -137,3 +140,81 @@ def test_a_header_with_blanks_can_be_named_with_or_without_them(tmp_path: Path) 
         list_pairs(table_config(tmp_path / "l.csv"))
     (tmp_path / "l.csv").write_text("Image URL,Alt-Text\nhttp://a/1,a\n")
     assert list_pairs(table_config(tmp_path / "l.csv")) == [("http://a/1", "a")]
+
+
+def read_all(text: str, width: int, delimiter: str, quotes: str, skips: bool, together: bool) -> tuple[object, ...]:
+    """Returns the records, or those before an error and the error; and the account of them."""
+    account, records = Account(), list[list[str]]()
+    reader = RecordReader("l", delimiter, width, quotes, account, skips)
+    blocks = iter([LineBlock(1, text.split("\n")[:5]), LineBlock(6, text.split("\n")[5:])])
+    lines = Lines(block for block in blocks if block.lines)
+    error = ""
+    try:
+        if together:
+            for part in reader.read_many(lines):
+                assert len(part.cells) == len(part.texts)
+                records += part.cells
+        else:
+            records += [cells for _, cells in reader.read(lines)]
+    except UserError as problem:
+        error = str(problem)
+    # Of an error in a piece, the records before it are what the careful reader had yielded.
+    return records if not error else None, error, account.counts, account.named
+
+
+@given(
+    st.lists(st.text(st.sampled_from('ab ,;\t"é图\r'), max_size=6), min_size=1, max_size=14),
+    st.integers(1, 3),
+    st.sampled_from([",", ";", "\t", " "]),
+    st.sampled_from(["auto", "standard", "text"]),
+    st.booleans(),
+)
+def test_lines_that_are_split_together_give_the_same_records(
+    lines: list[str], width: int, delimiter: str, quotes: str, skips: bool
+) -> None:
+    text = "\n".join(lines)
+    with mock.patch.object(csv_records, "PIECE", 3):
+        assert read_all(text, width, delimiter, quotes, skips, True) == read_all(
+            text, width, delimiter, quotes, skips, False
+        )
+
+
+@given(st.lists(st.lists(st.sampled_from(["a", "", "b c", '"d"', 'e"']), min_size=2, max_size=2), max_size=40))
+def test_plain_lists_with_few_marks_give_the_same_records(rows: list[list[str]]) -> None:
+    text = "\n".join(",".join(row) for row in rows)
+    with mock.patch.object(csv_records, "PIECE", 4):
+        assert read_all(text, 2, ",", "auto", False, True) == read_all(text, 2, ",", "auto", False, False)
+
+
+def test_plain_lines_are_not_read_one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only the line with the mark is, and those of a piece with a line of another kind, here a blank one."""
+    monkeypatch.setattr(csv_records, "PIECE", 10)
+    lines = [f"http://a/{index},caption {index}" for index in range(100)]
+    lines[34] = 'http://a/34,"a, b"'
+    lines.insert(57, "")
+    account, one_by_one = Account(), list[int]()
+    reader = RecordReader("l", ",", 2, "auto", account)
+    split = reader._split
+    monkeypatch.setattr(reader, "_split", lambda line, *rest: (one_by_one.append(line.number), split(line, *rest))[1])
+    records = [cells for part in reader.read_many(Lines([LineBlock(1, lines)])) for cells in part.cells]
+    assert records == [["http://a/34", "a, b"] if n == 34 else [f"http://a/{n}", f"caption {n}"] for n in range(100)]
+    assert one_by_one == [35, *range(51, 58), *range(59, 61), 61] and account.records == 100
+    assert account.counts == {"blank_lines": 1}
+
+
+def test_batches_end_where_they_did(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """After so many rows, or with the row that exceeds so many characters, whatever is read together."""
+    monkeypatch.setattr(csv_tables, "BATCH_ROWS", 7)
+    monkeypatch.setattr(csv_tables, "BATCH_CHARACTERS", 60)
+    monkeypatch.setattr(csv_records, "PIECE", 5)
+    lines = [f"u{index},{'x' * (30 if index % 11 == 4 else 1)}" for index in range(40)]
+    (tmp_path / "l.csv").write_text("\n".join(["url,caption", *lines]))
+    expected, size, rows = list[int](), 0, 0
+    for line in lines:
+        size, rows = size + len(line), rows + 1
+        if rows == 7 or size > 60:
+            expected.append(rows)
+            size = rows = 0
+    batches = list(csv_tables.read_csv(str(tmp_path / "l.csv"), ".csv", ReadOptions()))
+    assert [batch.table.num_rows for batch in batches] == [*expected, rows]
+    assert [url for batch in batches for url in batch.table["url"].to_pylist()] == [f"u{n}" for n in range(40)]
