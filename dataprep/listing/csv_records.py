@@ -27,9 +27,9 @@ PLACE = re.compile(
 
 
 class Records(NamedTuple):
-    """Records that follow each other: their cells, and the line that each begins on."""
+    """Records that follow each other: the cells of all, record by record, and the line that each begins on."""
 
-    cells: list[list[str]]
+    cells: list[str]
     texts: list[str]
 
 
@@ -116,22 +116,22 @@ class RecordReader:
         singly = 0  # lines that are to be read one by one
         while True:
             plain = lines.list_plain(self.quotes == "text") if together and not ahead and not singly else []
-            cells = [text.split(self.delimiter) for text in plain]
-            if cells and not self._has_odd(cells):
+            if plain and not self._has_odd(plain):
                 lines.skip(len(plain))
-                self.account.records += len(cells)
-                yield Records(cells, plain)
+                self.account.records += len(plain)
+                # In one call, without a list per line.
+                yield Records(self.delimiter.join(plain).split(self.delimiter), plain)
                 continue
             singly = max(len(plain), singly) - 1 if plain or singly else 0
             if (record := self._read_one(lines, ahead)) is None:
                 return
-            yield Records([record[1]], [record[0].text])
+            yield Records(record[1], [record[0].text])
 
-    def _has_odd(self, rows: list[list[str]]) -> bool:
+    def _has_odd(self, plain: list[str]) -> bool:
         """Returns whether a line is blank or has another number of cells than the header."""
-        if {*map(len, rows)} != {self.width}:
+        if any(text.count(self.delimiter) != self.width - 1 for text in plain):
             return True
-        return self.width == 1 and not all(_has_text(text) for (text,) in rows)
+        return self.width == 1 and not all(map(_has_text, plain))
 
     def _read_one(self, lines: Iterator[Line], ahead: deque[Line]) -> tuple[Line, list[str]] | None:
         """Returns the next record with its first line; None at the end."""

@@ -51,27 +51,27 @@ def read_csv(path: str, extension: str, options: ReadOptions) -> Iterator[Batch]
 
 def _batch_records(records: Iterator[Records], names: Sequence[str]) -> Iterator[Batch]:
     """Yields batches of `BATCH_ROWS` rows; one ends earlier with the row that exceeds `BATCH_CHARACTERS`."""
-    rows: list[list[str]] = []
-    size = 0
+    batch: list[str] = []
+    rows, size, width = 0, 0, len(names)
     for cells, texts in records:
-        sizes = list(map(len, texts))
-        start = 0
-        while start < len(cells):
-            taken = min(len(cells) - start, BATCH_ROWS - len(rows))
+        sizes, start = list(map(len, texts)), 0
+        while start < len(texts):
+            taken = min(len(texts) - start, BATCH_ROWS - rows)
             if size + sum(sizes[start : start + taken]) > BATCH_CHARACTERS:
                 taken = 1
-            rows += cells[start : start + taken]
+            batch += cells[start * width : (start + taken) * width]
             size += sum(sizes[start : start + taken])
-            start += taken
-            if len(rows) == BATCH_ROWS or size > BATCH_CHARACTERS:
-                yield _build_batch(rows, names)
-                rows, size = [], 0
+            rows, start = rows + taken, start + taken
+            if rows == BATCH_ROWS or size > BATCH_CHARACTERS:
+                yield _build_batch(batch, names)
+                batch, rows, size = [], 0, 0
     if rows:
-        yield _build_batch(rows, names)
+        yield _build_batch(batch, names)
 
 
-def _build_batch(rows: Sequence[Sequence[str]], names: Sequence[str]) -> Batch:
-    columns = zip(*rows, strict=True)
+def _build_batch(cells: Sequence[str], names: Sequence[str]) -> Batch:
+    """Returns a table of ``cells``, given row by row; empty ones are null."""
+    columns = [cells[at :: len(names)] for at in range(len(names))]
     texts = [pa.array([cell or None for cell in column], pa.string()) for column in columns]
     return Batch(pa.table(dict(zip(names, texts, strict=True))))
 
@@ -144,16 +144,16 @@ def check_names(path: str, names: Sequence[str]) -> None:
 def read_urls(path: str, extension: str, options: ReadOptions) -> Iterator[Batch]:
     """Yields the lines of a list of URLs; what follows a tab is the caption."""
     with open_table(path) as file:
-        rows: list[list[str]] = []
+        cells: list[str] = []
         for line in read_lines(path, file, options.encoding, options.account):
             if not line.text.strip():
                 options.account.count("blank_lines")
                 continue
             url, _, caption = line.text.strip().partition("\t")
             options.account.records += 1
-            rows.append([url.strip(), caption.strip()])
-            if len(rows) == BATCH_ROWS:
-                yield _build_batch(rows, ("url", "caption"))
-                rows = []
-        if rows:
-            yield _build_batch(rows, ("url", "caption"))
+            cells += [url.strip(), caption.strip()]
+            if len(cells) == 2 * BATCH_ROWS:
+                yield _build_batch(cells, ("url", "caption"))
+                cells = []
+        if cells:
+            yield _build_batch(cells, ("url", "caption"))

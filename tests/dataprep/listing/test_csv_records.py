@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from dataprep.io.errors import UserError
 from dataprep.listing import csv_records, csv_tables
 from dataprep.listing.account import Account
-from dataprep.listing.csv_records import MAX_CELL_LINES, Lines, RecordReader
+from dataprep.listing.csv_records import MAX_CELL_LINES, Lines, RecordReader, Records
 from dataprep.listing.read_options import ReadOptions
 from dataprep.listing.sources import list_rows
 from dataprep.listing.text_decoding import Line, LineBlock
@@ -142,6 +142,11 @@ def test_a_header_with_blanks_can_be_named_with_or_without_them(tmp_path: Path) 
     assert list_pairs(table_config(tmp_path / "l.csv")) == [("http://a/1", "a")]
 
 
+def split_rows(part: Records, width: int) -> list[list[str]]:
+    assert len(part.cells) == len(part.texts) * width
+    return [part.cells[start : start + width] for start in range(0, len(part.cells), width)]
+
+
 def read_all(text: str, width: int, delimiter: str, quotes: str, skips: bool, together: bool) -> tuple[object, ...]:
     """Returns the records, or those before an error and the error; and the account of them."""
     account, records = Account(), list[list[str]]()
@@ -152,8 +157,7 @@ def read_all(text: str, width: int, delimiter: str, quotes: str, skips: bool, to
     try:
         if together:
             for part in reader.read_many(lines):
-                assert len(part.cells) == len(part.texts)
-                records += part.cells
+                records += split_rows(part, width)
         else:
             records += [cells for _, cells in reader.read(lines)]
     except UserError as problem:
@@ -196,7 +200,7 @@ def test_plain_lines_are_not_read_one_by_one(monkeypatch: pytest.MonkeyPatch) ->
     reader = RecordReader("l", ",", 2, "auto", account)
     split = reader._split
     monkeypatch.setattr(reader, "_split", lambda line, *rest: (one_by_one.append(line.number), split(line, *rest))[1])
-    records = [cells for part in reader.read_many(Lines([LineBlock(1, lines)])) for cells in part.cells]
+    records = [row for part in reader.read_many(Lines([LineBlock(1, lines)])) for row in split_rows(part, 2)]
     assert records == [["http://a/34", "a, b"] if n == 34 else [f"http://a/{n}", f"caption {n}"] for n in range(100)]
     assert one_by_one == [35, *range(51, 58), *range(59, 61), 61] and account.records == 100
     assert account.counts == {"blank_lines": 1}
