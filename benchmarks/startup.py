@@ -5,6 +5,8 @@
 - commands: CPU-seconds (user and system, of the process and the children that it waited for) and wall seconds of
   `--help`, `status` and `run` of a finished smoke run, and of `sample` of one prompt with the model of a finished demo
   run (``--demo``) or else of the smoke run. Median over the turns.
+- submit: the same of `submit` of the finished smoke run, to a head of two CPUs on this machine that has run a job
+  before: packaging, a job, and its log until it ends. CPU-seconds are those of the command alone, without the job's.
 - smoke: wall seconds of `imagen-ray run configs/smoke.yaml` into an empty folder, and of each of its stages. Their work
   is what the same stage takes when it runs again in the same processes: a second run, into another folder, in the same
   driver. The difference is the stage's start-up.
@@ -28,6 +30,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from benchmarks.ray_head import start_head
 from benchmarks.result import make_claim, write_result
 from dataprep.io.storage import read_json
 
@@ -45,6 +48,15 @@ def time_command(words: list[str], turns: int) -> dict[str, Any]:
         cpu.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
         wall.append(time.monotonic() - began)
     return {"cpu_s": round(statistics.median(cpu), 2), "wall_s": round(statistics.median(wall), 2)}
+
+
+def time_submit(run: str, turns: int) -> dict[str, Any]:
+    """Returns the medians of CPU and wall seconds of ``imagen-ray submit`` of a finished run."""
+    os.environ["RAY_AUTH_MODE"] = "disabled"
+    with start_head(2) as address:
+        words = ["submit", SMOKE, f"run={run}", "--address", address]
+        time_command(words, 1)
+        return time_command(words, turns)
 
 
 def read_stages(run: str) -> dict[str, float]:
@@ -152,6 +164,7 @@ def main() -> None:
             ],
         }
         rows = [{"command": name} | time_command(words, options.turns) for name, words in commands.items()]
+        rows.append({"command": "submit of a finished run"} | time_submit(f"{folder}/first", options.turns))
     finally:
         shutil.rmtree(folder)
     groups = time_groups(options.turns)
@@ -168,7 +181,8 @@ def main() -> None:
             make_claim("--help", by_command["--help"]["cpu_s"], "CPU-s", 0.5, at_most=True),
             make_claim("status", by_command["status of a finished run"]["cpu_s"], "CPU-s", 1, at_most=True),
             make_claim("run of a finished run", by_command["run of a finished run"]["wall_s"], "s", 3, at_most=True),
-            make_claim("sample of one prompt", rows[-1]["wall_s"], "s", 8, at_most=True),
+            make_claim("submit of a finished run", rows[-1]["wall_s"], "s", 6, at_most=True),
+            make_claim("sample of one prompt", rows[-2]["wall_s"], "s", 8, at_most=True),
             make_claim(
                 "training group, Ray Train over ours in kept processes",
                 round(groups["Ray Train"] / groups["ours, kept processes"], 1),

@@ -19,6 +19,8 @@ from pipeline.terminal import console
 
 RUN_KEY = "imagen-ray-run"  # key of a job's metadata: the run that it works on
 ABSENCE_LIMIT = 120.0  # seconds that the head may be away, to restart say, before following fails
+# Seconds between two looks at whether a job has ended, and for how long they are short: a finished run ends at once.
+POLL_SOON, POLL_LATER, POLL_SOON_FOR = 0.25, 5.0, 60.0
 TOKEN_HELP = (
     "the cluster requires a token: set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN (or RAY_AUTH_TOKEN_PATH) to the token "
     "that the cluster was started with; `ray get-auth-token` shows it on the head"
@@ -112,7 +114,7 @@ def follow_job(client: JobSubmissionClient, address: str, job: str) -> int:
     log, away_since = _JobLog(client, job), None
     while True:
         try:
-            asyncio.run(log.tail())
+            asyncio.run(_tail_until_end(log, client, job))
             info = find_job_by_id(client, job)
             away_since = None
         except (ConnectionError, RuntimeError, aiohttp.ClientError, OSError) as error:
@@ -135,11 +137,37 @@ def follow_job(client: JobSubmissionClient, address: str, job: str) -> int:
         time.sleep(1)
 
 
+async def _tail_until_end(log: _JobLog, client: JobSubmissionClient, job: str) -> None:
+    """Prints the log until it ends or the job has, which Ray's own connection tells up to four seconds later."""
+    tail, began = asyncio.create_task(log.tail()), time.monotonic()
+    try:
+        while not tail.done():
+            await asyncio.wait({tail}, timeout=POLL_LATER if time.monotonic() - began > POLL_SOON_FOR else POLL_SOON)
+            if tail.done():
+                break
+            info = await asyncio.to_thread(find_job_by_id, client, job)
+            if info is None or info.status.is_terminal():
+                break
+        if tail.done():
+            tail.result()
+        else:
+            await asyncio.to_thread(log.print_rest)
+    finally:
+        tail.cancel()
+        await asyncio.gather(tail, return_exceptions=True)
+
+
 class _JobLog:
     """Prints a job's log, each character once, although every new connection reads it from the start."""
 
     def __init__(self, client: JobSubmissionClient, job: str) -> None:
         self.client, self.job, self.shown = client, job, 0
+
+    def print_rest(self) -> None:
+        """Prints what is in the log by now."""
+        text = self.client.get_job_logs(self.job)
+        print(text[self.shown :], end="", flush=True)
+        self.shown = max(self.shown, len(text))
 
     async def tail(self) -> None:
         """Prints until the log ends or the connection breaks."""

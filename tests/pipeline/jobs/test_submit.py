@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -204,3 +205,25 @@ def test_a_cluster_without_an_agent_is_waited_for_and_then_explained(
     with pytest.raises(UserError, match=r"--address http://head: .*52365 is taken.*--dashboard-agent-listen-port=PORT"):
         submit_job(SMOKE, [f"run={tmp_path}/run"], "http://head", False)
     assert not cluster.jobs
+
+
+class LateLog(Cluster):
+    """The connection of a log stays silent after the first piece, as Ray's does for seconds after the end."""
+
+    async def tail_job_logs(self, name: str) -> AsyncIterator[str]:
+        yield self.log[0]
+        job = next(job for job in self.jobs if job.submission_id == name)
+        job.status, job.driver_exit_code = self.endings.pop(0)
+        await asyncio.sleep(600)
+        yield "too late"
+
+
+def test_a_log_that_ends_late_is_not_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    cluster = LateLog(endings=[(JobStatus.FAILED, 3)])
+    for module in (submit, client):
+        monkeypatch.setattr(module, "JobSubmissionClient", lambda address: cluster)
+    monkeypatch.setattr(client, "POLL_SOON", 0.01)
+    assert submit_job(SMOKE, [f"run={tmp_path}/run"], "http://head", True) == 3
+    assert capsys.readouterr().out == "one\ntwo\n"  # each once
