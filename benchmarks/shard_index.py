@@ -110,11 +110,11 @@ def read_side(path: str) -> dict[str, Any]:
 def main() -> None:
     """Measures and writes the result."""
     shards = int(sys.argv[1]) if len(sys.argv) > 1 else SHARDS
-    rows = []
+    rows: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as folder:
         for name, share in KEPT.items():
             path = f"{folder}/index"
-            row = {"case": name, "shards": shards} | measure(write_side, path, shards, share)
+            row: dict[str, Any] = {"case": name, "shards": shards} | measure(write_side, path, shards, share)
             rows.append(row | measure(read_side, path))
             print(rows[-1])
     if shards == SHARDS:

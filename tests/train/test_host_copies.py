@@ -17,8 +17,13 @@ def test_a_rank_copies_only_its_share(monkeypatch: pytest.MonkeyPatch) -> None:
     engine = Engine(nn.Sequential(nn.Linear(4, 7), nn.Linear(7, 3)), TrainConfig(batch_size=2, zero_stage=0))
     whole, copies, gather = dict(engine.full_state()), HostCopies(engine.device), engine._gather_slot
     gathered: list[nn.Parameter] = []
-    monkeypatch.setattr(engine, "_gather_slot", lambda param, slot: (gathered.append(param), gather(param, slot))[1])
-    found = {}
+
+    def record(param: nn.Parameter, slot: str) -> torch.Tensor:
+        gathered.append(param)
+        return gather(param, slot)
+
+    monkeypatch.setattr(engine, "_gather_slot", record)
+    found: dict[str, dict[str, torch.Tensor]] = {}
     for rank in range(3):
         copies.begin()
         gathered.clear()

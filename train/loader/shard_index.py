@@ -140,7 +140,7 @@ def index_shards(
         raise UserError(f"{len(pack_paths)} pack and {len(embed_paths)} embedding shards; run embed again")
     pairs = [(path, embed_paths[at] if embed_paths else None) for at, path in enumerate(pack_paths)]
     with ThreadPoolExecutor(1 if storage.is_local(pack_paths[0]) else REMOTE_SHARDS) as pool:
-        found = list(pool.map(lambda pair: _index_shard(*pair, tuple(columns), min_original), pairs))
+        found = list(pool.map(lambda pair: _index_shard(pair[0], pair[1], tuple(columns), min_original), pairs))
     return join_indexes(found)
 
 

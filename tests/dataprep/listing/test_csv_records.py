@@ -5,10 +5,11 @@ from __future__ import annotations
 import csv
 import io
 from pathlib import Path
+from typing import Any
 from unittest import mock
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from dataprep.io.errors import UserError
@@ -173,6 +174,7 @@ def read_all(text: str, width: int, delimiter: str, quotes: str, skips: bool, to
     st.sampled_from(["auto", "standard", "text"]),
     st.booleans(),
 )
+@example(["a b", " ", "c d"], 2, " ", "auto", False)  # a blank line that has as many delimiters
 def test_lines_that_are_split_together_give_the_same_records(
     lines: list[str], width: int, delimiter: str, quotes: str, skips: bool
 ) -> None:
@@ -199,7 +201,12 @@ def test_plain_lines_are_not_read_one_by_one(monkeypatch: pytest.MonkeyPatch) ->
     account, one_by_one = Account(), list[int]()
     reader = RecordReader("l", ",", 2, "auto", account)
     split = reader._split
-    monkeypatch.setattr(reader, "_split", lambda line, *rest: (one_by_one.append(line.number), split(line, *rest))[1])
+
+    def record(line: Line, *rest: Any) -> tuple[list[str], bool]:
+        one_by_one.append(line.number)
+        return split(line, *rest)
+
+    monkeypatch.setattr(reader, "_split", record)
     records = [row for part in reader.read_many(Lines([LineBlock(1, lines)])) for row in split_rows(part, 2)]
     assert records == [["http://a/34", "a, b"] if n == 34 else [f"http://a/{n}", f"caption {n}"] for n in range(100)]
     assert one_by_one == [35, *range(51, 58), *range(59, 61), 61] and account.records == 100
@@ -211,7 +218,7 @@ def test_batches_end_where_they_did(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(csv_tables, "BATCH_ROWS", 7)
     monkeypatch.setattr(csv_tables, "BATCH_CHARACTERS", 60)
     monkeypatch.setattr(csv_records, "PIECE", 5)
-    lines = [f"u{index},{'x' * (30 if index % 11 == 4 else 1)}" for index in range(40)]
+    lines = [f"u{index},{'x' * (45 if index % 11 == 4 else 1)}" for index in range(40)]
     (tmp_path / "l.csv").write_text("\n".join(["url,caption", *lines]))
     expected, size, rows = list[int](), 0, 0
     for line in lines:
