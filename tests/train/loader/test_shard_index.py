@@ -92,6 +92,15 @@ def test_it_counts_the_selected_rows_of_each_row_group(
     assert reader.groups_per_window() > 1
 
 
+def test_an_original_of_unknown_size_is_not_large(tmp_path: Path) -> None:
+    """The statistics give the least of the known sizes alone."""
+    table = pq.read_table(write_pack(tmp_path / "raw", 0, 7, sizes=(16,)))  # seven rows of the training split
+    table = table.append_column(ORIGINAL_SIDE, pa.array([100] * 6 + [None], pa.int32()))
+    write_table(table, tmp_path / "p", "pack", [7])
+    index = index_shards([str(tmp_path / "p")], None, COLUMN, WIDE)
+    assert index.entries("kept").tolist() == [7] and index.entries("large").tolist() == [6]
+
+
 @pytest.mark.parametrize("ranks", [1, 3])
 @pytest.mark.parametrize("count", [3, 9])
 def test_requests_at_the_start_do_not_grow_with_shards_and_ranks(tmp_path: Path, count: int, ranks: int) -> None:
