@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import re
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -32,6 +33,7 @@ from train.optimizers import EMA
 
 WEIGHT_SLOTS = {"ema": EMA, "raw": MASTER}  # kinds of weights that `read_weights` returns
 FILES_AT_ONCE = 4  # that a rank downloads and hashes
+FILE_NAME = re.compile(rf"{re.escape(STATE_FILE)}|{re.escape(BUFFERS_FILE)}|rank-\d{{5,}}\.safetensors")
 log = logging.getLogger(__name__)
 
 
@@ -145,7 +147,11 @@ def _open_checkpoint(path: str, ranks: _Ranks) -> Iterator[tuple[Checkpoint | No
             return
         local = {check.name: check.local for check in checks}
         state = storage.read_json(local[STATE_FILE]) if STATE_FILE in local else None
-        yield Checkpoint(path, ranks, owners, local, ranks.from_rank(owners[STATE_FILE], state)), None
+        state = ranks.from_rank(owners[STATE_FILE], state)
+        if missing := [name for name in map(rank_file, range(state["world"])) if name not in files]:
+            yield None, f"{COMMIT_FILE} does not name {missing[0]}"
+            return
+        yield Checkpoint(path, ranks, owners, local, state), None
 
 
 def _read_marker(path: str) -> tuple[dict[str, tuple[str, int] | None], str | None]:
@@ -154,9 +160,11 @@ def _read_marker(path: str) -> tuple[dict[str, tuple[str, int] | None], str | No
     if data is None:
         return {}, f"no {COMMIT_FILE}"
     try:
-        files = {entry["path"]: (entry["sha256"], entry["bytes"]) for entry in json.loads(data)["files"]}
+        files = {str(entry["path"]): (entry["sha256"], int(entry["bytes"])) for entry in json.loads(data)["files"]}
     except (ValueError, KeyError, TypeError):
         return {}, f"{COMMIT_FILE} is not readable"
+    if foreign := [name for name in files if not FILE_NAME.fullmatch(name)]:  # might lead out of the folder
+        return {}, f"{COMMIT_FILE} names {foreign[0]!r}, which is no file of a checkpoint"
     return {STATE_FILE: None, BUFFERS_FILE: None, rank_file(0): None} | files, None
 
 

@@ -42,6 +42,8 @@ def copy_run(folder: Path, to: Path) -> Path:
         ("marker without files", r"state.json is missing"),
         ("marker that names nothing", r"state.json does not match its hash"),
         ("marker cut off", r"commit.json is not readable"),
+        ("marker of other files", r"commit.json names '../../x', which is no file of a checkpoint"),
+        ("marker of fewer files", r"commit.json does not name rank-00001.safetensors"),
         ("no marker", r"no commit.json"),
     ],
 )
@@ -66,6 +68,15 @@ def test_torn_checkpoints_are_logged_and_skipped(
                 path.unlink()
     elif damage == "marker that names nothing":
         marker.write_text(json.dumps({"files": []}))
+    elif damage == "marker of other files":
+        marker.write_text(marker.read_text().replace("rank-00000.safetensors", "../../x"))
+    elif damage == "marker of fewer files":
+        state.write_text(state.read_text().replace('"world": 1', '"world": 2'))
+        files = json.loads(marker.read_text())
+        for entry in files["files"]:
+            if entry["path"] == "state.json":
+                entry["sha256"], entry["bytes"] = storage.sha256_file(str(state))
+        marker.write_text(json.dumps(files))
     elif damage == "marker cut off":
         marker.write_text(marker.read_text()[:40])
     else:
