@@ -52,7 +52,8 @@ from pipeline.planner.training import StageModel
 from pipeline.store.run import Run
 from train.config import TrainConfig
 from train.engine import Engine
-from train.loader.loader import Loader, to_device
+from train.loader.feed import to_device
+from train.loader.loader import Loader
 from train.loader.sampler import SampleRandom
 from train.tasks.diffusion import DiffusionTask
 from train.tasks.diffusion_config import DiffusionTrainingConfig

@@ -28,7 +28,8 @@ from train.config import TrainConfig, run_identity
 from train.engine import Engine
 from train.errors import NonFiniteError, Preempted
 from train.flops import CallRecorder, count_flops
-from train.loader.loader import Batch, Stream, to_device
+from train.loader.feed import DeviceFeed, to_device
+from train.loader.loader import Batch, Stream
 from train.loader.prefetch import prefetch_batches
 from train.loader.sampler import SampleRandom, sample_seed
 from train.logger import MetricLogger
@@ -90,7 +91,7 @@ class _TrainingRun:
         samples: int,
     ) -> None:
         self.task, self.config, self.engine, self.folder, self.seed = task, config, engine, folder, seed
-        self.on_event = on_event
+        self.on_event, self.feed = on_event, DeviceFeed(engine.device)
         self.checkpoints = storage.join(folder, "checkpoints")
         self.identity = run_identity(config) | {"seed": seed, "training samples": samples}
         self.saver = CheckpointSaver(engine, self.checkpoints, config, self.identity)
@@ -114,7 +115,7 @@ class _TrainingRun:
             self.logger = MetricLogger(self.folder, start, self.config)
         self.engine.train()
         self.since, self.since_step, self.start = time.monotonic(), start, start
-        batches = prefetch_batches(loader, self.config, start, self.engine.rank, self.engine.world)
+        batches = prefetch_batches(loader, self.config, start, self.engine.rank, self.engine.world, self.feed)
         with shutdown_on_sigterm(), batches as stream:
             for step in range(start, self.config.steps):
                 self.watchdog.feed()
@@ -166,10 +167,10 @@ class _TrainingRun:
         recorder = CallRecorder(engine) if self.peak is not None and step == self.start else None
         for micro in range(config.accumulation):
             with clock.part("data"):
-                batch = to_device(next(stream), engine.device)
+                batch = next(stream)
             # The global generator serves dropout; SampleRandom serves the noise of each sample.
             engine.seed(sample_seed(self.seed, step, micro * engine.world + engine.rank, "dropout"))
-            random = SampleRandom(self.seed, step, batch["index"].tolist())
+            random = SampleRandom.of_batch(self.seed, step, batch)
             with clock.part("forward"):
                 loss, metrics = self.task.loss(engine if micro or recorder is None else recorder, batch, random)
             with clock.part("backward"):
@@ -274,8 +275,9 @@ class _TrainingRun:
         parts = self.config.accumulation  # as in training, or a batch might not fit in memory
         for index, micro in product(range(self.config.validation_batches), range(parts)):
             self.watchdog.feed()
-            batch = to_device(validation.batch(index, engine.rank, engine.world, micro, parts), engine.device)
-            random = SampleRandom(self.seed, VALIDATION_STEP, batch["index"].tolist())
+            stored = validation.stored_batch(index, engine.rank, engine.world, micro, parts)
+            batch = self.feed.receive(self.feed.send(stored))
+            random = SampleRandom.of_batch(self.seed, VALIDATION_STEP, batch)
             loss, metrics = compute_loss(engine, batch, random)
             for name, value in {"loss": loss, **metrics}.items():
                 pair = (

@@ -10,25 +10,27 @@ from __future__ import annotations
 import logging
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from dataprep.io.errors import UserError
 from dataprep.io.pack_format import ImageShape
 from train.loader.bucket_sampler import BucketOrder
 from train.loader.config import LoaderConfig
+from train.loader.host_memory import empty_host
 from train.loader.reader import CorruptDataError, Reader
 from train.loader.row_group import RowGroup
 from train.loader.sampler import WHOLE, SampleOrder, Share, sample_seed
 from train.loader.shard_index import index_shards
+from train.loader.stored_text import gather_text, unpack_text
 from train.loader.window_cache import WindowCache
 
 log = logging.getLogger(__name__)
 Batch = dict[str, Any]
+PIXEL = np.dtype(np.uint8)
 TRAIN, VALIDATION = "train", "validation"  # splits of a pack
 
 
@@ -81,7 +83,14 @@ class Stream(ABC):
         return positions
 
     def batch(self, step: int, rank: int = 0, world: int = 1, micro: int = 0, accumulation: int = 1) -> Batch:
-        """Returns a micro-batch: the columns of `gather`, and ``index``, the stream positions, int64 (B,)."""
+        """Returns a micro-batch: the columns of `gather`, and ``index``, the stream positions, int64 (B,).
+
+        Captions are unpacked: ``text_BLD`` float32, zero-padded to the longest, and ``text_mask_BL`` bool.
+        """
+        return unpack_batch(self.stored_batch(step, rank, world, micro, accumulation))
+
+    def stored_batch(self, step: int, rank: int = 0, world: int = 1, micro: int = 0, accumulation: int = 1) -> Batch:
+        """As `batch`, with captions as stored in place of unpacked ones: ``text``, a `StoredText`."""
         positions = self.positions(step, rank, world, micro, accumulation)
         if self._splits_by_group(world):
             # A batch is a random sample of its window, so a rank's row groups vary by some deviations.
@@ -92,7 +101,8 @@ class Stream(ABC):
     def first(self, count: int) -> Batch:
         """As `batch`, for the first ``count`` samples of the stream, at most one global batch."""
         positions = np.arange(min(count, self.global_batch), dtype=np.int64)
-        return self.gather(self.order.row_ids(positions), positions) | {"index": torch.from_numpy(positions)}
+        batch = self.gather(self.order.row_ids(positions), positions) | {"index": torch.from_numpy(positions)}
+        return unpack_batch(batch)
 
     @abstractmethod
     def gather(self, rows: np.ndarray, positions: np.ndarray) -> Batch:
@@ -115,8 +125,8 @@ class Loader(Stream):
 
     A batch holds ``key`` and ``caption`` (lists of str), ``index`` int64 (B,), each pixel column as uint8 (B, H, W, C)
     of one shape (with aspect buckets, a batch is of one bucket: `train.loader.bucket_sampler`), and with embeddings
-    ``text_BLD`` float32, zero-padded to the longest of the batch, and ``text_mask_BL`` bool. Of several captions per
-    image, one is chosen at random per image and epoch.
+    the captions, in `batch` as ``text_BLD`` float32, zero-padded to the longest, and ``text_mask_BL`` bool. Of several
+    captions per image, one is chosen at random per image and epoch.
 
     ``split`` selects the rows of a split (None: all); ``min_original`` those whose original had at least this shorter
     side, in pixels. ``crop`` cuts the same random crop from every pixel column: ``crop`` pixels of the largest,
@@ -209,7 +219,8 @@ class Loader(Stream):
     def gather(self, rows: np.ndarray, positions: np.ndarray) -> Batch:
         groups = self.order.group_of(rows)
         shapes = self._shapes(int(groups[0]))
-        batch: Batch = {name: np.empty((len(rows), *shapes[name], 3), dtype=np.uint8) for name in self.columns}
+        batch: Batch = {name: empty_host((len(rows), *shapes[name], 3), PIXEL) for name in self.columns}
+        pixels = {name: batch[name].numpy() for name in self.columns}
         # Prefetch by the global batch: this rank's rows may lie anywhere in it.
         first = int(positions[0]) // self.global_batch * self.global_batch
         batch_ends = np.array([first, first + self.global_batch - 1])
@@ -219,12 +230,10 @@ class Loader(Stream):
             try:
                 part = futures[group].result()
                 index = int(part.kept[row - self.order.first[group]])
-                self._put_pixels(batch, at, part, index, int(positions[at]))
+                self._put_pixels(pixels, at, part, index, int(positions[at]))
             except CorruptDataError as error:
-                part, index = self._replace_corrupt(error, batch, at, int(positions[at]))
+                part, index = self._replace_corrupt(error, pixels, at, int(positions[at]))
             sources.append((part, index))
-        for name in self.columns:
-            batch[name] = torch.from_numpy(batch[name])
         numbers = [
             self._choose_caption(part, int(position)) for (part, _), position in zip(sources, positions, strict=True)
         ]
@@ -232,9 +241,11 @@ class Loader(Stream):
         batch["caption"] = [part.captions[index][n] for (part, index), n in zip(sources, numbers, strict=True)]
         if self.with_text:
             texts = [
-                (part, index * part.captions_per_row + n) for (part, index), n in zip(sources, numbers, strict=True)
+                (part.text, index * part.captions_per_row + n)
+                for (part, index), n in zip(sources, numbers, strict=True)
+                if part.text is not None
             ]
-            batch["text_BLD"], batch["text_mask_BL"] = pad_text_columns(texts)
+            batch["text"] = gather_text(texts)
         return batch
 
     def _shapes(self, group: int) -> dict[str, ImageShape]:
@@ -244,20 +255,16 @@ class Loader(Stream):
         largest = max(self.sizes.values())
         return {name: (self.crop * size // largest,) * 2 for name, size in self.sizes.items()}
 
-    def _put_pixels(self, batch: Batch, at: int, part: RowGroup, index: int, position: int) -> None:
-        """Writes the pixels of row ``index`` of ``part`` to row ``at`` of the batch."""
+    def _put_pixels(self, pixels: dict[str, np.ndarray], at: int, part: RowGroup, index: int, position: int) -> None:
+        """Writes the pixels of row ``index`` of ``part`` to row ``at`` of each array."""
         top, left = self._crop_corner(part, position)
         smallest = min(self.sizes.values(), default=1)
         for name in self.columns:
-            target, times = batch[name][at], self.sizes[name] // smallest
+            times = self.sizes[name] // smallest
             try:
-                image = part.pixels[name].image(index)
+                part.pixels[name].read(index, pixels[name][at], top * times, left * times)
             except ValueError as error:
                 raise CorruptDataError(f"{part.name}, key {part.keys[index]}, {name}", error) from error
-            if self.crop is not None:
-                y, x = top * times, left * times
-                image = image[y : y + target.shape[0], x : x + target.shape[1]]
-            target[...] = image
 
     def _crop_corner(self, part: RowGroup, position: int) -> tuple[int, int]:
         """Returns top and left of the crop, in pixels of the smallest pixel column."""
@@ -269,7 +276,9 @@ class Loader(Stream):
         top, left = (rng.integers(0, whole - side + 1) for whole in part.pixels[name].shape)
         return int(top), int(left)
 
-    def _replace_corrupt(self, error: CorruptDataError, batch: Batch, at: int, position: int) -> tuple[RowGroup, int]:
+    def _replace_corrupt(
+        self, error: CorruptDataError, pixels: dict[str, np.ndarray], at: int, position: int
+    ) -> tuple[RowGroup, int]:
         """Puts another row of the window, from a nearby row group, at row ``at``; raises ``error`` unless skipping."""
         rows = self.order.other_rows(position)
         own = self.order.group_of(self.order.row_ids(np.array([position])))
@@ -284,7 +293,7 @@ class Loader(Stream):
             try:
                 part = self.window.get(number)
                 index = int(part.kept[row - self.order.first[number]])
-                self._put_pixels(batch, at, part, index, position)
+                self._put_pixels(pixels, at, part, index, position)
                 return part, index
             except CorruptDataError as next_error:
                 error = next_error
@@ -297,22 +306,10 @@ class Loader(Stream):
         )
 
 
-def pad_text_columns(rows: Sequence[tuple[RowGroup, int]]) -> tuple[Tensor, Tensor]:
-    """Returns ``text_BLD`` float32, zero-padded to the longest (at least 1 token), and ``text_mask_BL`` bool.
-
-    ``rows`` are row groups with a text column, and row numbers in that.
-    """
-    texts = [(part.text, row) for part, row in rows if part.text is not None]
-    lengths = [int(text.starts[row + 1] - text.starts[row]) for text, row in texts]
-    longest = max(1, *lengths)
-    text_BLD = np.empty((len(rows), longest, texts[0][0].values_TD.shape[1]), dtype=np.float32)
-    for text_LD, (text, row), length in zip(text_BLD, texts, lengths, strict=True):
-        text.copy(row, text_LD[:length])
-        text_LD[length:] = 0
-    mask_BL = np.arange(longest) < np.array(lengths)[:, None]
-    return torch.from_numpy(text_BLD), torch.from_numpy(mask_BL)
-
-
-def to_device(batch: Mapping[str, Any], device: torch.device) -> Batch:
-    """Returns the batch with its tensors moved to ``device``."""
-    return {k: v.to(device, non_blocking=True) if isinstance(v, Tensor) else v for k, v in batch.items()}
+def unpack_batch(batch: Batch) -> Batch:
+    """Returns the batch with its stored captions, if it has any, unpacked where they lie."""
+    if "text" not in batch:
+        return batch
+    text_BLD, text_mask_BL = unpack_text(batch["text"])
+    rest = {name: value for name, value in batch.items() if name != "text"}
+    return rest | {"text_BLD": text_BLD, "text_mask_BL": text_mask_BL}

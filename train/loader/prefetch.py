@@ -9,42 +9,43 @@ from contextlib import contextmanager
 
 from train.config import TrainConfig
 from train.errors import StalledLoaderError
+from train.loader.feed import DeviceFeed, FedBatch
 from train.loader.loader import Batch, Stream
 
 
 @contextmanager
 def prefetch_batches(
-    loader: Stream, config: TrainConfig, start: int, rank: int, world: int
+    loader: Stream, config: TrainConfig, start: int, rank: int, world: int, feed: DeviceFeed
 ) -> Iterator[Iterator[Batch]]:
-    """Yields an iterator over this rank's micro-batches from update ``start`` on, in order.
+    """Yields an iterator over this rank's micro-batches from update ``start`` on, in order, on the device of ``feed``.
 
     Raises StalledLoaderError if one takes longer than ``config.stall_seconds``. With ``workers`` 0, which loads in the
     training thread, the watchdog ends the process instead.
     """
     order = ((step, micro) for step in range(start, config.steps) for micro in range(config.accumulation))
 
-    def load(at: tuple[int, int]) -> Batch:
-        return loader.batch(at[0], rank, world, at[1], config.accumulation)
+    def load(at: tuple[int, int]) -> FedBatch:
+        return feed.send(loader.stored_batch(at[0], rank, world, at[1], config.accumulation))
 
     if config.workers == 0:
-        yield map(load, order)
+        yield map(feed.receive, map(load, order))
         return
     pool = ThreadPoolExecutor(config.workers, thread_name_prefix="batches")
     try:
-        yield _map_ahead(pool, load, order, config.workers + 1, config.stall_seconds)
+        yield map(feed.receive, _map_ahead(pool, load, order, config.workers + 1, config.stall_seconds))
     finally:
         pool.shutdown(wait=False, cancel_futures=True)  # do not wait for a stalled thread
 
 
 def _map_ahead(
     pool: ThreadPoolExecutor,
-    function: Callable[[tuple[int, int]], Batch],
+    function: Callable[[tuple[int, int]], FedBatch],
     order: Iterable[tuple[int, int]],
     depth: int,
     seconds: float,
-) -> Iterator[Batch]:
+) -> Iterator[FedBatch]:
     """Yields ``map(function, order)`` in order, with ``depth`` calls in flight."""
-    waiting: deque[tuple[tuple[int, int], Future[Batch]]] = deque()
+    waiting: deque[tuple[tuple[int, int], Future[FedBatch]]] = deque()
     for at in order:
         waiting.append((at, pool.submit(function, at)))
         if len(waiting) > depth:
@@ -53,7 +54,7 @@ def _map_ahead(
         yield _wait_for_batch(*waiting.popleft(), seconds)
 
 
-def _wait_for_batch(at: tuple[int, int], future: Future[Batch], seconds: float) -> Batch:
+def _wait_for_batch(at: tuple[int, int], future: Future[FedBatch], seconds: float) -> FedBatch:
     try:
         return future.result(seconds)
     except TimeoutError as error:

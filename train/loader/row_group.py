@@ -5,17 +5,22 @@ Shape legend: T tokens of all rows of a row group, L tokens of one row, D text w
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass
 
 import cv2
 import numpy as np
 import pyarrow as pa
+import simplejpeg
 import torch
 
 from dataprep.io.errors import UserError
 from dataprep.io.pack_format import ImageShape
-from dataprep.text.embedding_codec import dequantise, view_stored
+from dataprep.text.embedding_codec import view_stored
+from train.loader.jpeg_crop import cut_jpeg
 from train.loader.pack_files import RAW
+
+JPEG = "jpeg"  # the encoding that is decoded in place and in part
 
 
 @dataclass(frozen=True)
@@ -28,11 +33,26 @@ class PixelColumn:
     data: np.ndarray  # uint8: all images, concatenated
     starts: np.ndarray  # int (n + 1,)
 
-    def image(self, row: int) -> np.ndarray:
-        """Returns ``row`` as uint8 RGB (height, width, 3); raises ValueError if the bytes are not such an image."""
+    def read(self, row: int, out_HWC: np.ndarray, top: int = 0, left: int = 0) -> None:
+        """Writes the part of image ``row`` from ``top`` and ``left`` on to ``out_HWC``, uint8 RGB, in its size.
+
+        Raises ValueError if the bytes are not such an image.
+        """
+        height, width = out_HWC.shape[:2]
         if self.raw is not None:
-            return self.raw[row]
-        return decode_pixels(self.data[self.starts[row] : self.starts[row + 1]], self.encoding, self.shape)
+            np.copyto(out_HWC, self.raw[row, top : top + height, left : left + width])
+            return
+        data = self.data[self.starts[row] : self.starts[row + 1]]
+        if (height, width) == self.shape:
+            decode_pixels(data, self.encoding, self.shape, out_HWC)
+            return
+        cut = cut_jpeg(data, self.shape, top, left, height, width) if self.encoding == JPEG else None
+        if cut is None:
+            image = decode_pixels(data, self.encoding, self.shape)
+        else:
+            image = decode_pixels(cut.data, self.encoding, (cut.height, cut.width))
+            top, left = top - cut.top, left - cut.left
+        np.copyto(out_HWC, image[top : top + height, left : left + width])
 
 
 @dataclass(frozen=True)
@@ -43,14 +63,9 @@ class TextColumn:
     scale_T: np.ndarray | None
     starts: np.ndarray  # int64 (n + 1,)
 
-    def copy(self, row: int, out_LD: np.ndarray) -> None:
-        """Decodes ``row`` into the float32 array ``out_LD`` of its shape."""
-        start, stop = self.starts[row], self.starts[row + 1]
-        values_LD = self.values_TD[start:stop]
-        if self.scale_T is None:  # float16, which torch converts many times faster than NumPy
-            torch.from_numpy(out_LD).copy_(torch.from_dlpack(values_LD))
-        else:
-            dequantise(values_LD, self.scale_T[start:stop], out_LD)
+    def span(self, row: int) -> tuple[int, int]:
+        """Returns where the tokens of ``row`` start and stop."""
+        return int(self.starts[row]), int(self.starts[row + 1])
 
 
 @dataclass(frozen=True)
@@ -129,14 +144,38 @@ def view_binary(array: pa.Array) -> tuple[np.ndarray, np.ndarray]:
     return starts, np.frombuffer(data, np.uint8) if data is not None else np.empty(0, np.uint8)
 
 
-def decode_pixels(data: np.ndarray | bytes, encoding: str, shape: ImageShape) -> np.ndarray:
-    """Decodes a stored image to uint8 RGB (height, width, 3); raises ValueError if the bytes are not such an image."""
+def decode_tokens(values_LD: np.ndarray, scale_L: np.ndarray | None, out_LD: np.ndarray) -> None:
+    """Decodes stored tokens into the float32 array ``out_LD`` of their shape."""
+    if values_LD.dtype == np.float16:  # which torch converts many times faster than NumPy
+        torch.from_numpy(out_LD).copy_(torch.from_dlpack(values_LD))
+        return
+    np.copyto(out_LD, values_LD)  # faster than a product of two types
+    if scale_L is not None:
+        out_LD *= scale_L[:, None]
+
+
+def decode_pixels(
+    data: np.ndarray | bytes, encoding: str, shape: ImageShape, out_HWC: np.ndarray | None = None
+) -> np.ndarray:
+    """Decodes a stored image to uint8 RGB (height, width, 3), in ``out_HWC`` if given.
+
+    Raises ValueError if the bytes are not such an image.
+    """
     values, (height, width) = np.frombuffer(data, dtype=np.uint8), shape
     if encoding == RAW:
         if len(values) != height * width * 3:
             raise ValueError(f"{len(values)} bytes do not hold a raw {width}x{height} RGB image")
         return values.reshape(height, width, 3)
-    image = cv2.imdecode(values, cv2.IMREAD_COLOR_RGB) if len(values) else None
-    if image is None or image.shape != (height, width, 3):
+    if out_HWC is None:
+        out_HWC = np.empty((height, width, 3), np.uint8)
+    image: np.ndarray | None = None
+    if encoding == JPEG:  # the same pixels as OpenCV's, a quarter faster, in place, and damage raises
+        with suppress(ValueError):
+            image = simplejpeg.decode_jpeg(values, buffer=out_HWC)
+    elif len(values):
+        image = cv2.imdecode(values, cv2.IMREAD_COLOR_RGB)
+    if image is None or image.shape != out_HWC.shape:
         raise ValueError(f"{len(values)} bytes do not hold a {width}x{height} {encoding} image")
-    return image
+    if not np.may_share_memory(image, out_HWC):
+        np.copyto(out_HWC, image)
+    return out_HWC

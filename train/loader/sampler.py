@@ -8,13 +8,15 @@ state between calls, so seeking is free.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
+
+from train.loader.counter_random import counter_normal, counter_uniform
 
 
 def sample_seed(seed: int, step: int, index: int, stream: str = "") -> int:
@@ -24,29 +26,53 @@ def sample_seed(seed: int, step: int, index: int, stream: str = "") -> int:
 
 
 class SampleRandom:
-    """Random numbers per sample of a batch, from (seed, step, the sample's stream position) and a stream name."""
+    """Random numbers per sample of a batch, from (seed, step, the sample's stream position) and a stream name.
 
-    def __init__(self, seed: int, step: int, indices: Sequence[int]) -> None:
-        self.seed, self.step, self.indices = seed, step, [int(index) for index in indices]
+    They are made where they are used: on the device of ``index_B``, int64 (B,), the ``indices`` once more; without it
+    on the CPU. A CPU has other numbers than GPUs, which have the same as each other.
+    """
+
+    def __init__(
+        self, seed: int, step: int, indices: Sequence[int] | np.ndarray, index_B: Tensor | None = None
+    ) -> None:
+        self.seed, self.step, self.indices = seed, step, np.asarray(indices).tolist()
+        self.index_B = torch.tensor(self.indices, dtype=torch.int64) if index_B is None else index_B
+
+    @classmethod
+    def of_batch(cls, seed: int, step: int, batch: Mapping[str, Any]) -> SampleRandom:
+        """Returns the random numbers of a batch, on the device to which `train.loader.feed` sent it."""
+        return cls(seed, step, batch["index"], batch["index_B"])
+
+    @property
+    def device(self) -> torch.device:
+        """The device on which numbers are made."""
+        return self.index_B.device
 
     def seeds(self, stream: str) -> list[int]:
         """Returns one seed per sample."""
         return [sample_seed(self.seed, self.step, index, stream) for index in self.indices]
 
     def normal(self, stream: str, *shape: int) -> Tensor:
-        """Returns standard normal float32 (B, *shape) on the CPU."""
-        return self._generate(torch.randn, stream, shape)
+        """Returns standard normal float32 (B, *shape)."""
+        if self.device.type != "cpu":
+            return counter_normal(self._key(stream), self.index_B, shape)
+        return self._generate(Tensor.normal_, stream, shape)
 
     def uniform(self, stream: str, *shape: int) -> Tensor:
-        """Returns uniform float32 in [0, 1), (B, *shape), on the CPU."""
-        return self._generate(torch.rand, stream, shape)
+        """Returns uniform float32 in [0, 1), (B, *shape)."""
+        if self.device.type != "cpu":
+            return counter_uniform(self._key(stream), self.index_B, shape)
+        return self._generate(Tensor.uniform_, stream, shape)
 
-    def _generate(self, function: Any, stream: str, shape: tuple[int, ...]) -> Tensor:
+    def _key(self, stream: str) -> int:
+        return sample_seed(self.seed, self.step, -1, stream)  # no sample's own
+
+    def _generate(self, fill: Callable[..., Tensor], stream: str, shape: tuple[int, ...]) -> Tensor:
+        """Fills in place row by row, by torch's generator of CPUs: faster there than `train.loader.counter_random`."""
         out = torch.empty(len(self.indices), *shape)
         generator = torch.Generator()
-        for row, seed in zip(out, self.seeds(stream), strict=True):
-            generator.manual_seed(seed)
-            row.copy_(function(shape, generator=generator))
+        for row, seed in zip(out.unbind(), self.seeds(stream), strict=True):
+            fill(row, generator=generator.manual_seed(seed))
         return out
 
 

@@ -57,13 +57,14 @@ class ClipTask:
         shift = self.config.shift
         if shift:
             size = image_BCHW.shape[-1]
-            padded = functional.pad(image_BCHW, [shift] * 4, mode="replicate")
-            offsets = (random.uniform("shift", 2) * (2 * shift + 1)).long().tolist()
-            image_BCHW = torch.stack(
-                [image[:, y : y + size, x : x + size] for image, (y, x) in zip(padded, offsets, strict=True)]
-            )
+            padded_BCHW = functional.pad(image_BCHW, [shift] * 4, mode="replicate")
+            offset_B2 = (random.uniform("shift", 2) * (2 * shift + 1)).long()
+            row_BH, column_BW = (offset_B2[:, axis, None] + torch.arange(size, device=random.device) for axis in (0, 1))
+            each_B11 = torch.arange(len(offset_B2), device=random.device)[:, None, None]
+            # Indexed axes come first: (B, H, W, C), seen as channels second, is channels last in memory.
+            image_BCHW = padded_BCHW[each_B11, :, row_BH[:, :, None], column_BW[:, None]].permute(0, 3, 1, 2)
         if self.config.flip:
-            flipped_B = (random.uniform("flip") < 0.5).to(image_BCHW.device)
+            flipped_B = random.uniform("flip") < 0.5
             image_BCHW = torch.where(flipped_B[:, None, None, None], image_BCHW.flip(-1), image_BCHW)
         # Faster for convolutions on CPUs and tensor cores.
         return image_BCHW.contiguous(memory_format=torch.channels_last)

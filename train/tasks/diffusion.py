@@ -74,15 +74,14 @@ class DiffusionTask:
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Returns the weighted loss per sample (B,), its time (B,), and the mean error of the clean image."""
         x0_BCHW = to_model_range(batch[self.columns[0]])
-        device = x0_BCHW.device
-        keep_B = (random.uniform("keep") >= self.config.text_drop).to(device)
+        keep_B = random.uniform("keep") >= self.config.text_drop
         conditions = self._conditions(batch, random, x0_BCHW.shape[-2:])._replace(text_keep_B=keep_B)
 
         def predict(x_BCHW: Tensor, log_snr_B: Tensor) -> Tensor:
             output_BCHW: Tensor = model(x_BCHW, log_snr_B, conditions)
             return output_BCHW
 
-        noise_BCHW, t_B = random.normal("noise", *x0_BCHW.shape[1:]).to(device), spread_times(random).to(device)
+        noise_BCHW, t_B = random.normal("noise", *x0_BCHW.shape[1:]), spread_times(random)
         loss_B, x0_hat_BCHW = diffusion_loss(predict, x0_BCHW, t_B, noise_BCHW, self.config.diffusion)
         return loss_B, t_B, (x0_hat_BCHW.clamp(-1, 1) - x0_BCHW).square().mean()
 
@@ -96,9 +95,9 @@ class DiffusionTask:
             return conditions
         config = self.config.diffusion
         low_BCHW = to_model_range(batch[self.columns[1]])
-        level_B = random.uniform("lowres_level").to(low_BCHW.device) * config.lowres_max_level
+        level_B = random.uniform("lowres_level") * config.lowres_max_level
         up_BCHW = upsample_lowres(low_BCHW, (size[0], size[1]))
-        noise_BCHW = random.normal("lowres_noise", *up_BCHW.shape[1:]).to(low_BCHW.device)
+        noise_BCHW = random.normal("lowres_noise", *up_BCHW.shape[1:])
         noised_BCHW, log_snr_B = augment_lowres(up_BCHW, level_B, noise_BCHW, config)
         return conditions._replace(lowres_BCHW=noised_BCHW, lowres_log_snr_B=log_snr_B)
 
@@ -116,7 +115,7 @@ class DiffusionTask:
         model.eval()
         config = self.config.diffusion
         true_BHWC = batch[self.columns[0]]
-        random = SampleRandom(seed, -1, batch["index"].tolist())
+        random = SampleRandom.of_batch(seed, -1, batch)
         conditions = self._conditions(batch, random, true_BHWC.shape[1:3])
 
         def predict(x_BCHW: Tensor, log_snr_B: Tensor, keep_B: Tensor) -> Tensor:
@@ -125,7 +124,7 @@ class DiffusionTask:
             return output_BCHW.float()
 
         denoise = guided_denoiser(predict, config.prediction, 1.0)
-        start_BCHW = random.normal("draw", 3, *true_BHWC.shape[1:3]).to(device)
+        start_BCHW = random.normal("draw", 3, *true_BHWC.shape[1:3])
         log_snrs = sampling_log_snrs(lambda t_B: log_snr_at_time(config, t_B), GRID_STEPS)
         samples_BCHW = ddim(denoise, start_BCHW, log_snrs, torch.zeros)
         rows = [torch.cat(list(images), dim=1) for images in (to_pixels(samples_BCHW), true_BHWC)]
@@ -165,5 +164,4 @@ def spread_times(random: SampleRandom) -> Tensor:
     A function of (seed, step, stream position), so the same for any number of ranks and any accumulation.
     """
     start = sample_seed(random.seed, random.step, 0, "time") / 2**63
-    times = [(start + index * GOLDEN_RATIO) % 1.0 for index in random.indices]
-    return torch.tensor(times, dtype=torch.float64).float().clamp(max=1 - 1e-7)
+    return ((random.index_B.double() * GOLDEN_RATIO + start) % 1.0).float().clamp(max=1 - 1e-7)

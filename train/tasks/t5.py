@@ -99,7 +99,7 @@ class T5Task:
         """Returns the target's cross-entropy, averaged over tokens per caption, then over captions; and accuracy."""
         ids = self.tokenizer(batch["caption"], truncation=True, max_length=self.config.max_tokens)["input_ids"]
         pairs = [self.corrupt(tokens[:-1], seed) for tokens, seed in zip(ids, random.seeds("spans"), strict=True)]
-        device = batch["index"].device
+        device = random.device
         source_BL = _pad([pair.source for pair in pairs], PAD_ID).to(device)
         target_BT = _pad([pair.target for pair in pairs], IGNORE).to(device)
         start_B1 = torch.full_like(target_BT[:, :1], PAD_ID)

@@ -18,6 +18,7 @@ from tests.helpers.recording import (
 )
 from train.diffusion.config import DiffusionConfig
 from train.diffusion.objective import log_snr_at_level, log_snr_at_time
+from train.loader.feed import to_device
 from train.loader.loader import Batch
 from train.loader.sampler import SampleRandom
 from train.models.base import Conditions
@@ -25,6 +26,7 @@ from train.tasks.diffusion import GRID_STEPS, DiffusionTask
 from train.tasks.diffusion_config import DiffusionStageConfig
 
 ROWS, SIDE, LOW = 2000, 16, 4
+META = torch.device("meta")
 PLAIN_SR: dict[str, Any] = {"model": "micro-sr", "model_overrides": {"lowres_residual": False}, "low_resolution": LOW}
 
 
@@ -153,7 +155,7 @@ def test_a_grid_has_the_captions_and_images_of_its_batch(monkeypatch: pytest.Mon
     )
     model = RecordingDenoiser()
     monkeypatch.setattr(task, "build", lambda: model)
-    batch = {name: value[:4] for name, value in make_batch().items()} | {"index": torch.arange(4)}
+    batch = {name: value[:4] for name, value in make_batch().items()} | {"index": torch.arange(4), "index_B": torch.arange(4)}
     grid = task.sample_grid({}, batch, 0)
     assert grid.shape == (2 * SIDE, 4 * SIDE, 3) and len(model.calls) == GRID_STEPS
     assert (grid[:SIDE] == 128).all()  # the stub predicts grey
@@ -175,7 +177,7 @@ def test_a_grid_has_the_captions_and_images_of_its_batch(monkeypatch: pytest.Mon
 
 def on_meta() -> Batch:
     """The batch without data: an operation of its tensors with others of a CPU raises, as it does on a GPU."""
-    return {name: value[:4].to("meta") for name, value in make_batch().items()} | {"index": torch.arange(4)}
+    return to_device({name: value[:4] for name, value in make_batch().items()} | {"index": torch.arange(4)}, META)
 
 
 @pytest.mark.parametrize("changes", [{}, PLAIN_SR], ids=["base", "sr"])
@@ -183,7 +185,7 @@ def test_everything_is_computed_where_the_batch_lies(changes: dict[str, Any], mo
     settings: dict[str, Any] = {"resolution": SIDE, "model": "micro-base"} | changes
     task, model = DiffusionTask(DiffusionStageConfig(**settings), text_dim=8), RecordingDenoiser()
     for compute in (task.loss, task.validate):
-        loss, metrics = compute(model, on_meta(), SampleRandom(0, 0, range(4)))
+        loss, metrics = compute(model, on_meta(), SampleRandom.of_batch(0, 0, on_meta()))
         assert loss.is_meta and all(value.is_meta for value in metrics.values())
     monkeypatch.setattr(task, "build", lambda: model)
     with pytest.raises(NotImplementedError, match="Cannot copy out of meta tensor"):  # only the finished grid
