@@ -142,7 +142,7 @@ def _encode_pixels(image: np.ndarray, size: int, config: PackConfig) -> bytes:
     encoding = config.encoding_of(size)
     if encoding == "raw":
         return image.tobytes()
-    options = PIXEL_ENCODINGS[encoding].options(config)
+    options = PIXEL_ENCODINGS[encoding].options(config, image.shape[:2])
     done, data = cv2.imencode(f".{encoding}", cv2.cvtColor(image, cv2.COLOR_RGB2BGR), options)
     assert done, encoding
     return data.tobytes()

@@ -123,7 +123,7 @@ def test_a_new_encoding_is_a_choice_of_the_config_and_is_read_back(
 ) -> None:
     with pytest.raises(ValidationError, match="'bmp' is unknown; take one of png, jpeg"):
         PackConfig(encoding="bmp")
-    monkeypatch.setitem(PIXEL_ENCODINGS, "bmp", PixelEncoding(lambda config: [], lossless=True))
+    monkeypatch.setitem(PIXEL_ENCODINGS, "bmp", PixelEncoding(lambda config, shape: [], lossless=True))
     columns = []
     for encoding in ("png", "bmp"):
         path = tmp_path / encoding

@@ -62,7 +62,7 @@ def unpack_text(text: StoredText) -> tuple[Tensor, Tensor]:
 
     On a CPU L is the longest caption's, elsewhere the next of `FIXED_LENGTHS`. Reads nothing back from the device.
     """
-    if text.values_TD.device.type == "cpu":
+    if unpacks_by_row(text.values_TD.device):
         return _unpack_rows(text)
     total, width = text.values_TD.shape
     length = padded_length(text.longest)
@@ -77,6 +77,11 @@ def unpack_text(text: StoredText) -> tuple[Tensor, Tensor]:
     return text_BLD.masked_fill_(~mask_BL[..., None], 0), mask_BL
 
 
+def unpacks_by_row(device: torch.device) -> bool:
+    """Returns whether captions are unpacked one by one, which is faster than by index on a CPU alone."""
+    return device.type == "cpu"
+
+
 def padded_length(longest: int) -> int:
     """Returns the length to which a device pads a batch whose longest caption has ``longest`` tokens."""
     step = FIXED_LENGTHS[-1]
@@ -84,7 +89,6 @@ def padded_length(longest: int) -> int:
 
 
 def _unpack_rows(text: StoredText) -> tuple[Tensor, Tensor]:
-    """Unpacks caption by caption, which on a CPU is faster than by index."""
     text_BLD = torch.empty(len(text.length_B), text.longest, text.values_TD.shape[1])
     values_TD, scale_T = text.values_TD.numpy(), None if text.scale_T is None else text.scale_T.numpy()
     spans = zip(text.start_B.tolist(), text.length_B.tolist(), strict=True)

@@ -155,7 +155,10 @@ def test_a_grid_has_the_captions_and_images_of_its_batch(monkeypatch: pytest.Mon
     )
     model = RecordingDenoiser()
     monkeypatch.setattr(task, "build", lambda: model)
-    batch = {name: value[:4] for name, value in make_batch().items()} | {"index": torch.arange(4), "index_B": torch.arange(4)}
+    batch = {name: value[:4] for name, value in make_batch().items()} | {
+        "index": torch.arange(4),
+        "index_B": torch.arange(4),
+    }
     grid = task.sample_grid({}, batch, 0)
     assert grid.shape == (2 * SIDE, 4 * SIDE, 3) and len(model.calls) == GRID_STEPS
     assert (grid[:SIDE] == 128).all()  # the stub predicts grey
