@@ -14,5 +14,6 @@ def empty_host(shape: Sequence[int], dtype: np.dtype) -> Tensor:  # type: ignore
 
     torch keeps freed pinned blocks and gives them out again once the copies from them have ended.
     """
-    kind = torch.from_numpy(np.empty(0, dtype)).dtype
-    return torch.empty(tuple(shape), dtype=kind, pin_memory=torch.cuda.is_initialized())
+    if not torch.cuda.is_initialized():
+        return torch.from_numpy(np.empty(tuple(shape), dtype))  # NumPy asks for huge pages, torch does not
+    return torch.empty(tuple(shape), dtype=torch.from_numpy(np.empty(0, dtype)).dtype, pin_memory=True)

@@ -173,6 +173,8 @@ class Loader(Stream):
         self.reader = data.select(split, min_original)
         self.columns, self.crop, self.with_text = data.columns, crop, data.with_text
         self.sizes = {name: stored.size for name, stored in data.pixels.items()}
+        # Pixels of each column per pixel of the smallest.
+        self.scales = {name: size // min(self.sizes.values()) for name, size in self.sizes.items()}
         self._check_crop()
         order = self._order(seed, global_batch, split)
         super().__init__(order.rows, seed, global_batch, order)
@@ -226,17 +228,16 @@ class Loader(Stream):
         batch_ends = np.array([first, first + self.global_batch - 1])
         futures = self.window.prefetch(np.unique(groups), batch_ends, self.share)
         sources: list[tuple[RowGroup, int]] = []
-        for at, (row, group) in enumerate(zip(rows.tolist(), groups.tolist(), strict=True)):
+        within = rows - self.order.first[groups]
+        for at, (row, group) in enumerate(zip(within.tolist(), groups.tolist(), strict=True)):
             try:
                 part = futures[group].result()
-                index = int(part.kept[row - self.order.first[group]])
+                index = int(part.kept[row])
                 self._put_pixels(pixels, at, part, index, int(positions[at]))
             except CorruptDataError as error:
                 part, index = self._replace_corrupt(error, pixels, at, int(positions[at]))
             sources.append((part, index))
-        numbers = [
-            self._choose_caption(part, int(position)) for (part, _), position in zip(sources, positions, strict=True)
-        ]
+        numbers = [self._choose_caption(part, at) for (part, _), at in zip(sources, positions.tolist(), strict=True)]
         batch["key"] = [part.keys[index] for part, index in sources]
         batch["caption"] = [part.captions[index][n] for (part, index), n in zip(sources, numbers, strict=True)]
         if self.with_text:
@@ -257,10 +258,8 @@ class Loader(Stream):
 
     def _put_pixels(self, pixels: dict[str, np.ndarray], at: int, part: RowGroup, index: int, position: int) -> None:
         """Writes the pixels of row ``index`` of ``part`` to row ``at`` of each array."""
-        top, left = self._crop_corner(part, position)
-        smallest = min(self.sizes.values(), default=1)
-        for name in self.columns:
-            times = self.sizes[name] // smallest
+        top, left = self._crop_corner(part, position) if self.crop is not None else (0, 0)
+        for name, times in self.scales.items():
             try:
                 part.pixels[name].read(index, pixels[name][at], top * times, left * times)
             except ValueError as error:
@@ -268,8 +267,7 @@ class Loader(Stream):
 
     def _crop_corner(self, part: RowGroup, position: int) -> tuple[int, int]:
         """Returns top and left of the crop, in pixels of the smallest pixel column."""
-        if self.crop is None:
-            return 0, 0
+        assert self.crop is not None
         name, smallest = min(self.sizes.items(), key=lambda item: item[1])
         side = self.crop * smallest // max(self.sizes.values())
         rng = np.random.default_rng(sample_seed(self.seed, 0, position, "crop"))

@@ -38,10 +38,11 @@ class PixelColumn:
 
         Raises ValueError if the bytes are not such an image.
         """
-        height, width = out_HWC.shape[:2]
         if self.raw is not None:
-            np.copyto(out_HWC, self.raw[row, top : top + height, left : left + width])
+            height, width, _ = out_HWC.shape
+            out_HWC[...] = self.raw[row, top : top + height, left : left + width]
             return
+        height, width, _ = out_HWC.shape
         data = self.data[self.starts[row] : self.starts[row + 1]]
         if (height, width) == self.shape:
             decode_pixels(data, self.encoding, self.shape, out_HWC)

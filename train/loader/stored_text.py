@@ -89,11 +89,12 @@ def padded_length(longest: int) -> int:
 
 
 def _unpack_rows(text: StoredText) -> tuple[Tensor, Tensor]:
-    text_BLD = torch.empty(len(text.length_B), text.longest, text.values_TD.shape[1])
+    shape = (len(text.length_B), text.longest, text.values_TD.shape[1])
+    text_BLD = np.empty(shape, np.float32)  # NumPy asks for huge pages, torch does not
     values_TD, scale_T = text.values_TD.numpy(), None if text.scale_T is None else text.scale_T.numpy()
     spans = zip(text.start_B.tolist(), text.length_B.tolist(), strict=True)
-    for text_LD, (start, length) in zip(text_BLD.numpy(), spans, strict=True):
+    for text_LD, (start, length) in zip(text_BLD, spans, strict=True):
         own = slice(start, start + length)
         decode_tokens(values_TD[own], None if scale_T is None else scale_T[own], text_LD[:length])
         text_LD[length:] = 0
-    return text_BLD, torch.arange(text.longest) < text.length_B[:, None]
+    return torch.from_numpy(text_BLD), torch.arange(text.longest) < text.length_B[:, None]
