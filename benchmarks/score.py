@@ -30,12 +30,12 @@ from PIL import Image
 from torch.nn import functional
 
 from benchmarks.result import make_claim, write_result
-from dataprep.images.decode import read_shard_images, read_shard_rgb
+from dataprep.images.decode import decode_rgb, read_shard_images
 from dataprep.io.model_imports import declare_torchvision_operators
 from dataprep.io.parquet import read_table, write_table
 from dataprep.synthetic.renderer import draw_scene
-from eval.clip.fast_inference import read_ahead
-from eval.clip.scorer import ClipScorer, score_shard
+from eval.clip.score_shard import score_shard
+from eval.clip.scorer import ClipScorer
 from eval.sampling.prompts import scene_prompts
 
 MODEL, BATCH, ROUNDS, PAIRS = "ViT-S-32-alt", 64, 8, 64
@@ -134,7 +134,7 @@ def _read_batches(tar: Path, transform: Any, batch: int) -> Iterator[tuple[int, 
 
 def _score_ours(scorer: ClipScorer, tar: Path, table: Path, out: Path) -> np.ndarray:
     """Scores as the worker of the stage `score` does; returns float32 (N,)."""
-    score_shard(read_ahead(read_shard_rgb(tar)), table, out, scorer)
+    score_shard(read_shard_images(tar), table, out, scorer, decode=decode_rgb)
     return np.asarray(read_table(out, "scores")["clip_similarity"].to_numpy())
 
 

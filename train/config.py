@@ -83,7 +83,9 @@ class TrainConfig(Config):
     validation_batches: int = Field(8, ge=1, description="batches per validation")
     sample_every: int = Field(0, ge=0, description="updates between grids of samples of the EMA weights; 0: none")
     max_skipped: int = Field(10, ge=1, description="consecutive updates with a non-finite gradient that stop the run")
-    workers: int = Field(1, ge=0, description="threads that prefetch batches; 0: none")
+    workers: int | None = Field(
+        None, ge=0, description="threads that prefetch batches; None: 1, on GPUs all CPUs of the rank but one; 0: none"
+    )
     stall_seconds: float = Field(600, gt=0, description="timeout of a batch, which stops the run")
     hang_seconds: float = Field(1800, gt=0, description="timeout of an update or a save, which ends the process")
     peak_tflops: float | None = Field(None, gt=0, description="dense peak of the GPU, for MFU; None: by its name")

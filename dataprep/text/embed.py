@@ -5,11 +5,12 @@ Legend: T tokens of a batch (captions concatenated), D channels.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -17,8 +18,9 @@ import pyarrow.parquet as pq
 
 from dataprep.io.parquet import read_table, write_table
 from dataprep.text.config import EmbedConfig
+from dataprep.text.device_quantise import QuantisedTokens, finish_quantise, start_quantise
 from dataprep.text.embedding_codec import dequantise, quantise
-from dataprep.text.encoder import Encoded, TextEncoder
+from dataprep.text.encoder import Encoded, EncodedTokens, TextEncoder
 
 SCHEMA = pa.schema(
     {
@@ -41,6 +43,15 @@ def load_encoder(path_or_name: str, config: EmbedConfig, device: str = "cpu") ->
     return TextEncoder.from_folder(path_or_name, config.dtype, config.max_length, device, config.token_budget)
 
 
+class TokenSums(NamedTuple):
+    """Sums over the channels of each token, (T,): of what was encoded, and of what its stored form decodes to."""
+
+    size_T: np.ndarray  # squares
+    decoded_T: np.ndarray  # squares of the decoded
+    product_T: np.ndarray  # of both
+    off_T: np.ndarray  # squares of the difference
+
+
 @dataclass
 class StoredEmbeddings:
     """Encoded captions, and their error against the encoder's output."""
@@ -53,16 +64,28 @@ class StoredEmbeddings:
         """Adds the captions of a batch."""
         stored_TD, scale_T = quantise(batch.tokens_TD, codec)
         decoded_TD = dequantise(stored_TD, scale_T)
-        starts = np.cumsum([0, *batch.lengths])
         size_T = np.einsum("td,td->t", batch.tokens_TD, batch.tokens_TD)
         decoded_T = np.einsum("td,td->t", decoded_TD, decoded_TD)
         product_T = np.einsum("td,td->t", decoded_TD, batch.tokens_TD)
-        self.low += int((product_T < LOW_COSINE * np.sqrt(size_T * decoded_T)).sum())
         decoded_TD -= batch.tokens_TD
         off_T = np.einsum("td,td->t", decoded_TD, decoded_TD)
-        off, size = np.add.reduceat(off_T, starts[:-1]), np.add.reduceat(size_T, starts[:-1])
+        sums = TokenSums(size_T, decoded_T, product_T, off_T)
+        self._add_quantised(batch.indices, batch.lengths, stored_TD, scale_T, sums)
+
+    def add_from_device(self, batch: EncodedTokens, started: QuantisedTokens, codec: str) -> None:
+        """Adds the captions of a batch that its device quantises; waits for that."""
+        stored_TD, scale_T = finish_quantise(started, codec)
+        sums = TokenSums(*started.sums_3T.wait().numpy(), started.errors_T.wait().numpy())
+        self._add_quantised(batch.indices, batch.lengths, stored_TD, scale_T, sums)
+
+    def _add_quantised(
+        self, indices: list[int], lengths: list[int], stored_TD: np.ndarray, scale_T: np.ndarray | None, sums: TokenSums
+    ) -> None:
+        starts = np.cumsum([0, *lengths])
+        self.low += int((sums.product_T < LOW_COSINE * np.sqrt(sums.size_T * sums.decoded_T)).sum())
+        off, size = np.add.reduceat(sums.off_T, starts[:-1]), np.add.reduceat(sums.size_T, starts[:-1])
         self.error += float(np.sqrt(off / np.maximum(size, np.finfo(np.float32).tiny)).sum())
-        for index, start, stop in zip(batch.indices, starts[:-1], starts[1:], strict=True):
+        for index, start, stop in zip(indices, starts[:-1], starts[1:], strict=True):
             scale = None if scale_T is None else scale_T[start:stop].tobytes()
             self.rows[index] = (int(stop - start), stored_TD[start:stop].tobytes(), scale)
 
@@ -87,7 +110,8 @@ def embed_shard(
     ids, truncated = encoder.tokenize(distinct)
     stored = StoredEmbeddings()
     with ThreadPoolExecutor(1) as pool:  # quantises one batch while the encoder computes the next
-        for _ in _yield_one_behind(pool.submit(stored.add, batch, config.codec) for batch in encoder.batches(ids)):
+        works = _encode_batches(encoder, ids, config.codec, stored)
+        for _ in _yield_one_behind(pool.submit(work) for work in works):
             pass
     empty = (
         0,
@@ -112,6 +136,23 @@ def embed_shard(
     counted = {"rows": pack.num_rows, "captions": len(captions), "distinct": len(distinct), "truncated": truncated}
     counted |= {"tokens": sum(length for length, _, _ in rows), "codec_low_tokens": stored.low}
     return counted | {"codec_error_ppm_sum": round(stored.error * 1e6)}
+
+
+def _encode_batches(
+    encoder: TextEncoder, ids: list[list[int]], codec: str, stored: StoredEmbeddings
+) -> Iterator[Callable[[], None]]:
+    """Yields, for each batch given to the encoder, what is left to do on the CPU."""
+    if not quantises_on_device(encoder.device):
+        for batch in encoder.batches(ids):
+            yield partial(stored.add, batch, codec)
+        return
+    for tokens in encoder.device_batches(ids):
+        yield partial(stored.add_from_device, tokens, start_quantise(tokens.tokens_TD, codec), codec)
+
+
+def quantises_on_device(device: str) -> bool:
+    """Returns whether embeddings are quantised where they are computed: fewer bytes to copy, none for the CPU to do."""
+    return device != "cpu"
 
 
 def write_embeddings(table: pa.Table, path: str | Path, config: EmbedConfig, row_groups: list[int]) -> None:

@@ -30,17 +30,22 @@ def quantise(values_TD: np.ndarray, codec: str) -> tuple[np.ndarray, np.ndarray 
         raise ValueError(f"embeddings have shape (tokens, channels), got {values_TD.shape}")
     values_TD = np.ascontiguousarray(values_TD, dtype=np.float32)
     peak_T = np.maximum(values_TD.max(axis=1, initial=0.0), -values_TD.min(axis=1, initial=0.0))
-    if not np.isfinite(peak_T).all():  # max propagates NaN
-        raise ValueError("an embedding holds NaN or infinity; run the encoder in float32 or bfloat16")
+    check_peaks(peak_T, codec)
     if codec == "float16":
-        if peak_T.max(initial=0.0) > FLOAT16_MAX:
-            raise ValueError(f"an embedding holds {peak_T.max():g}, above float16's {FLOAT16_MAX:g}; use codec int8")
         return values_TD.astype(STORED[codec]), None
     # An all-zero token gets scale 1; a peak whose 127th part would underflow gets the smallest scale.
     scale_T = np.where(peak_T > 0, np.maximum(peak_T / 127, np.finfo(np.float32).tiny), 1).astype(SCALE)
     scaled_TD = values_TD / scale_T[:, None]
     np.clip(np.rint(scaled_TD, out=scaled_TD), -127, 127, out=scaled_TD)
     return scaled_TD.astype(np.int8), scale_T
+
+
+def check_peaks(peak_T: np.ndarray, codec: str) -> None:
+    """Raises ValueError for tokens whose largest magnitudes (or a multiple of them) the codec cannot hold."""
+    if not np.isfinite(peak_T).all():  # max propagates NaN
+        raise ValueError("an embedding holds NaN or infinity; run the encoder in float32 or bfloat16")
+    if codec == "float16" and peak_T.max(initial=0.0) > FLOAT16_MAX:
+        raise ValueError(f"an embedding holds {peak_T.max():g}, above float16's {FLOAT16_MAX:g}; use codec int8")
 
 
 def dequantise(values_TD: np.ndarray, scale_T: np.ndarray | None, out_TD: np.ndarray | None = None) -> np.ndarray:

@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from safetensors import SafetensorError
 
+from dataprep.io.device_copy import send
 from dataprep.io.errors import UserError
 from dataprep.io.model_imports import import_transformers
 
@@ -36,6 +37,14 @@ class Encoded(NamedTuple):
     indices: list[int]
     lengths: list[int]
     tokens_TD: np.ndarray  # float32
+
+
+class EncodedTokens(NamedTuple):
+    """As `Encoded`, with the tokens on the device in the encoder's dtype."""
+
+    indices: list[int]
+    lengths: list[int]
+    tokens_TD: torch.Tensor
 
 
 class TextEncoder:
@@ -145,18 +154,24 @@ class TextEncoder:
                 result[index] = tokens_LD
         return result
 
-    @torch.inference_mode()
     def batches(self, ids: Sequence[list[int]]) -> Iterator[Encoded]:
         """Encodes token id lists in batches of similar length; skips empty lists."""
+        for batch in self.device_batches(ids):
+            # Widen floats after the copy to the CPU: fewer bytes to copy.
+            yield Encoded(batch.indices, batch.lengths, batch.tokens_TD.cpu().float().numpy())
+
+    @torch.inference_mode()
+    def device_batches(self, ids: Sequence[list[int]]) -> Iterator[EncodedTokens]:
+        """As `batches`, with tokens on the device in the encoder's dtype; does not wait for them to be computed."""
         for indices in group_by_length([len(tokens) for tokens in ids], self.token_budget):
             lengths = [len(ids[index]) for index in indices]
             mask_BL = torch.arange(max(lengths))[None] < torch.tensor(lengths)[:, None]
             ids_BL = torch.full(mask_BL.shape, self.tokenizer.pad_token_id or 0)
             ids_BL[mask_BL] = torch.tensor([token for index in indices for token in ids[index]])
-            mask_BL = mask_BL.to(self.device)
-            output = self.model(input_ids=ids_BL.to(self.device), attention_mask=mask_BL.long())
-            # Drop padding before and widen floats after the copy to the CPU: fewer bytes to copy.
-            yield Encoded(indices, lengths, output.last_hidden_state[mask_BL].cpu().float().numpy())
+            # Found on the CPU: the device need not be asked where the padding is.
+            place_T = send(mask_BL.flatten().nonzero()[:, 0], self.device)
+            output = self.model(input_ids=send(ids_BL, self.device), attention_mask=send(mask_BL.long(), self.device))
+            yield EncodedTokens(indices, lengths, output.last_hidden_state.flatten(0, 1)[place_T])
 
 
 def group_by_length(lengths: Sequence[int], token_budget: int) -> list[list[int]]:

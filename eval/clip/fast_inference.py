@@ -2,17 +2,14 @@
 
 A causal text tower reads captions up to their end token: padding after it cannot influence the feature. The last block
 of an image tower computes the pooled token alone, and on a CPU all blocks use faster kernels (`eval.clip.cpu_blocks`).
-Images stay uint8 until their batch is complete and are normalised on the device. A thread decodes files ahead.
+Images stay uint8 until their batch is complete and are normalised on the device.
 
 Shape legend: B batch, L tokens, C channels, H W height and width, D features.
 """
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,33 +17,34 @@ from PIL import Image
 from torch import Tensor
 
 from dataprep.images.resize import resize_then_crop
+from dataprep.io.device_copy import send
 from dataprep.io.model_imports import import_open_clip
 from eval.clip.cpu_blocks import CpuBlock, can_pack, is_replaceable
 
-Item = TypeVar("Item")
 GROUP = 16  # captions of similar length per forward pass
 POOLED_AT_END = ("argmax", "eos")  # text pooling that takes the feature of the end token
 RESAMPLINGS = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
 
 
-def encode_captions(model: Any, ids_BL: Tensor) -> Tensor:
+def encode_captions(model: Any, ids_BL: Tensor, device: str = "cpu") -> Tensor:
     """Returns ``model.encode_text(ids_BL)``, (B, D), up to rounding; skips padding if the text tower allows it.
 
     That takes causal attention and the feature of the end token, as in `open_clip.CLIP`. Other towers run unchanged.
+    ``ids_BL`` are on the CPU, where the lengths are found without waiting for the ``device`` of the model.
     """
     if not _is_causal(model):
-        features_BD: Tensor = model.encode_text(ids_BL)
+        features_BD: Tensor = model.encode_text(send(ids_BL, device))
         return features_BD
     end_B = _find_ends(model, ids_BL)
     order_B = end_B.argsort(stable=True)
-    parts = [_encode_group(model, ids_BL[rows], end_B[rows]) for rows in order_B.split(GROUP)]
-    return torch.cat(parts)[order_B.argsort()]
+    parts = [_encode_group(model, ids_BL[rows], end_B[rows], device) for rows in order_B.split(GROUP)]
+    return torch.cat(parts)[send(order_B.argsort(), device)]
 
 
-def _encode_group(model: Any, ids_BL: Tensor, end_B: Tensor) -> Tensor:
+def _encode_group(model: Any, ids_BL: Tensor, end_B: Tensor, device: str) -> Tensor:
     """Returns the features of captions with end tokens at ``end_B``, computed up to the last of these."""
     length = int(end_B.max()) + 1
-    ids_BL = ids_BL[:, :length]
+    ids_BL, end_B = send(ids_BL[:, :length], device), send(end_B, device)
     kind = model.transformer.get_cast_dtype()
     x_BLD = model.token_embedding(ids_BL).to(kind) + model.positional_embedding[:length].to(kind)
     x_BLD = model.ln_final(model.transformer(x_BLD, attn_mask=model.attn_mask[:length, :length]))
@@ -129,17 +127,3 @@ class Preprocess:
         pixels_BCHW = squares_BHWC.permute(0, 3, 1, 2).float()
         mean_C11, std_C11 = self.mean_C11.to(pixels_BCHW.device), self.std_C11.to(pixels_BCHW.device)
         return pixels_BCHW.div_(255).sub_(mean_C11).div_(std_C11)
-
-
-def read_ahead(items: Iterable[Item], depth: int = 64) -> Iterator[Item]:
-    """Yields ``items``, which a thread produces up to ``depth`` ahead of the consumer."""
-    iterator, end = iter(items), object()
-    with ThreadPoolExecutor(1) as pool:
-        waiting: deque[Future[Any]] = deque(pool.submit(next, iterator, end) for _ in range(depth))
-        try:
-            while (item := waiting.popleft().result()) is not end:
-                waiting.append(pool.submit(next, iterator, end))
-                yield item
-        finally:
-            for future in waiting:
-                future.cancel()

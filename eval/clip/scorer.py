@@ -3,25 +3,23 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 import torch
 from PIL import Image
 from torch import Tensor
 from torch.nn import functional
 
 from dataprep.images.resize import fit_square
+from dataprep.io.device_copy import HostCopy, send
 from dataprep.io.errors import UserError
 from dataprep.io.model_imports import import_open_clip
-from dataprep.io.parquet import read_table, write_table
 from dataprep.io.storage import exists, join, local_folder
 from eval.clip.fast_inference import Preprocess, encode_captions, trim_model
-from eval.clip.heads import Head
 from train.models.clip import CONFIG_FILE, encode_tokens, load_clip, to_clip_range
 
 CPU_BATCH = 16  # images per forward pass on a CPU: their activations stay in its caches
@@ -86,27 +84,51 @@ class ClipScorer:
             return cls(model, steps.to_square, tokenizer, device, batch_size, steps.to_floats)
         return cls(model, lambda image: transform(Image.fromarray(image)), tokenizer, device, batch_size)
 
-    @torch.inference_mode()
     def image_features(self, images: Sequence[np.ndarray]) -> np.ndarray:
         """Returns unit vectors (N, D)."""
-        return self._encode_batches(
-            list(images),
-            lambda part: self.model.encode_image(
-                self.finish(torch.stack([self.preprocess(image) for image in part]).to(self.device))
-            ),
-            min(self.batch_size, CPU_BATCH) if self.device == "cpu" else self.batch_size,
-        )
+        parts = [
+            self.encode_images(torch.stack([self.preprocess(image) for image in part]))
+            for part in batched(images, self.image_batch)
+        ]
+        return join_features([part.wait() for part in parts])
 
-    @torch.inference_mode()
     def text_features(self, captions: Sequence[str]) -> np.ndarray:
         """Returns unit vectors (N, D); repeated captions are encoded once."""
+        tokens, place = self.tokenize_distinct(captions)
+        parts = [self.encode_tokens(ids_BL) for ids_BL in tokens]
+        return join_features([part.wait() for part in parts])[place]
+
+    @property
+    def image_batch(self) -> int:
+        """Images per forward pass."""
+        return min(self.batch_size, CPU_BATCH) if self.device == "cpu" else self.batch_size
+
+    def tokenize_distinct(self, captions: Sequence[str]) -> tuple[list[Tensor], list[int]]:
+        """Returns batches of token ids of the distinct captions, and the row of each caption among these."""
         distinct = list(dict.fromkeys(captions))
         distinct.sort(key=len)  # batches of similar length, whose padding is skipped
-        features = self._encode_batches(
-            distinct, lambda part: encode_captions(self.model, self.tokenize(part).to(self.device))
-        )
         place = {caption: index for index, caption in enumerate(distinct)}
-        return features[[place[caption] for caption in captions]]
+        tokens = [self.tokenize(list(part)) for part in batched(distinct, self.batch_size)]
+        return tokens, [place[caption] for caption in captions]
+
+    @torch.inference_mode()
+    def encode_images(self, pixels: Tensor) -> HostCopy:
+        """Starts encoding one batch of what ``preprocess`` gave, stacked; unit vectors (B, D)."""
+        with self._half_precision():
+            return self._finish(self.model.encode_image(self.finish(send(pixels, self.device))))
+
+    @torch.inference_mode()
+    def encode_tokens(self, ids_BL: Tensor) -> HostCopy:
+        """Starts encoding one batch of captions that ``tokenize`` gave; unit vectors (B, D)."""
+        with self._half_precision():
+            return self._finish(encode_captions(self.model, ids_BL, self.device))
+
+    def _finish(self, features_BD: Tensor) -> HostCopy:
+        return HostCopy(functional.normalize(features_BD.float(), dim=-1))
+
+    def _half_precision(self) -> torch.autocast:
+        """On a GPU, as in open_clip's README."""
+        return torch.autocast("cuda", torch.float16, enabled=self.device.startswith("cuda"))
 
     @cached_property
     def dim(self) -> int:
@@ -121,53 +143,15 @@ class ClipScorer:
             return np.zeros(0, np.float32)
         return np.einsum("nd,nd->n", self.image_features(images), self.text_features(captions))
 
-    def _encode_batches(self, items: list[Any], encode: Callable[[list[Any]], Tensor], size: int = 0) -> np.ndarray:
-        size = size or self.batch_size
-        # On a GPU in half precision, as in open_clip's README.
-        with torch.autocast("cuda", torch.float16, enabled=self.device.startswith("cuda")):
-            parts = [
-                functional.normalize(encode(items[start : start + size]).float(), dim=-1).cpu().numpy()
-                for start in range(0, len(items), size)
-            ]
-        return np.concatenate(parts) if parts else np.zeros((0, 0), np.float32)
+
+def batched(items: Sequence[Any], size: int) -> Iterator[Sequence[Any]]:
+    """Yields ``items`` in slices of ``size``."""
+    return (items[start : start + size] for start in range(0, len(items), size))
 
 
-def score_shard(
-    images: Iterable[tuple[str, np.ndarray]],
-    download_path: str | Path,
-    out_path: str | Path,
-    scorer: ClipScorer,
-    heads: Sequence[Head] = (),
-    embeddings: bool = False,
-) -> dict[str, int]:
-    """Writes the scores of a download shard, row-aligned with its table; null in rows without an image.
-
-    Columns: key, clip_similarity, one per head, and with ``embeddings`` clip_embedding, the unit features of the image
-    as float16. ``images`` are (key, uint8 (H, W, 3)) in any order. Returns the counters rows, scored and
-    without_image. Raises
-    ValueError for a key that is not in the table.
-    """
-    table = read_table(download_path, "download", ["key", "caption"])
-    keys = table["key"].to_pylist()
-    captions = dict(zip(keys, table["caption"].to_pylist(), strict=True))
-    scores: dict[str, dict[str, Any]] = {}
-    for batch in _group_batches(images, scorer.batch_size):
-        if unknown := [key for key, _ in batch if key not in captions]:
-            raise ValueError(f"{download_path}: no row for image {unknown[0]}; download the shard again")
-        image_BD = scorer.image_features([image for _, image in batch])
-        text_BD = scorer.text_features([captions[key] or "" for key, _ in batch])
-        columns: dict[str, list[Any]] = {"clip_similarity": np.einsum("bd,bd->b", image_BD, text_BD).tolist()}
-        columns |= {head.name: head(image_BD).tolist() for head in heads}
-        if embeddings:
-            columns["clip_embedding"] = [feature.astype("<f2").tobytes() for feature in image_BD]
-        for row, (key, _) in enumerate(batch):
-            scores[key] = {name: values[row] for name, values in columns.items()}
-    rows = [{"key": key} | scores.get(key, {}) for key in keys]
-    fields = {"key": pa.string(), "clip_similarity": pa.float32()} | {head.name: pa.float32() for head in heads}
-    if embeddings:
-        fields["clip_embedding"] = pa.binary(2 * scorer.dim)
-    write_table(pa.Table.from_pylist(rows, schema=pa.schema(fields)), out_path, "scores")
-    return {"rows": len(keys), "scored": len(scores), "without_image": len(keys) - len(scores)}
+def join_features(parts: Sequence[Tensor]) -> np.ndarray:
+    """Returns the rows of all parts, in order, (N, D)."""
+    return np.concatenate([part.numpy() for part in parts]) if parts else np.zeros((0, 0), np.float32)
 
 
 def check_spec(model: str, pretrained: str | None) -> None:
@@ -195,14 +179,3 @@ def _split_spec(spec: ClipSpec) -> tuple[str, str | None]:
     if not name:
         raise UserError(f"clip: {dict(spec)} names no model; set clip.model or clip.train")
     return name, spec.get("pretrained")
-
-
-def _group_batches(items: Iterable[tuple[str, np.ndarray]], size: int) -> Iterator[list[tuple[str, np.ndarray]]]:
-    batch = []
-    for item in items:
-        batch.append(item)
-        if len(batch) == size:
-            yield batch
-            batch = []
-    if batch:
-        yield batch

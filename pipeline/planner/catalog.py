@@ -102,6 +102,18 @@ class Assumptions(Config):
         description="rows per second of select, on the driver: 14 microseconds per row, 15 more to find duplicates "
         "(benchmarks/results/data_scaling.json)",
     )
+    jpeg_mpixels: float = Field(
+        default=150.0,
+        gt=0,
+        description="million pixels of JPEG that a core decodes per second: benchmarks/results/host_budget.json",
+    )
+    png_mpixels: float = Field(default=40.0, gt=0, description="the same of packed PNGs")
+    gather_us: float = Field(
+        default=30.0, ge=0, description="microseconds of a core to read and gather a training sample, without decoding"
+    )
+    unpack_gb_s: float = Field(
+        default=1.0, gt=0, description="GB of stored embeddings that a core reads, decompresses and gathers per second"
+    )
     memory_reserve: float = Field(
         default=0.08, ge=0, lt=1, description="share of GPU memory lost to allocator fragmentation"
     )

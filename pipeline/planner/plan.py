@@ -10,6 +10,7 @@ from pipeline.config import RunConfig
 from pipeline.planner.catalog import Assumptions, Machine, MachineCatalog, find_machine
 from pipeline.planner.choices import MOST_NODES, Choice, MachineOption, find_cheapest, list_choices, plan_option
 from pipeline.planner.encoders import ClipCost, TextCost, estimate_clip_cost, estimate_text_cost
+from pipeline.planner.host import estimate_host_ms
 from pipeline.planner.memory import Memory, MemorySetting, estimate_memory
 from pipeline.planner.rates import Rates, assume_rates, measure_rates
 from pipeline.planner.storage import StorageVolume, plan_volumes, sum_bytes
@@ -101,8 +102,14 @@ def make_plan(config: RunConfig, table: MachineCatalog, wanted: PlanRequest) -> 
     if wanted.measured:
         rates = measure_rates(rates, wanted.measured)
     group = config.pack.row_group_rows
-    models = [StageModel(name, stage, text.width, rates.padded, group) for name, stage in config.train.items()]
     embedding = rates.embedding_bytes(text.width, config.embed.codec, config.embed.compression == "zstd")
+    models = [
+        StageModel(
+            *(name, stage, text.width, rates.padded, group),
+            host_ms=estimate_host_ms(stage, config.pack, embedding, assumptions),
+        )
+        for name, stage in config.train.items()
+    ]
     sample_bytes = {model.name: _sample_bytes(model, rates, embedding) for model in models}
     if wanted.machine:  # only this one is compared
         table = MachineCatalog(assumptions=assumptions, machines=_with_data(table, wanted))
@@ -219,6 +226,7 @@ def encode_plan(plan: CostPlan) -> dict[str, Any]:
             "forward_flops_a_sample": model.forward,
             "update_flops": model.update_flops,
             "samples": model.samples,
+            "host_ms_a_sample": model.host_ms,
             "memory": [
                 asdict(setting) | {"micro_batch": micro} | asdict(memory) | {"device": memory.device}
                 for setting, micro, memory in plan.memories(model)
@@ -256,6 +264,7 @@ def _option_json(choice: Choice, one: MachineOption) -> dict[str, Any]:
             "step_seconds": group.step,
             "bound": group.bound,
             "loader_gbit": group.loader_gbit,
+            "host_seconds": group.host,
         }
         for group in one.groups
     ]

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from pipeline.planner.catalog import Assumptions, Machine
+from pipeline.planner.host import loader_cores
 from pipeline.planner.memory import Fit, MemorySetting, find_smallest_fit
 from pipeline.planner.network import Activations, count_forward_flops, trace_activations
 from pipeline.units import HOUR
@@ -26,6 +27,7 @@ class StageModel:
     text_dim: int
     tokens: int
     group_rows: int = 128  # of the pack's row groups
+    host_ms: float = 0.0  # of a core per training sample, in the loader's threads
 
     @cached_property
     def layout(self) -> DenoiserConfig:
@@ -88,13 +90,14 @@ class TrainingGroup:
     network: float  # collectives, not overlapped
     offload: float
     loader: float  # reading batches, overlapped with the rest
+    host: float  # decoding and gathering batches on the machine's cores, overlapped too
     loader_gbit: float  # read per machine at the planned speed
     steps: int
 
     @property
     def step(self) -> float:
         """Seconds per step."""
-        return max(self.compute + self.network + self.offload, self.loader)
+        return max(self.compute + self.network + self.offload, self.loader, self.host)
 
     @property
     def hours(self) -> float:
@@ -105,7 +108,9 @@ class TrainingGroup:
     def bound(self) -> str:
         """The slowest part."""
         parts = {"GPU": self.compute, "network": self.network, "offloading": self.offload}
-        return "loader" if self.loader > sum(parts.values()) else max(parts, key=lambda name: parts[name])
+        ahead = {"loader": self.loader, "CPU": self.host}  # beside the others, not after them
+        slowest = max(ahead, key=lambda name: ahead[name])
+        return slowest if ahead[slowest] > sum(parts.values()) else max(parts, key=lambda name: parts[name])
 
 
 def plan_group(
@@ -142,9 +147,11 @@ def plan_group(
         offload = model.parameters / (assumptions.offload_params_per_second * nodes)
     reading = config.batch_size * sample_bytes * _estimate_read_share(model, nodes, sample_bytes)
     loader = reading * 8 / (machine.internet_gbit * 1e9 * assumptions.network_share)
-    step = max(compute + network + offload, loader)
+    cores = loader_cores(config, machine.cores, machine.units)
+    host = model.host_ms / 1e3 * config.batch_size / (nodes * cores) if machine.gpus else 0.0
+    step = max(compute + network + offload, loader, host)
     gbit = reading * 8 / step / 1e9
-    return TrainingGroup(model.name, nodes, ranks, fit, compute, network, offload, loader, gbit, config.steps)
+    return TrainingGroup(model.name, nodes, ranks, fit, compute, network, offload, loader, host, gbit, config.steps)
 
 
 def _estimate_read_share(model: StageModel, nodes: int, sample_bytes: float) -> float:

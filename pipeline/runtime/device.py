@@ -8,3 +8,12 @@ def worker_device() -> str:
     import torch
 
     return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def count_decode_threads() -> int:
+    """Returns the threads that decode for this worker's model: one for each CPU that Ray assigned to it, at least 1."""
+    import ray
+
+    if not ray.is_initialized():
+        return 1
+    return max(1, int(ray.get_runtime_context().get_assigned_resources().get("CPU", 1)))

@@ -68,11 +68,18 @@ def _count_on_node(node: Mapping[str, float], need: WorkerNeed) -> int:
 
 
 def resolve_actor_need(requested: StageResources, with_model: bool) -> WorkerNeed:
-    """Returns the resources of an actor; one ``with_model`` gets a GPU if there are any. The default is one CPU."""
+    """Returns the resources of an actor; one ``with_model`` gets a GPU if there are any.
+
+    The default is one CPU, with a GPU half of the CPUs that the nodes have per GPU: its threads decode and tokenise for
+    the GPU, and the other half is left to stages that run at the same time.
+    """
     gpus = requested.num_gpus
     if gpus is None:
         gpus = float(with_model and get_cluster_capacity("GPU") >= 1)
-    return build_need(requested, 1.0 if requested.num_cpus is None else requested.num_cpus, gpus)
+    cpus = requested.num_cpus
+    if cpus is None:
+        cpus = float(max(1, _cpus_per_gpu_rank(gpus) // 2)) if gpus else 1.0
+    return build_need(requested, cpus, gpus)
 
 
 def share_cpus(ranks: int, gpus: float) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 from dataprep.io import storage
@@ -48,21 +49,21 @@ class ScoreWorker:
     def __init__(self, clip: ClipSpec, max_pixels: int, heads: dict[str, HeadConfig], embeddings: bool) -> None:
         from eval.clip.heads import Head
         from eval.clip.scorer import ClipScorer
-        from pipeline.runtime.device import worker_device
+        from pipeline.runtime.device import count_decode_threads, worker_device
 
+        self.threads = count_decode_threads()
         self.scorer = ClipScorer.load(clip, worker_device())
         self.max_pixels, self.embeddings = max_pixels, embeddings
         self.heads = [Head.load(name, head) for name, head in heads.items()]
 
     def __call__(self, task: ShardTask) -> dict[str, int]:
         """Writes one Parquet file, row-aligned with the download's."""
-        from dataprep.images.decode import read_shard_rgb
-        from eval.clip.fast_inference import read_ahead
-        from eval.clip.scorer import score_shard
+        from dataprep.images.decode import decode_rgb, read_shard_images
+        from eval.clip.score_shard import score_shard
 
-        images = read_ahead(read_shard_rgb(task.tar("download"), self.max_pixels))
-        table, out = task.table("download"), task.output_table()
-        return score_shard(images, table, out, self.scorer, self.heads, self.embeddings)
+        images, table, out = read_shard_images(task.tar("download")), task.table("download"), task.output_table()
+        decode = partial(decode_rgb, max_pixels=self.max_pixels)
+        return score_shard(images, table, out, self.scorer, self.heads, self.embeddings, decode, self.threads)
 
 
 def list_sources(config: RunConfig) -> list[str]:

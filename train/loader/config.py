@@ -8,6 +8,8 @@ from pydantic import Field
 
 from dataprep.io.config import Config
 
+MOST_THREADS = 16  # of a rank that prefetch; each has a batch ahead, in pinned memory and on the device
+
 
 class LoaderConfig(Config):
     """How training data is read."""

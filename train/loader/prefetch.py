@@ -7,8 +7,11 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 
+import torch
+
 from train.config import TrainConfig
 from train.errors import StalledLoaderError
+from train.loader.config import MOST_THREADS
 from train.loader.feed import DeviceFeed, FedBatch
 from train.loader.loader import Batch, Stream
 
@@ -27,14 +30,25 @@ def prefetch_batches(
     def load(at: tuple[int, int]) -> FedBatch:
         return feed.send(loader.stored_batch(at[0], rank, world, at[1], config.accumulation))
 
-    if config.workers == 0:
+    threads = count_threads(config.workers, feed.device)
+    if threads == 0:
         yield map(feed.receive, map(load, order))
         return
-    pool = ThreadPoolExecutor(config.workers, thread_name_prefix="batches")
+    pool = ThreadPoolExecutor(threads, thread_name_prefix="batches")
     try:
-        yield map(feed.receive, _map_ahead(pool, load, order, config.workers + 1, config.stall_seconds))
+        yield map(feed.receive, _map_ahead(pool, load, order, threads + 1, config.stall_seconds))
     finally:
         pool.shutdown(wait=False, cancel_futures=True)  # do not wait for a stalled thread
+
+
+def count_threads(workers: int | None, device: torch.device) -> int:
+    """Returns the threads that prefetch: ``workers``; None: 1, and for a GPU the CPUs of this rank but one, up to 16.
+
+    A rank's CPUs are torch's threads, which Ray limits to them. A CPU that trains leaves none to more threads.
+    """
+    if workers is not None:
+        return workers
+    return 1 if device.type == "cpu" else max(1, min(MOST_THREADS, torch.get_num_threads() - 1))
 
 
 def _map_ahead(

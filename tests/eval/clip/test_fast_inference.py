@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -12,7 +10,7 @@ import torch
 from PIL import Image
 
 from dataprep.io.model_imports import import_open_clip
-from eval.clip.fast_inference import Preprocess, encode_captions, read_ahead, trim_model
+from eval.clip.fast_inference import Preprocess, encode_captions, trim_model
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -105,23 +103,3 @@ def test_other_preprocessing_is_not_replaced(change: dict[str, Any]) -> None:
     assert Preprocess.from_model(model) is None
     model.visual.preprocess_cfg = vars(PreprocessCfg(size=32)) | change
     assert Preprocess.from_model(model) is None
-
-
-def test_read_ahead_keeps_order_bounds_and_errors() -> None:
-    given: list[str] = []
-
-    def numbers() -> Iterator[int]:
-        for number in range(100):
-            given.append(threading.current_thread().name)
-            yield number
-
-    found = read_ahead(numbers(), depth=4)
-    assert next(found) == 0
-    assert len(given) <= 6
-    assert list(found) == list(range(1, 100))
-    assert threading.current_thread().name not in given
-    taken = read_ahead(1 / number for number in (1, 0))
-    assert next(taken) == 1
-    with pytest.raises(ZeroDivisionError):
-        next(taken)
-    assert list(read_ahead([])) == []

@@ -1,50 +1,22 @@
-"""The CLIP scorer on fake towers, its table of scores, and errors for wrong names."""
+"""The CLIP scorer on fake towers, and errors for wrong names."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 import pytest
 import torch
-from pydantic import create_model
-from torch import nn
 
-from dataprep.filters.config import SelectConfig
-from dataprep.filters.predictions import limit_head
-from dataprep.filters.registry import FILTERS
 from dataprep.io.errors import UserError
-from dataprep.io.parquet import read_table, write_table
-from dataprep.io.scorer_heads import HEADS, ScorerHead
-from eval.clip.config import HeadConfig, ScoreConfig
-from eval.clip.heads import Head
-from eval.clip.scorer import ClipScorer, check_spec, score_shard
-from tests.helpers.selection import reasons, row
-
-
-class Towers:
-    """Features are the mean colour, and what a caption spells in digits."""
-
-    def encode_image(self, image_BHWC: torch.Tensor) -> torch.Tensor:
-        return image_BHWC.float().mean((1, 2))
-
-    def encode_text(self, ids_BL: torch.Tensor) -> torch.Tensor:
-        return ids_BL.float()
+from eval.clip.scorer import ClipScorer, check_spec
+from tests.helpers.scoring import flat, make_scorer
 
 
 @pytest.fixture
 def scorer() -> ClipScorer:
-    def tokenize(captions: Sequence[str]) -> torch.Tensor:
-        return torch.tensor([[int(letter) for letter in caption] for caption in captions])
-
-    return ClipScorer(Towers(), torch.from_numpy, tokenize, batch_size=2)
-
-
-def flat(*colour: int) -> np.ndarray:
-    return np.full((4, 4, 3), colour, np.uint8)
+    return make_scorer()
 
 
 def test_similarity_is_the_cosine(scorer: ClipScorer) -> None:
@@ -56,60 +28,6 @@ def test_similarity_is_the_cosine(scorer: ClipScorer) -> None:
     assert np.allclose(np.linalg.norm(scorer.image_features(images), axis=1), 1)
     with pytest.raises(ValueError, match="2 images for 1"):
         scorer.similarity(images[:2], ["100"])
-
-
-def test_scores_are_aligned_with_the_shard(scorer: ClipScorer, tmp_path: Path) -> None:
-    table = pa.table({"key": ["a", "b", "c", "d"], "caption": ["100", "010", "001", "100"]})
-    write_table(table, tmp_path / "d.parquet", "download")
-    images = [("d", flat(0, 9, 0)), ("a", flat(9, 0, 0)), ("c", flat(0, 0, 9))]
-    counters = score_shard(iter(images), tmp_path / "d.parquet", tmp_path / "s.parquet", scorer)
-    assert counters == {"rows": 4, "scored": 3, "without_image": 1}
-    scores = read_table(tmp_path / "s.parquet", "scores")
-    assert scores["key"].to_pylist() == ["a", "b", "c", "d"]
-    assert scores["clip_similarity"].to_pylist() == pytest.approx([1.0, None, 1.0, 0.0])
-    with pytest.raises(ValueError, match="no row for image x"):
-        score_shard([("x", flat(1, 1, 1))], tmp_path / "d.parquet", tmp_path / "s.parquet", scorer)
-
-
-def test_features_and_heads_are_kept_beside_the_similarity(scorer: ClipScorer, tmp_path: Path) -> None:
-    table = pa.table({"key": ["a", "b", "c"], "caption": ["100", "010", "001"]})
-    write_table(table, tmp_path / "d.parquet", "download")
-    red = nn.Linear(3, 1, bias=False)
-    red.weight.data = torch.tensor([[5.0, 0.0, 0.0]])
-    heads = [Head(nn.Sequential(red), "aesthetic", 3)]
-    images = [("a", flat(9, 0, 0)), ("c", flat(0, 3, 4))]
-    score_shard(iter(images), tmp_path / "d.parquet", tmp_path / "s.parquet", scorer, heads, embeddings=True)
-    scores = read_table(tmp_path / "s.parquet", "scores")
-    assert scores.schema.field("aesthetic").type == pa.float32()
-    assert scores["aesthetic"].to_pylist() == pytest.approx([5.0, None, 0.0])
-    assert scores.schema.field("clip_embedding").type == pa.binary(6)
-    features = [value and np.frombuffer(value, "<f2") for value in scores["clip_embedding"].to_pylist()]
-    assert features[1] is None
-    np.testing.assert_allclose(features[2], [0, 0.6, 0.8], atol=1e-3)
-    score_shard(iter([]), tmp_path / "d.parquet", tmp_path / "none.parquet", scorer, heads, embeddings=True)
-    empty = read_table(tmp_path / "none.parquet", "scores")
-    assert empty.schema == scores.schema and empty["aesthetic"].null_count == 3
-
-
-def test_a_new_head_is_scored_and_filtered_by(
-    scorer: ClipScorer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    overlaid = limit_head("overlaid", "text", "keep below this probability of overlaid text")
-    monkeypatch.setitem(HEADS, "text", ScorerHead("probability of overlaid text"))
-    monkeypatch.setitem(FILTERS, "overlaid", overlaid)
-    torch.save({"weight": torch.tensor([[4.0, -4.0, 0.0]])}, tmp_path / "text.pt")
-    given = ScoreConfig(heads={"text": HeadConfig(path=str(tmp_path / "text.pt"), output="sigmoid")})
-    heads = [Head.load(name, head) for name, head in given.heads.items()]
-    table = pa.table({"key": ["a", "b"], "caption": ["100", "010"]})
-    write_table(table, tmp_path / "d.parquet", "download")
-    images = [("a", flat(9, 0, 0)), ("b", flat(0, 9, 0))]
-    score_shard(iter(images), tmp_path / "d.parquet", tmp_path / "s.parquet", scorer, heads)
-    scores = read_table(tmp_path / "s.parquet", "scores")
-    assert scores["text"].to_pylist() == pytest.approx([1 / (1 + np.exp(-4)), 1 / (1 + np.exp(4))])
-    config = create_model("WithOverlaid", __base__=(SelectConfig, overlaid.keys))(overlaid_below=0.5)
-    assert isinstance(config, SelectConfig)
-    columns = {name: scores[name] for name in ("clip_similarity", "text")}
-    assert reasons([row(0), row(1)], config, columns) == ["overlaid", None]
 
 
 @pytest.mark.parametrize(

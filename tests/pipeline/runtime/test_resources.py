@@ -16,7 +16,9 @@ def test_models_get_a_gpu_if_the_cluster_has_or_can_start_one(cluster: Callable[
     cluster({"CPU": 2.0})
     assert resolve_actor_need(StageResources(), True) == WorkerNeed(1.0, 0.0)
     cluster(CPU_NODE, GPU_NODE)
-    assert resolve_actor_need(StageResources(), True) == WorkerNeed(1.0, 1.0)
+    assert resolve_actor_need(StageResources(), True) == WorkerNeed(6.0, 1.0)  # half of 96 / 8
+    assert resolve_actor_need(StageResources(num_gpus=0.5), True) == WorkerNeed(3.0, 0.5)
+    assert resolve_actor_need(StageResources(num_cpus=1), True) == WorkerNeed(1.0, 1.0)
     assert resolve_actor_need(StageResources(), False) == WorkerNeed(1.0, 0.0)
     requested = StageResources(num_gpus=0.25, num_cpus=3, memory_gb=2)
     assert resolve_actor_need(requested, True) == WorkerNeed(3, 0.25, 2 << 30)
