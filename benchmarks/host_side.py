@@ -3,7 +3,8 @@
     python benchmarks/host_side.py STAGE.json
 
 Stands alone, since it also measures commits that do not have it: it imports only names that both have, and prints one
-JSON object. The device is torch's meta device: operators are dispatched as for a GPU, and compute nothing.
+JSON object. The device is torch's meta device. What an operator costs on it says nothing of a launch, so the time in
+operators of the device is taken out, and the number of launches given beside.
 """
 
 from __future__ import annotations
@@ -47,25 +48,28 @@ NOISE = 4.3  # of the images, so that JPEG takes the 2.5 bits per pixel of photo
 LEAST_SECONDS = 1.5
 
 
-class DispatchCounter(TorchDispatchMode):
-    """Counts operators that launch a kernel, and bytes that go from the CPU to the device."""
+class DeviceOperators(TorchDispatchMode):
+    """Counts operators that launch a kernel, and bytes from the CPU to the device, and takes the time in both."""
 
     def __init__(self) -> None:
         super().__init__()
         self.launches = self.copied = self.copies = 0
+        self.seconds = 0.0  # of this thread
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        began = time.thread_time()
         result = func(*args, **(kwargs or {}))
-        if not isinstance(result, Tensor | tuple | list):
+        outputs = result if isinstance(result, tuple | list) else [result]
+        if not any(isinstance(one, Tensor) and one.is_meta for one in outputs):
             return result
         first = args[0] if args and isinstance(args[0], Tensor) else None
-        outputs = [result] if isinstance(result, Tensor) else [one for one in result if isinstance(one, Tensor)]
-        if first is not None and first.device.type == "cpu" and any(one.is_meta for one in outputs):
+        if first is not None and first.device.type == "cpu":
             self.copied, self.copies = self.copied + first.nbytes, self.copies + 1
-            return result
-        views = any(one.alias_info is not None and not one.alias_info.is_write for one in func._schema.returns)
-        if any(one.is_meta for one in outputs) and not views and "empty" not in str(func):
+        elif "empty" not in str(func) and not any(
+            one.alias_info is not None and not one.alias_info.is_write for one in func._schema.returns
+        ):
             self.launches += 1
+        self.seconds += time.thread_time() - began
         return result
 
 
@@ -116,25 +120,44 @@ def write_shards(folder: Path, sizes: list[int], pack: PackConfig, embed: EmbedC
 
 
 def load_batch(loader: Loader, step: int) -> Any:
-    """Returns what a prefetching thread hands to the training thread."""
+    """Returns what a loading thread makes."""
     return loader.stored_batch(step) if DeviceFeed is not None else loader.batch(step)
 
 
-def use_batch(batch: Any, task: DiffusionTask, step: int) -> Tensor:
-    """Does what the training thread does with a batch, but for the network, its gradient and the optimizer."""
-    if DeviceFeed is None:
-        indices = batch["index"].tolist()
-        fed, random = to_device(batch, META), SampleRandom(0, step, indices)
-    else:
-        feed = DeviceFeed(META)
-        fed = feed.receive(feed.send(batch))
-        random = SampleRandom.of_batch(0, step, fed)
-    loss, _ = task.loss(lambda x_BCHW, log_snr_B, conditions: torch.empty_like(x_BCHW), fed, random)
-    return loss
+class Now:
+    """The threads' parts of a batch: one sends it, one computes with it."""
+
+    def __init__(self, task: DiffusionTask) -> None:
+        self.task, self.feed = task, DeviceFeed(META, 0)
+
+    def send(self, batch: Any, step: int) -> Any:
+        return self.feed.send(batch, step)
+
+    def use(self, sent: Any, step: int) -> None:
+        compute_loss(self.task, *self.feed.receive(sent))
+
+
+class Before:
+    """The same when the thread that computes did everything."""
+
+    def __init__(self, task: DiffusionTask) -> None:
+        self.task = task
+
+    def send(self, batch: Any, step: int) -> Any:
+        return batch
+
+    def use(self, sent: Any, step: int) -> None:
+        indices = sent["index"].tolist()  # which a meta tensor has not; on a GPU it waits for the device
+        compute_loss(self.task, to_device(sent, META), SampleRandom(0, step, indices))
+
+
+def compute_loss(task: DiffusionTask, batch: Any, random: SampleRandom) -> None:
+    """Computes the loss around a network that does nothing."""
+    task.loss(lambda x_BCHW, log_snr_B, conditions: torch.empty_like(x_BCHW), batch, random)
 
 
 def measure_stage(given: dict[str, Any]) -> dict[str, Any]:
-    """Returns milliseconds, bytes and launches per sample of one stage."""
+    """Returns milliseconds, bytes and launches of one stage: of the loading threads per sample, else per batch."""
     config = DiffusionTrainingConfig(**given["train"])
     task, batch = DiffusionTask(config, given["width"]), given["batch"]
     sizes = [size for size in (config.resolution, config.low_resolution) if size is not None]
@@ -144,28 +167,29 @@ def measure_stage(given: dict[str, Any]) -> dict[str, Any]:
         packs, embeds = [str(folder / "pack.parquet")], [str(folder / "embed.parquet")]
         loader = Loader(packs, embeds, config.pixel_columns(), "train", 0, batch, config.crop, config.data)
         steps, spent = measure_loader(loader)
-        worker_ms = 1e3 * spent / (steps * batch)
-        reading_ms = 1e3 * measure_reading(loader) / ROWS
+        reading = measure_reading(loader) / ROWS
         ready = [load_batch(loader, step) for step in range(4)]
-    use_batch(ready[0], task, 0)
-    began, thread, uses = time.thread_time(), 0.0, 0
-    while thread < LEAST_SECONDS or uses < 4:
-        use_batch(ready[uses % 4], task, uses)
-        thread, uses = time.thread_time() - began, uses + 1
-    counter = DispatchCounter()
-    with counter:
-        for one in ready:
-            use_batch(one, task, 0)
-    samples = len(ready) * batch
-    return {
-        "worker_ms": worker_ms + reading_ms,
-        "reading_ms": reading_ms,
-        "thread_ms": 1e3 * thread / (uses * batch),
-        "bytes_to_device": counter.copied / samples,
-        "copies_per_batch": counter.copies / len(ready),
-        "launches_per_batch": counter.launches / len(ready),
-        "stored_bytes": stored,
-    }
+    side: Now | Before = Now(task) if DeviceFeed is not None else Before(task)
+    side.use(side.send(ready[0], 0), 0)
+    operators = {"feed": DeviceOperators(), "thread": DeviceOperators()}
+    seconds, uses = dict.fromkeys(operators, 0.0), 0
+    while sum(seconds.values()) < LEAST_SECONDS or uses < 4:
+        began = time.thread_time()
+        with operators["feed"]:
+            sent = side.send(ready[uses % 4], uses)
+        middle = time.thread_time()
+        with operators["thread"]:
+            side.use(sent, uses)
+        seconds["feed"] += middle - began
+        seconds["thread"] += time.thread_time() - middle
+        uses += 1
+    found: dict[str, Any] = {"load_ms": 1e3 * (spent / (steps * batch) + reading), "reading_ms": 1e3 * reading}
+    for name, counted in operators.items():
+        found[f"{name}_ms_per_batch"] = 1e3 * (seconds[name] - counted.seconds) / uses
+        found[f"{name}_launches"] = counted.launches / uses
+    found["copies"] = sum(counted.copies for counted in operators.values()) / uses
+    found["bytes_to_device"] = sum(counted.copied for counted in operators.values()) / (uses * batch)
+    return found | {"stored_bytes": stored}
 
 
 def measure_loader(loader: Loader) -> tuple[int, float]:
@@ -205,7 +229,7 @@ def count_network_launches(given: dict[str, Any]) -> int:
         )
         if config.low_resolution:
             conditions = conditions._replace(lowres_BCHW=image, lowres_log_snr_B=level)
-        with DispatchCounter() as counter:
+        with DeviceOperators() as counter:
             model(image, level, conditions).sum().backward()
     return counter.launches
 
@@ -217,7 +241,7 @@ def main() -> None:
     given = json.loads(Path(sys.argv[1]).read_text())
     found = measure_stage(given)
     if given.get("network"):
-        found["network_launches_per_batch"] = count_network_launches(given)
+        found["network_launches"] = count_network_launches(given)
     print(json.dumps(found))
 
 

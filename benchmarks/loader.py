@@ -36,6 +36,7 @@ from benchmarks.forked import measure_cpu_seconds, measure_peak_mb, run_forked
 from benchmarks.loader_sides import BATCH, PEERS, SIDES, SIZE, Sample, import_peers
 from benchmarks.result import make_claim, write_result
 from train.config import TrainConfig
+from train.loader.feed import DeviceFeed
 from train.loader.prefetch import prefetch_batches
 
 SAMPLES, WIDTH, LONGEST, ROUNDS = 4096, 512, 64, 3
@@ -89,11 +90,12 @@ def measure_prefetch(side: str, folder: Path, workers: int) -> float:
     """Returns batches per second of a second epoch with ``workers`` prefetch threads, in this process."""
     loader = SIDES[side](folder).loader
     steps = len(loader) // BATCH
-    with prefetch_batches(loader, TrainConfig(steps=2 * steps, batch_size=BATCH, workers=workers), 0, 0, 1) as ready:
+    config, feed = TrainConfig(steps=2 * steps, batch_size=BATCH, workers=workers), DeviceFeed(torch.device("cpu"), 0)
+    with prefetch_batches(loader, config, 0, 0, 1, feed) as ready:
         for _ in islice(ready, steps):
             pass
         began = time.monotonic()
-        for batch in ready:
+        for batch, _ in ready:
             assert len(batch["key"]) == BATCH
     return steps / (time.monotonic() - began)
 

@@ -91,7 +91,7 @@ class _TrainingRun:
         samples: int,
     ) -> None:
         self.task, self.config, self.engine, self.folder, self.seed = task, config, engine, folder, seed
-        self.on_event, self.feed = on_event, DeviceFeed(engine.device)
+        self.on_event, self.feed = on_event, DeviceFeed(engine.device, seed)
         self.checkpoints = storage.join(folder, "checkpoints")
         self.identity = run_identity(config) | {"seed": seed, "training samples": samples}
         self.saver = CheckpointSaver(engine, self.checkpoints, config, self.identity)
@@ -156,7 +156,7 @@ class _TrainingRun:
     def _scalar(self, value: float) -> Tensor:
         return torch.tensor(value, dtype=torch.float64, device=self.engine.device)
 
-    def _update(self, step: int, stream: Iterator[Batch]) -> None:
+    def _update(self, step: int, stream: Iterator[tuple[Batch, SampleRandom]]) -> None:
         config, engine, clock = self.config, self.engine, self.clock
         self.rate = learning_rate_at(
             step, config.learning_rate, config.warmup_steps, config.decay_length(), config.final_lr_share
@@ -167,10 +167,9 @@ class _TrainingRun:
         recorder = CallRecorder(engine) if self.peak is not None and step == self.start else None
         for micro in range(config.accumulation):
             with clock.part("data"):
-                batch = next(stream)
+                batch, random = next(stream)
             # The global generator serves dropout; SampleRandom serves the noise of each sample.
             engine.seed(sample_seed(self.seed, step, micro * engine.world + engine.rank, "dropout"))
-            random = SampleRandom.of_batch(self.seed, step, batch)
             with clock.part("forward"):
                 loss, metrics = self.task.loss(engine if micro or recorder is None else recorder, batch, random)
             with clock.part("backward"):
@@ -276,8 +275,7 @@ class _TrainingRun:
         for index, micro in product(range(self.config.validation_batches), range(parts)):
             self.watchdog.feed()
             stored = validation.stored_batch(index, engine.rank, engine.world, micro, parts)
-            batch = self.feed.receive(self.feed.send(stored))
-            random = SampleRandom.of_batch(self.seed, VALIDATION_STEP, batch)
+            batch, random = self.feed.receive(self.feed.send(stored, VALIDATION_STEP))
             loss, metrics = compute_loss(engine, batch, random)
             for name, value in {"loss": loss, **metrics}.items():
                 pair = (

@@ -15,7 +15,8 @@ from train.config import TrainConfig
 from train.loader import feed as feeding
 from train.loader.feed import DeviceFeed, map_tensors, to_device
 from train.loader.loader import Loader
-from train.loader.prefetch import prefetch_batches
+from train.loader.prefetch import count_threads, prefetch_batches
+from train.loader.sampler import SampleRandom
 from train.loader.stored_text import StoredText
 
 COLUMNS = ("pixels_16", "pixels_64")
@@ -54,9 +55,43 @@ def test_indices_stay_on_the_host(loader: Loader) -> None:
 def test_prefetched_batches_are_those_of_the_loader(loader: Loader) -> None:
     for workers in (0, 1, 3):
         config = TrainConfig(steps=5, batch_size=8, accumulation=2, workers=workers)
-        with prefetch_batches(loader, config, 1, 0, 1, DeviceFeed(CPU)) as batches:
-            found = [batch["key"] for batch in batches]
-        assert found == [loader.batch(step, 0, 1, micro, 2)["key"] for step in range(1, 5) for micro in (0, 1)]
+        with prefetch_batches(loader, config, 1, 0, 1, DeviceFeed(CPU, 3)) as batches:
+            found = [(batch["key"], random.seed, random.step, random.indices) for batch, random in batches]
+        expected = [(step, loader.batch(step, 0, 1, micro, 2)) for step in range(1, 5) for micro in (0, 1)]
+        assert found == [(batch["key"], 3, step, batch["index"].tolist()) for step, batch in expected]
+
+
+def test_random_numbers_are_made_ahead_for_batches_of_the_same_shapes(loader: Loader) -> None:
+    feed, other = DeviceFeed(CPU, 0), Loader(loader_paths(loader), None, COLUMNS[:1], "train", 0, 8)
+    _, random = feed.receive(feed.send(loader.stored_batch(0), 5))
+    assert not random.ahead
+    random.normal("noise", 3)
+    _, later = feed.receive(feed.send(loader.stored_batch(1), 6))
+    assert list(later.ahead) == [("normal", "noise", (3,))]
+    assert torch.equal(later.normal("noise", 3), SampleRandom(0, 6, later.indices).normal("noise", 3))
+    assert not feed.receive(feed.send(other.stored_batch(1), 6))[1].ahead
+
+
+def loader_paths(loader: Loader) -> list[str]:
+    return [shard.pack for shard in loader.reader.shards]
+
+
+@pytest.mark.parametrize(
+    ("workers", "device", "cpus", "threads"),
+    [
+        (0, "cuda", 8, 0),
+        (3, "cuda", 8, 3),
+        (None, "cpu", 8, 1),
+        (None, "cuda", 8, 7),
+        (None, "cuda", 1, 1),
+        (None, "cuda", 99, 16),
+    ],
+)
+def test_a_gpus_rank_loads_with_its_cpus(
+    workers: int | None, device: str, cpus: int, threads: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch, "get_num_threads", lambda: cpus)
+    assert count_threads(workers, torch.device(device)) == threads
 
 
 class FakeStream:
@@ -110,18 +145,23 @@ def cuda_calls(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[tuple[str, Any]
 def test_a_gpu_copies_from_pinned_memory_in_a_stream_of_its_own(
     loader: Loader, cuda_calls: list[tuple[str, Any]]
 ) -> None:
-    feed = DeviceFeed(torch.device("cuda", 0))
+    feed = DeviceFeed(torch.device("cuda", 0), 0)
     stored = loader.stored_batch(0)
     shapes: list[Any] = []
     map_tensors(stored | {"index_B": stored["index"]}, lambda value: shapes.append(value.shape) or value)
     assert len(shapes) == 7  # two pixel columns, four of the captions, the indices
-    fed = feed.send(stored)
+    feed.receive(feed.send(stored, 0))[1].normal("noise", 3)
+    cuda_calls.clear()
+    fed = feed.send(stored, 0)
     inside = [pair for shape in shapes for pair in (("pin", shape), ("copy", {"non_blocking": True}))]
     assert cuda_calls == [("enter", "copies"), *inside, ("record", "copies"), ("leave", "copies")]
     cuda_calls.clear()
-    batch = feed.receive(fed)
-    assert cuda_calls == [("wait", ("compute", "copies")), *(("use", (shape, "compute")) for shape in shapes)]
-    assert batch["text_BLD"].is_meta and np.array_equal(batch["index"], stored["index"])
+    batch, random = feed.receive(fed)
+    used = {name: value.shape for name, value in batch.items() if isinstance(value, torch.Tensor) and name != "index"}
+    assert set(used) == {*COLUMNS, "index_B", "text_BLD", "text_mask_BL"}
+    expected = [("use", (shape, "compute")) for shape in [*used.values(), (8, 3)]]
+    assert cuda_calls == [("wait", ("compute", "copies")), *expected]
+    assert random.normal("noise", 3).is_meta and np.array_equal(batch["index"], stored["index"])
 
 
 def test_a_packs_bytes_are_what_is_sent(loader: Loader, tmp_path: Path) -> None:
