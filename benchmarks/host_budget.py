@@ -4,9 +4,9 @@
 
 For every stage of `configs/imagen.yaml`, `laion.yaml` and `small_team.yaml`, at its micro-batch per rank:
 CPU-milliseconds of the threads that load batches (reading, decompression, decoding, gathering), of the one that feeds
-the device (copies, unpacking, draws) and of the training thread (the objective around the network; before, also what the
-feeding thread does now), bytes to the device, and operators launched. ``COMMIT`` is what "before" is measured with, from
-its own files, in the same run.
+the device (copies, unpacking, draws) and of the training thread (the objective around the network; before, also what
+the feeding thread does now), bytes to the device, and operators launched. ``COMMIT`` is what "before" is measured with,
+from its own files, in the same run.
 
 There is no GPU in it. What a thread does besides operators of the device is measured; each such operator and each copy
 is counted as `LAUNCH_US`, which is assumed. A copy from pageable memory, which a GPU's driver makes through a staging
@@ -126,10 +126,10 @@ def explain(row: dict[str, Any]) -> str:
         return ""
     parts = {name: row[f"{name}_ms"] for name in ("training_thread", "feeding_thread", "loading_threads")}
     most = max(parts, key=lambda name: parts[name])
+    asked, spent = row["samples_per_second_of_a_H100"], sum(parts.values())
     return (
-        f"not fed: the network is so small that a GPU at 50% MFU asks for {row['samples_per_second_of_a_H100']} samples/s,"
-        f" each of {sum(parts.values()):.2f} ms of CPU, {parts[most]:.2f} of them in the {most.replace('_', ' ')}: "
-        f"{row['cores_per_gpu']} cores"
+        f"not fed: the network is so small that a GPU at 50% MFU asks for {asked} samples/s, each of {spent:.2f} ms of "
+        f"CPU, {parts[most]:.2f} of them in the {most.replace('_', ' ')}: {row['cores_per_gpu']} cores"
     )
 
 

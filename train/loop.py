@@ -36,7 +36,7 @@ from train.logger import MetricLogger
 from train.lr_schedule import learning_rate_at
 from train.preemption import ShutdownConsensus
 from train.resume import Checkpoint, load_checkpoint, open_newest
-from train.task import SamplingTask, Task, ValidatingTask
+from train.task import PreparingTask, SamplingTask, Task, ValidatingTask
 from train.timing import Stopwatch, peak_memory_mb, peak_tflops
 from train.watchdog import SpikeDetector, Watchdog
 
@@ -91,7 +91,9 @@ class _TrainingRun:
         samples: int,
     ) -> None:
         self.task, self.config, self.engine, self.folder, self.seed = task, config, engine, folder, seed
-        self.on_event, self.feed = on_event, DeviceFeed(engine.device, seed)
+        self.on_event = on_event
+        prepare = task.prepare if isinstance(task, PreparingTask) else None
+        self.feed = DeviceFeed(engine.device, seed, prepare)
         self.checkpoints = storage.join(folder, "checkpoints")
         self.identity = run_identity(config) | {"seed": seed, "training samples": samples}
         self.saver = CheckpointSaver(engine, self.checkpoints, config, self.identity)

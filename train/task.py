@@ -26,6 +26,19 @@ class Task(Protocol):
 
 
 @runtime_checkable
+class PreparingTask(Protocol):
+    """A task whose loss has a part that does not need the model."""
+
+    def prepare(self, batch: Batch, random: SampleRandom) -> Batch:
+        """Returns the batch with what `Task.loss` needs of it besides the model, on the device of ``random``.
+
+        Called in the thread that feeds the device, ahead of the one that computes; must not use torch's global
+        generator. `Task.loss` calls it itself where it gets a batch that is not prepared. Tensors are values of the
+        batch, or in (named) tuples.
+        """
+
+
+@runtime_checkable
 class ValidatingTask(Protocol):
     """A task with more metrics on held-out data than on training data."""
 

@@ -6,13 +6,14 @@ Pure functions: network, noise and times are arguments. Images are (B, C, H, W),
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
 from train.diffusion.config import DiffusionConfig
-from train.diffusion.schedules import add_noise, log_snr_at, prediction_target, x0_from_output
+from train.diffusion.schedules import add_noise, alpha_sigma, log_snr_at, prediction_target, x0_from_output
 from train.diffusion.weighting import loss_weight
 
 # (noisy image, log-SNR (B,)) -> output of the network; the caller binds caption and low-resolution input.
@@ -29,20 +30,40 @@ def log_snr_at_level(config: DiffusionConfig, level_B: Tensor) -> Tensor:
     return log_snr_at(level_B, config.lowres_schedule)
 
 
+class NoisedImages(NamedTuple):
+    """Noised images, and what their loss needs."""
+
+    x0_BCHW: Tensor  # clean
+    x_BCHW: Tensor  # noised
+    target_BCHW: Tensor  # of the network
+    log_snr_B: Tensor
+    weight_B: Tensor  # of the squared error of the network's output
+    scales: tuple[Tensor, Tensor]  # `alpha_sigma`
+
+
+def noise_images(x0_BCHW: Tensor, t_B: Tensor, noise_BCHW: Tensor, config: DiffusionConfig) -> NoisedImages:
+    """Noises images to times ``t_B`` in [0, 1] with ``noise_BCHW`` ~ N(0, 1); both can be functions of the sample."""
+    log_snr_B = log_snr_at_time(config, t_B)
+    scales = alpha_sigma(log_snr_B)
+    x_BCHW = add_noise(x0_BCHW, noise_BCHW, log_snr_B, scales)
+    target_BCHW = prediction_target(config.prediction, x0_BCHW, noise_BCHW, log_snr_B, scales)
+    return NoisedImages(x0_BCHW, x_BCHW, target_BCHW, log_snr_B, loss_weight(log_snr_B, config), scales)
+
+
+def denoising_loss(predict: PredictOutput, noised: NoisedImages, config: DiffusionConfig) -> tuple[Tensor, Tensor]:
+    """Returns the weighted squared error per sample (B,), and the predicted clean image (B, C, H, W), detached."""
+    output_BCHW = predict(noised.x_BCHW, noised.log_snr_B)
+    error_B = (output_BCHW.float() - noised.target_BCHW).square().mean(dim=(1, 2, 3))
+    clean = output_BCHW.detach().float()
+    x0_hat_BCHW = x0_from_output(config.prediction, clean, noised.x_BCHW, noised.log_snr_B, noised.scales)
+    return error_B * noised.weight_B, x0_hat_BCHW
+
+
 def diffusion_loss(
     predict: PredictOutput, x0_BCHW: Tensor, t_B: Tensor, noise_BCHW: Tensor, config: DiffusionConfig
 ) -> tuple[Tensor, Tensor]:
-    """Returns the weighted squared error per sample (B,), and the predicted clean image (B, C, H, W), detached.
-
-    The caller gives ``t_B`` in [0, 1] and ``noise_BCHW`` ~ N(0, 1), so that both can be functions of the sample.
-    """
-    log_snr_B = log_snr_at_time(config, t_B)
-    x_BCHW = add_noise(x0_BCHW, noise_BCHW, log_snr_B)
-    output_BCHW = predict(x_BCHW, log_snr_B)
-    target_BCHW = prediction_target(config.prediction, x0_BCHW, noise_BCHW, log_snr_B)
-    error_B = (output_BCHW.float() - target_BCHW).square().mean(dim=(1, 2, 3))
-    x0_hat_BCHW = x0_from_output(config.prediction, output_BCHW.detach().float(), x_BCHW, log_snr_B)
-    return error_B * loss_weight(log_snr_B, config), x0_hat_BCHW
+    """Returns `denoising_loss` of `noise_images`."""
+    return denoising_loss(predict, noise_images(x0_BCHW, t_B, noise_BCHW, config), config)
 
 
 def augment_lowres(

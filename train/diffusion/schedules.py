@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
     from train.diffusion.config import Prediction, ScheduleName
 
+    Scales = tuple[Tensor, Tensor]
+
 # Beyond +-20 sigma or alpha is below 5e-5, the resolution of float32 training; the exact ends are +-infinity.
 LOG_SNR_LIMIT = 20.0
 
@@ -63,27 +65,34 @@ def alpha_sigma(log_snr_B: Tensor) -> tuple[Tensor, Tensor]:
     return log_snr.sigmoid().sqrt(), (-log_snr).sigmoid().sqrt()
 
 
-def add_noise(x0_BCHW: Tensor, noise_BCHW: Tensor, log_snr_B: Tensor) -> Tensor:
+# What follows takes ``scales``, the `alpha_sigma` of the same log-SNR, from a caller that has them.
+
+
+def add_noise(x0_BCHW: Tensor, noise_BCHW: Tensor, log_snr_B: Tensor, scales: Scales | None = None) -> Tensor:
     """Returns x_t = alpha x_0 + sigma eps."""
-    alpha, sigma = alpha_sigma(log_snr_B)
+    alpha, sigma = scales or alpha_sigma(log_snr_B)
     return alpha * x0_BCHW + sigma * noise_BCHW
 
 
-def prediction_target(prediction: Prediction, x0_BCHW: Tensor, noise_BCHW: Tensor, log_snr_B: Tensor) -> Tensor:
+def prediction_target(
+    prediction: Prediction, x0_BCHW: Tensor, noise_BCHW: Tensor, log_snr_B: Tensor, scales: Scales | None = None
+) -> Tensor:
     """Returns the target of the network: eps, x_0, or v = alpha eps - sigma x_0 (Salimans and Ho 2022)."""
     if prediction == "eps":
         return noise_BCHW
     if prediction == "x0":
         return x0_BCHW
     if prediction == "v":
-        alpha, sigma = alpha_sigma(log_snr_B)
+        alpha, sigma = scales or alpha_sigma(log_snr_B)
         return alpha * noise_BCHW - sigma * x0_BCHW
     raise ValueError(f"prediction {prediction!r} is unknown; take one of eps, x0, v")
 
 
-def x0_from_output(prediction: Prediction, output_BCHW: Tensor, x_BCHW: Tensor, log_snr_B: Tensor) -> Tensor:
+def x0_from_output(
+    prediction: Prediction, output_BCHW: Tensor, x_BCHW: Tensor, log_snr_B: Tensor, scales: Scales | None = None
+) -> Tensor:
     """Converts a network output into the predicted clean image."""
-    alpha, sigma = alpha_sigma(log_snr_B)
+    alpha, sigma = scales or alpha_sigma(log_snr_B)
     if prediction == "eps":
         return (x_BCHW - sigma * output_BCHW) / alpha
     if prediction == "x0":

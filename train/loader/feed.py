@@ -1,22 +1,25 @@
 """Brings batches to the device that trains, as few bytes, while it computes.
 
 For a GPU a batch is gathered into pinned memory by the threads that load. One thread more sends it, in a stream of its
-own: it copies uint8 pixels and captions as stored, unpacks the captions on the device, and makes the batch's random
-numbers there. The thread that computes only makes its stream wait for that, which mostly has ended: nothing waits for
-the device, and a batch costs that thread next to nothing.
+own: it copies uint8 pixels and captions as stored, unpacks the captions on the device, and does what the task prepares
+without the model, such as drawing noise. The thread that computes only makes its stream wait for that, which mostly has
+ended: nothing waits for the device, and a batch costs that thread next to nothing.
 """
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_map
 
 from train.loader.loader import Batch, unpack_batch
-from train.loader.sampler import Draw, SampleRandom
-from train.loader.stored_text import StoredText
+from train.loader.sampler import SampleRandom
+
+PrepareBatch = Callable[[Batch, SampleRandom], Batch]
 
 
 class FedBatch(NamedTuple):
@@ -28,57 +31,53 @@ class FedBatch(NamedTuple):
 
 
 class DeviceFeed:
-    """Sends the batches of a rank to its device: `send` in any one thread, `receive` in the one that computes.
+    """Sends the batches of a rank to its device: `send` in any thread, `receive` in the one that computes.
 
     A batch keeps ``index`` on the host, where it costs nothing to read, and gets ``index_B``, the same on the device.
-    Random numbers are made ahead as the batches of equal shapes before asked for them.
+    ``prepare`` is `train.task.PreparingTask.prepare`, for a task that has it.
     """
 
-    def __init__(self, device: torch.device, seed: int) -> None:
-        self.device, self.seed = device, seed
+    def __init__(self, device: torch.device, seed: int, prepare: PrepareBatch | None = None) -> None:
+        self.device, self.seed, self.prepare = device, seed, prepare
         self.stream = torch.cuda.Stream(device) if device.type == "cuda" else None
-        self.asked: dict[Any, dict[Draw, None]] = {}  # by the shapes of a batch
+        self.lock = threading.Lock()  # a task's tokenizer serves one thread at a time
 
     def send(self, batch: Batch, step: int) -> FedBatch:
         """Starts to bring a batch of `train.loader.loader.Stream.stored_batch` to the device, for update ``step``."""
-        batch = batch | {"index_B": batch["index"]}
-        if self.stream is None:
-            return FedBatch(*self._prepare(batch, lambda value: value.to(self.device), step), None)
-        with torch.cuda.stream(self.stream):
-            move = lambda value: _pin(value).to(self.device, non_blocking=True)  # noqa: E731
-            prepared = self._prepare(batch, move, step)
-            ready = torch.cuda.Event()
-            ready.record(self.stream)
-        return FedBatch(*prepared, ready)
+        with self.lock:
+            if self.stream is None:
+                return FedBatch(*self._send(batch, lambda value: value.to(self.device), step), None)
+            with torch.cuda.stream(self.stream):
+                sent = self._send(batch, lambda value: _pin(value).to(self.device, non_blocking=True), step)
+                ready = torch.cuda.Event()
+                ready.record(self.stream)
+            return FedBatch(*sent, ready)
 
-    def _prepare(self, batch: Batch, move: Callable[[Tensor], Tensor], step: int) -> tuple[Batch, SampleRandom]:
-        shapes = tuple((name, value.shape) for name, value in batch.items() if isinstance(value, Tensor))
-        batch = unpack_batch(map_tensors(batch, move))
-        random = SampleRandom.of_batch(self.seed, step, batch, self.asked.setdefault(shapes, {}))
-        random.draw_ahead()
-        return batch, random
+    def _send(self, batch: Batch, move: Callable[[Tensor], Tensor], step: int) -> tuple[Batch, SampleRandom]:
+        batch = unpack_batch(map_tensors(batch | {"index_B": batch["index"]}, move))
+        random = SampleRandom.of_batch(self.seed, step, batch)
+        return batch if self.prepare is None else self.prepare(batch, random), random
 
     def receive(self, fed: FedBatch) -> tuple[Batch, SampleRandom]:
         """Returns a batch and its random numbers, for use in the current stream."""
         if fed.ready is not None:
             current = torch.cuda.current_stream(self.device)
             current.wait_event(fed.ready)
-            # Their memory belongs to the other stream, which must not reuse it while this one still reads it.
+            # Its memory belongs to the other stream, which must not reuse it while this one still reads it.
             map_tensors(fed.batch, lambda value: _use(value, current))
-            for value in fed.random.ahead.values():
-                value.record_stream(current)
         return fed.batch, fed.random
 
 
 def map_tensors(batch: Batch, function: Callable[[Tensor], Tensor]) -> Batch:
-    """Returns the batch with ``function`` applied to its tensors, those of `StoredText` too, except ``index``."""
+    """Returns the batch with ``function`` applied to its tensors, those in tuples too, except ``index``."""
 
-    def apply(name: str, value: Any) -> Any:
-        if isinstance(value, StoredText):
-            return value.map(function)
-        return function(value) if isinstance(value, Tensor) and name != "index" else value
+    def apply(value: Any) -> Any:
+        return function(value) if isinstance(value, Tensor) else value
 
-    return {name: apply(name, value) for name, value in batch.items()}
+    return {
+        name: tree_map(apply, value) if name != "index" and isinstance(value, Tensor | tuple) else value
+        for name, value in batch.items()
+    }
 
 
 def to_device(batch: Batch, device: torch.device) -> Batch:

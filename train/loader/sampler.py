@@ -19,8 +19,6 @@ from torch import Tensor
 
 from train.loader.counter_random import counter_normal, counter_starts, counter_uniform
 
-Draw = tuple[str, str, tuple[int, ...]]  # kind, stream, shape per sample
-
 
 def sample_seed(seed: int, step: int, index: int, stream: str = "") -> int:
     """Hashes its arguments into a 63-bit seed; ``stream`` separates uses within a sample."""
@@ -32,29 +30,19 @@ class SampleRandom:
     """Random numbers per sample of a batch, from (seed, step, the sample's stream position) and a stream name.
 
     They are made on the device of ``index_B``, int64 (B,), the ``indices`` once more; without it on the CPU. A CPU has
-    other numbers than GPUs, which have the same as each other. Draws are noted in ``asked``, and `draw_ahead` makes
-    those that are in there already, so that another thread can make them for a batch before it is used.
+    other numbers than GPUs, which have the same as each other.
     """
 
     def __init__(
-        self,
-        seed: int,
-        step: int,
-        indices: Sequence[int] | np.ndarray,
-        index_B: Tensor | None = None,
-        asked: dict[Draw, None] | None = None,
+        self, seed: int, step: int, indices: Sequence[int] | np.ndarray, index_B: Tensor | None = None
     ) -> None:
         self.seed, self.step, self.indices = seed, step, np.asarray(indices).tolist()
         self.index_B = torch.tensor(self.indices, dtype=torch.int64) if index_B is None else index_B
-        self.asked: dict[Draw, None] = {} if asked is None else asked
-        self.ahead: dict[Draw, Tensor] = {}
 
     @classmethod
-    def of_batch(
-        cls, seed: int, step: int, batch: Mapping[str, Any], asked: dict[Draw, None] | None = None
-    ) -> SampleRandom:
+    def of_batch(cls, seed: int, step: int, batch: Mapping[str, Any]) -> SampleRandom:
         """Returns the random numbers of a batch, on the device to which `train.loader.feed` sent it."""
-        return cls(seed, step, batch["index"], batch["index_B"], asked)
+        return cls(seed, step, batch["index"], batch["index_B"])
 
     @property
     def device(self) -> torch.device:
@@ -67,28 +55,18 @@ class SampleRandom:
 
     def normal(self, stream: str, *shape: int) -> Tensor:
         """Returns standard normal float32 (B, *shape)."""
-        return self._take(("normal", stream, shape))
+        if self.device.type == "cpu":
+            return self._generate(Tensor.normal_, stream, shape)
+        return counter_normal(self._key(stream), self._start_B, shape)
 
     def uniform(self, stream: str, *shape: int) -> Tensor:
         """Returns uniform float32 in [0, 1), (B, *shape)."""
-        return self._take(("uniform", stream, shape))
-
-    def draw_ahead(self) -> None:
-        """Makes the numbers that were asked for before, of other batches too."""
-        self.ahead = {draw: self._make(draw) for draw in list(self.asked)}
-
-    def _take(self, draw: Draw) -> Tensor:
-        self.asked.setdefault(draw)
-        made = self.ahead.pop(draw, None)  # the caller's to change
-        return self._make(draw) if made is None else made
-
-    def _make(self, draw: Draw) -> Tensor:
-        kind, stream, shape = draw
         if self.device.type == "cpu":
-            return self._generate(Tensor.normal_ if kind == "normal" else Tensor.uniform_, stream, shape)
-        make = counter_normal if kind == "normal" else counter_uniform
-        # The index -1 is no sample's own.
-        return make(sample_seed(self.seed, self.step, -1, stream), self._start_B, shape)
+            return self._generate(Tensor.uniform_, stream, shape)
+        return counter_uniform(self._key(stream), self._start_B, shape)
+
+    def _key(self, stream: str) -> int:
+        return sample_seed(self.seed, self.step, -1, stream)  # no sample's own
 
     @cached_property
     def _start_B(self) -> Tensor:

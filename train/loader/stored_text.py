@@ -5,7 +5,7 @@ Shape legend: B batch, T tokens of all captions, L tokens of one caption with pa
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -27,10 +27,6 @@ class StoredText(NamedTuple):
     start_B: Tensor  # int64
     length_B: Tensor  # int64
     longest: int  # tokens of the longest caption, 1 or more
-
-    def map(self, function: Callable[[Tensor], Tensor]) -> StoredText:
-        """Returns the same with ``function`` applied to every tensor."""
-        return StoredText(*(function(value) if isinstance(value, Tensor) else value for value in self))
 
 
 def gather_text(rows: Sequence[tuple[TextColumn, int]]) -> StoredText:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from dataprep.io import storage
+from dataprep.io.device_copy import send
 from dataprep.io.pack_format import pixels_column
 from train.loader.config import LoaderConfig
 from train.loader.loader import Batch, Loader
@@ -40,10 +41,16 @@ class ClipTask:
         """Returns a fresh CLIP."""
         return build_clip(self.config, *describe_tokenizer(self.tokenizer))
 
+    def prepare(self, batch: Batch, random: SampleRandom) -> Batch:
+        """Adds ``image_BCHW``, the augmented images, and ``ids_BL``, the tokens of the captions."""
+        image_BCHW = self._augment(to_clip_range(batch[self.columns[0]]), random)
+        ids_BL = encode_tokens(self.tokenizer, batch["caption"], self.config.context_length)
+        return batch | {"image_BCHW": image_BCHW, "ids_BL": send(ids_BL, str(random.device))}
+
     def loss(self, model: Callable[..., Any], batch: Batch, random: SampleRandom) -> tuple[Tensor, dict[str, Tensor]]:
         """Returns symmetric cross-entropy over the pairs of all ranks, where equal captions all match, and accuracy."""
-        image_BCHW = self._augment(to_clip_range(batch[self.columns[0]]), random)
-        ids_BL = encode_tokens(self.tokenizer, batch["caption"], self.config.context_length).to(image_BCHW.device)
+        prepared = batch if "image_BCHW" in batch else self.prepare(batch, random)
+        image_BCHW, ids_BL = prepared["image_BCHW"], prepared["ids_BL"]
         image_BD, text_BD, scale = model(image_BCHW, ids_BL)
         image_ND, text_ND, ids_NL = gather_ranks(image_BD.float()), gather_ranks(text_BD.float()), gather_ranks(ids_BL)
         logits_NN = bound_scale(share_gradient(scale.float())) * image_ND @ text_ND.T

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -16,9 +16,11 @@ from torch import Tensor, nn
 from dataprep.io.errors import UserError
 from train.diffusion.guidance import guided_denoiser
 from train.diffusion.objective import (
+    NoisedImages,
     augment_lowres,
-    diffusion_loss,
+    denoising_loss,
     log_snr_at_time,
+    noise_images,
     to_model_range,
     to_pixels,
     upsample_lowres,
@@ -36,6 +38,14 @@ from train.tasks.diffusion_config import DiffusionStageConfig, DiffusionTraining
 
 GRID_STEPS = 16  # network evaluations for a grid of samples
 GOLDEN_RATIO = 0.6180339887498949  # multiples of it modulo 1 cover [0, 1) evenly, however many there are
+
+
+class DenoisingInputs(NamedTuple):
+    """What the loss needs of a batch besides the network."""
+
+    noised: NoisedImages
+    t_B: Tensor  # times in [0, 1)
+    conditions: Conditions
 
 
 class DiffusionTask:
@@ -69,21 +79,27 @@ class DiffusionTask:
             metrics[f"loss_noise_{quarter + 1}of4"] = torch.stack([(loss_B * inside_B).sum(), inside_B.sum()])
         return loss_B.mean(), metrics
 
+    def prepare(self, batch: Batch, random: SampleRandom) -> Batch:
+        """Adds ``inputs``, the `DenoisingInputs` of the batch."""
+        x0_BCHW = to_model_range(batch[self.columns[0]])
+        keep_B = random.uniform("keep") >= self.config.text_drop
+        conditions = self._conditions(batch, random, x0_BCHW.shape[-2:])._replace(text_keep_B=keep_B)
+        t_B = spread_times(random)
+        noised = noise_images(x0_BCHW, t_B, random.normal("noise", *x0_BCHW.shape[1:]), self.config.diffusion)
+        return batch | {"inputs": DenoisingInputs(noised, t_B, conditions)}
+
     def _sample_losses(
         self, model: Callable[..., Any], batch: Batch, random: SampleRandom
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Returns the weighted loss per sample (B,), its time (B,), and the mean error of the clean image."""
-        x0_BCHW = to_model_range(batch[self.columns[0]])
-        keep_B = random.uniform("keep") >= self.config.text_drop
-        conditions = self._conditions(batch, random, x0_BCHW.shape[-2:])._replace(text_keep_B=keep_B)
+        inputs: DenoisingInputs = (batch if "inputs" in batch else self.prepare(batch, random))["inputs"]
 
         def predict(x_BCHW: Tensor, log_snr_B: Tensor) -> Tensor:
-            output_BCHW: Tensor = model(x_BCHW, log_snr_B, conditions)
+            output_BCHW: Tensor = model(x_BCHW, log_snr_B, inputs.conditions)
             return output_BCHW
 
-        noise_BCHW, t_B = random.normal("noise", *x0_BCHW.shape[1:]), spread_times(random)
-        loss_B, x0_hat_BCHW = diffusion_loss(predict, x0_BCHW, t_B, noise_BCHW, self.config.diffusion)
-        return loss_B, t_B, (x0_hat_BCHW.clamp(-1, 1) - x0_BCHW).square().mean()
+        loss_B, x0_hat_BCHW = denoising_loss(predict, inputs.noised, self.config.diffusion)
+        return loss_B, inputs.t_B, (x0_hat_BCHW.clamp(-1, 1) - inputs.noised.x0_BCHW).square().mean()
 
     def _conditions(self, batch: Batch, random: SampleRandom, size: Sequence[int]) -> Conditions:
         """Text of the batch; for super-resolution the low-resolution image at ``size`` (height, width).

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers import PreTrainedTokenizerFast, T5Config
 
+from dataprep.io.device_copy import send
 from dataprep.io.errors import UserError
 from dataprep.io.model_imports import import_transformers
 from train.loader.loader import Batch, CaptionLoader
@@ -95,13 +96,21 @@ class T5Task:
         """Returns a fresh T5ForConditionalGeneration."""
         return import_transformers().T5ForConditionalGeneration(self.model_config())
 
-    def loss(self, model: Callable[..., Any], batch: Batch, random: SampleRandom) -> tuple[Tensor, dict[str, Tensor]]:
-        """Returns the target's cross-entropy, averaged over tokens per caption, then over captions; and accuracy."""
+    def prepare(self, batch: Batch, random: SampleRandom) -> Batch:
+        """Adds ``source_BL`` and ``target_BT``, the token ids of the corrupted captions and of what is missing."""
         ids = self.tokenizer(batch["caption"], truncation=True, max_length=self.config.max_tokens)["input_ids"]
         pairs = [self.corrupt(tokens[:-1], seed) for tokens, seed in zip(ids, random.seeds("spans"), strict=True)]
-        device = random.device
-        source_BL = _pad([pair.source for pair in pairs], PAD_ID).to(device)
-        target_BT = _pad([pair.target for pair in pairs], IGNORE).to(device)
+        source_BL, target_BT = (
+            _pad([pair.source for pair in pairs], PAD_ID),
+            _pad([pair.target for pair in pairs], IGNORE),
+        )
+        device = str(random.device)
+        return batch | {"source_BL": send(source_BL, device), "target_BT": send(target_BT, device)}
+
+    def loss(self, model: Callable[..., Any], batch: Batch, random: SampleRandom) -> tuple[Tensor, dict[str, Tensor]]:
+        """Returns the target's cross-entropy, averaged over tokens per caption, then over captions; and accuracy."""
+        prepared = batch if "source_BL" in batch else self.prepare(batch, random)
+        source_BL, target_BT = prepared["source_BL"], prepared["target_BT"]
         start_B1 = torch.full_like(target_BT[:, :1], PAD_ID)
         logits_BTV = model(
             input_ids=source_BL,

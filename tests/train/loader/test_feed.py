@@ -14,7 +14,7 @@ from tests.helpers.packs import write_embeddings, write_pack
 from train.config import TrainConfig
 from train.loader import feed as feeding
 from train.loader.feed import DeviceFeed, map_tensors, to_device
-from train.loader.loader import Loader
+from train.loader.loader import Batch, Loader
 from train.loader.prefetch import count_threads, prefetch_batches
 from train.loader.sampler import SampleRandom
 from train.loader.stored_text import StoredText
@@ -61,19 +61,13 @@ def test_prefetched_batches_are_those_of_the_loader(loader: Loader) -> None:
         assert found == [(batch["key"], 3, step, batch["index"].tolist()) for step, batch in expected]
 
 
-def test_random_numbers_are_made_ahead_for_batches_of_the_same_shapes(loader: Loader) -> None:
-    feed, other = DeviceFeed(CPU, 0), Loader(loader_paths(loader), None, COLUMNS[:1], "train", 0, 8)
-    _, random = feed.receive(feed.send(loader.stored_batch(0), 5))
-    assert not random.ahead
-    random.normal("noise", 3)
-    _, later = feed.receive(feed.send(loader.stored_batch(1), 6))
-    assert list(later.ahead) == [("normal", "noise", (3,))]
-    assert torch.equal(later.normal("noise", 3), SampleRandom(0, 6, later.indices).normal("noise", 3))
-    assert not feed.receive(feed.send(other.stored_batch(1), 6))[1].ahead
+def test_a_batch_is_prepared_where_it_is_sent(loader: Loader) -> None:
+    def prepare(batch: Batch, random: SampleRandom) -> Batch:
+        return batch | {"inputs": (random.normal("noise", 3), batch["text_BLD"])}
 
-
-def loader_paths(loader: Loader) -> list[str]:
-    return [shard.pack for shard in loader.reader.shards]
+    batch, random = DeviceFeed(CPU, 0, prepare).send(loader.stored_batch(1), 6)[:2]
+    noise, text = batch["inputs"]
+    assert torch.equal(noise, SampleRandom(0, 6, random.indices).normal("noise", 3)) and text is batch["text_BLD"]
 
 
 @pytest.mark.parametrize(
@@ -145,13 +139,13 @@ def cuda_calls(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[tuple[str, Any]
 def test_a_gpu_copies_from_pinned_memory_in_a_stream_of_its_own(
     loader: Loader, cuda_calls: list[tuple[str, Any]]
 ) -> None:
-    feed = DeviceFeed(torch.device("cuda", 0), 0)
+    feed = DeviceFeed(
+        torch.device("cuda", 0), 0, lambda batch, random: batch | {"inputs": (random.normal("noise", 3), "x")}
+    )
     stored = loader.stored_batch(0)
     shapes: list[Any] = []
     map_tensors(stored | {"index_B": stored["index"]}, lambda value: shapes.append(value.shape) or value)
     assert len(shapes) == 7  # two pixel columns, four of the captions, the indices
-    feed.receive(feed.send(stored, 0))[1].normal("noise", 3)
-    cuda_calls.clear()
     fed = feed.send(stored, 0)
     inside = [pair for shape in shapes for pair in (("pin", shape), ("copy", {"non_blocking": True}))]
     assert cuda_calls == [("enter", "copies"), *inside, ("record", "copies"), ("leave", "copies")]
@@ -161,7 +155,7 @@ def test_a_gpu_copies_from_pinned_memory_in_a_stream_of_its_own(
     assert set(used) == {*COLUMNS, "index_B", "text_BLD", "text_mask_BL"}
     expected = [("use", (shape, "compute")) for shape in [*used.values(), (8, 3)]]
     assert cuda_calls == [("wait", ("compute", "copies")), *expected]
-    assert random.normal("noise", 3).is_meta and np.array_equal(batch["index"], stored["index"])
+    assert batch["inputs"][0].is_meta and random.device == META and np.array_equal(batch["index"], stored["index"])
 
 
 def test_a_packs_bytes_are_what_is_sent(loader: Loader, tmp_path: Path) -> None:

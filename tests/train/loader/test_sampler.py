@@ -6,12 +6,11 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
-import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from train.loader.loader import Batch, Stream
-from train.loader.sampler import Draw, SampleOrder, SampleRandom, Window, sample_seed
+from train.loader.sampler import SampleOrder, SampleRandom, Window, sample_seed
 
 GROUPS = st.lists(st.integers(1, 9), min_size=1, max_size=12)
 
@@ -129,27 +128,6 @@ def test_random_numbers_depend_on_the_sample_alone() -> None:
     uniform = SampleRandom(1, 7, range(4000)).uniform("u")
     assert uniform.shape == (4000,) and 0.48 < float(uniform.mean()) < 0.52
     assert len({sample_seed(*key) for key in [(0, 0, 1), (0, 1, 0), (1, 0, 0), (0, 11, 0), (0, 1, 10)]}) == 5
-
-
-@pytest.mark.parametrize("device", ["cpu", "meta"])
-def test_numbers_are_made_ahead_as_they_were_asked_for(device: str) -> None:
-    asked: dict[Draw, None] = {}
-    first = SampleRandom(1, 7, [4, 5], torch.tensor([4, 5], device=device), asked)
-    first.draw_ahead()
-    assert not first.ahead
-    wanted = [first.normal("noise", 2, 3), first.uniform("keep")]
-    assert list(asked) == [("normal", "noise", (2, 3)), ("uniform", "keep", ())]
-    again = SampleRandom(1, 7, [4, 5], torch.tensor([4, 5], device=device), asked)
-    again.draw_ahead()
-    made = dict(again.ahead)
-    for draw, before in zip(asked, wanted, strict=True):
-        kind, stream, shape = draw
-        found = getattr(again, kind)(stream, *shape)
-        assert found is made[draw] and found.shape == before.shape and found.device.type == device
-        repeated = getattr(again, kind)(stream, *shape)
-        assert repeated is not found
-        if device == "cpu":
-            assert torch.equal(found, before) and torch.equal(repeated, before)
 
 
 @pytest.mark.parametrize("bad", [0, -3])

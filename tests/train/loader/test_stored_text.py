@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from dataprep.text.embedding_codec import dequantise, quantise
+from train.loader.feed import map_tensors
 from train.loader.row_group import TextColumn
 from train.loader.stored_text import FIXED_LENGTHS, StoredText, gather_text, padded_length, unpack_text
 
@@ -58,7 +59,9 @@ def test_captions_without_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_unpacking_asks_the_device_for_nothing() -> None:
     text = gather_text([(make_column([3, 5], "int8"), row) for row in (0, 1)])
-    text_BLD, mask_BL = unpack_text(text.map(lambda value: value.to("meta")))  # a meta tensor cannot be read
+    text_BLD, mask_BL = unpack_text(
+        map_tensors({"text": text}, lambda value: value.to("meta"))["text"]
+    )  # a meta tensor cannot be read
     assert text_BLD.is_meta and text_BLD.shape == (2, FIXED_LENGTHS[0], WIDTH) and mask_BL.is_meta
 
 
