@@ -33,31 +33,55 @@ import torch
 
 from benchmarks.captions import make_captions, make_photo, sample_lengths
 from benchmarks.forked import measure_cpu_seconds, measure_peak_mb, run_forked
-from benchmarks.loader_sides import BATCH, PEERS, SIDES, SIZE, Sample, import_peers
+from benchmarks.loader_sides import (
+    BATCH,
+    PEERS,
+    SIDES,
+    SIZE,
+    OursCrop,
+    OursJpeg256,
+    OursRawInt8,
+    Sample,
+    import_peers,
+)
 from benchmarks.result import make_claim, write_result
+from dataprep.images.pixel_encodings import jpeg_options
+from dataprep.pack_config import PackConfig
 from train.config import TrainConfig
 from train.loader.feed import DeviceFeed
 from train.loader.prefetch import prefetch_batches
 
 SAMPLES, WIDTH, LONGEST, ROUNDS = 4096, 512, 64, 3
-THREADED = ("ours, JPEG", "ours, raw int8")  # also measured with one and two prefetch threads, as in training
+# Also measured with one and two prefetch threads, as in training.
+THREADED: dict[str, Any] = {
+    **{side: SIDES[side] for side in ("ours, JPEG", "ours, raw int8")},
+    "ours, JPEG of 256 px": OursJpeg256,
+    "ours, crops of 1024 px": OursCrop,
+}
+LARGE_SAMPLES, LARGE_IMAGES = 1024, 16  # of the last two: their samples, and distinct images among these
+XXL_WIDTH, XXL_SAMPLES = 4096, 1024  # of T5-XXL
+XXL = "ours, raw int8 at T5-XXL's width"
 TOKENS_PER_WORD = 1.4
 PACKAGES = ("pyarrow", "numpy", "torch", "webdataset", "datasets", "opencv-python-headless", "pillow")
 
 
-def make_samples(count: int) -> list[Sample]:
-    """Returns the samples that all sides store."""
+def make_samples(count: int, width: int = WIDTH, size: int = SIZE, images: int | None = None) -> list[Sample]:
+    """Returns the samples that all sides store; ``images``: how many distinct ones, None: all."""
     rng = np.random.default_rng(0)
     texts = make_captions(count, 5000, rng)
     tokens = np.clip(np.rint(sample_lengths(count, rng) * TOKENS_PER_WORD) + 1, 2, LONGEST).astype(int)
     # Channels differ in scale, as those of encoders do.
-    scale_D = np.exp(rng.normal(-2, 0.5, WIDTH)).astype(np.float32)
+    scale_D = np.exp(rng.normal(-2, 0.5, width)).astype(np.float32)
+    config = PackConfig(encoding="jpeg", jpeg_quality=90)
+    jpegs = []
+    for _ in range(images or count):
+        done, jpeg = cv2.imencode(".jpg", make_photo(rng, size)[:, :, ::-1], jpeg_options(config, (size, size)))
+        assert done
+        jpegs.append(jpeg.tobytes())
     samples = []
     for index in range(count):
-        done, jpeg = cv2.imencode(".jpg", make_photo(rng, SIZE)[:, :, ::-1], [cv2.IMWRITE_JPEG_QUALITY, 90])
-        assert done
-        text_LD = (rng.standard_normal((tokens[index], WIDTH), np.float32) * scale_D).astype(np.float16)
-        samples.append(Sample(f"{index:09d}", texts[index], jpeg.tobytes(), text_LD))
+        text_LD = (rng.standard_normal((tokens[index], width), np.float32) * scale_D).astype(np.float16)
+        samples.append(Sample(f"{index:09d}", texts[index], jpegs[index % len(jpegs)], text_LD))
     return samples
 
 
@@ -87,10 +111,10 @@ def measure_resume(side: str, folder: Path) -> float:
 
 
 def measure_prefetch(side: str, folder: Path, workers: int) -> float:
-    """Returns batches per second of a second epoch with ``workers`` prefetch threads, in this process."""
-    loader = SIDES[side](folder).loader
+    """Returns batches per second of a second epoch with ``workers`` threads that load for a GPU, in this process."""
+    loader = THREADED[side](folder).loader
     steps = len(loader) // BATCH
-    config, feed = TrainConfig(steps=2 * steps, batch_size=BATCH, workers=workers), DeviceFeed(torch.device("cpu"), 0)
+    config, feed = TrainConfig(steps=2 * steps, batch_size=BATCH, workers=workers), DeviceFeed(torch.device("meta"), 0)
     with prefetch_batches(loader, config, 0, 0, 1, feed) as ready:
         for _ in islice(ready, steps):
             pass
@@ -98,6 +122,22 @@ def measure_prefetch(side: str, folder: Path, workers: int) -> float:
         for batch, _ in ready:
             assert len(batch["key"]) == BATCH
     return steps / (time.monotonic() - began)
+
+
+def measure_batches(folder: Path, unpacked: bool) -> float:
+    """Returns CPU-seconds per thousand samples of a second epoch of raw pixels and int8 captions, in this process.
+
+    ``unpacked``: padded float32, else as stored, as they are sent to a GPU.
+    """
+    loader = OursRawInt8(folder).loader
+    steps = len(loader) // BATCH
+    load = loader.batch if unpacked else loader.stored_batch
+    for step in range(steps):
+        load(step)
+    start = measure_cpu_seconds()
+    for step in range(steps, 2 * steps):
+        load(step)
+    return 1000 * (measure_cpu_seconds() - start) / (steps * BATCH)
 
 
 def summarize_side(side: str, folder: Path, passes: list[dict[str, float]], middles: list[float]) -> dict[str, Any]:
@@ -121,7 +161,8 @@ def summarize_side(side: str, folder: Path, passes: list[dict[str, float]], midd
 
 def make_claims(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Returns the claims about the rows."""
-    sides = {entry["side"]: entry for entry in rows if "threads" not in entry}
+    sides = {entry["side"]: entry for entry in rows if not {"threads", "width"} & entry.keys()}
+    wide = {entry["captions"]: entry["cpu_s_per_thousand"] for entry in rows if entry.get("width") == XXL_WIDTH}
     one, two = (
         {entry["side"]: entry["samples_per_second"] for entry in rows if entry.get("threads") == count}
         for count in (1, 2)
@@ -141,13 +182,31 @@ def make_claims(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
         make_claim(f"the same over the fastest peer with our decoder ({helped})", ours / rate[helped], "times", 1.0),
         make_claim(f"{best} over the fastest peer ({fastest})", rate[best] / rate[fastest], "times", 3.0),
         make_claim(f"{best} over tensors in memory", rate[best] / rate["memory"], "times", 0.7),
-        make_claim("two threads over one, JPEG", two["ours, JPEG"] / one["ours, JPEG"], "times", 1.5),
-        make_claim("two threads over one, raw int8", two["ours, raw int8"] / one["ours, raw int8"], "times", 1.0),
+        *[
+            make_claim(f"two threads over one, {side.removeprefix('ours, ')}", two[side] / one[side], "times", 1.6)
+            for side in THREADED
+        ],
+        make_claim(
+            "CPU per sample at T5-XXL's width, captions as stored over unpacked",
+            wide["as stored"] / wide["unpacked"],
+            "times",
+            0.25,
+            at_most=True,
+        ),
         make_claim("seek to the middle of an epoch, JPEG", sides["ours, JPEG"]["resume_s"], "s", 1.0, at_most=True),
         make_claim(
             f"bytes per sample of {best} over JPEG", sides[best]["bytes_per_sample"] / size, "times", 2.0, at_most=True
         ),
     ]
+
+
+def write_more(side: str, folder: Path) -> None:
+    """Writes the files of the sides that peers are not compared with."""
+    if side == XXL:
+        OursRawInt8.write(make_samples(XXL_SAMPLES, XXL_WIDTH), folder)
+        return
+    kind = THREADED[side]
+    kind.write(make_samples(LARGE_SAMPLES, WIDTH, kind.size, LARGE_IMAGES), folder)
 
 
 def main() -> None:
@@ -165,16 +224,35 @@ def main() -> None:
         passes: dict[str, list[Any]] = {side: [] for side in SIDES}
         middles: dict[str, list[float]] = {side: [] for side in SIDES}
         rates: dict[tuple[str, int], list[float]] = {(side, count): [] for side in THREADED for count in (1, 2)}
+        text: dict[tuple[int, bool], list[float]] = {
+            (width, unpacked): [] for width in (WIDTH, XXL_WIDTH) for unpacked in (True, False)
+        }
+        for number, side in enumerate((*[side for side in THREADED if side not in SIDES], XXL)):
+            folders[side] = Path(scratch) / f"more-{number}"
+            folders[side].mkdir()
+            run_forked(write_more, side, folders[side])
         for _ in range(ROUNDS):
             for (side, count), measured in rates.items():
                 measured.append(run_forked(measure_prefetch, side, folders[side], count))
-            for side, folder in folders.items():
-                passes[side].append(run_forked(measure_epochs, side, folder))
-                middles[side].append(run_forked(measure_resume, side, folder))
+            for (width, unpacked), spent in text.items():
+                folder = folders[XXL if width == XXL_WIDTH else "ours, raw int8"]
+                spent.append(run_forked(measure_batches, folder, unpacked))
+            for side in SIDES:
+                passes[side].append(run_forked(measure_epochs, side, folders[side]))
+                middles[side].append(run_forked(measure_resume, side, folders[side]))
         rows = [summarize_side(side, folders[side], passes[side], middles[side]) for side in SIDES]
         rows += [
             {"side": side, "threads": count, "samples_per_second": round(BATCH * median(measured))}
             for (side, count), measured in rates.items()
+        ]
+        rows += [
+            {
+                "side": "ours, raw int8",
+                "width": width,
+                "captions": "unpacked" if unpacked else "as stored",
+                "cpu_s_per_thousand": round(median(spent), 4),
+            }
+            for (width, unpacked), spent in text.items()
         ]
     for entry in rows:
         print(entry)

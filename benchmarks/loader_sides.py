@@ -78,13 +78,16 @@ class OursJpeg:
     encoding = "jpeg"
     codec: Literal["float16", "int8"] = "float16"
     compression: Literal["none", "zstd"] = "none"
+    size = SIZE
+    crop: int | None = None
 
     def __init__(self, folder: Path, workers: int = 0) -> None:
         # Several windows per epoch, so that row groups are read, shuffled and evicted all the time.
         config = LoaderConfig(window_mb=WINDOW_MB)
         packs = sorted(str(path) for path in folder.glob("p*"))
         embeds = sorted(str(path) for path in folder.glob("e*"))
-        self.loader = Loader(packs, embeds, (f"pixels_{SIZE}",), "train", 0, BATCH, config=config)
+        columns = (f"pixels_{self.size}",)
+        self.loader = Loader(packs, embeds, columns, "train", 0, BATCH, self.crop, config)
 
     def epoch(self) -> Iterator[Triple]:
         for step in range(len(self.loader) // BATCH):
@@ -92,12 +95,12 @@ class OursJpeg:
 
     def middle(self, step: int) -> Triple:
         batch = self.loader.batch(step)
-        return batch[f"pixels_{SIZE}"], batch["text_BLD"], batch["text_mask_BL"]
+        return batch[f"pixels_{self.size}"], batch["text_BLD"], batch["text_mask_BL"]
 
     @classmethod
     def write(cls, samples: list[Sample], folder: Path) -> None:
-        name, raw = f"pixels_{SIZE}", cls.encoding == "raw"
-        pack_config = PackConfig(resolutions=(SIZE,), raw_up_to=SIZE if raw else 0, encoding="jpeg")
+        name, raw = f"pixels_{cls.size}", cls.encoding == "raw"
+        pack_config = PackConfig(resolutions=(cls.size,), raw_up_to=cls.size if raw else 0, encoding="jpeg")
         pixels = pa.field(name, pa.binary(), metadata={ENCODING_KEY: cls.encoding.encode()})
         texts = [pa.field(text, pa.string()) for text in ("key", "caption", "split")]
         schema = pa.schema([*texts, pa.field("captions", pa.list_(pa.string())), pixels])
@@ -138,6 +141,20 @@ class OursRawZstd(OursRawInt8):
     """Raw pixels, int8 compressed with zstd: the smallest raw format."""
 
     compression = "zstd"
+
+
+class OursJpeg256(OursJpeg):
+    """JPEGs of 256 pixels a side, int8."""
+
+    codec = "int8"
+    size = 256
+
+
+class OursCrop(OursJpeg256):
+    """Crops of 256 pixels from JPEGs of 1024."""
+
+    size = 1024
+    crop = 256
 
 
 # ---------------------------------------------------------------------------------------------- peers
