@@ -75,7 +75,8 @@ class StoredEmbeddings:
     def add_from_device(self, batch: EncodedTokens, started: QuantisedTokens, codec: str) -> None:
         """Adds the captions of a batch that its device quantises; waits for that."""
         stored_TD, scale_T = finish_quantise(started, codec)
-        sums = TokenSums(*started.sums_3T.wait().numpy(), started.errors_T.wait().numpy())
+        size_T, decoded_T, product_T = started.sums_3T.wait().numpy()
+        sums = TokenSums(size_T, decoded_T, product_T, started.errors_T.wait().numpy())
         self._add_quantised(batch.indices, batch.lengths, stored_TD, scale_T, sums)
 
     def _add_quantised(

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 
-def empty_host(shape: Sequence[int], dtype: np.dtype) -> Tensor:  # type: ignore[type-arg]
+def empty_host(shape: Sequence[int], dtype: np.dtype) -> Tensor:
     """Returns an empty tensor on the CPU, in pinned memory if this process uses a GPU.
 
     torch keeps freed pinned blocks and gives them out again once the copies from them have ended.

@@ -60,7 +60,7 @@ def cut_jpeg(data: np.ndarray, shape: tuple[int, int], top: int, left: int, heig
     new_top, new_left = first_row * grid.mcu_height, first_column * grid.interval_width
     new_height = min((last_row + 1) * grid.mcu_height, grid.height) - new_top
     new_width = min((last_column + 1) * grid.interval_width, grid.width) - new_left
-    header, scan = bytearray(data[: grid.scan]), memoryview(data[grid.scan :])
+    header, scan = bytearray(data[: grid.scan]), memoryview(data[grid.scan :].data)
     header[grid.frame : grid.frame + 4] = new_height.to_bytes(2, "big") + new_width.to_bytes(2, "big")
     parts: list[bytes | bytearray | memoryview] = [header]
     for row in range(first_row, last_row + 1):

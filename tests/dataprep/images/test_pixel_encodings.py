@@ -24,7 +24,7 @@ def test_small_images_keep_the_colours_of_single_columns(size: int, full: bool) 
     stripes = np.zeros((size, size, 3), np.uint8)
     stripes[:, ::2, 0] = stripes[:, 1::2, 2] = 255  # blue and red
     found = cv2.imdecode(np.frombuffer(encode(stripes), np.uint8), cv2.IMREAD_COLOR)
-    assert bool(np.abs(found.astype(int) - stripes).max() < 25) is full
+    assert found is not None and bool(np.abs(found.astype(int) - stripes).max() < 25) is full
 
 
 def test_large_images_have_a_grid_of_restart_intervals() -> None:

@@ -23,10 +23,8 @@ ASSUMED = Assumptions(jpeg_mpixels=100, png_mpixels=50, gather_us=0, unpack_gb_s
 
 
 def make_stage(**keys: Any) -> DiffusionTrainingConfig:
-    return DiffusionTrainingConfig(
-        **{"model": "small-sr1024", "diffusion": {"prediction": "x0", "lowres_max_level": 0.3}, "batch_size": 512}
-        | keys
-    )
+    given: dict[str, Any] = {"model": "small-sr1024", "batch_size": 512}
+    return DiffusionTrainingConfig(**given | {"diffusion": {"prediction": "x0", "lowres_max_level": 0.3}} | keys)
 
 
 @pytest.mark.parametrize(("size", "side"), [(1024, 256), (256, 64), (256, 256), (64, 16), (1024, 1000)])

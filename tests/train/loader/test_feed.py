@@ -121,7 +121,12 @@ def cuda_calls(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[tuple[str, Any]
     monkeypatch.setattr(torch.cuda, "Event", FakeEvent)
     monkeypatch.setattr(torch.cuda, "stream", lambda stream: stream)
     monkeypatch.setattr(torch.cuda, "current_stream", lambda device: FakeStream(log, "compute"))
-    monkeypatch.setattr(feeding, "_pin", lambda value: log.append(("pin", value.shape)) or value)
+
+    def fake_pin(value: torch.Tensor) -> torch.Tensor:
+        log.append(("pin", value.shape))
+        return value
+
+    monkeypatch.setattr(feeding, "_pin", fake_pin)
 
     def fake_move(value: torch.Tensor, device: Any, **options: Any) -> torch.Tensor:
         if getattr(device, "type", None) != "cuda":
@@ -144,7 +149,7 @@ def test_a_gpu_copies_from_pinned_memory_in_a_stream_of_its_own(
     )
     stored = loader.stored_batch(0)
     shapes: list[Any] = []
-    map_tensors(stored | {"index_B": stored["index"]}, lambda value: shapes.append(value.shape) or value)
+    map_tensors(stored | {"index_B": stored["index"]}, lambda value: note(shapes, value, "shape"))
     assert len(shapes) == 7  # two pixel columns, four of the captions, the indices
     fed = feed.send(stored, 0)
     inside = [pair for shape in shapes for pair in (("pin", shape), ("copy", {"non_blocking": True}))]
@@ -158,9 +163,15 @@ def test_a_gpu_copies_from_pinned_memory_in_a_stream_of_its_own(
     assert batch["inputs"][0].is_meta and random.device == META and np.array_equal(batch["index"], stored["index"])
 
 
+def note(values: list[Any], value: torch.Tensor, name: str) -> torch.Tensor:
+    """Appends an attribute of a tensor to ``values``, and returns the tensor."""
+    values.append(getattr(value, name))
+    return value
+
+
 def test_a_packs_bytes_are_what_is_sent(loader: Loader, tmp_path: Path) -> None:
     sizes: list[int] = []
     stored = loader.stored_batch(0)
-    map_tensors(stored, lambda value: sizes.append(value.nbytes) or value)
+    map_tensors(stored, lambda value: note(sizes, value, "nbytes"))
     tokens = len(stored["text"].values_TD)
     assert sum(sizes) == 8 * 3 * (16**2 + 64**2) + tokens * (8 + 4) + 8 * (8 + 8)

@@ -47,7 +47,7 @@ def test_a_crop_has_the_pixels_of_the_whole_image(sampling: str, shape: tuple[in
         y, x = top - cut.top, left - cut.left
         assert np.array_equal(part[y : y + height, x : x + width], whole[top : top + height, left : left + width])
         image = cv2.imdecode(np.frombuffer(cut.data, np.uint8), cv2.IMREAD_COLOR_RGB)  # other decoders read it too
-        assert np.array_equal(image, part)
+        assert image is not None and np.array_equal(image, part)
     assert least < len(data) / 5
 
 
@@ -83,7 +83,8 @@ def test_a_column_reads_crops_in_place(interval: int) -> None:
     column = PixelColumn((96, 128), "jpeg", None, np.concatenate(files), starts)
     for row, file in enumerate(files):
         whole = decode_pixels(file, "jpeg", (96, 128))
-        assert np.array_equal(whole, cv2.imdecode(file, cv2.IMREAD_COLOR_RGB))
+        expected = cv2.imdecode(file, cv2.IMREAD_COLOR_RGB)
+        assert expected is not None and np.array_equal(whole, expected)
         out = np.zeros((96, 128, 3), np.uint8)
         column.read(row, out)
         assert np.array_equal(out, whole)

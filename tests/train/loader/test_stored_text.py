@@ -40,7 +40,7 @@ def test_every_caption_comes_back_padded_with_zeros(codecs: tuple[str, ...], mon
     assert text.longest == 5 and len(text.values_TD) == sum(
         5 * (row == 2) + 3 * (row == 0) + (row == 3) for _, row in rows
     )
-    kinds = {("int8",): torch.int8, ("float16",): torch.float16}
+    kinds: dict[tuple[str, ...], torch.dtype] = {("int8",): torch.int8, ("float16",): torch.float16}
     assert text.values_TD.dtype == kinds.get(codecs, torch.float32)
     assert (text.scale_T is not None) is (codecs == ("int8",))
     for length, (text_BLD, mask_BL) in ((5, unpack_text(text)), (FIXED_LENGTHS[0], on_device(text, monkeypatch))):
