@@ -7,6 +7,7 @@ JPEG from the intervals that a crop touches. `dataprep.images.pixel_encodings` w
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
@@ -53,20 +54,21 @@ def cut_jpeg(data: np.ndarray, shape: tuple[int, int], top: int, left: int, heig
     first_column, last_column = _touched(left, width, grid.margin, grid.interval_width, grid.columns)
     if (last_row - first_row + 1, last_column - first_column + 1) == (grid.rows, grid.columns):
         return None
-    ends = find_restarts(data[grid.scan :])
-    if len(ends) != grid.rows * grid.columns - 1:
+    found = find_restarts(data[grid.scan :])
+    if len(found) != grid.rows * grid.columns - 1:
         return None
-    starts, ends = [0, *(end + 2 for end in ends)], [*ends, len(data) - grid.scan - len(END_OF_IMAGE)]
     new_top, new_left = first_row * grid.mcu_height, first_column * grid.interval_width
     new_height = min((last_row + 1) * grid.mcu_height, grid.height) - new_top
     new_width = min((last_column + 1) * grid.interval_width, grid.width) - new_left
     header, scan = bytearray(data[: grid.scan]), memoryview(data[grid.scan :].data)
     header[grid.frame : grid.frame + 4] = new_height.to_bytes(2, "big") + new_width.to_bytes(2, "big")
     parts: list[bytes | bytearray | memoryview] = [header]
+    edges = np.concatenate([[-2], found, [len(scan) - len(END_OF_IMAGE)]])  # a marker before the first interval too
     for row in range(first_row, last_row + 1):
-        for at in range(row * grid.columns + first_column, row * grid.columns + last_column + 1):
+        at = row * grid.columns
+        for start, end in pairwise(edges[at + first_column : at + last_column + 2].tolist()):
             # Restart markers count modulo 8 from the start of the file.
-            parts += (scan[starts[at] : ends[at]], bytes((0xFF, 0xD0 + len(parts) // 2 % 8)))
+            parts += (scan[start + 2 : end], bytes((0xFF, 0xD0 + len(parts) // 2 % 8)))
     parts[-1] = END_OF_IMAGE
     return JpegCut(b"".join(parts), new_top, new_left, new_height, new_width)
 
@@ -76,10 +78,10 @@ def _touched(start: int, size: int, margin: int, step: int, count: int) -> tuple
     return max(0, start - margin) // step, min(count - 1, (start + size + margin - 1) // step)
 
 
-def find_restarts(scan: np.ndarray) -> list[int]:
+def find_restarts(scan: np.ndarray) -> np.ndarray:
     """Returns the offsets of the restart markers in entropy-coded bytes, where 0xFF is a marker or followed by 0."""
     found = np.flatnonzero(scan[:-1] == 0xFF)
-    offsets: list[int] = found[scan[found + 1] & 0xF8 == 0xD0].tolist()
+    offsets: np.ndarray = found[scan[found + 1] & 0xF8 == 0xD0]
     return offsets
 
 
