@@ -17,8 +17,8 @@ epoch to its last. Every side is the public loader that its documentation shows 
 ours is `train.loader.loader.Loader`, as a training rank uses it. Not counted: imports, which the processes inherit, and
 opening the data; ``first_batch_s`` and ``resume_s`` have the latter in seconds. An epoch has 4,096 samples.
 
-Besides, ours alone: one and two loading threads, batches as stored, for which the time that threads waited for a core is
-taken out; and captions of T5-XXL's width, unpacked as on a CPU and as stored, as they are sent to a GPU.
+Besides, ours alone: one and two loading threads, batches as stored, from which the time that threads waited for a core
+is taken out; and captions of T5-XXL's width, unpacked as on a CPU and as stored, as they are sent to a GPU.
 """
 
 from __future__ import annotations
