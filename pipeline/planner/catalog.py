@@ -107,7 +107,7 @@ class Assumptions(Config):
         gt=0,
         description="million pixels of JPEG that a core decodes per second: benchmarks/results/host_budget.json",
     )
-    png_mpixels: float = Field(default=40.0, gt=0, description="the same of packed PNGs")
+    png_mpixels: float = Field(default=50.0, gt=0, description="the same of packed PNGs, of photographs")
     gather_us: float = Field(
         default=30.0, ge=0, description="microseconds of a core to read and gather a training sample, without decoding"
     )
