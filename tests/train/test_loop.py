@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,7 @@ from tests.helpers.toys import ToyData, ToyTask, config, rows, run
 from train import resume
 from train.errors import NonFiniteError
 from train.loader.loader import Batch
+from train.loader.sampler import SampleRandom
 from train.loop import train
 
 
@@ -127,6 +130,30 @@ def test_training_has_dropout_before_and_after_a_validation(tmp_path: Path) -> N
     losses = [[row["loss"] for row in log] for log in (plain, validated, kept)]
     assert losses[0] == losses[1] and losses[0][0] != losses[2][0]
     assert all("validation_loss" in row for row in validated)
+
+
+class PreparingToy(ToyTask):
+    """Draws its noise ahead, and keeps the threads that did."""
+
+    def __init__(self) -> None:
+        self.threads: set[str] = set()
+
+    def prepare(self, batch: Batch, random: SampleRandom) -> Batch:
+        self.threads.add(threading.current_thread().name)
+        return batch | {"x": batch["x"], "noise": random.normal("noise", 8)}
+
+    def loss(self, model: Callable[..., Any], batch: Batch, random: SampleRandom) -> tuple[Tensor, dict[str, Tensor]]:
+        error = model(batch["x"] + batch["noise"]) - batch["x"]
+        return error.square().mean(), {"size": error.abs().mean()}
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_task_prepares_batches_ahead_of_the_training_thread(whole: Path, tmp_path: Path, workers: int) -> None:
+    task = PreparingToy()
+    train(task, config(workers=workers), ToyData(), str(tmp_path), 0, ToyData(seed=5))
+    main = threading.current_thread().name
+    assert task.threads == ({main} if workers == 0 else {main, "feed_0"})  # the training thread validates
+    assert rows(tmp_path) == rows(whole)
 
 
 def test_grids_show_the_average(tmp_path: Path) -> None:

@@ -147,3 +147,13 @@ def test_the_scale_stays_at_its_bound_and_comes_back_from_above(start: float, en
     assert max(seen) <= MAX_SCALE
     assert seen[-1] == pytest.approx(min(end, MAX_SCALE), abs=1)
     assert scale.item() < max(start, MAX_SCALE + 5.1)
+
+
+def test_a_prepared_batch_has_the_same_loss(tokenizer: Path, tmp_path: Path) -> None:
+    config = ClipTaskConfig(embed_dim=16, text_width=32, text_heads=2, context_length=16, flip=True)
+    task = ClipTask(config, str(tokenizer))
+    batch = Loader([write_pack(tmp_path / "p.parquet", 0, 16)], None, task.columns, None, 0, 8).batch(0)
+    model, random = task.build(), SampleRandom(0, 3, batch["index"])
+    prepared = task.prepare(batch, random)
+    assert prepared["ids_BL"].shape[0] == 8 and prepared["image_BCHW"].is_contiguous(memory_format=torch.channels_last)
+    assert torch.equal(task.loss(model, batch, random)[0], task.loss(model, prepared, random)[0])

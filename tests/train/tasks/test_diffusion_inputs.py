@@ -197,3 +197,16 @@ def test_everything_is_computed_where_the_batch_lies(changes: dict[str, Any], mo
     for x, log_snr, conditions in model.calls:
         given = [x, log_snr, *(getattr(conditions, name) for name in conditions.given())]
         assert all(value.is_meta for value in given)
+
+
+@pytest.mark.parametrize("method", ["loss", "validate"])
+@pytest.mark.parametrize("changes", [{}, PLAIN_SR], ids=["base", "sr"])
+def test_a_prepared_batch_has_the_same_loss(method: str, changes: dict[str, Any]) -> None:
+    settings: dict[str, Any] = {"resolution": SIDE, "model": "micro-base"} | changes
+    task, model = DiffusionTask(DiffusionStageConfig(**settings), text_dim=8), RecordingDenoiser()
+    random = SampleRandom(0, 3, range(ROWS))
+    prepared = task.prepare(make_batch(), random)
+    found = [getattr(task, method)(model, batch, random) for batch in (make_batch(), prepared)]
+    assert torch.equal(found[0][0], found[1][0])
+    assert all(torch.equal(value, found[1][1][name]) for name, value in found[0][1].items())
+    assert torch.equal(model.calls[0][0], model.calls[1][0]) and model.calls[1][0] is prepared["inputs"].noised.x_BCHW
