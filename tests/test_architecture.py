@@ -41,8 +41,8 @@ LEVELS: dict[str, tuple[tuple[str, ...], ...]] = {
     ),
     "train": (
         (
-            *("device_settings", "diffusion", "errors", "flops", "lr_schedule", "malloc", "models", "preemption"),
-            *("timing", "watchdog"),
+            *("device_settings", "diffusion", "errors", "flops", "init_config", "lr_schedule", "malloc", "models"),
+            *("preemption", "timing", "watchdog"),
         ),
         ("config", "optimizers"),
         ("deepspeed_config", "loader", "trackers"),
@@ -50,6 +50,7 @@ LEVELS: dict[str, tuple[tuple[str, ...], ...]] = {
         ("engine", "task"),
         ("checkpoint_files", "host_copies"),
         ("checkpoint", "resume"),
+        ("initial_weights",),
         ("loop",),
         ("tasks",),
     ),

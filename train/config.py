@@ -8,6 +8,7 @@ from typing import Any, ClassVar, Literal, Self
 from pydantic import Field, model_validator
 
 from dataprep.io.config import Config
+from train.init_config import Init
 from train.lr_schedule import LrScheduleName
 
 # Appendix F of arXiv 2205.11487: the base trains with Adafactor, the super-resolution models with Adam. One thing is
@@ -51,6 +52,7 @@ class TrainConfig(Config):
     preset: str | None = Field(
         None, description="settings of a stage in the paper, for which docs/training.md has one caveat"
     )
+    init: Init | None = Field(None, description="weights to begin from; None: random ones")
     steps: int = Field(1000, ge=1, description="optimizer updates")
     batch_size: int = Field(32, ge=1, description="samples per update, over all ranks and accumulation")
     accumulation: int = Field(1, ge=1, description="micro-batches per update on each rank")

@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
 
 from dataprep.io import storage
 from dataprep.io.errors import UserError
@@ -28,6 +28,7 @@ from train.config import TrainConfig, run_identity
 from train.engine import Engine
 from train.errors import NonFiniteError, Preempted
 from train.flops import CallRecorder, count_flops
+from train.initial_weights.fitting import load_initial_weights
 from train.loader.feed import DeviceFeed, to_device
 from train.loader.loader import Batch, Stream
 from train.loader.prefetch import prefetch_batches
@@ -68,13 +69,22 @@ def train(
         raise UserError(
             f"sample_every={config.sample_every}: needs a task that generates images, and validation data; set it to 0"
         )
-    torch.manual_seed(sample_seed(seed, 0, 0, "weights"))
-    engine = Engine(task.build(), config)
+    engine = Engine(build_model(task, config, seed), config)
     run = _TrainingRun(task, config, engine, storage.join(folder), seed, on_event or (lambda event: None), len(loader))
     try:
         return run.execute(loader, validation, ShutdownConsensus(engine.world, config.hang_seconds))
     finally:
         run.close()
+
+
+def build_model(task: Task, config: TrainConfig, seed: int) -> nn.Module:
+    """Returns the model as training begins: random from ``seed``, or with the weights that ``config.init`` names."""
+    torch.manual_seed(sample_seed(seed, 0, 0, "weights"))
+    model = task.build()
+    if config.init is not None:
+        fit = load_initial_weights(model, config.init)
+        log.info("began from %s (%s)", config.init.source, fit.describe() or "all tensors")
+    return model
 
 
 class _TrainingRun:

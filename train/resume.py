@@ -236,12 +236,24 @@ def read_weights(folder: str, kind: str) -> tuple[dict[str, Tensor], int]:
             raise UserError(
                 f"{folder}: no whole checkpoint is left to read {kind} weights from; train again to have one"
             )
-        found, ending = load_file(checkpoint.local[BUFFERS_FILE]), SEPARATOR + WEIGHT_SLOTS[kind]
-        for rank in range(checkpoint.state["world"]):
-            with safe_open(checkpoint.local[rank_file(rank)], framework="pt") as file:
-                names = [key for key in file.keys() if key.endswith(ending)]  # noqa: SIM118
-                found |= {key.removesuffix(ending): file.get_tensor(key) for key in names}
-        return found, int(checkpoint.state["updates"])
+        return _read_kind(checkpoint, kind)
+
+
+def read_weights_at(path: str, kind: str) -> tuple[dict[str, Tensor], int]:
+    """As `read_weights`, of the checkpoint at ``path``; raises UserError for one that is torn."""
+    with _open_checkpoint(path, _Ranks(False)) as (checkpoint, problem):
+        if checkpoint is None:
+            raise UserError(f"{path}: the checkpoint is torn ({problem}); name another one")
+        return _read_kind(checkpoint, kind)
+
+
+def _read_kind(checkpoint: Checkpoint, kind: str) -> tuple[dict[str, Tensor], int]:
+    found, ending = load_file(checkpoint.local[BUFFERS_FILE]), SEPARATOR + WEIGHT_SLOTS[kind]
+    for rank in range(checkpoint.state["world"]):
+        with safe_open(checkpoint.local[rank_file(rank)], framework="pt") as file:
+            names = [key for key in file.keys() if key.endswith(ending)]  # noqa: SIM118
+            found |= {key.removesuffix(ending): file.get_tensor(key) for key in names}
+    return found, int(checkpoint.state["updates"])
 
 
 def _check_equal(path: str, what: str, saved: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:

@@ -6,6 +6,8 @@ import re
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+import yaml
+
 MARKUP = re.compile(r"([\\`*_\[\]#|~@])")
 
 
@@ -26,3 +28,13 @@ def escape_cell(value: Any) -> str:
 
 def _join(cells: Sequence[str]) -> str:
     return "| " + " | ".join(cells) + " |"
+
+
+def read_front_matter(text: str) -> dict[str, Any]:
+    """Returns the YAML between the two ``---`` lines that a card begins with; empty where there is none."""
+    match = re.match(r"---\s*\n(.*?)\n---\s*(?:\n|$)", text, re.S)
+    try:
+        value = yaml.safe_load(match[1]) if match else None
+    except yaml.YAMLError:
+        return {}
+    return value if isinstance(value, dict) else {}

@@ -17,8 +17,10 @@ from dataprep.io.wording import count_of
 from dataprep.synthetic.grammar import ATTRIBUTES
 from eval.sampling.config import CascadeConfig
 from pipeline.report.data_card_files import FACTS
+from pipeline.stages.initial_weights import describe_origin, read_origin
 from pipeline.store.run import Run
 from pipeline.units import format_decimal, format_percent
+from train.initial_weights.hub import PREFIX
 from train.models.export import CONFIG_FILE, WEIGHTS_FILE
 
 NO_LICENCE = "not chosen yet; whoever trained this model has to choose one"
@@ -29,11 +31,16 @@ def render_model_card(run: Run, config: CascadeConfig, out: Path, weights: str, 
     record, artifacts = run.record(), run.artifacts()
     facts = _read_json(artifacts["card"].path(FACTS)) if "card" in artifacts else {}
     title = (facts.get("about") or {}).get("title") or "A text-to-image cascade"
-    metadata = {"library_name": "imagen-ray", "pipeline_tag": "text-to-image"} | (
-        {"license": licence} if licence else {}
+    origins = {name: origin for name, artifact in artifacts.items() if (origin := read_origin(artifact)) is not None}
+    metadata: dict[str, Any] = {"library_name": "imagen-ray", "pipeline_tag": "text-to-image"}
+    metadata |= {"license": licence} if licence else {}
+    hub = sorted(
+        {origin["path"].removeprefix(PREFIX) for origin in origins.values() if origin["path"].startswith(PREFIX)}
     )
+    metadata |= {"base_model": hub} if hub else {}
     lines = ["---", yaml.safe_dump(metadata, sort_keys=False).strip(), "---", "", f"# {title}", ""]
     lines += [*_describe_use(config), *_describe_parts(config, out, weights), *_describe_training(facts, record)]
+    lines += _describe_origins(origins)
     lines += [*_describe_metrics(_read_json(run.path("metrics.json"))), *_describe_limits(config, facts)]
     lines += ["## Licence", "", f"Weights: {licence or NO_LICENCE}. Code (imagen-ray): Apache-2.0.", ""]
     return "\n".join(lines)
@@ -88,6 +95,13 @@ def _describe_training(facts: Mapping[str, Any], record: Mapping[str, Any]) -> l
         lines.append("The run has no data card.")
     made = f"Run started {record['started']} at commit {record.get('git_commit')}, seed {record['seed']}."
     return [*lines, "", made, ""]
+
+
+def _describe_origins(origins: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    if not origins:
+        return []
+    rows = [[stage, describe_origin(origin)] for stage, origin in origins.items()]
+    return ["## Began from", "", *format_table(["stage", "weights"], rows), ""]
 
 
 def _describe_metrics(metrics: Mapping[str, Any]) -> list[str]:

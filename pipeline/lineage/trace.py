@@ -17,6 +17,7 @@ from dataprep.io.errors import UserError
 from dataprep.io.keys import SAMPLE_DIGITS, SHARD_DIGITS, sample_key, shard_name, split_key
 from pipeline.stages.base import Learning, Rows, StageType
 from pipeline.stages.graph import STAGES, stage_type
+from pipeline.stages.initial_weights import describe_origin, read_origin
 from pipeline.stages.listing import ListingStageConfig
 from pipeline.store.artifact import Artifact, Shard
 from pipeline.store.run import Run
@@ -212,7 +213,9 @@ def _list_trained(artifacts: Mapping[str, Artifact], trace: Mapping[str, Any]) -
         if use is not None:
             passes = learning.steps * learning.batch_size / max(1, rows) if rows else 0.0
             entry = {"stage": name, "fingerprint": artifact.manifest.fingerprint, "use": use}
-            stages.append(entry | {"passes": round(passes, 2)})
+            origin = read_origin(artifact)
+            began = {"began_from": describe_origin(origin)} if origin is not None else {}
+            stages.append(entry | {"passes": round(passes, 2)} | began)
     return stages
 
 
@@ -254,7 +257,8 @@ def render_trace(trace: Mapping[str, Any]) -> Group:
     table.add_row(Text("trained", style="bold"), "" if trace["trained"] else Text("no finished stage", style="dim"))
     for entry in trace["trained"]:
         passes = "" if not entry["passes"] else f", about {entry['passes']:g} times"
-        table.add_row(f"  {entry['stage']}", f"{entry['use']}{passes} ({entry['fingerprint']})")
+        began = f"; began from {entry['began_from']}" if "began_from" in entry else ""
+        table.add_row(f"  {entry['stage']}", Text(f"{entry['use']}{passes} ({entry['fingerprint']}){began}"))
     return Group(Text(str(trace["key"]), style="bold"), table)
 
 

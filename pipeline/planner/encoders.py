@@ -18,7 +18,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from dataprep.io.model_imports import declare_torchvision_operators
 from pipeline.stages.clip import ClipConfig
-from pipeline.stages.text_encoder import EncoderConfig
+from pipeline.stages.text_encoder import EncoderConfig, locate_encoder
 from train.models.clip import build_clip
 
 # d_model, d_ff, layers, heads x width of a head, of the encoders of T5 v1.1, Flan-T5 and mT5 (their config.json).
@@ -62,7 +62,7 @@ def estimate_text_cost(config: EncoderConfig) -> TextCost:
     if config.pretrain is not None:
         own = config.pretrain
         return _t5("trained here", own.d_model, own.d_ff, own.layers, own.d_model, own.vocabulary, "its own sizes")
-    name = str(config.model)
+    name = locate_encoder(str(config.model))
     described = Path(name) / "config.json"
     if described.is_file():
         read = json.loads(described.read_text())

@@ -178,6 +178,8 @@ class StageType:
     placement: Callable[[RunConfig], Placement] = lambda config: Placement.DRIVER
     optional: Callable[[RunConfig, str], bool] = lambda config, name: True  # whether an optional input is used
     sources: Callable[[RunConfig], list[str]] | None = None  # files from outside whose bytes count; UserError if unfit
+    # As `sources`, of one of several instances, by its name in the config.
+    instance_sources: Callable[[RunConfig, str], list[str]] | None = None
     instances: Callable[[RunConfig], Mapping[str, StageConfig]] | None = None  # several stages ``<name>.<entry>``
     section: type[Config] | None = None  # config section ``<name>``, where `pipeline.config.RunConfig` has none
     # What the report shows: the node's colour in the graph and the counter that says how much was made.

@@ -17,9 +17,10 @@ from pipeline.runtime.context import Context
 from pipeline.runtime.training_data import INDEX_FILE, write_shard_index
 from pipeline.runtime.training_stage import train_on_cluster
 from pipeline.stages.base import Learning, Placement, RowBalance, Rows, StageConfig, StageInputs, StageType, config_key
-from pipeline.stages.model_files import EXPORT, MODEL_FILE, list_model_files, resolve_model_name
+from pipeline.stages.initial_weights import ORIGIN_FILE, find_origin, list_origin_files, place_init, write_origin
+from pipeline.stages.model_files import EXPORT, MODEL_FILE, list_model_files, locate_model, resolve_model_name
 from pipeline.stages.pack import PackWorker
-from pipeline.stages.text_encoder import encoder_location
+from pipeline.stages.text_encoder import encoder_location, locate_encoder
 from pipeline.store.artifact import Artifact, Manifest
 from pipeline.store.fingerprint import hash_json
 from train.models.end_token import check_tokenizer
@@ -35,7 +36,7 @@ ClipSpec = dict[str, str | None]  # "model" and "pretrained", as `eval.clip.scor
 class ClipConfig(Config):
     """The CLIP that scores pairs and samples: an existing open_clip model, or one trained here."""
 
-    model: str | None = Field(None, description="open_clip model name, such as ViT-B-32, or an exported folder")
+    model: str | None = Field(None, description="open_clip model name, such as ViT-B-32, an exported folder, or a run")
     pretrained: str | None = Field(None, description="open_clip pretrained tag or a local weights file, for `model`")
     train: ClipTrainingConfig | None = Field(None, description="train a small CLIP on the pairs instead")
     min_similarity: float | None = Field(None, ge=-1, le=1, description="select drops pairs below this similarity")
@@ -66,19 +67,23 @@ class ClipInputs(StageInputs):
 
 
 def list_sources(config: RunConfig) -> list[str]:
-    """Returns the local files of an existing CLIP, checked; none for a pretrained tag or one trained here.
+    """Returns the local files of an existing CLIP, checked, or of the weights that training begins from.
 
     One trained here takes the tokenizer of the encoder, which is checked too if it is a folder.
     """
     clip = config.clip
-    if clip.model is None:
-        if config.encoder.model is not None and Path(config.encoder.model).is_dir():
-            check_tokenizer(config.encoder.model)
-        return []
+    if clip.train is not None:
+        encoder = locate_encoder(config.encoder.model) if config.encoder.model is not None else None
+        if encoder is not None and Path(encoder).is_dir():
+            check_tokenizer(encoder)
+        init = clip.train.init
+        return list_origin_files(find_origin(init, "clip", "clip.train.init")) if init is not None else []
     from eval.clip.scorer import check_spec
 
-    check_spec(clip.model, clip.pretrained)
-    local = [name for name in (clip.model, clip.pretrained) if name and Path(name).exists()]
+    assert clip.model is not None
+    model = locate_model(clip.model, "clip", "clip.model")
+    check_spec(model, clip.pretrained)
+    local = [name for name in (model, clip.pretrained) if name and Path(name).exists()]
     return [path for name in local for path in list_model_files(name)]
 
 
@@ -92,7 +97,8 @@ def train_rank(**arguments: Any) -> dict[str, Any]:
 def run(ctx: Context[ClipStageConfig, ClipInputs]) -> None:
     """Loads or trains CLIP, and records where it is."""
     config = ctx.config
-    spec: ClipSpec = {"model": config.model, "pretrained": config.pretrained}
+    model = locate_model(config.model, "clip", "clip.model") if config.model is not None else None
+    spec: ClipSpec = {"model": model, "pretrained": config.pretrained}
     if config.train is None:
         from eval.clip.scorer import ClipScorer
 
@@ -103,9 +109,18 @@ def run(ctx: Context[ClipStageConfig, ClipInputs]) -> None:
         content = hash_json(sorted(marker.fingerprint for marker in ctx.finished))
         write_shard_index(ctx, index, pairs, None, (pixels_column(config.train.image_size),), content)
         arguments = {"index": index, "tokenizer": encoder_location(ctx.inputs.encoder)}
-        train_on_cluster(ctx, train_rank, arguments, config.train, config.seed)
+        train_on_cluster(ctx, train_rank, arguments, _place_weights(ctx, config.train), config.seed)
         storage.remove(ctx.path(PAIRS))
     storage.write_json(ctx.path(MODEL_FILE), {key: resolve_model_name(name) for key, name in spec.items()})
+
+
+def _place_weights(ctx: Context[ClipStageConfig, ClipInputs], config: ClipTrainingConfig) -> ClipTrainingConfig:
+    """Returns the config with the weights to begin from, if any, found and recorded."""
+    if config.init is None:
+        return config
+    origin = find_origin(config.init, "clip", "clip.train.init")
+    write_origin(ctx.path(ORIGIN_FILE), origin)
+    return config.model_copy(update={"init": place_init(config.init, origin)})
 
 
 def _pack_pairs(ctx: Context[ClipStageConfig, ClipInputs], size: int) -> list[str]:

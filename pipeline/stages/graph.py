@@ -6,6 +6,7 @@ that file; `pipeline.store.fingerprint` finds the code that its ``run`` reaches.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from pipeline.stages import (
@@ -64,12 +65,18 @@ def list_stages(config: RunConfig) -> list[Stage]:
 
 def _stage(name: str, kind: StageType, part: StageConfig, config: RunConfig, before: dict[str, Stage]) -> Stage:
     inputs = kind.inputs.names(before, lambda optional: kind.optional(config, optional))
-    sources = kind.sources
     return Stage(
         name=name,
         type=kind,
         config=part,
         inputs=inputs,
-        sources=(lambda: sources(config)) if sources else None,
+        sources=_bind_sources(name, kind, config),
         placement=kind.placement(config),
     )
+
+
+def _bind_sources(name: str, kind: StageType, config: RunConfig) -> Callable[[], list[str]] | None:
+    whole, single = kind.sources, kind.instance_sources
+    if single is not None:
+        return lambda: single(config, name.partition(".")[2])
+    return (lambda: whole(config)) if whole is not None else None

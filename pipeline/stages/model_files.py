@@ -6,6 +6,8 @@ from pathlib import Path
 
 from dataprep.io import storage
 from dataprep.io.errors import UserError
+from eval.sampling.config import CASCADE_FILE
+from pipeline.store.run import RUN_FILE, Run
 
 MODEL_FILE = "model.json"  # {"model": name or path} of an existing model, {"model": null} of one trained here
 EXPORT = "export"  # folder of the model that was trained here
@@ -24,3 +26,25 @@ def list_model_files(path: str) -> list[str]:
     if not found:
         raise UserError(f"{path}: an empty folder; give one with a model in it")
     return found
+
+
+def locate_model(name: str, part: str, key: str) -> str:
+    """Returns the folder or name of a model; ``part`` (encoder or clip) of a run or an export if ``name`` is one.
+
+    Raises UserError, naming ``key`` of the config, where that run or export has no such part.
+    """
+    if storage.exists(storage.join(name, RUN_FILE)):
+        artifact = Run(name).artifacts().get(part)
+        if artifact is None:
+            raise UserError(f"{key}={name}: stage {part} is not finished in that run; run it first")
+        spec = artifact.read_json(MODEL_FILE)
+        if spec.get("pretrained") is not None:
+            raise UserError(f"{key}={name}: that run's {part} is {spec['model']}; name it, and its pretrained weights")
+        return artifact.path(EXPORT) if spec["model"] is None else str(spec["model"])
+    if storage.exists(storage.join(name, CASCADE_FILE)):
+        found = storage.read_json(storage.join(name, CASCADE_FILE)).get(part)
+        if not found:
+            raise UserError(f"{key}={name}: that export has no {part}; name another one")
+        inside = storage.join(name, found)
+        return inside if storage.exists(inside) else str(found)
+    return name

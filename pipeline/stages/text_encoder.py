@@ -9,11 +9,21 @@ from pydantic import Field, model_validator
 
 from dataprep.io import storage
 from dataprep.io.config import Config
+from dataprep.io.errors import UserError
 from pipeline.runtime.context import Context
 from pipeline.runtime.training_stage import train_on_cluster
 from pipeline.stages.base import Learning, Placement, Rows, StageConfig, StageInputs, StageType
-from pipeline.stages.model_files import EXPORT, MODEL_FILE, list_model_files, resolve_model_name
+from pipeline.stages.initial_weights import (
+    ORIGIN_FILE,
+    Origin,
+    find_origin,
+    list_origin_files,
+    place_init,
+    write_origin,
+)
+from pipeline.stages.model_files import EXPORT, MODEL_FILE, list_model_files, locate_model, resolve_model_name
 from pipeline.store.artifact import Artifact, Manifest
+from train.initial_weights.base import read_settings
 from train.tasks.t5_config import T5TrainingConfig
 
 if TYPE_CHECKING:
@@ -23,7 +33,11 @@ if TYPE_CHECKING:
 class EncoderConfig(Config):
     """The frozen text encoder: an existing model or one pretrained here. Exactly one of the two."""
 
-    model: str | None = Field(None, description="Hugging Face hub name or local folder of a T5- or BERT-type encoder")
+    model: str | None = Field(
+        None,
+        description="Hugging Face hub name or local folder of a T5- or BERT-type encoder; or a run or export to take "
+        "its encoder from",
+    )
     pretrain: T5TrainingConfig | None = Field(None, description="pretrain a small T5 on the captions instead")
 
     @model_validator(mode="after")
@@ -48,12 +62,44 @@ class EncoderInputs(StageInputs):
 
 
 def list_sources(config: RunConfig) -> list[str]:
-    """Returns the files of a local encoder folder, checked; none for a hub name or a pretrained one."""
-    if config.encoder.model is None:
-        return []
+    """Returns the files of a local encoder folder, checked, or of the weights that pretraining begins from."""
+    pretrain = config.encoder.pretrain
+    if pretrain is not None:
+        return list_origin_files(find_encoder_origin(pretrain)) if pretrain.init is not None else []
     from dataprep.text.encoder import check_encoder
 
-    return list_model_files(config.encoder.model) if check_encoder(config.encoder.model) else []
+    assert config.encoder.model is not None
+    model = locate_encoder(config.encoder.model)
+    return list_model_files(model) if check_encoder(model) else []
+
+
+def locate_encoder(name: str) -> str:
+    """Returns the folder or hub name of an encoder, that of a run or export if ``name`` is one."""
+    return locate_model(name, "encoder", "encoder.model")
+
+
+def find_text_width(config: EncoderConfig) -> int | None:
+    """Returns the width of the embeddings; None for a hub name, of which it is known once the model is loaded."""
+    if config.pretrain is not None:
+        return config.pretrain.d_model
+    assert config.model is not None
+    settings = read_settings(locate_encoder(config.model), "config.json")
+    width = settings.get("d_model") or settings.get("hidden_size")
+    return int(width) if width else None
+
+
+def find_encoder_origin(config: T5TrainingConfig) -> Origin:
+    """Returns where the encoder's first weights are; raises UserError where no tokenizer goes with them."""
+    assert config.init is not None
+    key = "encoder.pretrain.init"
+    origin = find_origin(config.init, "encoder", key)
+    folder = origin.model or origin.path
+    if not folder.startswith("hf://") and not storage.exists(storage.join(folder, "tokenizer.json")):
+        raise UserError(
+            f"{key}={config.init.source}: has no tokenizer (tokenizer.json), without which its weights mean nothing; "
+            "name the run, its export, or a folder with both"
+        )
+    return origin
 
 
 def train_rank(**arguments: Any) -> dict[str, Any]:
@@ -70,12 +116,24 @@ def run(ctx: Context[EncoderStageConfig, EncoderInputs]) -> None:
         from dataprep.text.encoder import TextEncoder
 
         assert config.model is not None
+        model: str | None = locate_encoder(config.model)
         # bfloat16: half the memory, on the head node
-        ctx.counters["dim"] = TextEncoder.from_folder(storage.local_folder(config.model), "bfloat16").dim
+        ctx.counters["dim"] = TextEncoder.from_folder(storage.local_folder(str(model)), "bfloat16").dim
     else:
         captions = [caption for path in ctx.inputs.download.files() for caption in _read_captions(path)]
-        train_on_cluster(ctx, train_rank, {"captions": captions}, config.pretrain, ctx.config.seed)
-    storage.write_json(ctx.path(MODEL_FILE), {"model": resolve_model_name(config.model)})
+        _pretrain(ctx, config.pretrain, captions)
+        model = None
+    storage.write_json(ctx.path(MODEL_FILE), {"model": resolve_model_name(model)})
+
+
+def _pretrain(ctx: Context[EncoderStageConfig, EncoderInputs], config: T5TrainingConfig, captions: list[str]) -> None:
+    arguments: dict[str, Any] = {"captions": captions}
+    if config.init is not None:
+        origin = find_encoder_origin(config)
+        arguments["tokenizer"] = origin.model or origin.path
+        config = config.model_copy(update={"init": place_init(config.init, origin)})
+        write_origin(ctx.path(ORIGIN_FILE), origin)
+    train_on_cluster(ctx, train_rank, arguments, config, ctx.config.seed)
 
 
 def _read_captions(path: str) -> list[str]:

@@ -6,11 +6,23 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from dataprep.io import storage
+from dataprep.io.errors import UserError
 from pipeline.runtime.context import Context
 from pipeline.runtime.training_data import INDEX_FILE, write_shard_index
 from pipeline.runtime.training_stage import train_on_cluster
 from pipeline.stages.base import Learning, Placement, Rows, StageConfig, StageInputs, StageType, always
+from pipeline.stages.initial_weights import (
+    ORIGIN_FILE,
+    Origin,
+    check_origin,
+    find_origin,
+    list_origin_files,
+    place_init,
+    write_origin,
+)
+from pipeline.stages.text_encoder import find_text_width
 from pipeline.store.artifact import Artifact, Manifest
+from train.initial_weights.base import read_settings
 from train.tasks.diffusion_config import DiffusionTrainingConfig
 
 if TYPE_CHECKING:
@@ -37,6 +49,43 @@ def list_instances(config: RunConfig) -> dict[str, StageConfig]:
     return {f"train.{name}": TrainStageConfig.from_run(config, train=part) for name, part in config.train.items()}
 
 
+def list_sources(config: RunConfig, name: str) -> list[str]:
+    """Returns the files of the weights that a stage begins from, if any, after checking that they fit its network."""
+    stage = config.train[name]
+    if stage.init is None:
+        return []
+    key = f"train.{name}.init"
+    origin = find_origin(stage.init, f"train.{name}", key)
+    _check_weights(stage, origin, find_text_width(config.encoder), key)
+    return list_origin_files(origin)
+
+
+def _check_weights(stage: DiffusionTrainingConfig, origin: Origin, text_dim: int | None, key: str) -> None:
+    """Raises UserError for weights that do not fit, or that were trained to predict something else.
+
+    Where the width of the text is not known yet, the ranks check shapes.
+    """
+    assert stage.init is not None
+    settings = read_settings(origin.path, "config.json")
+    predicts = (settings.get("diffusion") or {}).get("prediction", stage.diffusion.prediction)
+    if predicts != stage.diffusion.prediction:
+        raise UserError(
+            f"{key}={stage.init.source}: predicts {predicts}, diffusion.prediction is {stage.diffusion.prediction}; "
+            f"set it to {predicts}"
+        )
+    layout = stage.denoiser_config(text_dim)
+    if text_dim is None or settings.get("model") == layout.model_dump(mode="json"):
+        return  # the same config has the same tensors
+    import torch
+
+    from train.initial_weights.fitting import list_model_tensors
+    from train.models.backbones import build_denoiser
+
+    with torch.device("meta"):
+        tensors = list_model_tensors(build_denoiser(layout))
+    check_origin(origin, stage.init, tensors, key)
+
+
 def train_rank(**arguments: Any) -> dict[str, Any]:
     """Trains one rank, see `train.tasks.diffusion.train_diffusion`."""
     from train.tasks.diffusion import train_diffusion
@@ -50,6 +99,10 @@ def run(ctx: Context[TrainStageConfig, TrainInputs]) -> None:
     index, content = ctx.path(INDEX_FILE), pack.content + embed.content
     write_shard_index(ctx, index, pack.files(), embed.files(), train.pixel_columns(), content, train.min_original)
     arguments = {"index": index, "validate": pack.manifest.counters["validation"] > 0}
+    if train.init is not None:
+        origin = find_origin(train.init, ctx.stage, f"{ctx.stage}.init")
+        write_origin(ctx.path(ORIGIN_FILE), origin)
+        train = train.model_copy(update={"init": place_init(train.init, origin)})
     train_on_cluster(ctx, train_rank, arguments, train, ctx.config.seed)
     storage.remove(index)
 
@@ -66,6 +119,7 @@ STAGE = StageType(
     config=TrainStageConfig,
     inputs=TrainInputs,
     instances=list_instances,
+    instance_sources=list_sources,
     placement=always(Placement.GROUP),
     kind="train",
     counter="parameters",

@@ -15,6 +15,7 @@ from torch.nn import functional
 
 from dataprep.io import storage
 from dataprep.io.device_copy import send
+from dataprep.io.errors import UserError
 from dataprep.io.pack_format import pixels_column
 from train.loader.config import LoaderConfig
 from train.loader.loader import Batch, Loader
@@ -89,8 +90,22 @@ def train_clip(index: str, tokenizer: str, config: ClipTrainingConfig, folder: s
     hub name.
     """
     task = ClipTask(config, storage.local_folder(tokenizer))
+    if config.init is not None:
+        check_vocabulary(config.init.source, task.tokenizer)
     data = Reader(ShardIndex.read(index), LoaderConfig())
     return train(task, config, Loader.from_reader(data, None, seed, config.batch_size), folder, seed)
+
+
+def check_vocabulary(source: str, tokenizer: Any) -> None:
+    """Raises UserError where initial weights lie beside a tokenizer with other tokens than ``tokenizer``."""
+    if not storage.exists(storage.join(source, "tokenizer.json")):
+        return
+    theirs = load_tokenizer(storage.local_folder(source))
+    if theirs.get_vocab() != tokenizer.get_vocab():
+        raise UserError(
+            f"clip.train.init={source}: was trained with another tokenizer than this run's encoder has; take that "
+            "run's encoder (encoder.model), or train CLIP from nothing"
+        )
 
 
 def gather_ranks(value: Tensor) -> Tensor:

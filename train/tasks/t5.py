@@ -19,9 +19,11 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers import PreTrainedTokenizerFast, T5Config
 
+from dataprep.io import storage
 from dataprep.io.device_copy import send
 from dataprep.io.errors import UserError
 from dataprep.io.model_imports import import_transformers
+from train.initial_weights.hub import PREFIX, download_model
 from train.loader.loader import Batch, CaptionLoader
 from train.loader.sampler import SampleRandom
 from train.loop import train
@@ -68,9 +70,10 @@ def train_tokenizer(captions: Sequence[str], config: T5TaskConfig) -> PreTrained
 class T5Task:
     """Denoising for the training loop, on batches of captions (`train.loader.loader.CaptionLoader`)."""
 
-    def __init__(self, config: T5TaskConfig, captions: Sequence[str]) -> None:
+    def __init__(self, config: T5TaskConfig, captions: Sequence[str], tokenizer: str | None = None) -> None:
+        """``tokenizer``: folder of the one that initial weights were trained with; None: one is trained here."""
         self.config = config
-        self.tokenizer = train_tokenizer(captions, config)
+        self.tokenizer = load_trained_tokenizer(tokenizer) if tokenizer else train_tokenizer(captions, config)
         self.first_sentinel = int(self.tokenizer.convert_tokens_to_ids("<extra_id_0>"))
 
     def model_config(self) -> T5Config:
@@ -159,10 +162,21 @@ class T5Task:
         self.tokenizer.save_pretrained(folder)
 
 
-def train_t5(captions: Sequence[str], config: T5TrainingConfig, folder: str, seed: int) -> dict[str, Any]:
-    """Pretrains the text encoder on this rank."""
+def load_trained_tokenizer(folder: str) -> PreTrainedTokenizerFast:
+    """Loads the tokenizer of a T5 (a local folder, a URL or ``hf://NAME``); UserError for one without sentinels."""
+    local = download_model(folder) if folder.startswith(PREFIX) else storage.local_folder(folder)
+    tokenizer = import_transformers().AutoTokenizer.from_pretrained(local)
+    if tokenizer.convert_tokens_to_ids("<extra_id_0>") in (None, tokenizer.unk_token_id):
+        raise UserError(f"encoder.pretrain.init: the tokenizer of {folder} has no sentinels (<extra_id_0>); name a T5")
+    return tokenizer
+
+
+def train_t5(
+    captions: Sequence[str], config: T5TrainingConfig, folder: str, seed: int, tokenizer: str | None = None
+) -> dict[str, Any]:
+    """Pretrains the text encoder on this rank; ``tokenizer`` goes with `TrainConfig.init`."""
     loader = CaptionLoader(captions, seed, config.batch_size)
-    return train(T5Task(config, captions), config, loader, folder, seed)
+    return train(T5Task(config, captions, tokenizer), config, loader, folder, seed)
 
 
 class Corrupted(NamedTuple):

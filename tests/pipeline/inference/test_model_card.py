@@ -33,3 +33,15 @@ def test_card_names_data_metrics_and_a_missing_licence(finished_run: Made, monke
     assert NO_LICENCE in text and "license" not in text.split("---\n")[1]
     assert "11 image-caption pairs, kept of 13 rows." in text
     assert "## Metrics" in text
+
+
+def test_card_says_what_a_stage_began_from(finished_run: Made, monkeypatch: pytest.MonkeyPatch) -> None:
+    origin = {"source": "hf://owner/if", "path": "hf://owner/if", "weights": "ema", "licence": "openrail"}
+    origin |= dict.fromkeys(("run", "stage", "fingerprint", "model"))
+    found = {"train.base": origin}
+    monkeypatch.setattr(model_card, "read_origin", lambda artifact: found.get(artifact.manifest.stage))
+    card = render_partly(finished_run.run, monkeypatch, None)
+    assert yaml.safe_load(card.split("---\n")[1])["base_model"] == ["owner/if"]
+    assert "## Began from" in card and "hf://owner/if, ema weights, licence openrail" in card
+    found.clear()
+    assert "Began from" not in render_partly(finished_run.run, monkeypatch, None)

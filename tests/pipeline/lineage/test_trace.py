@@ -8,9 +8,11 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
+from rich.console import Console
 
 from dataprep.io.errors import UserError
-from pipeline.lineage.trace import trace_sample
+from pipeline.lineage import trace
+from pipeline.lineage.trace import render_trace, trace_sample
 from pipeline.store.run import Run
 from tests.helpers.runs import DEAD, VICTIM, Made, caption, stored_image, url
 
@@ -33,6 +35,20 @@ def test_a_sample_is_traced_from_training_to_its_source(finished_run: Made) -> N
     uses = {entry["stage"]: entry["use"] for entry in trace["trained"]}
     assert uses == {"encoder": "caption", "clip": "image and caption", "train.base": "image and caption"}
     assert all(entry["passes"] > 0 for entry in trace["trained"])
+
+
+def test_the_weights_that_a_stage_began_from_are_named(
+    finished_run: Made, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    origin = {"source": "runs/demo", "stage": "train.base", "fingerprint": "abc", "weights": "ema", "licence": None}
+    monkeypatch.setattr(trace, "read_origin", lambda a: origin if a.manifest.stage == "train.base" else None)
+    (found,) = trace_sample(finished_run.run.root, "000000000")
+    began = {entry["stage"]: entry.get("began_from") for entry in found["trained"]}
+    assert began["train.base"] == "runs/demo, train.base (abc), ema weights, licence not stated"
+    assert began["encoder"] is None
+    console = Console(width=200)
+    console.print(render_trace(found))
+    assert "began from runs/demo" in capsys.readouterr().out
 
 
 def test_dropped_and_failed_samples_are_traced(finished_run: Made) -> None:

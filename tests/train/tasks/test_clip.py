@@ -22,7 +22,7 @@ from train.loader.sampler import SampleRandom
 from train.loop import train
 from train.models.clip import encode_tokens
 from train.models.end_token import check_tokenizer, describe_tokenizer, load_tokenizer
-from train.tasks.clip import MAX_SCALE, ClipTask, bound_scale
+from train.tasks.clip import MAX_SCALE, ClipTask, bound_scale, check_vocabulary
 from train.tasks.clip_config import ClipTaskConfig, ClipTrainingConfig
 from train.tasks.t5 import train_tokenizer
 from train.tasks.t5_config import T5TaskConfig
@@ -157,3 +157,12 @@ def test_a_prepared_batch_has_the_same_loss(tokenizer: Path, tmp_path: Path) -> 
     prepared = task.prepare(batch, random)
     assert prepared["ids_BL"].shape[0] == 8 and prepared["image_BCHW"].is_contiguous(memory_format=torch.channels_last)
     assert torch.equal(task.loss(model, batch, random)[0], task.loss(model, prepared, random)[0])
+
+
+def test_weights_of_another_tokenizer_are_refused(tmp_path: Path, tokenizer: Path) -> None:
+    loaded = load_tokenizer(str(tokenizer))
+    check_vocabulary(str(tokenizer), loaded)
+    check_vocabulary(str(tmp_path), loaded)  # has none to compare with
+    other = save_encoder(tmp_path / "other", "t5")
+    with pytest.raises(UserError, match="was trained with another tokenizer"):
+        check_vocabulary(other, loaded)

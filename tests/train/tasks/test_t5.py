@@ -7,15 +7,19 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+from safetensors.torch import load_file
 
 from dataprep.io.errors import UserError
 from dataprep.io.model_imports import import_transformers
 from dataprep.io.storage import read_json_lines
+from tests.helpers.encoders import save_encoder
 from tests.helpers.packs import make_caption
 from tests.helpers.toys import short_config
+from train.init_config import InitConfig
 from train.loader.loader import CaptionLoader
-from train.loop import train
-from train.tasks.t5 import T5Task, random_spans, train_tokenizer
+from train.loop import build_model, train
+from train.tasks.t5 import T5Task, load_trained_tokenizer, random_spans, train_tokenizer
 from train.tasks.t5_config import T5TaskConfig
 
 CAPTIONS = [make_caption(index) for index in range(64)]
@@ -41,6 +45,28 @@ def test_t5_export_is_a_transformers_folder(encoder: Path) -> None:
     assert not info["missing_keys"] and not info["unexpected_keys"]
     ids = tokenizer(["a red square on the left"], return_tensors="pt")
     assert model(**ids).last_hidden_state.shape == (1, 7, 32)
+
+
+def test_t5_goes_on_from_its_checkpoint_with_its_tokenizer_and_not_from_an_encoder_alone(encoder: Path) -> None:
+    """Other captions would make another tokenizer, under which the weights would mean nothing."""
+    sizes = T5TaskConfig(d_model=32, d_ff=32, heads=2, layers=1, vocabulary=400)
+    task = T5Task(sizes, ["something else altogether"], str(encoder))
+    before = import_transformers().AutoTokenizer.from_pretrained(encoder).get_vocab()
+    assert task.tokenizer.get_vocab() == before
+    config = short_config(1, 16, 1e-9)
+    whole = config.model_copy(update={"init": InitConfig(source=str(encoder.parent / "checkpoints"))})
+    begun, fresh = (build_model(task, each, 0).state_dict() for each in (whole, config))
+    exported = load_file(encoder / "model.safetensors")
+    assert all(torch.equal(begun[name], exported[name]) for name in exported)
+    assert not any(torch.equal(begun[name], fresh[name]) for name in exported if "layer_norm" not in name)
+    alone = config.model_copy(update={"init": InitConfig(source=str(encoder))})
+    with pytest.raises(UserError, match=r"init=.*missing \(decoder\."):
+        build_model(task, alone, 0)
+
+
+def test_a_tokenizer_without_sentinels_cannot_corrupt_text(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="has no sentinels"):
+        load_trained_tokenizer(save_encoder(tmp_path, "t5"))
 
 
 def test_tokenizer_covers_everything_and_is_deterministic() -> None:
