@@ -10,6 +10,7 @@ from pydantic import Field, model_validator
 from dataprep.io.config import Config
 from train.init_config import Init
 from train.lr_schedule import LrScheduleName
+from train.models.adapters.config import AdapterConfig
 
 # Appendix F of arXiv 2205.11487: the base trains with Adafactor, the super-resolution models with Adam. One thing is
 # not the paper's: F.1 takes optax.adafactor with its defaults, which multiply each update by the root mean square of
@@ -53,6 +54,9 @@ class TrainConfig(Config):
         None, description="settings of a stage in the paper, for which docs/training.md has one caveat"
     )
     init: Init | None = Field(None, description="weights to begin from; None: random ones")
+    adapter: AdapterConfig | None = Field(
+        None, description="train small matrices beside the weights of `init`, which stay as they are; None: all weights"
+    )
     steps: int = Field(1000, ge=1, description="optimizer updates")
     batch_size: int = Field(32, ge=1, description="samples per update, over all ranks and accumulation")
     accumulation: int = Field(1, ge=1, description="micro-batches per update on each rank")
@@ -116,6 +120,8 @@ class TrainConfig(Config):
             )
         if self.decay_steps is not None and self.schedule != "cosine":
             raise ValueError(f"decay_steps={self.decay_steps} is the length of a cosine; set schedule=cosine")
+        if self.adapter is not None and self.init is None:
+            raise ValueError("adapter is trained beside weights that exist; name them as init")
         if self.offload != "none" and self.zero_stage == 0:
             raise ValueError(f"offload={self.offload} requires ZeRO; set zero_stage to 1 or more")
         if self.offload == "all" and self.zero_stage != 3:

@@ -35,9 +35,12 @@ from train.loader.prefetch import prefetch_batches
 from train.loader.sampler import SampleRandom, sample_seed
 from train.logger import MetricLogger
 from train.lr_schedule import learning_rate_at
+from train.models.adapters.files import ADAPTER_FILE, save_adapter
+from train.models.adapters.lora import merge_pairs, split_pairs
+from train.models.adapters.registry import ADAPTERS
 from train.preemption import ShutdownConsensus
 from train.resume import Checkpoint, load_checkpoint, open_newest
-from train.task import PreparingTask, SamplingTask, Task, ValidatingTask
+from train.task import AdaptableTask, PreparingTask, SamplingTask, Task, ValidatingTask
 from train.timing import Stopwatch, peak_memory_mb, peak_tflops
 from train.watchdog import SpikeDetector, Watchdog
 
@@ -78,12 +81,19 @@ def train(
 
 
 def build_model(task: Task, config: TrainConfig, seed: int) -> nn.Module:
-    """Returns the model as training begins: random from ``seed``, or with the weights that ``config.init`` names."""
+    """Returns the model as training begins: random from ``seed``, or with the weights that ``config.init`` names.
+
+    With ``config.adapter`` its matrices are added, and all else is frozen.
+    """
     torch.manual_seed(sample_seed(seed, 0, 0, "weights"))
     model = task.build()
     if config.init is not None:
         fit = load_initial_weights(model, config.init)
         log.info("began from %s (%s)", config.init.source, fit.describe() or "all tensors")
+    if config.adapter is not None:
+        if not isinstance(task, AdaptableTask):
+            raise UserError(f"adapter: {type(task).__name__} names no component for its file; leave adapter out")
+        ADAPTERS[config.adapter.kind]()(model, config.adapter)
     return model
 
 
@@ -192,8 +202,8 @@ class _TrainingRun:
             with clock.part("step"):
                 update = engine.step(self.rate)
         if recorder is not None and (forward := count_flops(self.task.build, recorder.calls)):
-            # The backward pass counts twice the forward; recomputation is not counted.
-            self.flops = 3 * forward * config.accumulation
+            # The backward pass counts twice the forward, once where weights are frozen; recomputation is not counted.
+            self.flops = (3 if config.adapter is None else 2) * forward * config.accumulation
         self.grad_norm = update.grad_norm
         if update.applied:
             self.consecutive_skips = 0
@@ -301,6 +311,7 @@ class _TrainingRun:
     def _save_grid(self, step: int, validation: Stream) -> None:
         weights = self.engine.weights()
         if self.logger and isinstance(self.task, SamplingTask):
+            weights = self._merge(weights)
             batch = to_device(validation.first(GRID_SAMPLES), self.engine.device)
             grid = self.task.sample_grid(weights, batch, self.seed)
             self.logger.write_image("samples", grid, step)
@@ -334,7 +345,22 @@ class _TrainingRun:
         weights, step = self.engine.weights(), self.engine.updates()
         if self.engine.rank == 0:
             with tempfile.TemporaryDirectory(prefix="imagen-ray-") as scratch:
-                self.task.export(scratch, weights, step)
+                self.task.export(scratch, self._merge(weights), step)
+                self._save_adapter(Path(scratch), weights, step)
                 for name in storage.list_files(scratch):
                     storage.publish(Path(scratch) / name, storage.join(self.folder, "export", name))
         dist.barrier()
+
+    def _merge(self, weights: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Returns the state dict of the whole model: as given, or with a trained adapter merged into the weights."""
+        adapter = self.config.adapter
+        if adapter is None:
+            return weights
+        pairs = split_pairs(weights)
+        state = build_model(self.task, self.config, self.seed).state_dict()
+        return merge_pairs(state | weights, pairs, dict.fromkeys(pairs, adapter.scale))
+
+    def _save_adapter(self, folder: Path, weights: dict[str, Tensor], step: int) -> None:
+        if self.config.adapter is not None and isinstance(self.task, AdaptableTask):
+            component = self.task.component
+            save_adapter(folder / ADAPTER_FILE, weights, self.config.adapter, component, trained_steps=step)

@@ -49,6 +49,13 @@ class ValidatingTask(Protocol):
 
 
 @runtime_checkable
+class AdaptableTask(Protocol):
+    """A task whose model can be trained by an adapter."""
+
+    component: str  # what the model is to diffusers, in front of the names in an adapter's file: unet, text_encoder
+
+
+@runtime_checkable
 class SamplingTask(Protocol):
     """A task whose model generates images."""
 

@@ -20,6 +20,7 @@ import torch
 
 from dataprep.io.errors import UserError
 from eval.clip.scorer import ClipScorer, ClipSpec
+from eval.sampling.adapters import AdapterChoice, apply_adapters
 from eval.sampling.cascade_sampler import sample_plan
 from eval.sampling.config import CascadeConfig, read_cascade, resolve_paths
 from eval.sampling.loading import load_encoder, load_stages
@@ -42,29 +43,41 @@ class Cascade:
         device: str | torch.device = "cpu",
         clip: ClipSpec | None = None,
         watermark: str | None = None,
+        adapters: Sequence[AdapterChoice] = (),
     ) -> None:
-        """``clip`` ranks candidates (`ClipScorer.load`); ``watermark`` is the text of an invisible mark."""
+        """``clip`` ranks candidates (`ClipScorer.load`); ``watermark`` is the text of an invisible mark.
+
+        ``adapters`` are those that are merged into ``stages`` and ``encoder``, for the images' metadata.
+        """
         self.stages, self.encoder, self.device = tuple(stages), encoder, torch.device(device)
-        self.clip, self.watermark = clip, watermark
+        self.clip, self.watermark, self.adapters = clip, watermark, tuple(adapters)
 
     @classmethod
     def from_pretrained(
-        cls, folder: str | Path, device: str | torch.device = "cpu", watermark: str | None = None
+        cls,
+        folder: str | Path,
+        device: str | torch.device = "cpu",
+        watermark: str | None = None,
+        adapters: Sequence[str] = (),
     ) -> Cascade:
         """Loads an exported cascade: a local folder with ``cascade.json``, the stages and the text encoder.
 
-        ``watermark`` replaces the folder's own. Raises UserError for a part that is missing, broken or untrained.
+        ``watermark`` replaces the folder's own; ``adapters`` are merged in, each ``[STAGE=]FILE[:WEIGHT]``. Raises
+        UserError for a part that is missing, broken or untrained.
         """
         config = resolve_paths(read_cascade(folder), folder)
-        return cls.from_config(config.model_copy(update={"watermark": watermark or config.watermark}), device)
+        config = config.model_copy(update={"watermark": watermark or config.watermark})
+        return cls.from_config(config, device, [AdapterChoice.parse(text) for text in adapters])
 
     @classmethod
-    def from_config(cls, config: CascadeConfig, device: str | torch.device = "cpu") -> Cascade:
+    def from_config(
+        cls, config: CascadeConfig, device: str | torch.device = "cpu", adapters: Sequence[AdapterChoice] = ()
+    ) -> Cascade:
         """Loads the parts that ``config`` names by whole paths, or by hub names. Raises as `from_pretrained`."""
         stages = load_stages(config, device)
         encoder = load_encoder(config, stages, device)
         clip = {"model": config.clip, "pretrained": config.clip_pretrained} if config.clip else None
-        return cls(stages, encoder, device, clip, config.watermark)
+        return cls(stages, encoder, device, clip, config.watermark, apply_adapters(adapters, stages, encoder))
 
     def __call__(self, prompts: str | Sequence[str], num: int = 1, seed: int = 0, **options: Any) -> Samples:
         """`sample` with the fields of `SamplingOptions` and of `SamplingConfig` as keywords.
@@ -100,6 +113,8 @@ class Cascade:
             "settings": {name: value.model_dump(mode="json") for name, value in plan.settings.items()},
             "watermark": marked,
         }
+        if self.adapters:
+            making["adapters"] = [vars(choice) for choice in self.adapters]
         samples = replace(samples, making=making)
         return samples if options.best_of == 1 else self._pick_best(samples, options.best_of)
 

@@ -54,6 +54,10 @@ def sample_images(
     watermark: Annotated[
         str | None, typer.Option(metavar="TEXT", help="embed this text as an invisible watermark")
     ] = None,
+    adapter: Annotated[
+        list[str] | None,
+        typer.Option(metavar="[STAGE=]FILE[:WEIGHT]", help="LoRA file, or a run that trained some; repeatable"),
+    ] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="images generated at a time")] = 16,
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1")] = "cpu",
     as_json: AsJson = False,
@@ -89,6 +93,7 @@ def sample_images(
         aspect=aspect,
         assignments=assign or [],
         watermark=watermark,
+        adapters=adapter or [],
         device=device,
     )
     written = sample_run(folder, request)
@@ -128,8 +133,12 @@ def export_model(
     watermark: Annotated[
         str | None, typer.Option(metavar="TEXT", help="embed this text in all its images as an invisible watermark")
     ] = None,
+    adapter: Annotated[
+        list[str] | None,
+        typer.Option(metavar="[STAGE=]FILE[:WEIGHT]", help="LoRA file or run to merge into the weights; repeatable"),
+    ] = None,
 ) -> None:
     """Export the cascade to a folder. It samples without the run: weights, encoder, CLIP, model card."""
     from pipeline.inference.export import export_run
 
-    print(export_run(folder, out, weights, licence, watermark))
+    print(export_run(folder, out, weights, licence, watermark, adapter or []))

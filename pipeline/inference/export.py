@@ -10,14 +10,17 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
 from dataprep.io import storage
 from dataprep.io.errors import UserError
 from dataprep.io.outputs import check_output_folder
-from eval.sampling.config import CascadeConfig, write_cascade
+from eval.sampling.adapters import AdapterChoice, apply_adapters
+from eval.sampling.config import CascadeConfig, read_cascade, resolve_paths, write_cascade
+from eval.sampling.loading import load_stages
 from pipeline.inference.model_card import render_model_card
-from pipeline.inference.sample import run_cascade
+from pipeline.inference.sample import find_adapters, run_cascade
 from pipeline.store.run import Run
 from train.models.export import load_stage, read_stage_settings, save_stage
 
@@ -27,12 +30,18 @@ COPIED_FILES = ("metrics.json", "datacard.md")
 
 
 def export_run(
-    folder: str, out: Path, weights: str = "ema", licence: str | None = None, watermark: str | None = None
+    folder: str,
+    out: Path,
+    weights: str = "ema",
+    licence: str | None = None,
+    watermark: str | None = None,
+    adapters: Sequence[str] = (),
 ) -> Path:
     """Writes the cascade of the finished run at ``folder`` to ``out``, completely or not at all; returns ``out``.
 
     Args:
         weights: "ema" or "raw".
+        adapters: LoRA files to merge into the weights, see `find_adapters`.
 
     Raises:
         UserError: training is not finished, ``out`` exists, or ``weights`` is unknown.
@@ -49,7 +58,9 @@ def export_run(
     temporary.mkdir(parents=True)
     try:
         written = _write_folder(run, config, temporary, weights, watermark)
-        (temporary / CARD).write_text(render_model_card(run, written, temporary, weights, licence), encoding="utf-8")
+        merged = merge_adapters(temporary, find_adapters(adapters))
+        card = render_model_card(run, written, temporary, weights, licence, merged)
+        (temporary / CARD).write_text(card, encoding="utf-8")
         temporary.rename(out)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
@@ -82,6 +93,26 @@ def _write_folder(run: Run, config: CascadeConfig, out: Path, weights: str, wate
         if storage.exists(run.path(name)):
             (out / name).write_bytes(storage.read_bytes(run.path(name)))
     return written
+
+
+def merge_adapters(folder: Path, choices: Sequence[AdapterChoice]) -> list[AdapterChoice]:
+    """Merges adapters into the stages of an exported cascade; returns them with their stages.
+
+    Raises UserError for one of the text encoder, whose folder stays as it was trained.
+    """
+    if not choices:
+        return []
+    config = resolve_paths(read_cascade(folder), folder)
+    stages = load_stages(config, "cpu")
+    merged = apply_adapters(choices, stages, None)
+    changed = {choice.stage for choice in merged}
+    for stage in stages:
+        if stage.entry.name in changed:
+            model, settings = read_stage_settings(stage.entry.path)
+            save_stage(
+                stage.entry.path, stage.model.state_dict(), model, settings["diffusion"], settings["trained_steps"]
+            )
+    return merged
 
 
 def _copy_model(source: str, out: Path, name: str) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from dataprep.io import storage
 from dataprep.io.markdown import escape_cell, format_table
 from dataprep.io.wording import count_of
 from dataprep.synthetic.grammar import ATTRIBUTES
+from eval.sampling.adapters import AdapterChoice
 from eval.sampling.config import CascadeConfig
 from pipeline.report.data_card_files import FACTS
 from pipeline.stages.initial_weights import describe_origin, read_origin
@@ -26,8 +27,18 @@ from train.models.export import CONFIG_FILE, WEIGHTS_FILE
 NO_LICENCE = "not chosen yet; whoever trained this model has to choose one"
 
 
-def render_model_card(run: Run, config: CascadeConfig, out: Path, weights: str, licence: str | None) -> str:
-    """Returns the card as Markdown; ``out`` holds the export, ``weights`` is ema or raw. Leaves out missing metrics."""
+def render_model_card(
+    run: Run,
+    config: CascadeConfig,
+    out: Path,
+    weights: str,
+    licence: str | None,
+    adapters: Sequence[AdapterChoice] = (),
+) -> str:
+    """Returns the card as Markdown; ``out`` holds the export, ``weights`` is ema or raw. Leaves out missing metrics.
+
+    ``adapters`` are those merged into the weights.
+    """
     record, artifacts = run.record(), run.artifacts()
     facts = _read_json(artifacts["card"].path(FACTS)) if "card" in artifacts else {}
     title = (facts.get("about") or {}).get("title") or "A text-to-image cascade"
@@ -40,7 +51,7 @@ def render_model_card(run: Run, config: CascadeConfig, out: Path, weights: str, 
     metadata |= {"base_model": hub} if hub else {}
     lines = ["---", yaml.safe_dump(metadata, sort_keys=False).strip(), "---", "", f"# {title}", ""]
     lines += [*_describe_use(config), *_describe_parts(config, out, weights), *_describe_training(facts, record)]
-    lines += _describe_origins(origins)
+    lines += [*_describe_adapters(adapters), *_describe_origins(origins)]
     lines += [*_describe_metrics(_read_json(run.path("metrics.json"))), *_describe_limits(config, facts)]
     lines += ["## Licence", "", f"Weights: {licence or NO_LICENCE}. Code (imagen-ray): Apache-2.0.", ""]
     return "\n".join(lines)
@@ -95,6 +106,13 @@ def _describe_training(facts: Mapping[str, Any], record: Mapping[str, Any]) -> l
         lines.append("The run has no data card.")
     made = f"Run started {record['started']} at commit {record.get('git_commit')}, seed {record['seed']}."
     return [*lines, "", made, ""]
+
+
+def _describe_adapters(adapters: Sequence[AdapterChoice]) -> list[str]:
+    if not adapters:
+        return []
+    rows = [[choice.stage, Path(choice.path).name, f"{choice.weight:g}"] for choice in adapters]
+    return ["## Adapters in the weights", "", *format_table(["stage", "file", "#weight"], rows), ""]
 
 
 def _describe_origins(origins: Mapping[str, Mapping[str, Any]]) -> list[str]:

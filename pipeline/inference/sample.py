@@ -20,9 +20,10 @@ from dataprep.io.plain_text import check_text
 from dataprep.io.wording import count_of
 from dataprep.io.yaml_text import parse_yaml
 from eval.sampling import image_editing
+from eval.sampling.adapters import AdapterChoice
 from eval.sampling.batch_folder import sample_folder
 from eval.sampling.cascade import Cascade
-from eval.sampling.config import CASCADE_FILE, CascadeConfig
+from eval.sampling.config import CASCADE_FILE, CascadeConfig, read_cascade, resolve_paths
 from eval.sampling.options import SamplingOptions, SettingChanges, SettingValue, Size
 from eval.sampling.png_metadata import is_ours, save_png
 from eval.sampling.prompt_files import read_prompt_file
@@ -31,8 +32,10 @@ from eval.sampling.user_images import read_image, read_mask_image
 from pipeline.config import run_config_type
 from pipeline.stages.clip import read_clip_spec
 from pipeline.stages.trained_cascade import copy_parts_here, trained_cascade
-from pipeline.store.run import Run
+from pipeline.store.run import RUN_FILE, Run
 from pipeline.terminal import console, progress
+
+ADAPTER = "export/adapter.safetensors"  # of a training stage
 
 
 def run_cascade(run: Run) -> CascadeConfig:
@@ -67,6 +70,7 @@ class SampleRequest:
     aspect: str | None = None  # W:H
     assignments: Sequence[str] = ()  # sampler settings as KEY=VALUE or STAGE.KEY=VALUE
     watermark: str | None = None
+    adapters: Sequence[str] = ()  # [STAGE=]FILE[:WEIGHT], or a run for FILE
     device: str = "cpu"
 
 
@@ -89,7 +93,7 @@ def sample_run(folder: str, request: SampleRequest) -> list[Path]:
     )
     check_folder(request) if many else check_files(request)
     with postpone_collection():
-        cascade = load_cascade(folder, request.device, request.watermark)
+        cascade = load_cascade(folder, request.device, request.watermark, request.adapters)
     options = replace(options, size=_parse_size(cascade, request))
     # One warning per prompt, each as a line of its own.
     with warnings.catch_warnings(record=True) as told:
@@ -103,12 +107,40 @@ def sample_run(folder: str, request: SampleRequest) -> list[Path]:
     return written
 
 
-def load_cascade(folder: str, device: str = "cpu", watermark: str | None = None) -> Cascade:
-    """Loads the cascade of a run, or an exported one; ``watermark`` replaces its own."""
+def load_cascade(
+    folder: str, device: str = "cpu", watermark: str | None = None, adapters: Sequence[str] = ()
+) -> Cascade:
+    """Loads the cascade of a run, or an exported one, with ``adapters`` in it; ``watermark`` replaces its own."""
+    choices = find_adapters(adapters)
     if storage.exists(storage.join(folder, CASCADE_FILE)):
-        return Cascade.from_pretrained(storage.local_folder(folder), device, watermark)
-    config = run_cascade(Run(folder))
-    return Cascade.from_config(config.model_copy(update={"watermark": watermark or config.watermark}), device)
+        local = storage.local_folder(folder)
+        config = resolve_paths(read_cascade(local), local)
+    else:
+        config = run_cascade(Run(folder))
+    return Cascade.from_config(config.model_copy(update={"watermark": watermark or config.watermark}), device, choices)
+
+
+def find_adapters(texts: Sequence[str]) -> list[AdapterChoice]:
+    """Returns the adapters that ``[STAGE=]FILE[:WEIGHT]`` name; a run for FILE stands for all that it trained."""
+    found: list[AdapterChoice] = []
+    for text in texts:
+        choice = AdapterChoice.parse(text)
+        if not storage.exists(storage.join(choice.path, RUN_FILE)):
+            found.append(choice)
+            continue
+        trained = {
+            "encoder" if stage == "encoder" else stage.removeprefix("train."): artifact.path(ADAPTER)
+            for stage, artifact in Run(choice.path).artifacts().items()
+            if artifact.has(ADAPTER) and stage != "clip"
+        }
+        wanted = {name: path for name, path in trained.items() if choice.stage in (None, name)}
+        if not wanted:
+            names = ", ".join(trained) or "none"
+            raise UserError(
+                f"--adapter {text}: that run trained no such adapter (it has: {names}); name another run or a file"
+            )
+        found += [AdapterChoice(path, choice.weight, name) for name, path in wanted.items()]
+    return found
 
 
 def _sample_into_files(cascade: Cascade, request: SampleRequest, options: SamplingOptions, folder: str) -> list[Path]:

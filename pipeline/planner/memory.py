@@ -1,6 +1,6 @@
 """Memory of a rank by ZeRO stage and offload, as `train.engine` uses it, and the smallest setting that fits.
 
-With P parameters, N ranks, b bytes a weight in the network (4; with bf16 and ZeRO 2):
+With P trained parameters, N ranks, b bytes a weight in the network (4; with bf16 and ZeRO 2):
 
     ZeRO   weights   gradients   masters   moments   EMA       buckets
     0      4 P       4 P         -         8 P       4 P       -
@@ -10,6 +10,8 @@ With P parameters, N ranks, b bytes a weight in the network (4; with bf16 and Ze
 
 Below 50M parameters DeepSpeed keeps gradients in place instead of in a bucket, so they overlap with live activations.
 ZeRO 3 does not shard parameters of up to 1e5 elements.
+
+Frozen parameters, beside an adapter, count as weights (and as gathered) alone.
 
 Adafactor (ZeRO 0 only) keeps a row and a column of each matrix instead of 8 P. Offloaded state is in machine memory.
 The step makes the fp32 partition of the gradients, 4 P / N, when no activations are live.
@@ -87,7 +89,8 @@ def estimate_memory(
     """Returns the memory of one of ``ranks`` ranks at a micro batch."""
     own = setting.weight_bytes
     activations = followed.with_gradients(micro_batch) if setting.zero >= 2 else followed.of(micro_batch)
-    weights, gradients = float(own * parameters), float(own * parameters)
+    everything = parameters + followed.frozen
+    weights, gradients = float(own * everything), float(own * parameters)
     moments = 0.001 if setting.optimizer == "adafactor" else 8.0
     if setting.zero == 0:
         return Memory(weights, gradients, moments * parameters, 4.0 * parameters, 0, activations, 0)
@@ -98,7 +101,7 @@ def estimate_memory(
     if setting.zero == 3:
         whole = own * followed.persistent
         weights = whole + (weights - whole) / ranks
-        buckets += own * min(parameters, MAX_LIVE)
+        buckets += own * min(everything, MAX_LIVE)
     update = 4.0 * parameters / ranks if own == 2 else 0.0
     memory = Memory(weights, gradients, optimizer, ema, buckets, activations, update)
     if setting.offload == "none":

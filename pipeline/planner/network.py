@@ -23,6 +23,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from train.deepspeed_config import CONTIGUOUS_ABOVE, PERSISTENT_UP_TO
 from train.engine import enable_recompute
+from train.models.adapters.config import AdapterConfig
+from train.models.adapters.registry import ADAPTERS
 from train.models.backbones import build_denoiser
 from train.models.base import Conditions, DenoiserConfig
 
@@ -41,6 +43,7 @@ class Activations:
         gradients: of all parameters, if they are kept until all are computed (small networks, ZeRO 2 and 3).
         gradients_per_sample: activations live at the peak of activations plus such gradients.
         persistent: elements of parameters that ZeRO 3 does not shard.
+        frozen: elements of parameters that are not trained.
     """
 
     bytes_per_sample: float
@@ -49,6 +52,7 @@ class Activations:
     gradients: int = 0
     gradients_per_sample: float = 0.0
     persistent: int = 0
+    frozen: int = 0
 
     def of(self, micro_batch: int) -> float:
         """Returns the bytes of a micro batch if each gradient is released at once."""
@@ -73,28 +77,40 @@ def count_forward_flops(config: DenoiserConfig, size: int, tokens: int) -> int:
 
 @cache
 def trace_activations(
-    config: DenoiserConfig, size: int, tokens: int, precision: str, recompute: bool, autocast: bool
+    config: DenoiserConfig,
+    size: int,
+    tokens: int,
+    precision: str,
+    recompute: bool,
+    autocast: bool,
+    adapter: AdapterConfig | None = None,
 ) -> Activations:
     """Traces the activations of one step of `PROBE` samples.
 
-    ``precision``: fp32 or bf16; ``autocast``: bf16 with fp32 weights, as in training without ZeRO.
+    ``precision``: fp32 or bf16; ``autocast``: bf16 with fp32 weights, as in training without ZeRO; ``adapter``: what is
+    trained in place of all weights.
     """
     dtype = torch.bfloat16 if precision == "bf16" and not autocast else torch.float32
     with FakeTensorMode():
         with _default_dtype(dtype):
             model = build_denoiser(config)
+            if adapter is not None:
+                ADAPTERS[adapter.kind]()(model, adapter)
         if recompute:
             enable_recompute(model)
         inputs = make_step_inputs(config, PROBE, size, tokens, dtype)
         peak = measure_peak_bytes(model, inputs, autocast)
-        sizes = [param.numel() * param.element_size() for param in model.parameters()]
+        trained = [param for param in model.parameters() if param.requires_grad]
+        sizes = [param.numel() * param.element_size() for param in trained]
         numbers = [param.numel() for param in model.parameters()]
-        loose = sum(numbers) <= CONTIGUOUS_ABOVE
+        width = trained[0].element_size()
+        loose = sum(param.numel() for param in trained) <= CONTIGUOUS_ABOVE
         kept = max(measure_peak_bytes(model, inputs, autocast, keep_gradients=True) - sum(sizes), 0) if loose else 0
-    fixed = min(peak, sum(sizes) // 2) if autocast else 0
+    fixed = min(peak, width * sum(numbers) // 2) if autocast else 0
     persistent = sum(number for number in numbers if number <= PERSISTENT_UP_TO)
     gradients = sum(sizes) if loose else 0
-    return Activations((peak - fixed) / PROBE, max(sizes), fixed, gradients, kept / PROBE, persistent)
+    frozen = sum(numbers) - sum(param.numel() for param in trained)
+    return Activations((peak - fixed) / PROBE, max(sizes), fixed, gradients, kept / PROBE, persistent, frozen)
 
 
 def measure_peak_bytes(

@@ -116,8 +116,9 @@ def make_plan(config: RunConfig, table: MachineCatalog, wanted: PlanRequest) -> 
     found = list_choices(table, models, sample_bytes, wanted.days)
     chosen = _choose(found, table, models, sample_bytes, wanted)
     parameters = {model.name: model.parameters for model in models}
+    exported = {model.name: model.all_parameters for model in models}
     sampling_flops = {model.name: float(model.whole) for model in models}
-    facts = PlanFacts(config, assumptions, rates, text, clip, embedding, parameters, sampling_flops)
+    facts = PlanFacts(config, assumptions, rates, text, clip, embedding, parameters, exported, sampling_flops)
     works, volumes = plan_workloads(facts), plan_volumes(facts)
     plan = CostPlan(config, table, wanted, models, text, clip, rates, volumes, found, chosen, works, [])
     return replace(plan, costs=_costs(plan)) if chosen else plan
@@ -222,6 +223,7 @@ def encode_plan(plan: CostPlan) -> dict[str, Any]:
             "stage": f"train.{model.name}",
             "model": model.config.model,
             "parameters": model.parameters,
+            "all_parameters": model.all_parameters,
             "side": model.side,
             "forward_flops_a_sample": model.forward,
             "update_flops": model.update_flops,

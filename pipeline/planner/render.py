@@ -13,6 +13,7 @@ from pipeline.planner.failures import FailureEstimate
 from pipeline.planner.plan import CostPlan
 from pipeline.planner.storage import sum_bytes
 from pipeline.planner.summary import answer_questions
+from pipeline.planner.training import StageModel
 from pipeline.units import HOUR, format_bytes, format_count, format_duration, format_flops, format_money
 
 GB = 1e9
@@ -28,6 +29,12 @@ def render_plan(plan: CostPlan, simulated: FailureEstimate | None) -> Group:
     )
 
 
+def _describe_parameters(model: StageModel) -> str:
+    if model.config.adapter is None:
+        return f"{model.parameters / 1e6:,.1f} M"
+    return f"{model.parameters / 1e6:,.2f} M of {model.all_parameters / 1e6:,.1f} M frozen"
+
+
 def _networks(plan: CostPlan) -> Iterable[RenderableType]:
     table = RichTable(
         "stage", "model", "parameters", "side", "forward / sample", "one step", "samples", "in all", box=None
@@ -36,14 +43,17 @@ def _networks(plan: CostPlan) -> Iterable[RenderableType]:
         table.add_row(
             f"train.{model.name}",
             model.config.model,
-            f"{model.parameters / 1e6:,.1f} M",
+            _describe_parameters(model),
             f"{model.side} px",
             format_flops(model.forward),
             f"{format_flops(model.update_flops)} ({model.config.batch_size} samples)",
             format_count(model.samples),
             format_flops(model.update_flops * model.config.steps),
         )
-    yield "[bold]Networks[/]: FLOPs counted on the real U-Net (including attention), backward twice the forward"
+    yield (
+        "[bold]Networks[/]: FLOPs counted on the real network (including attention), backward twice the forward, once "
+        "where weights are frozen"
+    )
     yield table
     yield (
         f"text encoder {plan.text.name}: {plan.text.width} wide, {plan.text.parameters / 1e6:,.0f} M parameters, "

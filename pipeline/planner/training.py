@@ -6,16 +6,31 @@ import math
 from dataclasses import dataclass
 from functools import cached_property
 
+import torch
+
 from pipeline.planner.catalog import Assumptions, Machine
 from pipeline.planner.host import loader_cores
 from pipeline.planner.memory import Fit, MemorySetting, find_smallest_fit
 from pipeline.planner.network import Activations, count_forward_flops, trace_activations
 from pipeline.units import HOUR
-from train.models.backbones import count_parameters
+from train.models.adapters.config import AdapterConfig
+from train.models.adapters.registry import ADAPTERS
+from train.models.backbones import build_denoiser, count_parameters
 from train.models.base import DenoiserConfig
 from train.tasks.diffusion_config import DiffusionTrainingConfig
 
 BACKWARD, RECOMPUTE = 2, 1  # forward passes' worth of operations of the backward pass, and of recomputing the blocks
+BACKWARD_FROZEN = 1  # of the backward pass through frozen weights, which need no gradients
+
+
+def count_trained_parameters(config: DenoiserConfig, adapter: AdapterConfig | None) -> int:
+    """Returns the number of parameters that training updates, without allocating them."""
+    if adapter is None:
+        return count_parameters(config)
+    with torch.device("meta"):
+        model = build_denoiser(config)
+        ADAPTERS[adapter.kind]()(model, adapter)
+        return sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
 
 
 @dataclass(frozen=True)
@@ -42,7 +57,17 @@ class StageModel:
     @cached_property
     def parameters(self) -> int:
         """Trained parameters."""
+        return count_trained_parameters(self.layout, self.config.adapter)
+
+    @cached_property
+    def all_parameters(self) -> int:
+        """Parameters of the network without an adapter."""
         return count_parameters(self.layout)
+
+    @property
+    def backward(self) -> int:
+        """Forward passes' worth of operations of the backward pass."""
+        return BACKWARD if self.config.adapter is None else BACKWARD_FROZEN
 
     @cached_property
     def forward(self) -> int:
@@ -59,7 +84,7 @@ class StageModel:
     @property
     def update_flops(self) -> float:
         """FLOPs of one step without recomputation."""
-        return float((1 + BACKWARD) * self.forward * self.config.batch_size)
+        return float((1 + self.backward) * self.forward * self.config.batch_size)
 
     @property
     def samples(self) -> int:
@@ -74,7 +99,13 @@ class StageModel:
     def activations(self, setting: MemorySetting) -> Activations:
         """Returns the activations of a micro batch under a setting."""
         return trace_activations(
-            self.layout, self.side, self.tokens, setting.precision, setting.recompute, setting.autocast
+            self.layout,
+            self.side,
+            self.tokens,
+            setting.precision,
+            setting.recompute,
+            setting.autocast,
+            self.config.adapter,
         )
 
 
@@ -136,12 +167,12 @@ def plan_group(
     )
     if fit is None:
         return None
-    passes = 1 + BACKWARD + (RECOMPUTE if fit.setting.recompute else 0)
+    passes = 1 + model.backward + (RECOMPUTE if fit.setting.recompute else 0)
     compute = passes * model.forward * config.batch_size / (ranks * machine.tflops * 1e12 * machine.mfu)
     if machine.gpus:
         micro_batches = config.batch_size // (ranks * fit.micro_batch)
         compute = max(compute, micro_batches * assumptions.launch_ms / 1e3)
-    network = _estimate_collectives(model.parameters, fit, config.batch_size // ranks, machine, nodes, assumptions)
+    network = _estimate_collectives(model, fit, config.batch_size // ranks, machine, nodes, assumptions)
     offload = 0.0
     if fit.setting.offload != "none":
         offload = model.parameters / (assumptions.offload_params_per_second * nodes)
@@ -162,18 +193,17 @@ def _estimate_read_share(model: StageModel, nodes: int, sample_bytes: float) -> 
 
 
 def _estimate_collectives(
-    parameters: int, fit: Fit, rank_batch: int, machine: Machine, nodes: int, assumptions: Assumptions
+    model: StageModel, fit: Fit, rank_batch: int, machine: Machine, nodes: int, assumptions: Assumptions
 ) -> float:
     """Returns seconds per step to reduce gradients and gather weights, in rings within and then between machines.
 
     ZeRO 3 gathers the weights twice per micro batch. DeepSpeed overlaps next to nothing of this in ZeRO 0 to 2, nor in
     ZeRO 3 as configured here.
     """
-    size = float(fit.setting.weight_bytes * parameters)
+    size, whole = (float(fit.setting.weight_bytes * count) for count in (model.parameters, model.all_parameters))
     micro = rank_batch // fit.micro_batch
     reduced = micro if fit.setting.zero >= 2 else 1  # sharded gradients are reduced after every micro batch
-    gathered = 2 * micro if fit.setting.zero == 3 else 1
-    moved = size * (reduced + gathered)
+    moved = size * reduced + (2 * micro * max(whole, size) if fit.setting.zero == 3 else size)
     share, units = assumptions.network_share, machine.units
     inside = moved * (units - 1) / units / (machine.link_gb_s * 1e9 * share)
     between = moved * (nodes - 1) / nodes / (machine.network_gbit / 8 * 1e9 * share)

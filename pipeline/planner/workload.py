@@ -28,7 +28,8 @@ class PlanFacts:
     text: TextCost
     clip: ClipCost
     embedding_bytes: float  # of one caption
-    parameters: dict[str, int]  # of each cascade stage
+    parameters: dict[str, int]  # that each cascade stage trains
+    exported: dict[str, int]  # parameters of each cascade stage's network
     sampling_flops: dict[str, float]  # of one evaluation of each cascade stage on a whole image
 
     @property

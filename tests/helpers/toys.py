@@ -83,6 +83,8 @@ class ToyData(Stream):
 class ToyTask:
     """Denoises the vectors; 569 parameters, which do not divide evenly among ranks."""
 
+    component = "unet"
+
     def build(self) -> nn.Module:
         return nn.Sequential(nn.Linear(8, 33), nn.SiLU(), nn.Dropout(0.0), nn.Linear(33, 8))
 

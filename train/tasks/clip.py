@@ -34,6 +34,8 @@ MAX_SCALE = 100.0  # the paper's bound on the inverse temperature
 class ClipTask:
     """Contrastive learning for the training loop; ``tokenizer`` is a folder or hub name."""
 
+    component = "clip"
+
     def __init__(self, config: ClipTaskConfig, tokenizer: str) -> None:
         self.config, self.tokenizer = config, load_tokenizer(tokenizer)
         self.columns = (pixels_column(config.image_size),)

@@ -51,6 +51,8 @@ class DenoisingInputs(NamedTuple):
 class DiffusionTask:
     """A stage for the training loop; ``text_dim`` is the width of the text embeddings."""
 
+    component = "unet"
+
     def __init__(self, config: DiffusionStageConfig, text_dim: int) -> None:
         self.config, self.text_dim = config, text_dim
         self.columns = config.pixel_columns()

@@ -70,6 +70,8 @@ def train_tokenizer(captions: Sequence[str], config: T5TaskConfig) -> PreTrained
 class T5Task:
     """Denoising for the training loop, on batches of captions (`train.loader.loader.CaptionLoader`)."""
 
+    component = "text_encoder"
+
     def __init__(self, config: T5TaskConfig, captions: Sequence[str], tokenizer: str | None = None) -> None:
         """``tokenizer``: folder of the one that initial weights were trained with; None: one is trained here."""
         self.config = config

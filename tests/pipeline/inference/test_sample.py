@@ -26,6 +26,7 @@ class Recorder:
 
     digest = "0123456789abcdef"
     watermark: str | None = None
+    adapters: Sequence[str] = ()
 
     def __init__(self) -> None:
         self.calls: list[dict[str, Any]] = []
@@ -42,8 +43,8 @@ class Recorder:
 def cascade(monkeypatch: pytest.MonkeyPatch) -> Recorder:
     recorder = Recorder()
 
-    def load(folder: str, device: str, watermark: str | None) -> Recorder:
-        recorder.watermark = watermark
+    def load(folder: str, device: str, watermark: str | None, adapters: Sequence[str]) -> Recorder:
+        recorder.watermark, recorder.adapters = watermark, list(adapters)
         return recorder
 
     monkeypatch.setattr(sample, "load_cascade", load)
@@ -190,3 +191,11 @@ def test_left_out_lines_are_told(cascade: Recorder, tmp_path: Path, capsys: pyte
     assert run("--prompts-file", str(tmp_path / "p.txt"), "--out", str(tmp_path / "out")) == 0
     assert "p.txt: 2 prompts; left out: 1 as comment, 1 as repeated" in capsys.readouterr().err
     assert cascade.calls[0]["prompts"] == ["one", "#1 dad mug"]
+
+
+def test_adapters_reach_the_cascade(cascade: Recorder, tmp_path: Path) -> None:
+    out = str(tmp_path / "a.png")
+    with pytest.raises(SystemExit) as caught:
+        main(["sample", "m", "a cat", "--out", out, "--adapter", "a.safetensors:0.8", "--adapter", "base=runs/one"])
+    assert caught.value.code == 0
+    assert cascade.adapters == ["a.safetensors:0.8", "base=runs/one"]

@@ -129,3 +129,15 @@ def test_small_networks_keep_new_gradients_and_zero_3_small_parameters() -> None
 
 def test_nothing_fits_where_nothing_can() -> None:
     assert fit(1) is None
+
+
+@pytest.mark.parametrize("zero", [0, 2, 3])
+def test_frozen_parameters_count_as_weights_alone(zero: int) -> None:
+    setting = MemorySetting("adamw", zero, "none", False, "fp32")
+    alone, beside = (
+        estimate_memory(MILLION, setting, 2, Activations(0, 0, frozen=frozen), 1) for frozen in (0, 9 * MILLION)
+    )
+    share = 2 if zero == 3 else 1
+    assert beside.weights - alone.weights == 4 * 9 * MILLION / share
+    for part in ("gradients", "optimizer", "ema", "update"):
+        assert getattr(beside, part) == getattr(alone, part)

@@ -8,7 +8,10 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from pipeline.planner.network import PROBE, count_forward_flops, make_step_inputs, measure_peak_bytes, trace_activations
+from pipeline.planner.training import count_trained_parameters
 from train.engine import enable_recompute
+from train.models.adapters.config import AdapterConfig
+from train.models.adapters.lora import add_lora
 from train.models.backbones import build_denoiser, denoiser_config
 
 PRESETS = {"micro-base": 16, "tiny-sr64": 32}
@@ -53,3 +56,18 @@ def test_gradients_are_let_go_and_hooks_removed() -> None:
     assert all(param.grad is None for param in net.parameters())
     net(*make_step_inputs(layout, 1, 16, 4, torch.float32)).sum().backward()
     assert any(param.grad is not None for param in net.parameters())
+
+
+def test_beside_an_adapter_weights_are_frozen_and_the_backward_pass_costs_about_half() -> None:
+    layout, adapter = denoiser_config("tiny-sr64"), AdapterConfig(rank=4)
+    net, inputs = build_denoiser(layout), make_step_inputs(layout, 2, 32, 12, torch.float32)
+    whole, frozen = sum(param.numel() for param in net.parameters()), count_trained_parameters(layout, adapter)
+    traced = trace_activations(layout, 32, 12, "fp32", False, False, adapter)
+    assert traced.frozen == whole and 0 < frozen < whole / 4
+    assert (
+        traced.gradients == 4 * frozen and traced.floor < trace_activations(layout, 32, 12, "fp32", False, False).floor
+    )
+    add_lora(net, adapter)
+    with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
+        net(*inputs).square().mean().backward()
+    assert 2 * 2 * count_forward_flops(layout, 32, 12) == pytest.approx(counter.get_total_flops(), rel=0.25)

@@ -20,7 +20,15 @@ def make_facts() -> PlanFacts:
     text, clip = TextCost("t5", 32, 64, 1, 32, 10, 100.0, ""), ClipCost("clip", "", 8, 100.0)
     sizes = dict.fromkeys(config.train, 10)
     return PlanFacts(
-        config, assumptions, assume_rates(config, assumptions), text, clip, 64.0, sizes, dict.fromkeys(sizes, 1.0)
+        config,
+        assumptions,
+        assume_rates(config, assumptions),
+        text,
+        clip,
+        64.0,
+        sizes,
+        sizes,
+        dict.fromkeys(sizes, 1.0),
     )
 
 

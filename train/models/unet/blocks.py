@@ -87,8 +87,8 @@ class DoublingConv(nn.Conv2d):
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
         weight = _sum_pairs(_sum_pairs(self.weight, 2), 4)  # (C', C, 3, 3) -> (C', 2, C, 2, 3) -> (C', 2, 2, C, 2, 2)
-        assert self.bias is not None
-        positions = functional.conv2d(x_BCHW, weight.flatten(0, 2), self.bias.repeat_interleave(4), padding=1)
+        bias = None if self.bias is None else self.bias.repeat_interleave(4)
+        positions = functional.conv2d(x_BCHW, weight.flatten(0, 2), bias, padding=1)
         # The second position comes first, where its kernel starts; crop the outer ring, which is surplus.
         return functional.pixel_shuffle(positions, 2)[:, :, 1:-1, 1:-1].contiguous(memory_format=torch.channels_last)
 
