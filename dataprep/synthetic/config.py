@@ -46,4 +46,10 @@ class ScenesConfig(Config):
         le=1,
         description="share of images with two groups in a relation; above the share of prompts, since they are hardest",
     )
+    purple_share: float = Field(
+        default=0.0,
+        ge=0,
+        le=1,
+        description="share of images with a purple group, a colour that is new to the demo's model",
+    )
     trouble: TroubleRates = Field(default=TroubleRates(), description="share of rows with each kind of planted trouble")

@@ -15,13 +15,13 @@ import pyarrow as pa
 from PIL import Image
 
 from dataprep.synthetic.config import ScenesConfig
-from dataprep.synthetic.grammar import Claim, find_differences, render_caption, sample_claim
+from dataprep.synthetic.grammar import Claim, find_differences, recolour_claim, render_caption, sample_claim
 from dataprep.synthetic.renderer import draw_scene
 
 HOST = "scenes.test"  # reserved name (RFC 6761), which the download maps to the loopback server
 CONTENT_TYPE = {"jpg": "image/jpeg", "png": "image/png", "webp": "image/webp"}
 # Random streams, so that no two decisions about a row share numbers.
-PLAN, IMAGE, SPOIL = 0, 1, 2
+PLAN, IMAGE, SPOIL, RECOLOUR = 0, 1, 2, 3
 BOILERPLATE = (
     "IMG_{n:04d}.jpg",
     "DSC{n:05d}",
@@ -64,6 +64,10 @@ def build_scene(config: ScenesConfig, seed: int, index: int) -> SceneRow:
     rng = np.random.default_rng([seed, PLAN, index])
     trouble = _choose_trouble(config, rng.random())
     claim = sample_claim(rng, related=config.related_share)
+    if config.purple_share:
+        recolouring = np.random.default_rng([seed, RECOLOUR, index])
+        if recolouring.random() < config.purple_share:
+            claim = recolour_claim(claim, recolouring)
     language = "zh" if rng.random() < config.chinese_share else "en"
     extension = str(rng.choice(list(CONTENT_TYPE), p=(0.6, 0.2, 0.2)))
     caption = render_caption(claim, language)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from dataprep.synthetic.grammar import DARK, PALETTE, RADIUS, Claim, ObjectGroup, is_drawable, render_caption
+from dataprep.synthetic.grammar import DARK, RADIUS, WIDE_PALETTE, Claim, ObjectGroup, is_drawable, render_caption
 
 # Half width and half height of each shape, as a multiple of its radius.
 HALF = {"circle": 1.0, "square": 0.886, "triangle": 1.1}
@@ -135,7 +135,7 @@ def _place_shape(
     """Places an object near ``centre``, moved inwards to stay in the image, with its colour varied."""
     least = radius * HALF[group.shape] + MARGIN
     x, y = (min(max(value, least), 1 - least) for value in centre)
-    hue, saturation, value = colorsys.rgb_to_hsv(*(channel / 255 for channel in PALETTE[group.colour]))
+    hue, saturation, value = colorsys.rgb_to_hsv(*(channel / 255 for channel in WIDE_PALETTE[group.colour]))
     hue, saturation = (hue + rng.uniform(-0.012, 0.012)) % 1, min(saturation * rng.uniform(0.93, 1.05), 1)
     red, green, blue = colorsys.hsv_to_rgb(hue, saturation, min(value * rng.uniform(0.93, 1.05), 1))
     return PlacedShape(x, y, radius, (red * 255, green * 255, blue * 255), group.shape, group.texture)

@@ -159,7 +159,9 @@ def check_spec(model: str, pretrained: str | None) -> None:
     if model.startswith(SELF_CONTAINED) or exists(join(model, CONFIG_FILE)):
         return
     if "/" in model or Path(model).is_dir():
-        raise UserError(f"clip.model={model}: no folder with a {CONFIG_FILE}; give one, or an open_clip name")
+        raise UserError(
+            f"clip.model={model}: no folder with a {CONFIG_FILE}, and no run; make it first, or give an open_clip name"
+        )
     open_clip = import_open_clip()
     known = open_clip.list_models()
     if model not in known:

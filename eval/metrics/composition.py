@@ -16,9 +16,19 @@ from itertools import product
 import cv2
 import numpy as np
 
-from dataprep.synthetic.grammar import ATTRIBUTES, DARK, PALETTE, RADIUS, Claim, ObjectGroup, find_stated_attributes
+from dataprep.synthetic.grammar import (
+    ATTRIBUTES,
+    DARK,
+    PALETTE,
+    RADIUS,
+    WIDE_PALETTE,
+    Claim,
+    ObjectGroup,
+    find_stated_attributes,
+)
 from dataprep.synthetic.renderer import outline_distance
 
+Palette = Mapping[str, tuple[int, int, int]]
 SIDE = 64  # every image is resized to this
 MIN_AREA = 60  # pixels of SIDE x SIDE: a quarter of a small object; smaller components are noise
 MAX_OBJECTS = 6  # the largest ones; any more make the count wrong anyway
@@ -50,12 +60,16 @@ class FoundShape:
 # ---------------------------------------------------------------------------------------------- judging
 
 
-def check_image(image_HWC: np.ndarray, claim: Claim) -> dict[str, bool]:
+def check_image(image_HWC: np.ndarray, claim: Claim, palette: Palette | None = None) -> dict[str, bool]:
     """Returns {attribute that ``claim`` states: the image shows it}, and "all": it shows every one.
 
-    ``image_HWC``: uint8 RGB, square, of any size. Raises ValueError for anything else.
+    ``image_HWC``: uint8 RGB, square, of any size; raises ValueError for anything else. ``palette``: the colours that an
+    object may have; by default those of the corpus, and the claim's.
     """
-    return judge_shapes(find_shapes(image_HWC), claim)
+    if palette is None:
+        known = all(group.colour in PALETTE for group in claim.groups)
+        palette = PALETTE if known else WIDE_PALETTE
+    return judge_shapes(find_shapes(image_HWC, palette), claim)
 
 
 def judge_shapes(found: Sequence[FoundShape], claim: Claim) -> dict[str, bool]:
@@ -159,7 +173,7 @@ def sum_checks(results: Sequence[Mapping[str, bool]]) -> dict[str, dict[str, flo
 # ---------------------------------------------------------------------------------------------- reading
 
 
-def find_shapes(image_HWC: np.ndarray) -> list[FoundShape]:
+def find_shapes(image_HWC: np.ndarray, palette: Palette = PALETTE) -> list[FoundShape]:
     """Returns the objects of an image (uint8 RGB, square, any size), in the order of their first pixel."""
     if image_HWC.ndim != 3 or image_HWC.shape[2] != 3 or image_HWC.dtype != np.uint8:
         raise ValueError(f"image of {image_HWC.dtype} {image_HWC.shape}; give uint8 (height, width, 3)")
@@ -170,7 +184,7 @@ def find_shapes(image_HWC: np.ndarray) -> list[FoundShape]:
     edge_NC = np.concatenate([edge_NC, rgb_HWC[:, -2:].reshape(-1, 3)])
     light_C = np.median(edge_NC, axis=0)
     # Each pixel's difference from the background, projected on the direction to each palette colour.
-    direction_KC = np.asarray([*PALETTE.values(), DARK], np.float32) - light_C
+    direction_KC = np.asarray([*palette.values(), DARK], np.float32) - light_C
     away_HWC = rgb_HWC - light_C
     # In a bad image the background may be a palette colour itself: that direction has no length.
     length_K = np.maximum(np.linalg.norm(direction_KC, axis=1), 1)
@@ -179,19 +193,19 @@ def find_shapes(image_HWC: np.ndarray) -> list[FoundShape]:
     full_HW = length_K[label_HW]
     cover_HW = np.clip(along_HWK.max(axis=2) / full_HW, 0, 1)
     pure_HW = along_HWK.max(axis=2) > PURE * np.linalg.norm(away_HWC, axis=2)
-    masks = _split_components(cover_HW > COVERED, label_HW, pure_HW)
-    return [_describe_shape(mask_HW, masks, cover_HW, away_HWC, direction_KC) for mask_HW in masks]
+    masks = _split_components(cover_HW > COVERED, label_HW, pure_HW, len(palette))
+    return [_describe_shape(mask_HW, masks, cover_HW, away_HWC, direction_KC, list(palette)) for mask_HW in masks]
 
 
-def _split_components(fore_HW: np.ndarray, label_HW: np.ndarray, pure_HW: np.ndarray) -> list[np.ndarray]:
+def _split_components(fore_HW: np.ndarray, label_HW: np.ndarray, pure_HW: np.ndarray, colours: int) -> list[np.ndarray]:
     """Returns boolean masks of the objects; a component of two palette colours is split by colour.
 
     Only pure pixels count for a second colour: at the edges of blurred stripes, yellow mixed with dark is close to red.
     """
     masks = []
     for mask_HW in _find_connected(fore_HW):
-        counts = np.bincount(label_HW[mask_HW & pure_HW], minlength=len(PALETTE) + 1)[: len(PALETTE)]
-        big = [colour for colour in range(len(PALETTE)) if counts[colour] > max(MIN_AREA, 0.25 * counts.sum())]
+        counts = np.bincount(label_HW[mask_HW & pure_HW], minlength=colours + 1)[:colours]
+        big = [colour for colour in range(colours) if counts[colour] > max(MIN_AREA, 0.25 * counts.sum())]
         parts = [part for colour in big for part in _find_connected(mask_HW & (label_HW == colour))]
         masks += parts if len(big) > 1 else [mask_HW]
     return masks
@@ -209,6 +223,7 @@ def _describe_shape(
     cover_HW: np.ndarray,
     away_HWC: np.ndarray,
     direction_KC: np.ndarray,
+    colours: Sequence[str],
 ) -> FoundShape:
     """Returns the object of one component mask."""
     points = np.argwhere(mask_HW)[:, ::-1].astype(np.int32)
@@ -221,7 +236,8 @@ def _describe_shape(
             near_HW &= ~cv2.dilate(other_HW.astype(np.uint8), np.ones((3, 3), np.uint8)).astype(bool)
     filled_HW = np.where(core_HW, 1, np.where(near_HW | mask_HW, cover_HW, 0)).astype(np.float32)
     shape, radius, inner_HW = _fit_template(filled_HW)
-    colour, dark, ripple = _unmix_colours(mask_HW, away_HWC, direction_KC)
+    number, dark, ripple = _unmix_colours(mask_HW, away_HWC, direction_KC)
+    colour = colours[number]
     texture = "solid"
     if dark > DARK_ABOVE and ripple > DARK_RIPPLE:
         texture = "striped"
@@ -255,15 +271,15 @@ def _fit_template(filled_HW: np.ndarray) -> tuple[str, float, np.ndarray]:
     return shape if misfit < MAX_MISFIT else "none", radius / SIDE, inner_HW
 
 
-def _unmix_colours(mask_HW: np.ndarray, away_HWC: np.ndarray, direction_KC: np.ndarray) -> tuple[str, float, float]:
-    """Returns the colour of a component, its share of dark, and how much that share varies from row to row.
+def _unmix_colours(mask_HW: np.ndarray, away_HWC: np.ndarray, direction_KC: np.ndarray) -> tuple[int, float, float]:
+    """Returns the number of a component's colour, its share of dark, and how much that share varies from row to row.
 
     The mean difference from the background is a mix of one palette colour and dark, by least squares. Averages of
     pixels keep the mix, so the result is the same at every resolution.
     """
     best = (float("inf"), 0)
     mean_C = away_HWC[mask_HW].mean(axis=0)
-    for colour in range(len(PALETTE)):
+    for colour in range(len(direction_KC) - 1):
         basis_C2 = direction_KC[[colour, -1]].T
         share_2 = np.clip(np.linalg.lstsq(basis_C2, mean_C, rcond=None)[0], (0.05, 0), None)
         best = min(best, (float(np.square(basis_C2 @ share_2 - mean_C).sum()), colour))
@@ -276,4 +292,4 @@ def _unmix_colours(mask_HW: np.ndarray, away_HWC: np.ndarray, direction_KC: np.n
     total_2 = rows_H2.sum(axis=0)
     by_row_H = rows_H2[:, 1] / np.maximum(rows_H2.sum(axis=1), 1e-6)
     ripple = float(by_row_H.std()) if len(by_row_H) else 0.0
-    return list(PALETTE)[colour], float(total_2[1] / max(total_2.sum(), 1e-6)), ripple
+    return colour, float(total_2[1] / max(total_2.sum(), 1e-6)), ripple

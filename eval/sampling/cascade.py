@@ -105,7 +105,7 @@ class Cascade:
         keys = [(prompt, index) for prompt in prompts for index in range(options.num * options.best_of)]
         samples = sample_plan(plan, keys, options.batch_size, self.device, self.watermark)
         marked = self.watermark if can_carry(plan.size) else None
-        making = {
+        making: dict[str, Any] = {
             "negative": options.negative or None,
             "seed": plan.seed,
             "size": list(plan.size),

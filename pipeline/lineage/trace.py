@@ -214,8 +214,8 @@ def _list_trained(artifacts: Mapping[str, Artifact], trace: Mapping[str, Any]) -
             passes = learning.steps * learning.batch_size / max(1, rows) if rows else 0.0
             entry = {"stage": name, "fingerprint": artifact.manifest.fingerprint, "use": use}
             origin = read_origin(artifact)
-            began = {"began_from": describe_origin(origin)} if origin is not None else {}
-            stages.append(entry | {"passes": round(passes, 2)} | began)
+            began: dict[str, Any] = {"began_from": describe_origin(origin)} if origin is not None else {}
+            stages.append({**entry, "passes": round(passes, 2), **began})
     return stages
 
 

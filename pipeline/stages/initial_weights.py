@@ -6,7 +6,7 @@ Weights of a run are those of its finished stage. The stage that begins from the
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -161,7 +161,7 @@ def read_origin(artifact: Artifact) -> dict[str, Any] | None:
     return dict(artifact.read_json(ORIGIN_FILE)) if artifact.has(ORIGIN_FILE) else None
 
 
-def describe_origin(origin: dict[str, Any]) -> str:
+def describe_origin(origin: Mapping[str, Any]) -> str:
     """Returns a line about an origin, for a person."""
     place = origin["source"] if origin["stage"] is None else f"{origin['source']}, {origin['stage']}"
     found = f" ({origin['fingerprint']})" if origin["fingerprint"] else ""

@@ -116,7 +116,7 @@ def test_an_adapter_needs_weights_and_a_task_that_names_its_component(source: st
         build, loss, export = ToyTask.build, ToyTask.loss, ToyTask.export
 
     with pytest.raises(UserError, match="adapter: Nameless names no component"):
-        build_model(Nameless(), toys.config(**adapted(source)), 0)  # type: ignore[arg-type]
+        build_model(Nameless(), toys.config(**adapted(source)), 0)
 
 
 @pytest.mark.slow  # starts two ranks

@@ -38,7 +38,7 @@ def read_header(path: str) -> dict[str, Shape]:
     try:
         with fs.open(inner, "rb") as file:
             size = int.from_bytes(file.read(8), "little")
-            header = json.loads(file.read(size)) if size <= MAX_HEADER else None
+            header: dict[str, Any] = json.loads(file.read(size) if size <= MAX_HEADER else "")
         return {name: tuple(entry["shape"]) for name, entry in header.items() if name != "__metadata__"}
     except FileNotFoundError:
         raise UserError(f"{path}: is missing; copy the whole model again") from None

@@ -84,3 +84,13 @@ def test_an_untroubled_corpus() -> None:
 def test_the_first_row_has_nothing_to_repeat() -> None:
     config = ScenesConfig(count=3, trouble=TroubleRates(**dict.fromkeys(TROUBLES, 0.0) | {"exact_duplicate": 0.9}))
     assert build_scene(config, 0, 0).trouble is None
+
+
+def test_a_share_of_purple_changes_colours_alone() -> None:
+    plain, purple = ScenesConfig(count=200), ScenesConfig(count=200, purple_share=0.5)
+    pairs = [(build_scene(plain, 3, index), build_scene(purple, 3, index)) for index in range(200)]
+    pairs = [(one, other) for one, other in pairs if one.trouble is None]
+    changed = [(one, other) for one, other in pairs if one.claim != other.claim]
+    assert 0.35 < len(changed) / len(pairs) < 0.65
+    assert all(find_differences(one.claim, other.claim) <= {"colour"} for one, other in changed)
+    assert all(("purple" in other.caption or "紫色" in other.caption) for _, other in changed)

@@ -136,3 +136,15 @@ def test_differences_are_contradictions_only() -> None:
 def test_crowded_claims_do_not_fit(text: str) -> None:
     claim = parse_caption(text)
     assert claim and not is_drawable(claim)
+
+
+def test_a_new_colour_is_worded_and_parsed_and_never_sampled() -> None:
+    rng = np.random.default_rng(0)
+    for _ in range(300):
+        claim = grammar.sample_claim(rng)
+        assert all(group.colour != grammar.NEW_COLOUR for group in claim.groups)
+        changed = grammar.recolour_claim(claim, rng)
+        assert [group.colour for group in changed.groups].count(grammar.NEW_COLOUR) == 1
+        assert grammar.is_drawable(changed)
+        for language in grammar.LANGUAGES:
+            assert grammar.parse_caption(grammar.render_caption(changed, language)) == changed

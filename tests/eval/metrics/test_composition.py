@@ -142,3 +142,17 @@ def test_chance_lies_between_zero_and_the_ceiling() -> None:
     assert 0.1 < level["position"] < 0.4 and level["all"] < 0.1
     assert all(level[name] < entry["accuracy"] for name, entry in sum_all(examples).items())
     assert measure_chance(examples[:1]) == {} and sum_all([]) == {}
+
+
+def test_a_colour_that_the_corpus_lacks_is_read_where_it_is_claimed_and_nothing_else_changes() -> None:
+    rng = np.random.default_rng(5)
+    results = []
+    for number in range(60):
+        claim = grammar.recolour_claim(grammar.sample_claim(rng), rng)
+        image = draw_scene(claim, np.random.default_rng(number), 64)
+        results.append(check_image(image, claim))
+        plain = claim.first.model_copy(update={"colour": "green"})
+        other = claim.model_copy(update={"first": plain, "second": None, "relation": None})
+        if claim.second is None:
+            assert not check_image(image, other, grammar.WIDE_PALETTE)["colour"]
+    assert sum_checks(results)["all"]["accuracy"] > 0.95

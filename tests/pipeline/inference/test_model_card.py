@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ import yaml
 
 from pipeline.inference import model_card
 from pipeline.inference.model_card import NO_LICENCE, render_model_card
+from pipeline.stages.initial_weights import Origin
 from pipeline.store.run import Run
 from tests.helpers.runs import Made
 
@@ -36,8 +38,8 @@ def test_card_names_data_metrics_and_a_missing_licence(finished_run: Made, monke
 
 
 def test_card_says_what_a_stage_began_from(finished_run: Made, monkeypatch: pytest.MonkeyPatch) -> None:
-    origin = {"source": "hf://owner/if", "path": "hf://owner/if", "weights": "ema", "licence": "openrail"}
-    origin |= dict.fromkeys(("run", "stage", "fingerprint", "model"))
+    place = "hf://owner/if"
+    origin = asdict(Origin(source=place, path=place, weights="ema", licence="openrail"))
     found = {"train.base": origin}
     monkeypatch.setattr(model_card, "read_origin", lambda artifact: found.get(artifact.manifest.stage))
     card = render_partly(finished_run.run, monkeypatch, None)

@@ -55,11 +55,11 @@ def test_peft_reads_the_file_and_computes_the_same(adapted: tuple[nn.Module, Pat
 
     model, path = adapted
     names = [name.rsplit(".lora_A", 1)[0] for name in model.state_dict() if ".lora_A." in name]
-    theirs = build_awake(CONFIG)
+    theirs: Any = build_awake(CONFIG)
     config = peft.LoraConfig(r=4, lora_alpha=2, target_modules=names)
     theirs = peft.inject_adapter_in_model(config, theirs)
     pairs = {k.removeprefix("unet."): v for k, v in load_file(path).items() if not k.endswith("alpha")}
-    result = peft.set_peft_model_state_dict(theirs, pairs)
+    result: Any = peft.set_peft_model_state_dict(theirs, pairs)
     assert not result.unexpected_keys
     given = make_inputs(CONFIG)
     torch.testing.assert_close(predict(theirs, given), predict(model, given), rtol=1e-5, atol=1e-5)
@@ -76,8 +76,9 @@ def test_diffusers_reads_the_file_and_computes_the_same(tmp_path: Path) -> None:
         "up_block_types": ("CrossAttnUpBlock2D", "UpBlock2D"),
     }
     torch.manual_seed(0)
-    ours = UNet2DConditionModel(sample_size=8, in_channels=3, out_channels=3, **sizes, **blocks, layers_per_block=1)
-    theirs = UNet2DConditionModel.from_config(ours.config)
+    build: Any = UNet2DConditionModel
+    ours = build(sample_size=8, in_channels=3, out_channels=3, **sizes, **blocks, layers_per_block=1)
+    theirs = build.from_config(ours.config)
     theirs.load_state_dict(ours.state_dict())
     given = (torch.randn(1, 3, 8, 8), 5, torch.randn(1, 3, 8))
     plain = theirs(*given).sample
