@@ -27,6 +27,7 @@ from pipeline.runtime.config import ClusterConfig
 from pipeline.stages.clip import ClipConfig
 from pipeline.stages.graph import STAGES
 from pipeline.stages.sample import SampleConfig
+from pipeline.stages.subject import SubjectConfig
 from pipeline.stages.text_encoder import EncoderConfig
 from train.config import TrainConfig
 from train.tasks.diffusion_config import DiffusionTrainingConfig
@@ -37,6 +38,9 @@ class RunConfig(Config):
 
     run: str = Field(description="the run folder: a path, s3://... or gs://...")
     seed: int = Field(0, ge=0, le=MAX_SEED, description="the seed from which all randomness derives")
+    subject: SubjectConfig | None = Field(
+        None, description="a subject to learn from a few images; see docs/finetuning.md"
+    )
     listing: ListingConfig
     download: DownloadConfig = DownloadConfig()
     annotate: AnnotateConfig = AnnotateConfig()
@@ -54,6 +58,10 @@ class RunConfig(Config):
 
     @model_validator(mode="after")
     def _check(self) -> RunConfig:
+        if (self.listing.source == "subject") != (self.subject is not None):
+            raise ValueError(
+                f"listing.source={self.listing.source!r} and section `subject` go together; set both, or neither"
+            )
         self._check_cascade()
         self._check_batches()
         self._check_stage_names()

@@ -19,10 +19,10 @@ def _add_layouts(schema: dict[str, Any]) -> None:
 class ListingConfig(Config):
     """The image-caption pairs to train on."""
 
-    source: Literal["scenes", "table", "folder", "webdataset"] = Field(
+    source: Literal["scenes", "table", "folder", "webdataset", "subject"] = Field(
         default="scenes",
         description="scenes: the embedded corpus; table: a list of URLs; folder: images; "
-        "webdataset: tars of images as img2dataset writes them",
+        "webdataset: tars of images as img2dataset writes them; subject: what section `subject` describes",
     )
     path: str | None = Field(
         default=None,
@@ -88,11 +88,14 @@ class ListingConfig(Config):
 
     @model_validator(mode="after")
     def _path_fits_source(self) -> ListingConfig:
-        if self.source != "scenes" and not self.path:
+        made_here = self.source in ("scenes", "subject")
+        if not made_here and not self.path:
             raise ValueError(f"path is not set while source is {self.source!r}; set path to the {self.source}")
-        if self.source == "scenes" and self.path is not None:
-            raise ValueError(f"path {self.path!r} is set while source is 'scenes'; set source to table or folder")
-        if self.source in ("scenes", "folder") and self.layout != "auto":
+        if made_here and self.path is not None:
+            raise ValueError(
+                f"path {self.path!r} is set while source is {self.source!r}; set source to table or folder"
+            )
+        if (made_here or self.source == "folder") and self.layout != "auto":
             raise ValueError(f"layout {self.layout!r} is set while source is {self.source!r}; leave layout out")
         for key in ("image_member", "caption_member"):
             if getattr(self, key) is not None and self.source != "webdataset":

@@ -41,7 +41,7 @@ def read_png_metadata(path: Path) -> dict[str, Any]:
         raise UserError(f"{path}: not an image that can be read ({error})") from error
     if found.get("software") != SOFTWARE:
         raise UserError(f"{path}: has no metadata of imagen-ray; name a PNG that it wrote")
-    for key in ("seed", "index", "settings", "model", "size", "score"):
+    for key in ("seed", "index", "settings", "model", "size", "score", "adapters"):
         if key in found:
             found[key] = _parse_value(found[key])
     return found

@@ -91,6 +91,9 @@ def count_urls(config: RunConfig, assumptions: Assumptions) -> tuple[int, str]:
     listing = config.listing
     if listing.source == "scenes":
         return min(listing.scenes.count, listing.limit or listing.scenes.count), "listing.scenes.count"
+    if config.subject is not None:
+        kept = config.subject.class_images
+        return round(kept / (1 - config.subject.share)) or 1, "subject.class_images and share"
     found = sorted(glob.glob(listing.path)) if listing.path and storage.is_local(listing.path) else []
     if listing.source == "table" and found and all(path.endswith(".parquet") for path in found):
         rows = sum(pq.read_metadata(path).num_rows for path in found)

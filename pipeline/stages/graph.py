@@ -22,6 +22,7 @@ from pipeline.stages import (
     sample,
     score,
     select,
+    subject,
     text_encoder,
     train,
 )
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     from pipeline.config import RunConfig
 
 STAGES: dict[str, StageType] = {  # in this order; a stage stands after its inputs
+    "subject": subject.STAGE,  # if asked for: a few images of a subject, and the model's own of its class -> a folder
     "listing": listing.STAGE,  # list of URLs, folder, tars or the embedded corpus -> rows in shards
     "download": download.STAGE,  # rows -> images in tars; a status and a reason per row
     "annotate": annotate.STAGE,  # images and captions -> sizes, hashes, caption statistics, language

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,6 +12,8 @@ from dataprep.io.redact import FORGOTTEN_FILE, Forgotten
 from dataprep.listing.config import ListingConfig
 from pipeline.runtime.context import Context
 from pipeline.stages.base import RowBalance, Rows, StageConfig, StageInputs, StageType
+from pipeline.stages.subject import FOLDER
+from pipeline.store.artifact import Artifact
 from pipeline.store.run import Run
 
 if TYPE_CHECKING:
@@ -24,6 +27,13 @@ class ListingStageConfig(StageConfig):
     seed: int
 
 
+@dataclass(frozen=True, kw_only=True)
+class ListingInputs(StageInputs):
+    """The folder that stage `subject` makes, if that is the source."""
+
+    subject: Artifact | None
+
+
 def list_sources(config: RunConfig) -> list[str]:
     """Returns the user's own files and RUN/forgotten.json: their bytes are part of the fingerprint.
 
@@ -33,22 +43,27 @@ def list_sources(config: RunConfig) -> list[str]:
     from dataprep.io.schemas import ANNOTATIONS
     from dataprep.listing.sources import check_source, find_source_files
 
-    columns = check_source(config.listing)
+    made_here = config.listing.source == "subject"  # its rows are known once it is made
+    columns = [] if made_here else check_source(config.listing)
     available = {*ANNOTATIONS.names, "url", "clip_similarity", *columns, *config.score.heads}
     available |= {"clip_embedding"} if config.score.embeddings else set()
     make_filters(config.select, available, config.clip.min_similarity)
     make_set_filters(config.select, available)
     forgotten = Run(config.run).path(FORGOTTEN_FILE)
-    return find_source_files(config.listing) + ([forgotten] if storage.exists(forgotten) else [])
+    files = [] if made_here else find_source_files(config.listing)
+    return files + ([forgotten] if storage.exists(forgotten) else [])
 
 
-def run(ctx: Context[ListingStageConfig, StageInputs]) -> None:
+def run(ctx: Context[ListingStageConfig, ListingInputs]) -> None:
     """Writes the listing."""
     from dataprep.listing.writer import write_listing
 
+    config = ctx.config.listing
+    if ctx.inputs.subject is not None:
+        config = config.model_copy(update={"source": "folder", "path": ctx.inputs.subject.path(FOLDER)})
     with tempfile.TemporaryDirectory(prefix="imagen-ray-") as scratch:
         forgotten = Forgotten.read(ctx.run.path(FORGOTTEN_FILE)).urls
-        ctx.counters |= write_listing(ctx.config.listing, ctx.config.seed, scratch, forgotten)
+        ctx.counters |= write_listing(config, ctx.config.seed, scratch, forgotten)
         for name in storage.list_files(scratch):
             storage.publish(Path(scratch) / name, ctx.path(name))
 
@@ -57,7 +72,8 @@ STAGE = StageType(
     name="listing",
     run=run,
     config=ListingStageConfig,
-    inputs=StageInputs,
+    inputs=ListingInputs,
+    optional=lambda config, name: config.subject is not None,
     sources=list_sources,
     rows=Rows.ALIGNED,
     balance=RowBalance(outcomes=("usable", "reason_*"), written="rows"),

@@ -6,10 +6,19 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from dataprep.io import storage
-from eval.sampling.config import CascadeConfig, SamplingConfig, StageEntry
+from dataprep.io.errors import UserError
+from eval.sampling.config import (
+    CASCADE_FILE,
+    CascadeConfig,
+    SamplingConfig,
+    StageEntry,
+    read_cascade,
+    resolve_paths,
+)
 from pipeline.stages.text_encoder import encoder_location
 from pipeline.stages.train import TrainStageConfig
 from pipeline.store.artifact import Artifact
+from pipeline.store.run import RUN_FILE, Run
 
 if TYPE_CHECKING:
     from eval.sampling.cascade import Cascade
@@ -37,6 +46,35 @@ def trained_cascade(
             )
         )
     return CascadeConfig(stages=stages, encoder=encoder_location(encoder), **more)
+
+
+def find_cascade(model: str, key: str) -> CascadeConfig:
+    """Returns the cascade of a finished run or an exported folder; UserError, naming ``key``, where it is neither."""
+    if storage.exists(storage.join(model, CASCADE_FILE)):
+        return resolve_paths(read_cascade(model), storage.absolute(model))
+    if not storage.exists(storage.join(model, RUN_FILE)):
+        raise UserError(
+            f"{key}={model}: neither a run nor an exported folder; make that model first (a run: `imagen-ray run` its "
+            "config)"
+        )
+    run = Run(model)
+    config, artifacts = run.record()["config"], run.artifacts()
+    missing = [name for name in ["encoder", *(f"train.{stage}" for stage in config["train"])] if name not in artifacts]
+    if missing:
+        raise UserError(f"{key}={model}: stage {missing[0]} is not finished there; `imagen-ray run` it first")
+    trained = {name: artifacts[f"train.{name}"] for name in config["train"]}
+    sampling = {
+        name: SamplingConfig.model_validate(values, strict=False) for name, values in config["sample"]["stages"].items()
+    }
+    text = {"max_length": config["embed"]["max_length"], "encoder_dtype": config["embed"]["dtype"]}
+    return trained_cascade(trained, sampling, artifacts["encoder"], **text)
+
+
+def list_cascade_files(config: CascadeConfig) -> list[str]:
+    """Returns the files of a cascade's stages and of its text encoder, if that is a folder."""
+    folders = [stage.path for stage in config.stages]
+    folders += [config.encoder] if storage.exists(config.encoder) else []
+    return [storage.join(folder, name) for folder in folders for name in sorted(storage.list_files(folder))]
 
 
 def build_cascade(config: CascadeConfig, device: str = "cpu") -> Cascade:
