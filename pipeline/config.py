@@ -88,6 +88,12 @@ class RunConfig(Config):
                     f"pack.resolutions={list(self.pack.resolutions)}: train.{name} needs {stage.resolution}; add it"
                 )
             self._check_buckets(name, stage)
+            tokens = stage.denoiser_config().caption_tokens()
+            if tokens is not None and (not self.embed.pad or self.embed.max_length != tokens):
+                raise ValueError(
+                    f"embed.pad={str(self.embed.pad).lower()}, embed.max_length={self.embed.max_length}: {stage.model} "
+                    f"of train.{name} reads {tokens} tokens with padding; set pad to true and max_length to {tokens}"
+                )
 
     def _check_batches(self) -> None:
         """Raises ValueError for a batch that the ranks cannot share evenly."""

@@ -40,6 +40,7 @@ LEVELS: dict[str, tuple[tuple[str, ...], ...]] = {
         ("pack",),
     ),
     "train": (
+        ("beta_schedule",),
         (
             *("device_settings", "diffusion", "errors", "flops", "init_config", "lr_schedule", "malloc", "models"),
             *("preemption", "timing", "watchdog"),

@@ -1,6 +1,6 @@
-"""Imports open_clip and transformers with progress bars off and without what text models do not need.
+"""Imports open_clip, transformers and diffusers with progress bars off and without what text models do not need.
 
-Both import torchvision for image transforms. Beside a CPU build of torch its compiled operators do not load, which
+All import torchvision for image transforms. Beside a CPU build of torch its compiled operators do not load, which
 fails the import, although neither operator is called here.
 """
 
@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from types import ModuleType
 from typing import Any
 
+from dataprep.io.errors import UserError
 from dataprep.io.progress_bars import disable_progress_bars
 
 OPERATOR = "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor"
@@ -44,6 +45,19 @@ def import_transformers() -> ModuleType:
     if found[-1]:  # imported before, or asked for
         declare_torchvision_operators()
     return transformers
+
+
+def import_diffusers() -> ModuleType:
+    """Returns the module diffusers, which is an extra; raises UserError where it is not installed."""
+    disable_progress_bars()
+    declare_torchvision_operators()
+    try:
+        import diffusers
+    except ModuleNotFoundError as error:
+        if error.name != "diffusers":
+            raise
+        raise UserError("models in diffusers' layout need diffusers; pip install 'imagen-ray[diffusers]'") from error
+    return diffusers
 
 
 @contextmanager

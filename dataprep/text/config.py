@@ -24,3 +24,8 @@ class EmbedConfig(Config):
         default="float32", description="dtype of the encoder; T5 overflows in float16"
     )
     token_budget: int = Field(default=8192, ge=1, description="maximum tokens per batch, including padding")
+    pad: bool = Field(
+        default=False,
+        description="store the encoder's output at all max_length places, padding too, as DeepFloyd IF reads it",
+    )
+    lowercase: bool = Field(default=False, description="encode captions and prompts in lower case, as DeepFloyd IF")

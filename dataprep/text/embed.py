@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 from dataprep.io.parquet import read_table, write_table
 from dataprep.text.config import EmbedConfig
 from dataprep.text.device_quantise import QuantisedTokens, finish_quantise, start_quantise
-from dataprep.text.embedding_codec import dequantise, quantise
+from dataprep.text.embedding_codec import EMPTY_TEXT_KEY, dequantise, pack_embedding, quantise
 from dataprep.text.encoder import Encoded, EncodedTokens, TextEncoder
 
 SCHEMA = pa.schema(
@@ -40,7 +40,9 @@ LOW_COSINE = 0.999  # tokens stored with a lower cosine are counted
 
 def load_encoder(path_or_name: str, config: EmbedConfig, device: str = "cpu") -> TextEncoder:
     """Loads the encoder that ``config`` describes, see `TextEncoder.from_folder`."""
-    return TextEncoder.from_folder(path_or_name, config.dtype, config.max_length, device, config.token_budget)
+    return TextEncoder.from_folder(
+        path_or_name, config.dtype, config.max_length, device, config.token_budget, config.pad, config.lowercase
+    )
 
 
 class TokenSums(NamedTuple):
@@ -96,7 +98,8 @@ def embed_shard(
 ) -> dict[str, int]:
     """Encodes the captions of one pack shard, each distinct one once, and writes them row-aligned with it.
 
-    An image with k captions has k rows; row groups are those of the pack shard. The file is a pure function of the
+    An image with k captions has k rows; row groups are those of the pack shard. With padding the file's metadata holds
+    the embedding of the empty text, which stands for no caption (`EMPTY_TEXT_KEY`). The file is a pure function of the
     pack shard, the encoder and ``config``.
 
     Returns:
@@ -133,6 +136,8 @@ def embed_shard(
         },
         schema=SCHEMA,
     )
+    if config.pad:
+        table = table.replace_schema_metadata({EMPTY_TEXT_KEY: pack_embedding(encoder.encode([""])[0], config.codec)})
     write_embeddings(table, out_path, config, _split_row_groups(pack_path, len(rows)))
     counted = {"rows": pack.num_rows, "captions": len(captions), "distinct": len(distinct), "truncated": truncated}
     counted |= {"tokens": sum(length for length, _, _ in rows), "codec_low_tokens": stored.low}

@@ -5,6 +5,8 @@ Legend: T tokens (of one or several concatenated captions; never padded), D chan
 
 from __future__ import annotations
 
+import base64
+import json
 from typing import Any
 
 import numpy as np
@@ -15,6 +17,7 @@ STORED: dict[str, np.dtype[Any]] = {
 }  # codec -> dtype of a stored value
 CODECS = tuple(STORED)
 SCALE = np.dtype("<f4")
+EMPTY_TEXT_KEY = b"imagen_ray.empty_text"  # of a padded embeddings file: the packed embedding of the empty text
 FLOAT16_MAX = float(np.finfo(np.float16).max)
 
 
@@ -90,6 +93,21 @@ def decode_embedding(data: bytes, scale: bytes | None, length: int, dim: int, co
     if len(values_TD) != length:
         raise ValueError(f"{len(data)} bytes do not hold {length} tokens of {dim} {codec} values")
     return dequantise(values_TD, scale_T)
+
+
+def pack_embedding(values_TD: np.ndarray, codec: str) -> bytes:
+    """Packs one caption's embedding, with its codec and shape, as ASCII for a file's metadata."""
+    data, scale = encode_embedding(values_TD, codec)
+    parts = {"data": base64.b64encode(data).decode(), "scale": scale and base64.b64encode(scale).decode()}
+    return json.dumps({"codec": codec, "shape": list(values_TD.shape), **parts}).encode()
+
+
+def unpack_embedding(packed: bytes) -> np.ndarray:
+    """Inverts `pack_embedding`: float32 (T, D)."""
+    given = json.loads(packed)
+    scale = None if given["scale"] is None else base64.b64decode(given["scale"])
+    length, dim = given["shape"]
+    return decode_embedding(base64.b64decode(given["data"]), scale, length, dim, given["codec"])
 
 
 def _check_codec(codec: str) -> None:

@@ -20,10 +20,12 @@ from safetensors import SafetensorError
 from dataprep.io.device_copy import send
 from dataprep.io.errors import UserError
 from dataprep.io.model_imports import import_transformers
+from dataprep.io.pipeline_folder import encoder_folders
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 # Encoder-decoder models of which only the encoder is loaded, with relative positions: any length, no float16.
 T5_CLASSES = {"t5": "T5EncoderModel", "mt5": "MT5EncoderModel", "umt5": "UMT5EncoderModel"}
+VARIANT = re.compile(r"model\.safetensors\.index\.(\w+)\.json|model\.(\w+)\.safetensors")  # as model.fp16.safetensors
 WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
 TOKENIZERS = ("tokenizer.json", "spiece.model", "sentencepiece.bpe.model", "vocab.txt", "vocab.json")
 # Suffixes of the architecture in a config.json: causal models, and models of other inputs than text.
@@ -50,11 +52,22 @@ class EncodedTokens(NamedTuple):
 class TextEncoder:
     """A frozen encoder with its tokenizer; load it with `from_folder`.
 
-    ``max_length`` is the requested maximum, or what the model can read if that is less.
+    ``max_length`` is the requested maximum, or what the model can read if that is less. ``pad``: each caption's output
+    has max_length tokens, padding included, in place of its own length. ``lowercase``: of every text, without blanks
+    around it.
     """
 
-    def __init__(self, model: Any, tokenizer: Any, max_length: int, device: str, token_budget: int) -> None:
-        self.model, self.tokenizer = model, tokenizer
+    def __init__(
+        self,
+        model: Any,
+        tokenizer: Any,
+        max_length: int,
+        device: str,
+        token_budget: int,
+        pad: bool = False,
+        lowercase: bool = False,
+    ) -> None:
+        self.model, self.tokenizer, self.pad, self.lowercase = model, tokenizer, pad, lowercase
         self.max_length = min(max_length, count_readable_tokens(model, tokenizer))
         self.device, self.token_budget = device, token_budget
         self.dim = int(getattr(model.config, "d_model", None) or model.config.hidden_size)
@@ -67,13 +80,19 @@ class TextEncoder:
         max_length: int = 256,
         device: str = "cpu",
         token_budget: int = 8192,
+        pad: bool = False,
+        lowercase: bool = False,
     ) -> TextEncoder:
         """Loads a T5, mT5, umT5 or BERT-type encoder from a local folder or by hub name.
+
+        A folder in diffusers' layout is one too: its `text_encoder` and `tokenizer` are loaded.
 
         Args:
             dtype: float32, bfloat16 or float16 (not for T5, whose activations overflow it).
             max_length: maximum tokens per caption.
             token_budget: maximum tokens per batch, including padding.
+            pad: return the output at all max_length places, padding included.
+            lowercase: encode every text in lower case, without blanks around it.
 
         Raises:
             UserError: not a text encoder with all its weights and a tokenizer.
@@ -81,16 +100,18 @@ class TextEncoder:
         if dtype not in DTYPES:
             raise UserError(f"encoder dtype {dtype!r} is not one of {', '.join(DTYPES)}")
         local = check_encoder(path_or_name)
+        weights, vocabulary = encoder_folders(path_or_name)
         transformers = import_transformers()
         try:
-            config = transformers.AutoConfig.from_pretrained(path_or_name, local_files_only=local)
+            config = transformers.AutoConfig.from_pretrained(weights, local_files_only=local)
             if config.model_type in T5_CLASSES and dtype == "float16":
                 raise UserError(f"encoder dtype float16 overflows in {config.model_type}; set bfloat16 or float32")
             model_class = getattr(transformers, T5_CLASSES.get(config.model_type, "AutoModel"))
+            options = {"variant": variant} if (variant := find_variant(weights)) else {}
             model, info = model_class.from_pretrained(
-                path_or_name, dtype=DTYPES[dtype], local_files_only=local, output_loading_info=True
+                weights, dtype=DTYPES[dtype], local_files_only=local, output_loading_info=True, **options
             )
-            tokenizer = transformers.AutoTokenizer.from_pretrained(path_or_name, local_files_only=local)
+            tokenizer = transformers.AutoTokenizer.from_pretrained(vocabulary, local_files_only=local)
         except UserError:
             raise
         except (OSError, ValueError, KeyError, RuntimeError, SafetensorError, UnpicklingError) as error:
@@ -106,13 +127,14 @@ class TextEncoder:
             model = model.get_encoder()
         model.requires_grad_(False).eval()
         check_attention(path_or_name, model)
-        return cls(model.to(device), tokenizer, max_length, device, token_budget)
+        return cls(model.to(device), tokenizer, max_length, device, token_budget, pad, lowercase)
 
     def tokenize(self, captions: Sequence[str]) -> tuple[list[list[int]], int]:
         """Returns token ids per caption, including the end token, cut to max_length, and the number of cut captions."""
         if not captions:
             return [], 0
-        ids = self.tokenizer(list(captions), truncation=False, verbose=False)["input_ids"]
+        captions = [self._clean(caption) for caption in captions]
+        ids = self.tokenizer(captions, truncation=False, verbose=False)["input_ids"]
         long = [index for index, tokens in enumerate(ids) if len(tokens) > self.max_length]
         if long:  # the tokenizer cuts before its end token
             texts = [captions[index] for index in long]
@@ -123,6 +145,7 @@ class TextEncoder:
 
     def beyond(self, caption: str) -> str:
         """Returns the end of ``caption``, in whole words, that exceeds max_length; empty if all of it fits."""
+        caption = self._clean(caption)
         ids = self.tokenizer(caption, truncation=False, verbose=False)["input_ids"]
         if len(ids) <= self.max_length:
             return ""
@@ -134,8 +157,11 @@ class TextEncoder:
             end = half.start()
         return caption[end:].strip()
 
+    def _clean(self, caption: str) -> str:
+        return caption.lower().strip() if self.lowercase else caption
+
     def encode(self, captions: Sequence[str]) -> list[np.ndarray]:
-        """Encodes ``captions`` in their order: float32 (L_i, D) each, without padding.
+        """Encodes ``captions`` in their order: float32 (L_i, D) each, without padding; (max_length, D) with ``pad``.
 
         Each distinct caption is computed once, in batches of similar length within the token budget; repeated captions
         share one array.
@@ -163,15 +189,26 @@ class TextEncoder:
     @torch.inference_mode()
     def device_batches(self, ids: Sequence[list[int]]) -> Iterator[EncodedTokens]:
         """As `batches`, with tokens on the device in the encoder's dtype; does not wait for them to be computed."""
-        for indices in group_by_length([len(tokens) for tokens in ids], self.token_budget):
+        for indices in self._group([len(tokens) for tokens in ids]):
             lengths = [len(ids[index]) for index in indices]
-            mask_BL = torch.arange(max(lengths))[None] < torch.tensor(lengths)[:, None]
+            width = self.max_length if self.pad else max(lengths)
+            mask_BL = torch.arange(width)[None] < torch.tensor(lengths)[:, None]
             ids_BL = torch.full(mask_BL.shape, self.tokenizer.pad_token_id or 0)
             ids_BL[mask_BL] = torch.tensor([token for index in indices for token in ids[index]])
+            if self.pad:
+                lengths, kept_BL = [width] * len(lengths), torch.ones_like(mask_BL)
+            else:
+                kept_BL = mask_BL
             # Found on the CPU: the device need not be asked where the padding is.
-            place_T = send(mask_BL.flatten().nonzero()[:, 0], self.device)
+            place_T = send(kept_BL.flatten().nonzero()[:, 0], self.device)
             output = self.model(input_ids=send(ids_BL, self.device), attention_mask=send(mask_BL.long(), self.device))
             yield EncodedTokens(indices, lengths, output.last_hidden_state.flatten(0, 1)[place_T])
+
+    def _group(self, lengths: Sequence[int]) -> list[list[int]]:
+        """Groups indices into batches; with ``pad`` every caption counts as max_length tokens."""
+        if self.pad:
+            lengths = [self.max_length if length else 0 for length in lengths]
+        return group_by_length(lengths, self.token_budget)
 
 
 def group_by_length(lengths: Sequence[int], token_budget: int) -> list[list[int]]:
@@ -191,26 +228,34 @@ def group_by_length(lengths: Sequence[int], token_budget: int) -> list[list[int]
     return batches
 
 
+def find_variant(folder: str) -> str | None:
+    """Returns the variant, such as fp16, of a local folder that has its weights as a variant alone; None: as usual."""
+    if not Path(folder).is_dir() or any((Path(folder) / name).is_file() for name in WEIGHTS):
+        return None
+    matches = (VARIANT.fullmatch(path.name) for path in sorted(Path(folder).iterdir()))
+    return next((match[1] or match[2] for match in matches if match), None)
+
+
 def check_encoder(path_or_name: str) -> bool:
     """Returns whether ``path_or_name`` is a local folder, after checking its files; False if it may be a hub name.
 
     Raises UserError for an incomplete folder and for anything else.
     """
-    folder = Path(path_or_name)
-    if folder.is_dir():
-        if not any((folder / name).is_file() for name in WEIGHTS):
+    if Path(path_or_name).is_dir():
+        weights, vocabulary = (Path(part) for part in encoder_folders(path_or_name))
+        if not any((weights / name).is_file() for name in WEIGHTS) and find_variant(str(weights)) is None:
             raise UserError(
-                f"encoder {path_or_name!r}: the folder has no weights (model.safetensors); give a saved model"
+                f"encoder {str(weights)!r}: the folder has no weights (model.safetensors); give a saved model"
             )
-        if not (folder / "config.json").is_file():
-            raise UserError(f"encoder {path_or_name!r}: the folder has no config.json; give a saved model")
-        _check_config(path_or_name, folder / "config.json")
-        if not any((folder / name).is_file() for name in TOKENIZERS):
+        if not (weights / "config.json").is_file():
+            raise UserError(f"encoder {str(weights)!r}: the folder has no config.json; give a saved model")
+        _check_config(str(weights), weights / "config.json")
+        if not any((vocabulary / name).is_file() for name in TOKENIZERS):
             raise UserError(
-                f"encoder {path_or_name!r}: the folder has no tokenizer (tokenizer.json); save it there too"
+                f"encoder {str(vocabulary)!r}: the folder has no tokenizer (tokenizer.json); save it there too"
             )
         return True
-    if folder.exists() or not HUB_NAME.fullmatch(path_or_name):
+    if Path(path_or_name).exists() or not HUB_NAME.fullmatch(path_or_name):
         raise UserError(
             f"encoder {path_or_name!r} is not a folder and not a hub name such as google/t5-v1_1-small; check it"
         )

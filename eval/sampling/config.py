@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from pathlib import Path
 from typing import Literal, Self
 
@@ -10,7 +11,7 @@ from pydantic import Field, ValidationError, model_validator
 from dataprep.io.config import Config
 from dataprep.io.errors import UserError
 from dataprep.io.storage import exists, read_json, write_json
-from train.diffusion.config import SamplerName, Spacing, Threshold
+from train.diffusion.config import SamplerName, StepSpacing, Threshold
 
 CASCADE_FILE = "cascade.json"
 
@@ -20,7 +21,13 @@ class SamplingConfig(Config):
 
     sampler: SamplerName = Field(default="dpmpp_2m", description="name of the sampler")
     steps: int = Field(default=20, ge=1, le=10000, description="network evaluations (guided: on twice the batch)")
-    spacing: Spacing = Field(default="time", description="steps evenly in time or log_snr, or karras")
+    spacing: StepSpacing = Field(
+        default="time",
+        description="steps evenly in time or log_snr, or karras; leading, linspace: steps of a discrete schedule",
+    )
+    timesteps: tuple[int, ...] | None = Field(
+        default=None, strict=False, description="the steps of a discrete schedule by number, falling to 0; not `steps`"
+    )
     guidance: float = Field(default=3.0, ge=0, description="classifier-free guidance weight; 1: none")
     guidance_rescale: float = Field(
         default=0.0, ge=0, le=1, description="share of the contrast added by guidance that is removed again"
@@ -30,6 +37,13 @@ class SamplingConfig(Config):
     )
     threshold: Threshold = Field(default="dynamic", description="clipping of the predicted clean image")
     percentile: float = Field(default=0.995, gt=0, le=1, description="percentile of dynamic thresholding")
+    threshold_max: float | None = Field(
+        default=None, ge=1, description="largest bound of dynamic thresholding; None: the percentile, however large"
+    )
+    learned_variance: bool = Field(
+        default=True,
+        description="of ddpm: use the variance that the network learned, if any; false: the posterior's",
+    )
     lowres_level: float = Field(default=0.1, ge=0, le=1, description="noise added to the low-resolution input")
     strength: float = Field(
         default=1.0, gt=0, le=1, description="of image-to-image: time to start from; 1: from pure noise"
@@ -41,6 +55,13 @@ class SamplingConfig(Config):
         low, high = self.guidance_interval
         if not 0 <= low <= high <= 1:
             raise ValueError(f"guidance_interval {[low, high]} is no interval of [0, 1]; give low <= high")
+        return self
+
+    @model_validator(mode="after")
+    def _check_timesteps(self) -> Self:
+        given = self.timesteps
+        if given is not None and (not given or given[-1] != 0 or any(a <= b for a, b in pairwise(given))):
+            raise ValueError(f"timesteps {list(given)} do not fall to 0; give steps such as [999, 500, 0]")
         return self
 
 
@@ -65,6 +86,8 @@ class CascadeConfig(Config):
     encoder_dtype: Literal["float32", "bfloat16", "float16"] = Field(
         default="float32", description="precision of the text encoder, as in training"
     )
+    encoder_pad: bool = Field(default=False, description="text with the encoder's output at padding, as in training")
+    encoder_lowercase: bool = Field(default=False, description="prompts in lower case, as in training")
     clip: str | None = Field(default=None, description="CLIP that ranks samples: folder or open_clip name; None: none")
     clip_pretrained: str | None = Field(default=None, description="open_clip tag or weights file, for `clip`")
     watermark: str | None = Field(default=None, description="text of the invisible watermark; None: no watermark")

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from typing import cast
+
 import torch
 from pydantic import ValidationError
 
 from dataprep.io.errors import UserError
 from dataprep.text.encoder import TextEncoder
-from eval.sampling.config import CascadeConfig, StageEntry
+from eval.sampling.config import CASCADE_FILE, CascadeConfig, StageEntry
 from eval.sampling.stage_sampler import LoadedStage
 from train.diffusion.config import DiffusionConfig
+from train.models.base import PaddedTextDenoiser
 from train.models.export import load_stage
 
 
@@ -20,14 +23,29 @@ def load_stages(config: CascadeConfig, device: str | torch.device) -> list[Loade
 
 def load_encoder(config: CascadeConfig, stages: list[LoadedStage], device: str | torch.device) -> TextEncoder:
     """Loads the text encoder. Raises UserError for another width than the stages were trained on."""
-    encoder = TextEncoder.from_folder(config.encoder, config.encoder_dtype, config.max_length, str(device))
+    options = {"pad": config.encoder_pad, "lowercase": config.encoder_lowercase}
+    encoder = TextEncoder.from_folder(config.encoder, config.encoder_dtype, config.max_length, str(device), **options)
     for stage in stages:
         if encoder.dim != stage.model.config.text_dim:
             raise UserError(
                 f"encoder {config.encoder}: width {encoder.dim}, stage {stage.entry.name} was trained on width "
                 f"{stage.model.config.text_dim}; name the encoder that it was trained with"
             )
+        _give_empty_text(config, stage, encoder)
     return encoder
+
+
+def _give_empty_text(config: CascadeConfig, stage: LoadedStage, encoder: TextEncoder) -> None:
+    """Gives a network that reads padding the text that stands for no prompt; UserError where prompts do not fit it."""
+    tokens = stage.model.config.caption_tokens()
+    if tokens is None:
+        return
+    if not config.encoder_pad or encoder.max_length != tokens:
+        raise UserError(
+            f"stage {stage.entry.name} reads {tokens} tokens with padding; set encoder_pad: true and max_length: "
+            f"{tokens} in {CASCADE_FILE} (embed.pad and embed.max_length of a run)"
+        )
+    cast(PaddedTextDenoiser, stage.model).set_empty_text(torch.from_numpy(encoder.encode([""])[0]))
 
 
 def _load_entry(entry: StageEntry, device: str | torch.device) -> LoadedStage:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -16,12 +15,12 @@ from torch import Tensor
 
 from eval.sampling.config import SamplingConfig, StageEntry
 from train.diffusion.config import DiffusionConfig
-from train.diffusion.guidance import LogSnrInterval, PredictX0, guided_denoiser
+from train.diffusion.guidance import GuidedDenoiser, LogSnrInterval
 from train.diffusion.inpainting import repaint
 from train.diffusion.noise import sample_noise
-from train.diffusion.objective import augment_lowres, log_snr_at_time, upsample_lowres
-from train.diffusion.samplers import find_sampler, sampling_log_snrs
-from train.diffusion.schedules import add_noise
+from train.diffusion.objective import augment_lowres, evaluation_log_snrs, log_snr_at_time, upsample_lowres
+from train.diffusion.samplers import find_sampler
+from train.diffusion.schedules import add_noise, split_variance
 from train.models.base import Conditions, Denoiser
 
 START, AUGMENT, FIRST_STEP = 0, 1, 2  # last part of a noise seed: its purpose within one stage
@@ -83,13 +82,12 @@ def sample_stage(
     if inputs.lowres_BCHW is not None:
         level = min(settings.lowres_level, stage.diffusion.lowres_max_level)  # never above the training range
         level_B = torch.full((len(seeds),), level, device=device)
-        resized_BCHW = upsample_lowres(inputs.lowres_BCHW, (height, width))
+        resized_BCHW = upsample_lowres(inputs.lowres_BCHW, (height, width), stage.diffusion.lowres_align_corners)
         noised_BCHW, log_snr_B = augment_lowres(resized_BCHW, level_B, noise(AUGMENT), stage.diffusion)
         lowres = {"lowres_BCHW": noised_BCHW, "lowres_log_snr_B": log_snr_B}
     denoise = _denoiser(stage, settings, inputs, lowres)
     start = settings.strength if edit else 1.0
-    steps = max(1, round(settings.steps * start))
-    log_snrs = sampling_log_snrs(partial(log_snr_at_time, stage.diffusion), steps, settings.spacing, start)
+    log_snrs = evaluation_log_snrs(stage.diffusion, settings.steps, settings.spacing, start, settings.timesteps)
     x_BCHW = noise(START)
     if edit and start < 1:
         x_BCHW = add_noise(edit.image.expand_as(x_BCHW), x_BCHW, log_snrs[:1].to(x_BCHW))
@@ -104,7 +102,7 @@ def sample_stage(
 
 def _denoiser(
     stage: LoadedStage, settings: SamplingConfig, inputs: SamplerInputs, lowres: Mapping[str, Tensor]
-) -> PredictX0:
+) -> GuidedDenoiser:
     """Returns the stage's guided denoiser; ``lowres``: the low-resolution input and its noise level."""
     text, negative, batch = inputs.text, inputs.negative, inputs.text.tokens_BLD.shape[0]
 
@@ -121,11 +119,13 @@ def _denoiser(
         # On a GPU the network runs in bf16; the sampler's own steps stay in fp32.
         with torch.autocast(x_BCHW.device.type, torch.bfloat16, enabled=x_BCHW.device.type == "cuda"):
             output = stage.model(x_BCHW, log_snr_B, Conditions(tokens, mask, keep_B)._replace(**rest))
+        if not settings.learned_variance:
+            output, _ = split_variance(output, x_BCHW)
         return output.float()
 
     # Less time is less noise, so a higher log-SNR.
     high, low = log_snr_at_time(stage.diffusion, torch.tensor(settings.guidance_interval)).tolist()
-    return guided_denoiser(
+    return GuidedDenoiser(
         model,
         stage.diffusion.prediction,
         settings.guidance,
@@ -133,6 +133,7 @@ def _denoiser(
         settings.percentile,
         LogSnrInterval(low, high),
         settings.guidance_rescale,
+        settings.threshold_max,
     )
 
 

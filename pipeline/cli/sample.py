@@ -12,21 +12,30 @@ import typer
 from dataprep.io.errors import UserError
 from dataprep.io.garbage import postpone_collection
 from dataprep.io.seeds import MAX_SEED
-from pipeline.cli.options import AsJson, RunFolder, complete_run, print_json
+from pipeline.cli.options import AsJson, complete_run, print_json
+
+Model = Annotated[
+    str,
+    typer.Argument(
+        metavar="MODEL",
+        help="run folder, a folder written by `export`, or a stage in diffusers' layout (folder or hf://owner/name)",
+        autocompletion=complete_run,
+    ),
+]
+Then = Annotated[
+    list[str] | None,
+    typer.Option(metavar="FOLDER", help="the super-resolution stage after MODEL, in diffusers' layout; repeatable"),
+]
 
 
 def sample_images(
-    folder: Annotated[
-        str,
-        typer.Argument(
-            metavar="MODEL", help="run folder, or a folder written by `export`", autocompletion=complete_run
-        ),
-    ],
+    folder: Model,
     prompt: Annotated[list[str] | None, typer.Argument(metavar="[PROMPT]...", help="what the image shows")] = None,
     prompts_file: Annotated[
         str | None,
         typer.Option(metavar="FILE", help="one prompt per line, or .csv, .tsv, .jsonl; --out is then a folder"),
     ] = None,
+    then: Then = None,
     num: Annotated[int, typer.Option(min=1, help="images per prompt")] = 1,
     best_of: Annotated[int, typer.Option(min=1, help="candidates per image; CLIP picks the best")] = 1,
     seed: Annotated[int, typer.Option(min=0, max=MAX_SEED, help="the same seed gives the same images")] = 0,
@@ -83,6 +92,7 @@ def sample_images(
         changes={"strength": strength, "guidance": guidance, "steps": steps, "sampler": sampler},
     )
     request = SampleRequest(
+        then=then or [],
         prompts=prompt or [],
         prompts_file=prompts_file,
         out=out,
@@ -126,8 +136,12 @@ def inspect_images(
 
 
 def export_model(
-    folder: RunFolder,
+    model: Model,
     out: Annotated[Path, typer.Argument(metavar="OUT", help="folder to create; it must not exist")],
+    then: Then = None,
+    layout: Annotated[
+        str, typer.Option(help="imagen-ray; diffusers: a folder for each stage, which its pipelines load")
+    ] = "imagen-ray",
     weights: Annotated[str, typer.Option(help="ema: moving average, samples better; raw: last step")] = "ema",
     licence: Annotated[str | None, typer.Option(help="licence of the weights, for the model card")] = None,
     watermark: Annotated[
@@ -140,5 +154,10 @@ def export_model(
 ) -> None:
     """Export the cascade to a folder. It samples without the run: weights, encoder, CLIP, model card."""
     from pipeline.inference.export import export_run
+    from pipeline.inference.export_stages import check_stage_options, export_stages, is_run_export
 
-    print(export_run(folder, out, weights, licence, watermark, adapter or []))
+    if is_run_export(model, then or [], layout):
+        print(export_run(model, out, weights, licence, watermark, adapter or []))
+        return
+    check_stage_options(weights, licence, layout, watermark, adapter or [])
+    print(export_stages(model, then or [], out, layout, watermark))

@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from dataprep.io import storage
@@ -46,25 +47,42 @@ def export_run(
     Raises:
         UserError: training is not finished, ``out`` exists, or ``weights`` is unknown.
     """
-    if weights not in WEIGHTS:
-        raise UserError(f"--weights {weights} is unknown; choose one of {', '.join(WEIGHTS)}")
-    if os.path.lexists(out):
-        raise UserError(f"{out} exists; give the name of a new folder")
-    check_output_folder(out, "OUT")
+    check_weights(weights)
+    check_new_folder(out)
     run = Run(folder)
     config = run_cascade(run)
-    temporary = out.with_name(f".{out.name}.tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
-    try:
+    with new_folder(out) as temporary:
         written = _write_folder(run, config, temporary, weights, watermark)
         merged = merge_adapters(temporary, find_adapters(adapters))
         card = render_model_card(run, written, temporary, weights, licence, merged)
         (temporary / CARD).write_text(card, encoding="utf-8")
+    return out
+
+
+def check_weights(weights: str) -> None:
+    """Raises UserError for an unknown kind of weights."""
+    if weights not in WEIGHTS:
+        raise UserError(f"--weights {weights} is unknown; choose one of {', '.join(WEIGHTS)}")
+
+
+def check_new_folder(out: Path) -> None:
+    """Raises UserError where a folder cannot be created at ``out``."""
+    if os.path.lexists(out):
+        raise UserError(f"{out} exists; give the name of a new folder")
+    check_output_folder(out, "OUT")
+
+
+@contextmanager
+def new_folder(out: Path) -> Iterator[Path]:
+    """Gives a temporary folder, which becomes ``out`` at the end, or nothing if the body raises."""
+    temporary = out.with_name(f".{out.name}.tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    try:
+        yield temporary
         temporary.rename(out)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-    return out
 
 
 def _write_folder(run: Run, config: CascadeConfig, out: Path, weights: str, watermark: str | None) -> CascadeConfig:

@@ -24,6 +24,7 @@ from eval.sampling.adapters import AdapterChoice
 from eval.sampling.batch_folder import sample_folder
 from eval.sampling.cascade import Cascade
 from eval.sampling.config import CASCADE_FILE, CascadeConfig, read_cascade, resolve_paths
+from eval.sampling.folder_cascade import folder_cascade
 from eval.sampling.options import SamplingOptions, SettingChanges, SettingValue, Size
 from eval.sampling.png_metadata import is_ours, save_png
 from eval.sampling.prompt_files import read_prompt_file
@@ -34,6 +35,7 @@ from pipeline.stages.clip import read_clip_spec
 from pipeline.stages.trained_cascade import copy_parts_here, trained_cascade
 from pipeline.store.run import RUN_FILE, Run
 from pipeline.terminal import console, progress
+from train.models.backbones import find_stage_folder
 
 ADAPTER = "export/adapter.safetensors"  # of a training stage
 
@@ -49,6 +51,7 @@ def run_cascade(run: Run) -> CascadeConfig:
         )
     trained = {name: artifacts[f"train.{name}"] for name in config.train}
     more: dict[str, Any] = {"max_length": config.embed.max_length, "encoder_dtype": config.embed.dtype}
+    more |= {"encoder_pad": config.embed.pad, "encoder_lowercase": config.embed.lowercase}
     more |= {"watermark": config.sample.watermark}
     if "clip" in artifacts:
         clip = read_clip_spec(artifacts["clip"])
@@ -56,10 +59,32 @@ def run_cascade(run: Run) -> CascadeConfig:
     return copy_parts_here(trained_cascade(trained, config.sample.stages, artifacts["encoder"], **more))
 
 
+def model_cascade(model: str, then: Sequence[str] = ()) -> CascadeConfig:
+    """Returns the cascade of MODEL, its parts on this machine: of a run, of an exported folder, or of stage folders.
+
+    Stages in diffusers' layout are folders, URLs or hf://owner/name, ``model`` the base and ``then`` those after it.
+    Raises UserError for what is none of these.
+    """
+    names = [model, *then]
+    if not storage.exists(storage.join(model, CASCADE_FILE)):
+        found = [find_stage_folder(name) for name in names]
+        if found[0] is not None:
+            return folder_cascade([folder or name for folder, name in zip(found, names, strict=True)])
+    if then:
+        raise UserError(
+            f"--then {then[0]}: it follows a stage in diffusers' layout, and {model} is not one; leave it out"
+        )
+    if storage.exists(storage.join(model, CASCADE_FILE)):
+        folder = storage.local_folder(model)
+        return resolve_paths(read_cascade(folder), folder)
+    return run_cascade(Run(model))
+
+
 @dataclass(frozen=True, kw_only=True)
 class SampleRequest:
     """What ``imagen-ray sample`` is asked for."""
 
+    then: Sequence[str] = ()  # folders of the stages after MODEL, where it is one stage of another library
     prompts: Sequence[str]
     out: Path
     prompts_file: str | None = None
@@ -93,7 +118,7 @@ def sample_run(folder: str, request: SampleRequest) -> list[Path]:
     )
     check_folder(request) if many else check_files(request)
     with postpone_collection():
-        cascade = load_cascade(folder, request.device, request.watermark, request.adapters)
+        cascade = load_cascade(folder, request.device, request.watermark, request.adapters, request.then)
     options = replace(options, size=_parse_size(cascade, request))
     # One warning per prompt, each as a line of its own.
     with warnings.catch_warnings(record=True) as told:
@@ -108,15 +133,17 @@ def sample_run(folder: str, request: SampleRequest) -> list[Path]:
 
 
 def load_cascade(
-    folder: str, device: str = "cpu", watermark: str | None = None, adapters: Sequence[str] = ()
+    folder: str,
+    device: str = "cpu",
+    watermark: str | None = None,
+    adapters: Sequence[str] = (),
+    then: Sequence[str] = (),
 ) -> Cascade:
-    """Loads the cascade of a run, or an exported one, with ``adapters`` in it; ``watermark`` replaces its own."""
-    choices = find_adapters(adapters)
-    if storage.exists(storage.join(folder, CASCADE_FILE)):
-        local = storage.local_folder(folder)
-        config = resolve_paths(read_cascade(local), local)
-    else:
-        config = run_cascade(Run(folder))
+    """Loads the cascade of a run, an exported one, or stages in diffusers' layout, with ``adapters`` in it.
+
+    ``watermark`` replaces its own; ``then``: the stages after ``folder``, for stages in diffusers' layout.
+    """
+    choices, config = find_adapters(adapters), model_cascade(folder, then)
     return Cascade.from_config(config.model_copy(update={"watermark": watermark or config.watermark}), device, choices)
 
 

@@ -17,6 +17,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from dataprep.io.model_imports import declare_torchvision_operators
+from dataprep.io.pipeline_folder import encoder_folders
 from pipeline.stages.clip import ClipConfig
 from pipeline.stages.text_encoder import EncoderConfig, locate_encoder
 from train.models.clip import build_clip
@@ -63,7 +64,7 @@ def estimate_text_cost(config: EncoderConfig) -> TextCost:
         own = config.pretrain
         return _t5("trained here", own.d_model, own.d_ff, own.layers, own.d_model, own.vocabulary, "its own sizes")
     name = locate_encoder(str(config.model))
-    described = Path(name) / "config.json"
+    described = Path(encoder_folders(name)[0]) / "config.json"
     if described.is_file():
         read = json.loads(described.read_text())
         width = read.get("d_model") or read["hidden_size"]

@@ -183,7 +183,8 @@ def make_step_inputs(config: DenoiserConfig, batch: int, size: int, tokens: int,
     conditions = Conditions(
         text_BLD=torch.zeros(batch, tokens, config.text_dim, dtype=dtype),
         text_mask_BL=torch.ones(batch, tokens, dtype=torch.bool),
-        text_keep_B=torch.ones(batch, dtype=torch.bool),
+        # A network that reads padding replaces dropped captions by another text, which costs next to nothing.
+        text_keep_B=None if config.caption_tokens() else torch.ones(batch, dtype=torch.bool),
     )
     if config.lowres:
         conditions = conditions._replace(lowres_BCHW=torch.zeros_like(image), lowres_log_snr_B=torch.zeros(batch))

@@ -33,6 +33,8 @@ class EvaluateStageConfig(StageConfig):
     evaluate: EvaluateConfig
     max_length: int = config_key("embed.max_length")
     dtype: str = config_key("embed.dtype")
+    pad: bool = config_key("embed.pad")
+    lowercase: bool = config_key("embed.lowercase")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -173,6 +175,7 @@ def _sample_sweep(
     samples = first[: sweep.prompts]
     assert ctx.inputs.encoder is not None
     text = {"max_length": ctx.config.max_length, "encoder_dtype": ctx.config.dtype}
+    text |= {"encoder_pad": ctx.config.pad, "encoder_lowercase": ctx.config.lowercase}
     arguments = {
         **models,
         "cascade": trained_cascade(ctx.inputs.train, _read_sampling(ctx), ctx.inputs.encoder, **text),

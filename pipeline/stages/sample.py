@@ -52,6 +52,8 @@ class SampleStageConfig(StageConfig):
     source: str = config_key("listing.source")
     max_length: int = config_key("embed.max_length")
     dtype: str = config_key("embed.dtype")
+    pad: bool = config_key("embed.pad")
+    lowercase: bool = config_key("embed.lowercase")
     seed: int
 
 
@@ -183,6 +185,7 @@ def run(ctx: Context[SampleStageConfig, SampleInputs]) -> None:
     """Samples every prompt."""
     config, inputs = ctx.config.sample, ctx.inputs
     text = {"max_length": ctx.config.max_length, "encoder_dtype": ctx.config.dtype}
+    text |= {"encoder_pad": ctx.config.pad, "encoder_lowercase": ctx.config.lowercase}
     cascade = trained_cascade(inputs.train, config.stages, inputs.encoder, watermark=config.watermark, **text)
     prompts = list_prompts(config, ctx.config.source, ctx.config.seed)
     arguments = {

@@ -10,6 +10,7 @@ from pydantic import Field, model_validator
 from dataprep.io import storage
 from dataprep.io.config import Config
 from dataprep.io.errors import UserError
+from dataprep.io.pipeline_folder import encoder_folders
 from pipeline.runtime.context import Context
 from pipeline.runtime.training_stage import train_on_cluster
 from pipeline.stages.base import Learning, Placement, Rows, StageConfig, StageInputs, StageType
@@ -70,7 +71,10 @@ def list_sources(config: RunConfig) -> list[str]:
 
     assert config.encoder.model is not None
     model = locate_encoder(config.encoder.model)
-    return list_model_files(model) if check_encoder(model) else []
+    if not check_encoder(model):
+        return []
+    parts = dict.fromkeys(encoder_folders(model))  # of a diffusers layout not the image networks
+    return [path for part in parts for path in list_model_files(part)]
 
 
 def locate_encoder(name: str) -> str:
@@ -83,7 +87,7 @@ def find_text_width(config: EncoderConfig) -> int | None:
     if config.pretrain is not None:
         return config.pretrain.d_model
     assert config.model is not None
-    settings = read_settings(locate_encoder(config.model), "config.json")
+    settings = read_settings(encoder_folders(locate_encoder(config.model))[0], "config.json")
     width = settings.get("d_model") or settings.get("hidden_size")
     return int(width) if width else None
 

@@ -35,10 +35,15 @@ def save_encoder(folder: Path, kind: str, words: tuple[str, ...] = WORDS, ends: 
     torch.manual_seed(0)
     made = getattr(transformers, config)(vocab_size=len(words), **(sizes | changes))
     getattr(transformers, model)(made).save_pretrained(folder)
+    word_tokenizer(words, ends).save_pretrained(folder)
+    return str(folder)
+
+
+def word_tokenizer(words: tuple[str, ...] = WORDS, ends: bool = True) -> Any:
+    """Returns a tokenizer with a token per word, which ends a text with its end token if it ``ends`` one."""
     tokenizer = Tokenizer(models.WordLevel({word: index for index, word in enumerate(words)}, "<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
     if ends:
         tokenizer.post_processor = processors.TemplateProcessing("$A </s>", special_tokens=[("</s>", 1)])
     names = {"pad_token": "<pad>", "eos_token": "</s>", "unk_token": "<unk>"}
-    transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizer, **names).save_pretrained(folder)
-    return str(folder)
+    return import_transformers().PreTrainedTokenizerFast(tokenizer_object=tokenizer, **names)

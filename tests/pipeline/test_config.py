@@ -37,6 +37,11 @@ def test_every_shipped_config_is_valid(name: str) -> None:
         ("train.base.model=big", ["train.base", "big", "micro-base"]),
         ("listing.source=table", ["listing", "path"]),
         ("train={}", ["train", "at least one stage"]),
+        ("train.base.model=micro-if", ["diffusion.schedule=cosine", "has learned discrete"]),
+        (
+            "train.base={resolution: 16, model: micro-if, diffusion: {schedule: discrete}}",
+            ["embed.pad=false", "embed.max_length=", "micro-if of train.base reads 77 tokens", "set pad to true"],
+        ),
         ("cluster.ranks=3", ["train.base.batch_size=8", "cluster.ranks=3"]),
         ("train.base.accumulation=3", ["train.base", "batch_size=8", "accumulation=3"]),
     ],

@@ -6,13 +6,14 @@ Images are (B, C, H, W), float; clean images lie in [-1, 1].
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from train.diffusion.config import Prediction, Threshold
-from train.diffusion.schedules import x0_from_output
+from train.diffusion.schedules import split_variance, x0_from_output
 
 # (noisy image (B, C, H, W), log-SNR (B,)) -> predicted clean image (B, C, H, W)
 PredictX0 = Callable[[Tensor, Tensor], Tensor]
@@ -49,50 +50,62 @@ def static_threshold(x0_BCHW: Tensor) -> Tensor:
     return x0_BCHW.clamp(-1, 1)
 
 
-def dynamic_threshold(x0_BCHW: Tensor, percentile: float = 0.995) -> Tensor:
-    """Clips each image to its own percentile s of |x_0|, at least 1, and divides by s (A.10)."""
-    bound_B = torch.quantile(x0_BCHW.float().abs().flatten(1), percentile, dim=1).clamp(min=1.0)
+def dynamic_threshold(x0_BCHW: Tensor, percentile: float = 0.995, maximum: float | None = None) -> Tensor:
+    """Clips each image to its own percentile s of |x_0|, between 1 and ``maximum``, and divides by s (A.10)."""
+    bound_B = torch.quantile(x0_BCHW.float().abs().flatten(1), percentile, dim=1).clamp(min=1.0, max=maximum)
     bound = bound_B.view(-1, 1, 1, 1)
     return x0_BCHW.clamp(-bound, bound) / bound
 
 
-def apply_threshold(x0_BCHW: Tensor, kind: Threshold, percentile: float = 0.995) -> Tensor:
-    """Applies a threshold by name; raises ValueError for an unknown one."""
+def apply_threshold(
+    x0_BCHW: Tensor, kind: Threshold, percentile: float = 0.995, maximum: float | None = None
+) -> Tensor:
+    """Applies a threshold by name; raises ValueError for an unknown one. The numbers are of the dynamic one."""
     if kind == "none":
         return x0_BCHW
     if kind == "static":
         return static_threshold(x0_BCHW)
     if kind == "dynamic":
-        return dynamic_threshold(x0_BCHW, percentile)
+        return dynamic_threshold(x0_BCHW, percentile, maximum)
     raise ValueError(f"threshold {kind!r} is unknown; take one of none, static, dynamic")
 
 
-def guided_denoiser(
-    model: Callable[[Tensor, Tensor, Tensor], Tensor],
-    prediction: Prediction,
-    scale: float,
-    threshold: Threshold = "dynamic",
-    percentile: float = 0.995,
-    interval: LogSnrInterval = ALL_LEVELS,
-    rescale: float = 0.0,
-) -> PredictX0:
-    """Builds the denoiser for the samplers from a network.
+@dataclass(frozen=True)
+class GuidedDenoiser:
+    """The denoiser for the samplers, a `PredictX0`, from a network.
 
     ``model(x, log_snr, keep_B)`` predicts with the caption where ``keep_B`` is True; where it is False, without it or
     with a negative prompt, which the caller substitutes. It is called once per step: on 2B rows, the first half with
     the caption; or on B rows where ``scale`` is 1 or the noise level, the same for all rows, is outside ``interval``
-    (Kynkaanniemi et al. 2024). ``rescale`` is the share for `rescale_guidance`.
+    (Kynkaanniemi et al. 2024). ``rescale`` is the share for `rescale_guidance`, ``maximum`` the largest bound of the
+    dynamic threshold.
     """
 
-    def predict_x0(x_BCHW: Tensor, log_snr_B: Tensor) -> Tensor:
+    model: Callable[[Tensor, Tensor, Tensor], Tensor]
+    prediction: Prediction
+    scale: float
+    threshold: Threshold = "dynamic"
+    percentile: float = 0.995
+    interval: LogSnrInterval = ALL_LEVELS
+    rescale: float = 0.0
+    maximum: float | None = None
+
+    def __call__(self, x_BCHW: Tensor, log_snr_B: Tensor) -> Tensor:
+        """Returns the predicted clean image."""
+        return self.predict_with_variance(x_BCHW, log_snr_B)[0]
+
+    def predict_with_variance(self, x_BCHW: Tensor, log_snr_B: Tensor) -> tuple[Tensor, Tensor | None]:
+        """As a call, and the learned variance (see `split_variance`), which is that of the caption, unguided."""
         batch = x_BCHW.shape[0]
-        if scale == 1 or not interval.low <= float(log_snr_B[0]) <= interval.high:
-            output = model(x_BCHW, log_snr_B, torch.ones(batch, dtype=torch.bool, device=x_BCHW.device)).float()
+        if self.scale == 1 or not self.interval.low <= float(log_snr_B[0]) <= self.interval.high:
+            keep = torch.ones(batch, dtype=torch.bool, device=x_BCHW.device)
+            output, variance = split_variance(self.model(x_BCHW, log_snr_B, keep).float(), x_BCHW)
         else:
             keep = torch.arange(2 * batch, device=x_BCHW.device) < batch
-            both = model(torch.cat([x_BCHW, x_BCHW]), torch.cat([log_snr_B, log_snr_B]), keep).float()
-            output = rescale_guidance(apply_guidance(both[:batch], both[batch:], scale), both[:batch], rescale)
-        x0_BCHW = x0_from_output(prediction, output, x_BCHW, log_snr_B)
-        return apply_threshold(x0_BCHW, threshold, percentile)
-
-    return predict_x0
+            both = self.model(torch.cat([x_BCHW, x_BCHW]), torch.cat([log_snr_B, log_snr_B]), keep).float()
+            both, variance = split_variance(both, x_BCHW)
+            variance = None if variance is None else variance[:batch]
+            guided = apply_guidance(both[:batch], both[batch:], self.scale)
+            output = rescale_guidance(guided, both[:batch], self.rescale)
+        x0_BCHW = x0_from_output(self.prediction, output, x_BCHW, log_snr_B)
+        return apply_threshold(x0_BCHW, self.threshold, self.percentile, self.maximum), variance

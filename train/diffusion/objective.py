@@ -1,19 +1,31 @@
-"""Training loss of a diffusion stage, and noise conditioning augmentation of its low-resolution input.
+"""Training loss and noise levels of a diffusion stage, noise conditioning augmentation of its low-resolution input.
 
 Pure functions: network, noise and times are arguments. Images are (B, C, H, W), float; clean images lie in [-1, 1].
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import NamedTuple, cast, get_args
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from train.diffusion.config import DiffusionConfig
-from train.diffusion.schedules import add_noise, alpha_sigma, log_snr_at, prediction_target, x0_from_output
+from dataprep.io.errors import UserError
+from train.beta_schedule import OwnSpacing, own_steps
+from train.diffusion.config import DiffusionConfig, Spacing, StepSpacing
+from train.diffusion.samplers import sampling_log_snrs
+from train.diffusion.schedules import (
+    LOG_SNR_LIMIT,
+    add_noise,
+    alpha_sigma,
+    log_snr_at,
+    prediction_target,
+    split_variance,
+    x0_from_output,
+)
 from train.diffusion.weighting import loss_weight
 
 # (noisy image, log-SNR (B,)) -> output of the network; the caller binds caption and low-resolution input.
@@ -22,12 +34,59 @@ PredictOutput = Callable[[Tensor, Tensor], Tensor]
 
 def log_snr_at_time(config: DiffusionConfig, t_B: Tensor) -> Tensor:
     """Returns log-SNR (B,) at times in [0, 1]; 0 is clean, 1 is noise."""
-    return log_snr_at(t_B, config.schedule, config.log_snr_shift)
+    return log_snr_at(t_B, config.schedule, config.log_snr_shift, config.betas)
+
+
+def training_time(config: DiffusionConfig, t_B: Tensor) -> Tensor:
+    """Returns the times (B,) to train at: ``t_B`` in [0, 1); for the discrete schedule those of whole steps.
+
+    Every step gets an equal share of [0, 1).
+    """
+    if config.schedule != "discrete":
+        return t_B
+    steps = config.betas.steps
+    return (t_B.double() * steps).floor().clamp(max=steps - 1) / (steps - 1)
 
 
 def log_snr_at_level(config: DiffusionConfig, level_B: Tensor) -> Tensor:
-    """Returns log-SNR (B,) of the low-resolution input at augmentation levels in [0, 1]; 0 is clean."""
-    return log_snr_at(level_B, config.lowres_schedule)
+    """Returns log-SNR (B,) of the low-resolution input at augmentation levels in [0, 1]; 0 is clean.
+
+    Levels of the discrete schedule are rounded to whole steps.
+    """
+    if config.lowres_schedule == "discrete":
+        last = config.lowres_betas.steps - 1
+        level_B = (level_B.double() * last).round() / last
+    return log_snr_at(level_B, config.lowres_schedule, betas=config.lowres_betas)
+
+
+def evaluation_log_snrs(
+    config: DiffusionConfig,
+    steps: int,
+    spacing: StepSpacing = "time",
+    start: float = 1.0,
+    timesteps: Sequence[int] | None = None,
+) -> Tensor:
+    """Returns the noise levels of a sampler, float32: those of its evaluations, rising, and the clean end.
+
+    Takes ``steps`` from pure noise, and of these the last share ``start`` (SDEdit). ``spacing`` leading or linspace
+    takes steps of the discrete process itself, and so do ``timesteps``, its steps by number, which replace ``steps``
+    and ``spacing``. Raises UserError for these without a discrete schedule, and for steps that it does not have.
+    """
+    if timesteps is None and spacing not in get_args(OwnSpacing):
+        at_time, taken = partial(log_snr_at_time, config), max(1, round(steps * start))
+        return sampling_log_snrs(at_time, taken, cast(Spacing, spacing), start)
+    if config.schedule != "discrete":
+        what = f"spacing {spacing}" if timesteps is None else "timesteps"
+        raise UserError(f"{what}: needs a model of schedule discrete, this one has {config.schedule}; leave it out")
+    count = config.betas.steps
+    if timesteps is not None and (beyond := [step for step in timesteps if step >= count]):
+        raise UserError(f"timesteps {beyond[0]}: the model has steps 0 to {count - 1}; leave it out")
+    if timesteps is None and steps > count:
+        raise UserError(f"steps {steps}: spacing {spacing} takes the model's own {count} steps; take at most {count}")
+    chosen = timesteps if timesteps is not None else own_steps(count, steps, cast(OwnSpacing, spacing))
+    chosen = chosen[-max(1, round(len(chosen) * start)) :]
+    levels = log_snr_at_time(config, torch.tensor(chosen, dtype=torch.float64) / (count - 1))
+    return torch.cat([levels, torch.tensor([LOG_SNR_LIMIT])])
 
 
 class NoisedImages(NamedTuple):
@@ -42,8 +101,8 @@ class NoisedImages(NamedTuple):
 
 
 def noise_images(x0_BCHW: Tensor, t_B: Tensor, noise_BCHW: Tensor, config: DiffusionConfig) -> NoisedImages:
-    """Noises images to times ``t_B`` in [0, 1] with ``noise_BCHW`` ~ N(0, 1); both can be functions of the sample."""
-    log_snr_B = log_snr_at_time(config, t_B)
+    """Noises images to times ``t_B`` in [0, 1) with ``noise_BCHW`` ~ N(0, 1); both can be functions of the sample."""
+    log_snr_B = log_snr_at_time(config, training_time(config, t_B))
     scales = alpha_sigma(log_snr_B)
     x_BCHW = add_noise(x0_BCHW, noise_BCHW, log_snr_B, scales)
     target_BCHW = prediction_target(config.prediction, x0_BCHW, noise_BCHW, log_snr_B, scales)
@@ -51,8 +110,11 @@ def noise_images(x0_BCHW: Tensor, t_B: Tensor, noise_BCHW: Tensor, config: Diffu
 
 
 def denoising_loss(predict: PredictOutput, noised: NoisedImages, config: DiffusionConfig) -> tuple[Tensor, Tensor]:
-    """Returns the weighted squared error per sample (B,), and the predicted clean image (B, C, H, W), detached."""
-    output_BCHW = predict(noised.x_BCHW, noised.log_snr_B)
+    """Returns the weighted squared error per sample (B,), and the predicted clean image (B, C, H, W), detached.
+
+    A learned variance is not trained: the error is that of the prediction alone.
+    """
+    output_BCHW, _ = split_variance(predict(noised.x_BCHW, noised.log_snr_B), noised.x_BCHW)
     error_B = (output_BCHW.float() - noised.target_BCHW).square().mean(dim=(1, 2, 3))
     clean = output_BCHW.detach().float()
     x0_hat_BCHW = x0_from_output(config.prediction, clean, noised.x_BCHW, noised.log_snr_B, noised.scales)
@@ -74,10 +136,10 @@ def augment_lowres(
     return add_noise(lowres_BCHW, noise_BCHW, log_snr_B), log_snr_B
 
 
-def upsample_lowres(lowres_BCHW: Tensor, size: int | tuple[int, int]) -> Tensor:
+def upsample_lowres(lowres_BCHW: Tensor, size: int | tuple[int, int], align_corners: bool = False) -> Tensor:
     """Resizes a low-resolution image to (height, width) ``size``, bilinear; shared by training and sampling."""
     target = (size, size) if isinstance(size, int) else size
-    return functional.interpolate(lowres_BCHW, size=target, mode="bilinear", align_corners=False)
+    return functional.interpolate(lowres_BCHW, size=target, mode="bilinear", align_corners=align_corners)
 
 
 def to_model_range(pixels_BHWC: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, Protocol, TypeAlias, runtime_checkable
 
 from train.diffusion.schedules import alpha_sigma, eps_from_x0
 
@@ -27,6 +27,15 @@ Sampler: TypeAlias = "Callable[[PredictX0, Tensor, Tensor, Noise], Tensor]"
 LEAST_LOG_SNR, MOST_LOG_SNR = -2 * math.log(80), -2 * math.log(0.002)
 UNIPC_ORDER = 3
 KARRAS_RHO = 7.0  # concentration of steps at low noise (Karras et al. 2022, equation 5)
+LEAST_LOG_VARIANCE = math.log(1e-20)  # of a posterior, as in diffusers' DDPMScheduler
+
+
+@runtime_checkable
+class VarianceDenoiser(Protocol):
+    """A denoiser that can also give the variance that its network learned."""
+
+    def predict_with_variance(self, x_BCHW: Tensor, log_snr_B: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Returns the clean image, and the variance as `learned_std` takes it; None: the network learned none."""
 
 
 def sampling_log_snrs(
@@ -35,7 +44,8 @@ def sampling_log_snrs(
     """Returns log-SNRs (steps + 1,), float32, from time ``start`` (1: pure noise) down to 0 (clean).
 
     ``spacing`` is uniform in ``time``, in ``log_snr``, or (``karras``) in the 7th root of noise over signal; the last
-    two skip the ends of the range, where the denoiser has nothing to do. Where the schedule is clamped, equal values
+    two skip the ends of the range, where the denoiser has nothing to do. For the steps of a discrete process see
+    `train.diffusion.objective.evaluation_log_snrs`. Where the schedule is clamped, equal values
     are merged, so that no step has length 0. Raises ValueError for ``steps`` < 1, ``start`` outside (0, 1], or an
     unknown spacing.
     """
@@ -65,19 +75,43 @@ def posterior_mean_std(x_BCHW: Tensor, x0_BCHW: Tensor, now: Tensor, then: Tenso
     """
     alpha, _ = alpha_sigma(now)
     alpha_then, sigma_then = alpha_sigma(then)
-    ratio = -(now - then).expm1().view(-1, 1, 1, 1)  # 1 - SNR(now) / SNR(then), the resampled share
-    return (1 - ratio) * alpha_then / alpha * x_BCHW + ratio * alpha_then * x0_BCHW, sigma_then * ratio.sqrt()
+    kept = (now - then).exp().view(-1, 1, 1, 1)  # SNR(now) / SNR(then); 1 - ratio would lose the digits of a small one
+    ratio = -(now - then).expm1().view(-1, 1, 1, 1)  # the resampled share
+    return kept * alpha_then / alpha * x_BCHW + ratio * alpha_then * x0_BCHW, sigma_then * ratio.sqrt()
+
+
+def learned_std(variance_BCHW: Tensor, now: Tensor, then: Tensor) -> Tensor:
+    """Returns the standard deviation (B, C, H, W) of a learned variance, for a step as in `posterior_mean_std`.
+
+    ``variance_BCHW`` goes from -1, the posterior's variance, to 1, beta, between in logarithms (Nichol and Dhariwal
+    2021, equation 15).
+    """
+    from torch.nn import functional
+
+    now, then = now.double().view(-1, 1, 1, 1), then.double().view(-1, 1, 1, 1)
+    largest = (-(functional.logsigmoid(now) - functional.logsigmoid(then)).expm1()).log()
+    least = (functional.logsigmoid(-then) + (-(now - then).expm1()).log()).clamp(min=LEAST_LOG_VARIANCE)
+    share_BCHW = (variance_BCHW + 1) / 2
+    return (0.5 * (share_BCHW * largest.float() + (1 - share_BCHW) * least.float())).exp()
 
 
 def ddpm(denoise: PredictX0, x_BCHW: Tensor, log_snrs: Tensor, noise: Noise) -> Tensor:
-    """Ancestral sampling with the posterior's variance (Ho et al. 2020, algorithm 2)."""
+    """Ancestral sampling (Ho et al. 2020, algorithm 2).
+
+    With the posterior's variance, or the learned one that a `VarianceDenoiser` gives.
+    """
     steps = len(log_snrs) - 1
     for step in range(steps):
         now, then = log_snr_of_step(log_snrs, step, x_BCHW), log_snr_of_step(log_snrs, step + 1, x_BCHW)
-        x0_BCHW = denoise(x_BCHW, now)
+        if isinstance(denoise, VarianceDenoiser):
+            x0_BCHW, variance_BCHW = denoise.predict_with_variance(x_BCHW, now)
+        else:
+            x0_BCHW, variance_BCHW = denoise(x_BCHW, now), None
         if step == steps - 1:
             return x0_BCHW
         mean, deviation = posterior_mean_std(x_BCHW, x0_BCHW, now, then)
+        if variance_BCHW is not None:
+            deviation = learned_std(variance_BCHW, now, then)
         x_BCHW = mean + deviation * noise(step)
     return x_BCHW
 

@@ -9,9 +9,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import cache
 from typing import TYPE_CHECKING
 
+from train.beta_schedule import BetaSchedule, find_step, log_snr_at_step, log_snr_table
+
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor
 
     from train.diffusion.config import Prediction, ScheduleName
@@ -32,25 +36,56 @@ def linear_log_snr(t: Tensor) -> Tensor:
     return -(1e-4 + 10 * t**2).expm1().log()
 
 
-SCHEDULES: dict[ScheduleName, Callable[[Tensor], Tensor]] = {"cosine": cosine_log_snr, "linear": linear_log_snr}
+def discrete_log_snr(t: Tensor, betas: BetaSchedule) -> Tensor:
+    """Log-SNR of the T steps of ``betas``; t in [0, 1], any shape: 0 is step 0, 1 is step T - 1, float64."""
+    return log_snr_at_step(t * (betas.steps - 1), _table_on(betas, t.device))
 
 
-def log_snr_at(t: Tensor, schedule: ScheduleName, shift: float = 0.0) -> Tensor:
+@cache
+def _table_on(betas: BetaSchedule, device: torch.device) -> Tensor:
+    """Keeps a schedule's table on the device where it is used, so that a step copies nothing."""
+    return log_snr_table(betas).to(device)
+
+
+# schedule -> (time, betas of a discrete one) -> log-SNR
+SCHEDULES: dict[ScheduleName, Callable[[Tensor, BetaSchedule], Tensor]] = {
+    "cosine": lambda t, betas: cosine_log_snr(t),
+    "linear": lambda t, betas: linear_log_snr(t),
+    "discrete": discrete_log_snr,
+}
+
+
+def log_snr_at(
+    t: Tensor,
+    schedule: ScheduleName,
+    shift: float = 0.0,
+    betas: BetaSchedule = BetaSchedule(),  # noqa: B008 (frozen)
+) -> Tensor:
     """Returns log-SNR at time t, clamped to +-`LOG_SNR_LIMIT`, float32.
 
     ``shift`` is added: with 2 log(64 / size) an image of another size loses its content at the same time as one of 64
-    pixels (Hoogeboom et al. 2023, equation 4). Raises ValueError for an unknown schedule.
+    pixels (Hoogeboom et al. 2023, equation 4). ``betas``: of the discrete schedule. Raises ValueError for an unknown
+    schedule.
     """
     if schedule not in SCHEDULES:
         raise ValueError(f"schedule {schedule!r} is unknown; take one of {', '.join(SCHEDULES)}")
     # At t = 1 the tangent overflows to a negative number in float32; the clamp below gives the value for t = 1.
-    exact = SCHEDULES[schedule](t.double().clamp(0.0, 1.0)).float()
+    exact = SCHEDULES[schedule](t.double().clamp(0.0, 1.0), betas).float()
     return (exact + shift).clamp(-LOG_SNR_LIMIT, LOG_SNR_LIMIT)
 
 
-def log_snr_slope(log_snr_B: Tensor, schedule: ScheduleName, shift: float = 0.0) -> Tensor:
+def log_snr_slope(
+    log_snr_B: Tensor,
+    schedule: ScheduleName,
+    shift: float = 0.0,
+    betas: BetaSchedule = BetaSchedule(),  # noqa: B008
+) -> Tensor:
     """Returns -d log_snr/dt (B,), positive, at values of `log_snr_at`; ignores the clamp."""
     exact_B = log_snr_B - shift
+    if schedule == "discrete":
+        table_T = _table_on(betas, log_snr_B.device)
+        below_B = find_step(log_snr_B, table_T).floor().long().clamp(max=betas.steps - 2)
+        return ((table_T[below_B] - table_T[below_B + 1]) * (betas.steps - 1)).float()
     if schedule == "cosine":  # log_snr = -2 log tan u, and sin 2u = 1 / cosh(log_snr / 2)
         return 2 * math.pi / 1.008 * (exact_B / 2).cosh()
     from torch.nn import functional
@@ -86,6 +121,18 @@ def prediction_target(
         alpha, sigma = scales or alpha_sigma(log_snr_B)
         return alpha * noise_BCHW - sigma * x0_BCHW
     raise ValueError(f"prediction {prediction!r} is unknown; take one of eps, x0, v")
+
+
+def split_variance(output_BCHW: Tensor, x_BCHW: Tensor) -> tuple[Tensor, Tensor | None]:
+    """Splits the output of a network with a learned variance, which has twice the channels of its input ``x_BCHW``.
+
+    Returns the prediction, and the variance as values in about [-1, 1] between the posterior's and beta (Nichol and
+    Dhariwal 2021, equation 15), None without one.
+    """
+    channels = x_BCHW.shape[1]
+    if output_BCHW.shape[1] == channels:
+        return output_BCHW, None
+    return output_BCHW[:, :channels], output_BCHW[:, channels:]
 
 
 def x0_from_output(

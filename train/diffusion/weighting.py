@@ -34,7 +34,7 @@ def weigh_sigmoid(log_snr_B: Tensor, config: DiffusionConfig) -> Tensor:
 
     With the slope it is the weight over log-SNR for any schedule (Kingma and Gao 2023; Hoogeboom et al. 2024).
     """
-    slope_B = log_snr_slope(log_snr_B, config.schedule, config.log_snr_shift)
+    slope_B = log_snr_slope(log_snr_B, config.schedule, config.log_snr_shift, config.betas)
     x0_weight_B = slope_B * log_snr_B.exp() * (config.sigmoid_bias - log_snr_B).sigmoid()
     return convert_x0_weight(x0_weight_B, log_snr_B, config.prediction)
 

@@ -59,6 +59,17 @@ class DenoiserConfig(Config):
         """
         return None
 
+    def caption_tokens(self) -> int | None:
+        """Returns the number of text tokens that the network takes, padding included; None: as many as a caption has.
+
+        With a number the network is a `PaddedTextDenoiser`.
+        """
+        return None
+
+    def fixed_diffusion(self) -> Mapping[str, Any]:
+        """Returns the diffusion settings, as JSON by name, without which the network does not work; {}: any will do."""
+        return {}
+
 
 class Denoiser(Protocol):
     """A network that predicts eps, x0 or v (whichever it is trained for) from a noisy image."""
@@ -70,12 +81,32 @@ class Denoiser(Protocol):
     def __call__(self, x_BCHW: Tensor, log_snr_B: Tensor, conditions: Conditions) -> Tensor:
         """Returns the prediction (B, C, H, W) for images noised to log(alpha^2 / sigma^2) = ``log_snr_B`` (B,).
 
+        A network that learned the variance of its steps returns it beside the prediction, (B, 2C, H, W).
         Clean images lie in [-1, 1]; H and W are multiples of ``config.size_multiple()``. Raises ValueError for another
         size, for a missing condition, and for one that the backbone does not support.
         """
 
     def state_dict(self) -> dict[str, Any]:
         """Returns the weights by name."""
+
+
+class PaddedTextDenoiser(Denoiser, Protocol):
+    """A denoiser that reads the text encoder's output at padding too, and that for the empty text as no caption."""
+
+    def set_empty_text(self, text_LD: Tensor) -> None:
+        """Sets the text encoder's output (L, D), padding included, for the empty text."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class FolderStage:
+    """A trained stage in the folder layout of another library, in this project's terms."""
+
+    preset: str  # a preset of the class of `model`
+    model: DenoiserConfig
+    diffusion: Mapping[str, Any]  # settings of the diffusion process, as JSON by name
+    sampling: Mapping[str, Any]  # sampler settings, as JSON by name
+    resolution: int  # height and width of the images
+    encoder: str  # folder of the text encoder
 
 
 @dataclass(frozen=True)
@@ -87,6 +118,14 @@ class Backbone:
     build: Callable[[Any], Any]  # config -> `Denoiser`, an nn.Module with fresh weights; imports torch on call
     conditions: Collection[str]  # supported fields of `Conditions`
     zero_at_start: str | None = None  # a weight that is zero until the first update: detects untrained networks
+    # Of another library's folder layout: reads the stage's description (None: a folder of another kind), loads the
+    # network that it describes, and downloads a stage that a URL of a hub names (None: another path).
+    read_folder: Callable[[str], FolderStage | None] | None = None
+    load_folder: Callable[[str, Any], Any] | None = None
+    download_folder: Callable[[str], str | None] | None = None
+    # Writes a network as a stage in that layout: folder, network, diffusion and sampler settings as JSON by name, and
+    # the other parts of the stage as the layout's index lists them.
+    write_folder: Callable[[str, Any, Mapping[str, Any], Mapping[str, Any], Mapping[str, Any]], None] | None = None
 
 
 def check_conditions(conditions: Conditions, supported: Collection[str], backbone: str) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from dataprep.io.errors import UserError
+from dataprep.io.pipeline_folder import encoder_folders
 
 
 def find_end_token(encode: Callable[[str], Sequence[int]]) -> int | None:
@@ -19,14 +20,14 @@ def find_end_token(encode: Callable[[str], Sequence[int]]) -> int | None:
 
 
 def load_tokenizer(path_or_name: str) -> Any:
-    """Returns the tokenizer of a folder or hub name, with a padding token; the end token where it has none.
+    """Returns the tokenizer of a folder (diffusers' layout too) or hub name, padding with its end token if need be.
 
     Raises UserError where there is none, or one that does not end a text with a token.
     """
     from dataprep.io.model_imports import import_transformers
 
     try:
-        tokenizer = import_transformers().AutoTokenizer.from_pretrained(path_or_name)
+        tokenizer = import_transformers().AutoTokenizer.from_pretrained(encoder_folders(path_or_name)[1])
     except (OSError, ValueError) as error:
         raise UserError(f"clip.train: no tokenizer in {path_or_name!r}; give the text encoder's folder") from error
     end = find_end_token(lambda text: tokenizer(text)["input_ids"])
@@ -42,7 +43,7 @@ def load_tokenizer(path_or_name: str) -> Any:
 
 def check_tokenizer(folder: str) -> None:
     """Raises UserError as `load_tokenizer` for a local folder; mostly without loading transformers."""
-    file = Path(folder) / "tokenizer.json"
+    file = Path(encoder_folders(folder)[1]) / "tokenizer.json"
     if file.is_file():
         from tokenizers import Tokenizer
 

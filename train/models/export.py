@@ -18,7 +18,13 @@ from torch import Tensor, nn
 
 from dataprep.io.errors import UserError
 from dataprep.io.storage import exists, read_json, write_json
-from train.models.backbones import backbone_name, build_denoiser, find_backbone
+from train.models.backbones import (
+    backbone_name,
+    build_denoiser,
+    find_backbone,
+    load_folder_stage,
+    read_folder_stage,
+)
 from train.models.base import Denoiser, DenoiserConfig
 
 CONFIG_FILE, WEIGHTS_FILE, FORMAT = "config.json", "model.safetensors", 2
@@ -29,9 +35,12 @@ def save_stage(
     weights: nn.Module | Mapping[str, Tensor],
     config: DenoiserConfig,
     diffusion: Mapping[str, Any],
-    trained_steps: int,
+    trained_steps: int | None,
 ) -> None:
-    """Writes weights (a model or its state dict, any float type; stored as float32) and their config to ``folder``."""
+    """Writes weights (a model or its state dict, any float type; stored as float32) and their config to ``folder``.
+
+    ``trained_steps`` None: trained elsewhere, for an unknown number of steps.
+    """
     tensors = weights.state_dict() if isinstance(weights, nn.Module) else weights
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -67,8 +76,12 @@ def read_stage_settings(folder: str | Path) -> tuple[DenoiserConfig, dict[str, A
 def load_stage(folder: str | Path, device: str | torch.device = "cpu") -> tuple[Denoiser, dict[str, Any]]:
     """Returns the network of a stage in eval mode, and the content of ``config.json``.
 
-    Raises UserError where files are missing, do not match, or were never trained: an untrained network generates noise.
+    A folder in the layout of another library is one too: of its settings ``diffusion`` is returned. Raises UserError
+    where files are missing, do not match, or were never trained: an untrained network generates noise.
     """
+    if (found := read_folder_stage(str(folder))) is not None:
+        network = load_folder_stage(str(folder), found)
+        return cast(Denoiser, network.to(device).eval().requires_grad_(False)), {"diffusion": dict(found.diffusion)}
     folder = Path(folder)
     config, settings = read_stage_settings(folder)
     if not exists(str(folder / WEIGHTS_FILE)):
@@ -83,7 +96,8 @@ def load_stage(folder: str | Path, device: str | torch.device = "cpu") -> tuple[
         ) from error
     weights = model.state_dict()
     zero = find_backbone(settings["backbone"]).zero_at_start
-    if settings["trained_steps"] < 1 or (zero is not None and not bool(weights[zero].any())):
+    steps = settings["trained_steps"]
+    if (steps is not None and steps < 1) or (zero is not None and not bool(weights[zero].any())):
         raise UserError(f"stage {folder}: was never trained, its samples would be noise; train it first")
     if broken := [name for name, tensor in weights.items() if not bool(tensor.isfinite().all())]:
         raise UserError(

@@ -7,14 +7,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from dataprep.io.errors import UserError
-from train.diffusion.guidance import guided_denoiser
+from dataprep.io.parquet import read_schema
+from dataprep.text.embedding_codec import EMPTY_TEXT_KEY, unpack_embedding
+from train.diffusion.guidance import GuidedDenoiser
 from train.diffusion.objective import (
     NoisedImages,
     augment_lowres,
@@ -32,7 +34,7 @@ from train.loader.sampler import SampleRandom, sample_seed
 from train.loader.shard_index import ShardIndex
 from train.loop import train
 from train.models.backbones import build_denoiser
-from train.models.base import Conditions, DenoiserConfig
+from train.models.base import Conditions, DenoiserConfig, PaddedTextDenoiser
 from train.models.export import save_stage
 from train.tasks.diffusion_config import DiffusionStageConfig, DiffusionTrainingConfig
 
@@ -49,12 +51,15 @@ class DenoisingInputs(NamedTuple):
 
 
 class DiffusionTask:
-    """A stage for the training loop; ``text_dim`` is the width of the text embeddings."""
+    """A stage for the training loop; ``text_dim`` is the width of the text embeddings.
+
+    ``empty_text_LD``: the embedding of the empty text, which a `PaddedTextDenoiser` needs.
+    """
 
     component = "unet"
 
-    def __init__(self, config: DiffusionStageConfig, text_dim: int) -> None:
-        self.config, self.text_dim = config, text_dim
+    def __init__(self, config: DiffusionStageConfig, text_dim: int, empty_text_LD: np.ndarray | None = None) -> None:
+        self.config, self.text_dim, self.empty_text_LD = config, text_dim, empty_text_LD
         self.columns = config.pixel_columns()
 
     def denoiser_config(self) -> DenoiserConfig:
@@ -63,7 +68,10 @@ class DiffusionTask:
 
     def build(self) -> nn.Module:
         """Returns a fresh network."""
-        return build_denoiser(self.denoiser_config())
+        model = build_denoiser(self.denoiser_config())
+        if self.empty_text_LD is not None:
+            cast(PaddedTextDenoiser, model).set_empty_text(torch.from_numpy(self.empty_text_LD))
+        return model
 
     def loss(self, model: Callable[..., Any], batch: Batch, random: SampleRandom) -> tuple[Tensor, dict[str, Tensor]]:
         """Returns the mean weighted loss (scalar), and ``x0_mse``, the unweighted error of the clean image."""
@@ -114,7 +122,7 @@ class DiffusionTask:
         config = self.config.diffusion
         low_BCHW = to_model_range(batch[self.columns[1]])
         level_B = random.uniform("lowres_level") * config.lowres_max_level
-        up_BCHW = upsample_lowres(low_BCHW, (size[0], size[1]))
+        up_BCHW = upsample_lowres(low_BCHW, (size[0], size[1]), config.lowres_align_corners)
         noise_BCHW = random.normal("lowres_noise", *up_BCHW.shape[1:])
         noised_BCHW, log_snr_B = augment_lowres(up_BCHW, level_B, noise_BCHW, config)
         return conditions._replace(lowres_BCHW=noised_BCHW, lowres_log_snr_B=log_snr_B)
@@ -141,7 +149,7 @@ class DiffusionTask:
                 output_BCHW: Tensor = model(x_BCHW, log_snr_B, conditions._replace(text_keep_B=keep_B))
             return output_BCHW.float()
 
-        denoise = guided_denoiser(predict, config.prediction, 1.0)
+        denoise = GuidedDenoiser(predict, config.prediction, 1.0)
         start_BCHW = random.normal("draw", 3, *true_BHWC.shape[1:3])
         log_snrs = sampling_log_snrs(lambda t_B: log_snr_at_time(config, t_B), GRID_STEPS)
         samples_BCHW = ddim(denoise, start_BCHW, log_snrs, torch.zeros)
@@ -171,9 +179,19 @@ def train_diffusion(
         min_original = config.min_original if split == TRAIN else 0  # few are held out: validate on all of them
         return Loader.from_reader(data, split, seed, config.batch_size, config.crop, min_original)
 
-    task, loader = DiffusionTask(config, shards.text_dim), make_loader(TRAIN)
+    padded = config.denoiser_config().caption_tokens() is not None
+    empty_text_LD = read_empty_text(str(shards.embed_path(0))) if padded else None
+    task, loader = DiffusionTask(config, shards.text_dim, empty_text_LD), make_loader(TRAIN)
     result = train(task, config, loader, folder, seed, make_loader(VALIDATION) if validate else None)
     return result | {"passed_over": len(loader.corrupt)}
+
+
+def read_empty_text(path: str) -> np.ndarray:
+    """Reads the embedding of the empty text, float32 (L, D), from an embedding shard; UserError where it has none."""
+    packed = (read_schema(path, "embeddings").metadata or {}).get(EMPTY_TEXT_KEY)
+    if packed is None:
+        raise UserError(f"{path}: embedded without padding, which the network reads; set embed.pad: true")
+    return unpack_embedding(packed)
 
 
 def spread_times(random: SampleRandom) -> Tensor:

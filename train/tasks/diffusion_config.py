@@ -14,7 +14,7 @@ from dataprep.io.pack_format import pixels_column
 from train.config import TrainConfig
 from train.diffusion.config import DiffusionConfig
 from train.loader.config import LoaderConfig
-from train.models.backbones import denoiser_config
+from train.models.backbones import denoiser_config, is_preset, read_folder_stage
 from train.models.base import DenoiserConfig
 
 # Above this level less of the small image than of the noise is left in a network's low-resolution input.
@@ -34,7 +34,9 @@ class DiffusionStageConfig(Config):
     min_original: int = Field(
         0, ge=0, description="train on images whose original had at least this shorter side; the others were enlarged"
     )
-    model: str = Field("tiny-base", description="preset of the network, see docs/models.md")
+    model: str = Field(
+        "tiny-base", description="preset of the network, see docs/models.md; or a stage's folder in diffusers' layout"
+    )
     model_overrides: dict[str, Any] = Field(default_factory=dict, description="fields of the preset to replace")
     diffusion: DiffusionConfig = Field(default=DiffusionConfig(), description="noise, prediction, loss weighting")
     text_drop: float = Field(
@@ -50,9 +52,32 @@ class DiffusionStageConfig(Config):
         sizes = (self.resolution, self.low_resolution)
         return tuple(pixels_column(size) for size in sizes if size is not None)
 
+    @model_validator(mode="before")
+    @classmethod
+    def _read_folder(cls, data: Any) -> Any:
+        """Replaces the folder of another library's stage by what it says: network and diffusion process.
+
+        So the config itself holds all that training needs, on every machine.
+        """
+        model = data.get("model") if isinstance(data, dict) else None
+        if isinstance(model, str) and model.startswith("hf://"):
+            raise ValueError(f"model={model}: download it (`hf download {model[5:]}`) and give the folder")
+        if not isinstance(model, str) or is_preset(model) or (stage := read_folder_stage(model)) is None:
+            return data
+        overrides = stage.model.model_dump(mode="json") | dict(data.get("model_overrides") or {})
+        given = data.get("diffusion") or {}
+        diffusion = dict(stage.diffusion) | given if isinstance(given, dict) else given
+        return data | {"model": stage.preset, "model_overrides": overrides, "diffusion": diffusion}
+
     @model_validator(mode="after")
     def _check_stage(self) -> Self:
         config = self.denoiser_config()
+        chosen = self.diffusion.model_dump(mode="json")
+        for name, value in config.fixed_diffusion().items():
+            if chosen[name] != value:
+                raise ValueError(
+                    f"diffusion.{name}={chosen[name]}: model={self.model} has learned {value}; set it to that"
+                )
         side = self.crop or self.resolution
         if side > self.resolution:
             raise ValueError(f"crop={self.crop} is larger than resolution={self.resolution}; take a smaller crop")

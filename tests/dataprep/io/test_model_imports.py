@@ -1,11 +1,15 @@
-"""Imports of open_clip and transformers."""
+"""Imports of open_clip, transformers and diffusers."""
 
 from __future__ import annotations
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
+
+from dataprep.io.errors import UserError
+from dataprep.io.model_imports import import_diffusers
 
 CODE = """
 from dataprep.io import model_imports
@@ -44,3 +48,17 @@ print("torchvision" in sys.modules)
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.split("\n")[:2] == ["", "True"]
+
+
+def test_without_diffusers_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "diffusers", None)
+    with pytest.raises(UserError, match=r"need diffusers; pip install 'imagen-ray\[diffusers\]'"):
+        import_diffusers()
+
+
+def test_a_broken_diffusers_is_not_taken_for_a_missing_one(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "diffusers.py").write_text("import a_module_that_is_missing")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "diffusers", raising=False)
+    with pytest.raises(ModuleNotFoundError, match="a_module_that_is_missing"):
+        import_diffusers()

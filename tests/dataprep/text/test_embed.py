@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from dataprep.io.parquet import read_table, write_table
+from dataprep.io.parquet import read_schema, read_table, write_table
 from dataprep.text import embedding_codec
 from dataprep.text.config import EmbedConfig
 from dataprep.text.embed import StoredEmbeddings, embed_shard, load_encoder
@@ -72,3 +72,18 @@ def test_embedding_an_empty_shard(t5: str, tmp_path: Path) -> None:
         embed_shard(tmp_path / "p.parquet", tmp_path / "e.parquet", load_encoder(t5, config), config)["captions"] == 0
     )
     assert read_table(tmp_path / "e.parquet", "embeddings").num_rows == 0
+
+
+@pytest.mark.parametrize("codec", embedding_codec.CODECS)
+def test_padded_shards_hold_the_embedding_of_the_empty_text(t5: str, tmp_path: Path, codec: Any) -> None:
+    write_table(pa.table({"key": ["a"], "captions": [["A circle"]]}), tmp_path / "p.parquet", "pack")
+    config = EmbedConfig(codec=codec, max_length=6, pad=True, lowercase=True)
+    encoder = load_encoder(t5, config)
+    counters = embed_shard(tmp_path / "p.parquet", tmp_path / "e.parquet", encoder, config)
+    assert counters["tokens"] == 6
+    packed = (read_schema(tmp_path / "e.parquet", "embeddings").metadata or {})[embedding_codec.EMPTY_TEXT_KEY]
+    empty, expected = embedding_codec.unpack_embedding(packed), encoder.encode([""])[0]
+    assert empty.shape == (6, 32)
+    np.testing.assert_allclose(empty, expected, atol=float(np.abs(expected).max()) / 100)
+    embed_shard(tmp_path / "p.parquet", tmp_path / "u.parquet", load_encoder(t5, EmbedConfig()), EmbedConfig())
+    assert embedding_codec.EMPTY_TEXT_KEY not in (read_schema(tmp_path / "u.parquet", "embeddings").metadata or {})

@@ -183,3 +183,55 @@ def test_groups_hold_every_caption_once_within_the_budget(lengths: Any, budget: 
     ]
     for batch in batches:
         assert len(batch) == 1 or len(batch) * max(lengths[index] for index in batch) <= budget
+
+
+def test_padded_output_is_the_models_at_every_place(t5: str) -> None:
+    encoder = TextEncoder.from_folder(t5, max_length=12, pad=True, token_budget=30)
+    found = encoder.encode([*CAPTIONS, ""])
+    assert [array.shape for array in found] == [(12, 32)] * 5
+    words = encoder.tokenizer([*CAPTIONS, ""], padding="max_length", max_length=12, return_tensors="pt")
+    with torch.no_grad():
+        reference = encoder.model(**words).last_hidden_state.numpy()
+    np.testing.assert_allclose(np.stack(found), reference, atol=1e-5)
+    assert float(np.abs(reference[0, 6:]).min()) > 0  # padding has an output of its own
+
+
+def test_lower_case(t5: str) -> None:
+    plain, lower = TextEncoder.from_folder(t5, max_length=5), TextEncoder.from_folder(t5, max_length=5, lowercase=True)
+    assert np.array_equal(lower.encode([" A Red CIRCLE "])[0], plain.encode(["a red circle"])[0])
+    assert lower.beyond("A red circle LEFT OF") == "of"
+
+
+def make_pipeline_folder(t5: str, folder: Path) -> Path:
+    """Puts an encoder where diffusers' layout has it."""
+    for part, pattern in (("text_encoder", "*.safetensors"), ("text_encoder", "config.json"), ("tokenizer", "token*")):
+        (folder / part).mkdir(parents=True, exist_ok=True)
+        for path in Path(t5).glob(pattern):
+            (folder / part / path.name).write_bytes(path.read_bytes())
+    (folder / "model_index.json").write_text("{}")
+    return folder
+
+
+def test_a_folder_in_diffusers_layout_is_an_encoder(t5: str, tmp_path: Path) -> None:
+    folder = make_pipeline_folder(t5, tmp_path)
+    assert check_encoder(str(folder)) is True
+    expected = TextEncoder.from_folder(t5).encode(CAPTIONS[:1])[0]
+    assert np.array_equal(TextEncoder.from_folder(str(folder)).encode(CAPTIONS[:1])[0], expected)
+    weights = folder / "text_encoder/model.safetensors"
+    weights.rename(weights.with_name("model.fp16.safetensors"))
+    assert np.array_equal(TextEncoder.from_folder(str(folder)).encode(CAPTIONS[:1])[0], expected)
+
+
+@pytest.mark.parametrize(
+    ("gone", "message"),
+    [
+        ("text_encoder/model.safetensors", "text_encoder.: the folder has no weights"),
+        ("text_encoder/config.json", "text_encoder.: the folder has no config.json"),
+        ("tokenizer/tokenizer.json", "tokenizer.: the folder has no tokenizer"),
+    ],
+)
+def test_an_incomplete_folder_in_diffusers_layout(t5: str, tmp_path: Path, gone: str, message: str) -> None:
+    folder = make_pipeline_folder(t5, tmp_path)
+    (folder / gone).unlink()
+    with pytest.raises(UserError, match=message):
+        check_encoder(str(folder))

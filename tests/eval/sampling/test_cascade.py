@@ -35,7 +35,7 @@ def encoder(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
     class Loader:
         @staticmethod
-        def from_folder(path: str, dtype: str, max_length: int, device: str) -> WordEncoder:
+        def from_folder(path: str, dtype: str, max_length: int, device: str, **options: bool) -> WordEncoder:
             asked.append(path)
             return WordEncoder()
 

@@ -13,11 +13,11 @@ from torch import Tensor
 from tests.helpers.gaussian import normal
 from train.diffusion.config import Prediction
 from train.diffusion.guidance import (
+    GuidedDenoiser,
     LogSnrInterval,
     apply_guidance,
     apply_threshold,
     dynamic_threshold,
-    guided_denoiser,
     rescale_guidance,
     static_threshold,
 )
@@ -52,8 +52,8 @@ def test_guided_denoiser_calls_the_model_once_per_step() -> None:
         return torch.where(keep.view(-1, 1, 1, 1), 0.2, 0.1).expand_as(x)
 
     x, at = normal(2, 3, 4, 4), torch.zeros(2)
-    torch.testing.assert_close(guided_denoiser(model, "x0", 3.0)(x, at), torch.full_like(x, 0.4))
-    torch.testing.assert_close(guided_denoiser(model, "x0", 1.0)(x, at), torch.full_like(x, 0.2))
+    torch.testing.assert_close(GuidedDenoiser(model, "x0", 3.0)(x, at), torch.full_like(x, 0.4))
+    torch.testing.assert_close(GuidedDenoiser(model, "x0", 1.0)(x, at), torch.full_like(x, 0.2))
     assert [keep.tolist() for keep in calls] == [[True, True, False, False], [True, True]]
 
 
@@ -66,7 +66,7 @@ def test_guidance_is_equation_2_in_every_prediction(prediction: Prediction) -> N
         eps = torch.cat([with_text, without])
         return prediction_target(prediction, x0_from_output("eps", eps, x, at), eps, at)
 
-    found = guided_denoiser(model, prediction, 4.0, "none")(x, at)
+    found = GuidedDenoiser(model, prediction, 4.0, "none")(x, at)
     eps = 4.0 * with_text.numpy() - 3.0 * without.numpy()  # w eps(z, c) + (1 - w) eps(z)
     alpha, sigma = math.sqrt(1 / (1 + math.exp(0.5))), math.sqrt(1 / (1 + math.exp(-0.5)))
     np.testing.assert_allclose(found.numpy(), (x.numpy() - sigma * eps) / alpha, rtol=2e-4, atol=2e-4)
@@ -99,7 +99,7 @@ def test_guidance_is_off_outside_of_its_interval() -> None:
         rows.append(len(x))
         return torch.where(keep.view(-1, 1, 1, 1), 0.2, 0.1).expand_as(x)
 
-    denoise = guided_denoiser(model, "x0", 3.0, interval=LogSnrInterval(-1.0, 2.0))
+    denoise = GuidedDenoiser(model, "x0", 3.0, interval=LogSnrInterval(-1.0, 2.0))
     values = [float(denoise(normal(2, 1, 2, 2), torch.full((2,), at))[0, 0, 0, 0]) for at in (-3.0, -1.0, 2.0, 2.5)]
     assert rows == [2, 4, 4, 2]
     assert values == pytest.approx([0.2, 0.4, 0.4, 0.2])
@@ -108,3 +108,26 @@ def test_guidance_is_off_outside_of_its_interval() -> None:
 def test_unknown_threshold_is_refused() -> None:
     with pytest.raises(ValueError, match="threshold 'soft' is unknown"):
         apply_threshold(normal(1, 3, 2, 2), "soft")  # type: ignore[arg-type]
+
+
+def test_the_dynamic_threshold_has_a_largest_bound() -> None:
+    x0 = normal(2, 3, 8, 8) * torch.tensor([0.2, 5.0]).view(2, 1, 1, 1)
+    found = dynamic_threshold(x0, 0.95, 1.5)
+    torch.testing.assert_close(found[0], x0[0].clamp(-1, 1))
+    torch.testing.assert_close(found[1], x0[1].clamp(-1.5, 1.5) / 1.5)
+    assert torch.equal(apply_threshold(x0, "dynamic", 0.95, 1.5), found)
+    assert torch.equal(dynamic_threshold(x0, 0.95, 1.0), x0.clamp(-1, 1))
+
+
+@pytest.mark.parametrize("scale", [1.0, 3.0])
+def test_the_learned_variance_is_that_of_the_caption(scale: float) -> None:
+    def model(x: Tensor, at: Tensor, keep: Tensor) -> Tensor:
+        return torch.where(keep.view(-1, 1, 1, 1), 0.2, 0.1).expand(len(x), 6, 4, 4)
+
+    denoise = GuidedDenoiser(model, "x0", scale, "none")
+    x0, variance = denoise.predict_with_variance(normal(2, 3, 4, 4), torch.zeros(2))
+    assert variance is not None and variance.shape == x0.shape == (2, 3, 4, 4)
+    torch.testing.assert_close(variance, torch.full_like(variance, 0.2))
+    torch.testing.assert_close(x0, torch.full_like(x0, 0.1 + scale * 0.1))
+    plain = GuidedDenoiser(lambda x, at, keep: model(x, at, keep)[:, :3], "x0", scale, "none")
+    assert plain.predict_with_variance(normal(2, 3, 4, 4), torch.zeros(2))[1] is None

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from tests.helpers.gaussian import cosine, exact_denoiser, normal, step_noise
 from train.diffusion.config import SamplerName, Spacing
-from train.diffusion.samplers import SAMPLERS, find_sampler, posterior_mean_std, sampling_log_snrs
+from train.diffusion.samplers import SAMPLERS, find_sampler, learned_std, posterior_mean_std, sampling_log_snrs
 from train.diffusion.schedules import (
     log_snr_at,
     x0_from_output,
@@ -181,3 +181,47 @@ def test_unknown_names_are_refused() -> None:
         find_sampler("euler")
     with pytest.raises(ValueError, match="steps 0 is too few"):
         sampling_log_snrs(cosine, 0)
+
+
+def test_a_learned_variance_lies_between_the_posteriors_and_beta() -> None:
+    product = torch.cumprod(1 - betas(), 0)
+    log_snr = torch.log(product / (1 - product))
+    now, then = log_snr[[500, 900]], log_snr[[400, 899]]
+    _, least = posterior_mean_std(normal(2, 1, 1, 1).double(), normal(2, 1, 1, 1).double(), now, then)
+    beta = 1 - product[[500, 900]] / product[[400, 899]]
+    ends = [learned_std(torch.full((2, 3, 2, 2), value), now, then)[:, 0, 0, 0].double() for value in (-1.0, 1.0)]
+    torch.testing.assert_close(ends[0], least.flatten(), rtol=1e-5, atol=0)
+    torch.testing.assert_close(ends[1], beta.sqrt(), rtol=1e-5, atol=0)
+    middle = learned_std(torch.zeros(2, 3, 2, 2), now, then)[:, 0, 0, 0].double()
+    torch.testing.assert_close(middle, (ends[0] * ends[1]).sqrt(), rtol=1e-5, atol=0)  # between in logarithms
+
+
+def test_ddpm_takes_the_learned_variance() -> None:
+    class Denoiser:
+        """Gives a clean image of zeros, and the largest variance in its first row of pixels, else the least."""
+
+        def __call__(self, x: Tensor, at: Tensor) -> Tensor:
+            raise AssertionError("asked without the variance")
+
+        def predict_with_variance(self, x: Tensor, at: Tensor) -> tuple[Tensor, Tensor]:
+            seen.append(x)
+            return torch.zeros_like(x), torch.where(torch.arange(4)[:, None] == 0, 1.0, -1.0).expand_as(x)
+
+    seen: list[Tensor] = []
+    log_snrs = torch.tensor([-4.0, -1.0, 3.0])
+    start = torch.zeros(500, 1, 4, 4)
+    found = SAMPLERS["ddpm"](Denoiser(), start, log_snrs, lambda step: normal(500, 1, 4, 4, seed=step))
+    assert float(found.abs().max()) == 0 and len(seen) == 2
+    now, then = log_snrs[:1], log_snrs[1:2]
+    beta = 1 - now.sigmoid() / then.sigmoid()
+    _, least = posterior_mean_std(start[:1], start[:1], now, then)
+    assert float(seen[1][:, :, 0].std()) == pytest.approx(float(beta.sqrt()), rel=0.05)
+    assert float(seen[1][:, :, 1:].std()) == pytest.approx(float(least), rel=0.05)
+
+
+def test_the_posterior_keeps_its_digits_over_a_long_step() -> None:
+    now, then = torch.tensor([-19.8]), torch.tensor([-1.0])
+    x, x0 = torch.full((1, 1, 1, 1), 3.0), torch.zeros(1, 1, 1, 1)
+    mean, _ = posterior_mean_std(x, x0, now, then)
+    exact, _ = posterior_mean_std(x.double(), x0.double(), now.double(), then.double())
+    assert float(mean) == pytest.approx(float(exact), rel=1e-5)

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from tests.helpers.gaussian import normal
+from train.beta_schedule import BetaSchedule, log_snr_table
 from train.diffusion.config import Prediction, ScheduleName
 from train.diffusion.schedules import (
     SCHEDULES,
@@ -68,6 +69,15 @@ def test_the_linear_schedule_is_the_discrete_one_made_continuous() -> None:
     t = torch.arange(1, 1001, dtype=torch.float64) / 1000
     apart = (linear_log_snr(t) - torch.log(product / (1 - product)))[100:].abs()
     assert float(apart.max()) < 0.2
+
+
+def test_the_slope_of_a_discrete_schedule_is_that_of_its_table() -> None:
+    betas = BetaSchedule()
+    table = log_snr_table(betas)
+    for step in (0, 1, 500, 998):
+        between = table[step : step + 2].mean().view(1).float()
+        slope = log_snr_slope(between, "discrete", betas=betas)
+        torch.testing.assert_close(slope, ((table[step] - table[step + 1]) * 999).view(1).float(), rtol=1e-4, atol=0)
 
 
 @pytest.mark.parametrize("schedule", ["cosine", "linear"])

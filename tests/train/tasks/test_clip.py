@@ -96,6 +96,13 @@ def test_clip_needs_a_tokenizer_that_ends_texts(tmp_path: Path) -> None:
         check_tokenizer(str(tmp_path))
 
 
+def test_the_tokenizer_of_a_folder_in_diffusers_layout(tmp_path: Path) -> None:
+    save_encoder(tmp_path / "tokenizer", "t5")
+    (tmp_path / "model_index.json").write_text("{}")
+    check_tokenizer(str(tmp_path))
+    assert encode_tokens(load_tokenizer(str(tmp_path)), ["a red"], 5).tolist() == [[3, 4, 1, 0, 0]]
+
+
 def test_a_tokenizer_without_padding_pads_with_its_end(tmp_path: Path) -> None:
     save_encoder(tmp_path, "bert")
     loaded = import_transformers().AutoTokenizer.from_pretrained(str(tmp_path))

@@ -18,7 +18,7 @@ from dataprep.synthetic.grammar import sample_claim
 from dataprep.synthetic.renderer import draw_scene
 from tests.helpers.unets import unet_config
 from train.diffusion.config import DiffusionConfig
-from train.diffusion.guidance import guided_denoiser
+from train.diffusion.guidance import GuidedDenoiser
 from train.diffusion.objective import (
     augment_lowres,
     diffusion_loss,
@@ -67,7 +67,7 @@ def fit(model: UNet, steps: int, batch: Callable[[torch.Generator], Tensor]) -> 
 @torch.no_grad()
 def sample(model: UNet, config: DiffusionConfig, shape: tuple[int, ...], conditions: Conditions) -> Tensor:
     """uint8 (B, H, W, 3), without guidance, in 20 evaluations."""
-    denoise = guided_denoiser(
+    denoise = GuidedDenoiser(
         lambda x, at, keep: model(x, at, conditions),
         config.prediction,
         1.0,
