@@ -19,10 +19,17 @@ def test_a_gpu_copies_from_pinned_memory_once(monkeypatch: pytest.MonkeyPatch) -
     log: list[Any] = []
     pinned = torch.arange(3)
     monkeypatch.setattr(torch.Tensor, "is_pinned", lambda value: value is pinned)
-    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda value: (log.append("pin"), pinned)[1])
-    monkeypatch.setattr(
-        torch.Tensor, "to", lambda value, device, **options: log.append((device, value is pinned, options))
-    )
+
+    def pin_memory(value: torch.Tensor) -> torch.Tensor:
+        log.append("pin")
+        return pinned
+
+    monkeypatch.setattr(torch.Tensor, "pin_memory", pin_memory)
+
+    def record(value: torch.Tensor, device: str, **options: Any) -> None:
+        log.append((device, value is pinned, options))
+
+    monkeypatch.setattr(torch.Tensor, "to", record)
     send(torch.arange(3), "cuda:1")
     send(pinned, "cuda")
     copy = {"non_blocking": True}

@@ -35,7 +35,7 @@ CLASS = {"class_prompts": ["a red square", "a blue square"], "model": "runs/demo
 class SampledContext(Context[Any, Any]):
     """Two class images of each prompt were sampled."""
 
-    def map_shards(self, worker: Any, arguments: Mapping[str, Any], shards: Any, **_: Any) -> None:  # type: ignore[override]
+    def map_shards(self, worker: Any, arguments: Mapping[str, Any], shards: Any, **_: Any) -> None:
         self.arguments = arguments
         for shard in shards:
             rows = {"prompt": [arguments["prompts"][shard.id]] * 2, "png": [b"one", b"two"]}
