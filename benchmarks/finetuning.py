@@ -1,0 +1,299 @@
+"""Fine-tuning the demo's base against training it from nothing, and DreamBooth with and without prior preservation.
+
+    python -m benchmarks.finetuning runs/demo [--seeds 0 1 2] [--steps 4500] [--part colour]
+
+Part ``colour``: scenes of which half show purple, a colour that the demo's model has never seen. `steps` updates from
+nothing, a fifth of them from nothing, and the same fifth from the demo's weights: all of them, and LoRA of rank 4 and
+16. Part ``subject``: five images of a striped purple square, as "a zwx square", with the model's own images of squares
+beside them and without. Both at 16 pixels, the resolution of the demo's base. The checker of the scenes judges prompts
+of what is new, and of what the model knew.
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pyarrow as pa
+from PIL import Image
+
+from benchmarks.result import make_claim, write_result
+from dataprep.io.pack_format import ENCODING_KEY, pixels_column
+from dataprep.io.parquet import write_table
+from dataprep.synthetic.grammar import (
+    WIDE_PALETTE,
+    Claim,
+    ObjectGroup,
+    recolour_claim,
+    render_caption,
+    sample_claim,
+)
+from dataprep.synthetic.renderer import draw_scene
+from dataprep.synthetic.subject import SUBJECT, SUBJECT_IMAGES, draw_subject
+from dataprep.text.config import EmbedConfig
+from dataprep.text.embed import embed_shard
+from dataprep.text.encoder import TextEncoder
+from eval.metrics.composition import check_image, find_shapes
+from eval.sampling.cascade import Cascade
+from eval.sampling.config import CascadeConfig, SamplingConfig, StageEntry
+from eval.sampling.options import SamplingOptions
+from pipeline.stages.train import TrainStageConfig
+from pipeline.stages.trained_cascade import find_cascade
+from pipeline.store.run import Run
+from train.loader.shard_index import index_shards
+from train.tasks.diffusion import train_diffusion
+from train.tasks.diffusion_config import DiffusionTrainingConfig
+
+SAMPLING = SamplingConfig(guidance=2.0, steps=16)
+WORD = "zwx"  # which means nothing yet
+CLASS_IMAGES = 96
+Prompts = Sequence[tuple[str, Claim]]
+Example = tuple[np.ndarray, str]  # uint8 RGB image, caption
+
+
+class Bench:
+    """The demo's base and encoder, and where files go."""
+
+    def __init__(self, demo: str, scratch: str) -> None:
+        run = Run(demo)
+        artifact = run.artifacts()["train.base"]
+        self.config = TrainStageConfig.from_manifest(artifact.manifest).train
+        self.base, self.scratch, self.count = artifact.path("export"), Path(scratch), 0
+        self.cascade = find_cascade(demo, "DEMO")
+        self.size = self.config.resolution
+        self.encoder = TextEncoder.from_folder(self.cascade.encoder, max_length=self.cascade.max_length)
+
+    def write_data(self, examples: Sequence[Example]) -> str:
+        """Packs images and embeds captions; returns the path of their index."""
+        folder = self._new_folder("data")
+        column, pack, embed = pixels_column(self.size), folder / "pack.parquet", folder / "embed.parquet"
+        captions = [caption for _, caption in examples]
+        pixels = [cv2.resize(image, (self.size, self.size), interpolation=cv2.INTER_AREA) for image, _ in examples]
+        columns = {
+            "key": [f"{number:06d}" for number in range(len(examples))],
+            "caption": captions,
+            "split": ["train"] * len(examples),
+            "captions": [[caption] for caption in captions],
+            column: [image.tobytes() for image in pixels],
+        }
+        fields = [pa.field(name, pa.string()) for name in ("key", "caption", "split")]
+        fields.append(pa.field("captions", pa.list_(pa.string())))
+        fields.append(pa.field(column, pa.binary(), metadata={ENCODING_KEY: b"raw"}))
+        write_table(pa.table(columns, schema=pa.schema(fields)), pack, "pack", [len(examples)], use_dictionary=False)
+        embed_shard(pack, embed, self.encoder, EmbedConfig())
+        index = folder / "index.parquet"
+        index_shards([str(pack)], [str(embed)], (column,)).write(str(index))
+        return str(index)
+
+    def train(self, index: str, steps: int, seed: int, **changes: Any) -> Path:
+        """Trains the base; returns its folder."""
+        folder = self._new_folder("train")
+        own = self.config.model_dump(mode="json") | {"preset": None, "init": None, "adapter": None, "zero_stage": 0}
+        own |= {"steps": steps, "warmup_steps": max(1, steps // 20), "ema_decay": max(0.5, 1 - 10 / steps)}
+        own |= {"checkpoint_every": steps, "validate_every": 0, "sample_every": 0, "log_every": max(1, steps // 10)}
+        config = DiffusionTrainingConfig.model_validate(own | changes, strict=False)
+        train_diffusion(index, False, config, str(folder), seed)
+        return folder / "export"
+
+    def open(self, base: str | Path) -> Cascade:
+        """Returns a cascade of this base alone."""
+        entry = StageEntry(name="base", resolution=self.size, path=str(base), sampling=SAMPLING)
+        update = {"stages": [entry], "clip": None, "clip_pretrained": None, "watermark": None}
+        return Cascade.from_config(CascadeConfig.model_validate(self.cascade.model_dump() | update, strict=False))
+
+    def sample(self, base: str | Path, prompts: Sequence[str], seed: int) -> list[np.ndarray]:
+        """Returns an image per prompt."""
+        images: list[Image.Image] = self.open(base).sample(list(prompts), SamplingOptions(seed=seed)).images
+        return [np.asarray(image) for image in images]
+
+    def _new_folder(self, kind: str) -> Path:
+        self.count += 1
+        folder = self.scratch / f"{kind}-{self.count}"
+        folder.mkdir()
+        return folder
+
+
+def judge(images: Sequence[np.ndarray], prompts: Prompts) -> float:
+    """Returns the share of images that show all that their claims state, of five colours."""
+    pairs = zip(images, prompts, strict=True)
+    return float(np.mean([check_image(image, claim, WIDE_PALETTE)["all"] for image, (_, claim) in pairs]))
+
+
+def make_prompts(count: int, seed: int, purple: bool) -> list[tuple[str, Claim]]:
+    """Returns English prompts of claims, with a purple group or of the corpus."""
+    rng = np.random.default_rng([seed, 900 + purple])
+    claims = [sample_claim(rng) for _ in range(count)]
+    claims = [recolour_claim(claim, rng) for claim in claims] if purple else claims
+    return [(render_caption(claim), claim) for claim in claims]
+
+
+def draw_scenes(count: int, seed: int) -> Iterator[Example]:
+    """Yields scenes with captions, half of them with a purple group."""
+    for index in range(count):
+        rng = np.random.default_rng([seed, 700, index])
+        claim = sample_claim(rng, related=0.4)
+        claim = recolour_claim(claim, rng) if index % 2 else claim
+        yield draw_scene(claim, rng, 64), render_caption(claim)
+
+
+# ---------------------------------------------------------------------------------------------- a new colour
+
+
+def measure_colour(bench: Bench, seed: int, steps: int, images: int, prompts: int) -> list[dict[str, Any]]:
+    """Returns accuracy on new and old prompts of every method."""
+    index, few = bench.write_data(list(draw_scenes(images, seed))), max(1, steps // 5)
+    new, old = make_prompts(prompts, seed, True), make_prompts(prompts, seed, False)
+    rate = bench.config.learning_rate
+    init = {"source": bench.base}
+    methods: dict[str, tuple[int, dict[str, Any]]] = {
+        "from nothing": (steps, {}),
+        "from nothing, a fifth": (few, {}),
+        "full tuning": (few, {"init": init, "learning_rate": rate / 4}),
+        "LoRA, rank 4": (few, {"init": init, "adapter": {"rank": 4}, "learning_rate": rate, "weight_decay": 0.0}),
+        "LoRA, rank 16": (few, {"init": init, "adapter": {"rank": 16}, "learning_rate": rate, "weight_decay": 0.0}),
+    }
+    rows = [describe(bench, bench.base, "the demo's model", 0, seed, new, old)]
+    for name, (updates, changes) in methods.items():
+        base = bench.train(index, updates, seed, **changes)
+        rows.append(describe(bench, base, name, updates, seed, new, old))
+        print(rows[-1], flush=True)
+    return rows
+
+
+def describe(
+    bench: Bench, base: str | Path, name: str, steps: int, seed: int, new: Prompts, old: Prompts
+) -> dict[str, Any]:
+    """Returns a row: accuracy on new and old prompts."""
+    found = {
+        key: judge(bench.sample(base, [text for text, _ in prompts], seed), prompts)
+        for key, prompts in {"new": new, "old": old}.items()
+    }
+    return {"part": "colour", "method": name, "steps": steps, "seed": seed, **found}
+
+
+# ---------------------------------------------------------------------------------------------- a subject
+
+
+def measure_subject(bench: Bench, seed: int, steps: int, prompts: int) -> list[dict[str, Any]]:
+    """Returns what DreamBooth learned and forgot, with the class images and without."""
+    rng = np.random.default_rng([seed, 800])
+    squares = [sample_square(rng) for _ in range(2 * prompts)]
+    kept, judged = squares[prompts:], squares[:prompts]
+    subject = [(draw_subject(number, 64), f"a {WORD} square") for number in range(SUBJECT_IMAGES)]
+    texts = [render_caption(kept[number % len(kept)]) for number in range(CLASS_IMAGES)]
+    own = list(zip(bench.sample(bench.base, texts, seed + 1), texts, strict=True))
+    changes = {"init": {"source": bench.base}, "learning_rate": bench.config.learning_rate / 6, "batch_size": 16}
+    rows = [describe_subject(bench, bench.base, "the demo's model", seed, judged)]
+    for name, examples in {
+        "with class images": [*subject * (CLASS_IMAGES // SUBJECT_IMAGES), *own],
+        "without": list(subject),
+    }.items():
+        base = bench.train(bench.write_data(examples), steps, seed, **changes)
+        rows.append(describe_subject(bench, base, name, seed, judged))
+        print(rows[-1], flush=True)
+    return rows
+
+
+def sample_square(rng: np.random.Generator) -> Claim:
+    """Returns a claim of one square with a position, of a colour that squares have in the corpus."""
+    colour = ("red", "green", "blue")[int(rng.integers(3))]
+    position = ("left", "right", "top", "bottom", "centre")[int(rng.integers(5))]
+    size = ("small", "large")[int(rng.integers(2))]
+    group = ObjectGroup.model_validate({"colour": colour, "shape": "square", "size": size})
+    return Claim.model_validate({"first": group, "position": position})
+
+
+def describe_subject(bench: Bench, base: str | Path, name: str, seed: int, squares: Sequence[Claim]) -> dict[str, Any]:
+    """Returns a row: the subject as trained, in new places, beside a circle; and what other squares look like."""
+    places = ("left", "right", "top", "bottom")
+    alone = [(f"a {WORD} square", Claim(first=SUBJECT))] * 8
+    moved = [
+        (f"a {WORD} square {word}", Claim.model_validate({"first": SUBJECT, "position": place}))
+        for place, word in zip(places, ("on the left", "on the right", "at the top", "at the bottom"), strict=True)
+    ] * 2
+    circle = ObjectGroup.model_validate({"colour": "red", "shape": "circle", "size": "small"})
+    beside = [
+        (
+            f"a {WORD} square {relation} a small red circle",
+            Claim.model_validate({"first": SUBJECT, "second": circle, "relation": relation}),
+        )
+        for relation in ("left of", "right of", "above", "below")
+    ] * 2
+    found = {
+        key: judge(bench.sample(base, [text for text, _ in group], seed), group)
+        for key, group in {"alone": alone, "new place": moved, "beside": beside}.items()
+    }
+    others = [(render_caption(claim), claim) for claim in squares]
+    images = bench.sample(base, [text for text, _ in others], seed)
+    return {
+        "part": "subject",
+        "method": name,
+        "seed": seed,
+        **found,
+        "class": judge(images, others),
+        "class collapsed": float(np.mean([is_subject(image) for image in images])),
+    }
+
+
+def is_subject(image: np.ndarray) -> bool:
+    """Returns whether an image shows an object of the subject's colour."""
+    return any(shape.colour == SUBJECT.colour for shape in find_shapes(image, WIDE_PALETTE))
+
+
+# ---------------------------------------------------------------------------------------------- all
+
+
+def average(rows: Sequence[Mapping[str, Any]], method: str, key: str) -> float:
+    """Returns the mean of a method over the seeds."""
+    return float(np.mean([row[key] for row in rows if row["method"] == method]))
+
+
+def make_claims(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Returns the claims of the parts that were measured."""
+    colour, subject = ([row for row in rows if row["part"] == part] for part in ("colour", "subject"))
+    claims = []
+    if colour:
+        target = average(colour, "from nothing", "new")
+        for method in ("full tuning", "LoRA, rank 4", "LoRA, rank 16"):
+            text = f"{method}, a fifth of the updates: accuracy on the new colour over that of all updates from nothing"
+            claims.append(make_claim(text, average(colour, method, "new") / max(target, 1e-9), "ratio", 1.0))
+    if subject:
+        kept, lost = (average(subject, method, "class") for method in ("with class images", "without"))
+        claims.append(
+            make_claim("class kept by its images: accuracy with them less without", kept - lost, "share", 0.2)
+        )
+        text = "the subject in new places, with class images"
+        claims.append(make_claim(text, average(subject, "with class images", "new place"), "share", 0.5))
+    return claims
+
+
+def main() -> None:
+    """Measures every seed, writes the result and prints its claims."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("demo", help="a finished run of configs/demo.yaml")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--steps", type=int, default=4500, help="updates from nothing")
+    parser.add_argument("--subject-steps", type=int, default=300)
+    parser.add_argument("--images", type=int, default=4000)
+    parser.add_argument("--prompts", type=int, default=100)
+    parser.add_argument("--part", choices=["colour", "subject"], help="only this one")
+    given = parser.parse_args()
+    rows: list[dict[str, Any]] = []
+    with tempfile.TemporaryDirectory() as scratch:
+        bench = Bench(given.demo, scratch)
+        for seed in given.seeds:
+            if given.part != "subject":
+                rows += measure_colour(bench, seed, given.steps, given.images, given.prompts)
+            if given.part != "colour":
+                rows += measure_subject(bench, seed, given.subject_steps, given.prompts)
+    sizes = {name: value for name, value in vars(given).items() if name != "demo"}
+    write_result("finetuning", rows, make_claims(rows), ("torch",), sizes=sizes)
+
+
+if __name__ == "__main__":
+    main()
