@@ -27,8 +27,8 @@ test-cluster: $(VENV)/.installed-dev
 	$(BIN)/pytest -m slow tests/pipeline/execution/test_executor_lost_machines.py \
 		tests/pipeline/runtime/test_ray_session_on_premise.py
 
-# Benchmarks that need no finished run; demo, sampling and cluster take one: `python -m benchmarks.NAME runs/demo`.
-BENCHMARKS := startup download embed loader host_budget score data_scaling distances codec_training equality zero_memory trainer_overhead plan
+# Benchmarks that need no finished run; demo, finetuning, sampling and cluster take one: `python -m benchmarks.NAME runs/demo`.
+BENCHMARKS := startup download embed loader host_budget score data_scaling distances codec_training equality zero_memory adapter_memory trainer_overhead plan
 bench: $(VENV)/.installed-dev
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[bench]'
 	$(BIN)/pip install --quiet --no-deps --upgrade --target .peers mosaicml-streaming brotli python-snappy cramjam zstd catalogue

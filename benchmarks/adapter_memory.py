@@ -15,9 +15,10 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
+from torch.utils._pytree import tree_iter
 
 from benchmarks.result import make_claim, write_result
-from benchmarks.zero_memory import map_storages
+from benchmarks.zero_memory import list_live_tensors, map_storages
 from pipeline.planner.memory import MemorySetting, estimate_memory
 from pipeline.planner.network import Activations, make_step_inputs
 from pipeline.planner.training import count_trained_parameters
@@ -35,6 +36,7 @@ PARTS = ("weights", "gradients", "optimizer")
 def measure_case(stage: int, adapter: AdapterConfig | None, source: str) -> dict[str, Any]:
     """Returns the MB of each part for a ZeRO stage, and what the planner says."""
     layout = denoiser_config(MODEL)
+    before = set(map_storages(list_live_tensors()))
     torch.manual_seed(0)
     model = build_denoiser(layout)
     options: dict[str, Any] = {"batch_size": 2, "accumulation": 2, "zero_stage": stage}
@@ -50,8 +52,14 @@ def measure_case(stage: int, adapter: AdapterConfig | None, source: str) -> dict
             engine.step(1e-4)
     state = [value for slots in engine.optimizer.state.values() for value in slots.values()]
     weights: list[Any] = [part for p in model.parameters() for part in (p.data, getattr(p, "ds_tensor", None))]
-    held = {"weights": weights, "gradients": list_gradients(engine, stage), "optimizer": [*state, *masters(engine)]}
-    measured = {name: sum(map_storages(tensors).values()) / 1e6 for name, tensors in held.items()}
+    held = {"weights": map_storages(weights), "optimizer": map_storages([*state, *list_masters(engine)])}
+    grads = [param.grad for param in model.parameters() if param.grad is not None]
+    given = map_storages(tree_iter(inputs))
+    known = {*before, *given, *held["weights"], *held["optimizer"]}
+    live = map_storages([*list_live_tensors(), *grads])
+    # What else is live between two micro-batches are the gradients, wherever the stage keeps them.
+    held["gradients"] = {address: size for address, size in live.items() if address not in known}
+    measured = {name: sum(held[name].values()) / 1e6 for name in PARTS}
     trained, whole = count_trained_parameters(layout, adapter), count_parameters(layout)
     frozen = 0 if adapter is None else whole
     setting = MemorySetting("adamw", stage, "none", False, "fp32")
@@ -65,19 +73,9 @@ def measure_case(stage: int, adapter: AdapterConfig | None, source: str) -> dict
     return row | {"mb": measured, "planned_mb": expected, "checkpoint_mb": measure_checkpoint(engine, config)}
 
 
-def masters(engine: Engine) -> list[Tensor]:
+def list_masters(engine: Engine) -> list[Tensor]:
     """Returns the fp32 masters, which without ZeRO are the weights themselves."""
     return list(engine.masters) if engine.config.zero_stage else []
-
-
-def list_gradients(engine: Engine, stage: int) -> list[Any]:
-    """Returns the gradients that are kept between micro-batches, where the stage keeps them."""
-    grads: list[Any] = [param.grad for param in engine.module.parameters() if param.grad is not None]
-    if stage == 3:
-        grads += list(engine.wrapper.averaged_gradients.values())
-    elif stage:
-        grads += [grad for group in engine.wrapper.averaged_gradients.values() for grad in group or []]
-    return [tensor for grad in grads for tensor in (grad if isinstance(grad, list) else [grad])]
 
 
 def measure_checkpoint(engine: Engine, config: TrainConfig) -> float:
