@@ -17,7 +17,8 @@ import numpy as np
 import torch
 from safetensors import SafetensorError
 
-from dataprep.io.device_copy import send
+from dataprep.io.ahead import read_ahead
+from dataprep.io.device_copy import pin, send
 from dataprep.io.errors import UserError
 from dataprep.io.model_imports import import_transformers
 from dataprep.io.pipeline_folder import encoder_folders
@@ -30,6 +31,7 @@ WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.b
 TOKENIZERS = ("tokenizer.json", "spiece.model", "sentencepiece.bpe.model", "vocab.txt", "vocab.json")
 # Suffixes of the architecture in a config.json: causal models, and models of other inputs than text.
 NOT_ENCODERS = ("ForCausalLM", "LMHeadModel", "ForImageClassification", "ForObjectDetection", "ForCTC")
+PADDED_AHEAD = 2  # batches of token ids
 HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 
 
@@ -47,6 +49,15 @@ class EncodedTokens(NamedTuple):
     indices: list[int]
     lengths: list[int]
     tokens_TD: torch.Tensor
+
+
+class PaddedIds(NamedTuple):
+    """A batch of token ids, ready for the device."""
+
+    lengths: list[int]
+    ids_BL: torch.Tensor
+    mask_BL: torch.Tensor  # int64, 1 at tokens
+    place_T: torch.Tensor  # of each token that is kept among B x L
 
 
 class TextEncoder:
@@ -189,20 +200,29 @@ class TextEncoder:
     @torch.inference_mode()
     def device_batches(self, ids: Sequence[list[int]]) -> Iterator[EncodedTokens]:
         """As `batches`, with tokens on the device in the encoder's dtype; does not wait for them to be computed."""
-        for indices in self._group([len(tokens) for tokens in ids]):
-            lengths = [len(ids[index]) for index in indices]
-            width = self.max_length if self.pad else max(lengths)
-            mask_BL = torch.arange(width)[None] < torch.tensor(lengths)[:, None]
-            ids_BL = torch.full(mask_BL.shape, self.tokenizer.pad_token_id or 0)
-            ids_BL[mask_BL] = torch.tensor([token for index in indices for token in ids[index]])
-            if self.pad:
-                lengths, kept_BL = [width] * len(lengths), torch.ones_like(mask_BL)
-            else:
-                kept_BL = mask_BL
-            # Found on the CPU: the device need not be asked where the padding is.
-            place_T = send(kept_BL.flatten().nonzero()[:, 0], self.device)
-            output = self.model(input_ids=send(ids_BL, self.device), attention_mask=send(mask_BL.long(), self.device))
-            yield EncodedTokens(indices, lengths, output.last_hidden_state.flatten(0, 1)[place_T])
+        groups = self._group([len(tokens) for tokens in ids])
+        # A thread pads the next batches while this one starts the encoder.
+        padded = read_ahead((self._pad_ids([ids[index] for index in indices]) for indices in groups), PADDED_AHEAD)
+        for indices, batch in zip(groups, padded, strict=True):
+            output = self.model(
+                input_ids=send(batch.ids_BL, self.device), attention_mask=send(batch.mask_BL, self.device)
+            )
+            states_TD = output.last_hidden_state.flatten(0, 1)[send(batch.place_T, self.device)]
+            yield EncodedTokens(indices, batch.lengths, states_TD)
+
+    def _pad_ids(self, ids: Sequence[list[int]]) -> PaddedIds:
+        lengths = [len(tokens) for tokens in ids]
+        width = self.max_length if self.pad else max(lengths)
+        mask_BL = torch.arange(width)[None] < torch.tensor(lengths)[:, None]
+        ids_BL = torch.full(mask_BL.shape, self.tokenizer.pad_token_id or 0)
+        ids_BL[mask_BL] = torch.tensor([token for tokens in ids for token in tokens])
+        if self.pad:
+            lengths, kept_BL = [width] * len(lengths), torch.ones_like(mask_BL)
+        else:
+            kept_BL = mask_BL
+        # Found on the CPU: the device need not be asked where the padding is.
+        place_T = kept_BL.flatten().nonzero()[:, 0]
+        return PaddedIds(lengths, *(pin(value, self.device) for value in (ids_BL, mask_BL.long(), place_T)))
 
     def _group(self, lengths: Sequence[int]) -> list[list[int]]:
         """Groups indices into batches; with ``pad`` every caption counts as max_length tokens."""
