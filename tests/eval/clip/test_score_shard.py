@@ -89,8 +89,8 @@ def test_images_are_decoded_in_threads_ahead_of_the_device(
     scorer: ClipScorer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     keys = [f"{number:02d}" for number in range(17)]
-    write_table(pa.table({"key": keys, "caption": ["100", "010"] * 8 + [None]}), tmp_path / "d.parquet", "download")
-    monkeypatch.setattr(scorer, "tokenize", lambda texts: torch.tensor([[len(t), 1, t == "100"] for t in texts]))
+    write_table(pa.table({"key": keys, "caption": ["1000", "010"] * 8 + [None]}), tmp_path / "d.parquet", "download")
+    monkeypatch.setattr(scorer, "tokenize", lambda texts: torch.tensor([[len(t), 1, t == "1000"] for t in texts]))
     log: list[str] = []
     threads: set[str] = set()
     together = threading.Barrier(2)
@@ -119,8 +119,8 @@ def test_images_are_decoded_in_threads_ahead_of_the_device(
     assert log[:4] == ["start 0", "start 1", "wait 0", "start 2"] and log[-2:] == ["wait 7", "wait 8"]
     scores = read_table(two, "scores")["clip_similarity"].to_pylist()
     assert len(set(scores)) > 10 and None not in scores
-    text = {"100": (3, 1, 1), "010": (3, 1, 0), "": (0, 1, 0)}
-    for number, (score, caption) in enumerate(zip(scores, ["100", "010"] * 8 + [""], strict=True)):
+    text = {"1000": (4, 1, 1), "010": (3, 1, 0), "": (0, 1, 0)}  # a batch is sorted by length
+    for number, (score, caption) in enumerate(zip(scores, ["1000", "010"] * 8 + [""], strict=True)):
         colour = np.array([number + 1, 17 - number, 3])
         expected = colour @ text[caption] / np.linalg.norm(colour) / np.linalg.norm(text[caption])
         assert score == pytest.approx(float(expected), abs=1e-5)
