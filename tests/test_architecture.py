@@ -55,7 +55,7 @@ LEVELS: dict[str, tuple[tuple[str, ...], ...]] = {
         ("loop",),
         ("tasks",),
     ),
-    "eval": (("clip",), ("sampling",), ("metrics",)),
+    "eval": (("clip",), ("sampling",), ("metrics",), ("judging",)),
     "pipeline": (
         ("profile", "terminal", "units"),
         ("store",),

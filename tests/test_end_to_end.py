@@ -231,10 +231,10 @@ def test_an_export_draws_the_same_without_the_run(killed_run: dict[str, Any], tm
     from PIL import Image
 
     from eval.sampling.cascade import Cascade
-    from pipeline.inference.export import export_run
+    from pipeline.inference.export import ExportOptions, export_run
 
     run, out = str(killed_run["run"]), tmp_path / "export"
-    export_run(run, out, licence="cc0-1.0")
+    export_run(run, out, ExportOptions(licence="cc0-1.0"))
     words = [sys.executable, "-c", ALONE, str(out), str(tmp_path / "alone.png")]
     done = subprocess.run(words, cwd=ROOT, text=True, capture_output=True, check=False)
     assert done.returncode == 0, done.stderr
@@ -246,7 +246,7 @@ def test_an_export_draws_the_same_without_the_run(killed_run: dict[str, Any], tm
     metrics = json.loads((out / "metrics.json").read_text())
     assert "license: cc0-1.0" in card and f"all {metrics['composition']['seen']['all']:.0%}" in card
     assert f"{metrics['clip_score']:.3f}" in card and "rendered scenes of simple shapes" in card
-    export_run(run, tmp_path / "raw", weights="raw")
+    export_run(run, tmp_path / "raw", ExportOptions(weights="raw"))
     raw, averaged = Cascade.from_pretrained(tmp_path / "raw"), Cascade.from_pretrained(out)
     assert raw.digest != averaged.digest
     assert averaged("a red circle", num=1, best_of=2).scores is not None

@@ -4,23 +4,27 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
-from eval.metrics.config import FeaturesConfig, SweepPoint
+from eval.metrics.config import SweepPoint
+from eval.metrics.feature_models import FeatureSpace
 from eval.metrics.feature_sets import FeatureKey, FeatureSet, Subsample
 from eval.metrics.samples_table import EVALUATE, JudgedSample, SampleKey, read_samples
+
+if TYPE_CHECKING:
+    from eval.metrics.judges.base import JudgeConfig, Verdict
+    from eval.metrics.memorisation import CopySearch
 
 
 @dataclass(frozen=True)
 class MeasuredFeatures:
     """Image features of the samples, of the run's validation images and of a reference."""
 
-    models: Sequence[FeaturesConfig]  # the feature spaces
-    clip_name: str  # of the run's own CLIP, for descriptions
+    spaces: Sequence[FeatureSpace]
     reference: str  # the set that distances are measured to: "validation" or "reference"
     reference_name: str
     size: int  # pixels, of the judged images
@@ -47,6 +51,9 @@ class JudgedSamples:
     paths: Sequence[str] = ()  # the sample tables, which hold the images
     features: MeasuredFeatures | None = None  # None without samples
     sweep: Sequence[SweptSetting] = ()
+    judges: Sequence[JudgeConfig] = ()
+    verdicts: Mapping[str, Sequence[Verdict]] = field(default_factory=dict)  # by key of the judge; every candidate
+    copies: CopySearch | None = None  # None: no training images were searched
 
     @cached_property
     def chosen(self) -> list[JudgedSample]:

@@ -6,9 +6,10 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from dataprep.io.config import Config
+from eval.metrics.judges.config import JudgeConfig
 from eval.sampling.config import SamplingConfig
 from train.diffusion.config import SamplerName
 
@@ -20,7 +21,9 @@ class FeaturesConfig(Config):
     """A feature space to measure distances in."""
 
     model: str = Field(
-        OWN_CLIP, description="clip: the run's own; inception; or an open_clip name or an exported folder"
+        OWN_CLIP,
+        description="clip: the run's own; inception; an open_clip name; an exported folder; or a local folder of "
+        "transformers, such as DINOv2's",
     )
     pretrained: str | None = Field(None, description="open_clip tag, or the local file of the weights")
 
@@ -40,6 +43,16 @@ class SweepConfig(Config):
     samplers: tuple[SamplerName, ...] = Field((), strict=False, description="samplers, each at every one of `steps`")
 
 
+class MemorisationConfig(Config):
+    """The search for training images that samples are near copies of."""
+
+    threshold: float = Field(
+        0.06, gt=0, le=1, description="greatest difference of a tile, as a share of the pixels' range, of a near copy"
+    )
+    neighbours: int = Field(16, ge=1, description="nearest images by features of which pixels are compared")
+    queries: int = Field(1000, ge=1, description="samples to look up, at most, and as many held-out images")
+
+
 class EvaluateConfig(Config):
     """What is measured besides CLIP score and composition."""
 
@@ -53,6 +66,19 @@ class EvaluateConfig(Config):
         SUBSAMPLE, ge=10, description="images per set, at most, of the metrics that compare pairs of images"
     )
     sweep: SweepConfig | None = Field(None, description="also evaluate other settings of a stage's sampler")
+    judges: tuple[JudgeConfig, ...] = Field(
+        (), strict=False, description="models from local weights that score samples or check what they show"
+    )
+    memorisation: MemorisationConfig | None = Field(
+        None, description="also look for near copies of training images among the samples; reads every training image"
+    )
+
+    @model_validator(mode="after")
+    def _check_judges(self) -> EvaluateConfig:
+        kinds = [judge.kind for judge in self.judges]
+        if twice := next((kind for kind in kinds if kinds.count(kind) > 1), None):
+            raise ValueError(f"judges: {twice} is named twice; leave one out")
+        return self
 
 
 @dataclass(frozen=True)

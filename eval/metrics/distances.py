@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 
 from eval.metrics.base import JudgedSamples, Metric
-from eval.metrics.config import OWN_CLIP, FeaturesConfig
-from eval.metrics.feature_models import describe_features, distance_name
+from eval.metrics.config import OWN_CLIP
+from eval.metrics.feature_models import FeatureSpace
 from eval.metrics.feature_sets import SAMPLE_SET, FeatureSet, Moments
 
 NEIGHBOURS = 5
@@ -124,6 +124,8 @@ def compare_sets(
 ) -> dict[str, float | int | None]:
     """Returns all distances of ``fake`` from ``real``; None for those that a set is too small for.
 
+    Without ``kid_subsets`` KID is None.
+
     Keys: fd, kid, kid_std, precision, recall, density, coverage, images, reference_images, subsample (maximum rows of
     each set for KID and the neighbourhoods).
     """
@@ -133,19 +135,23 @@ def compare_sets(
     if min(len(real), len(fake)) >= 2:
         found["fd"] = frechet_distance(real.moments, fake.moments)
         real_ND, fake_MD = np.stack(real.sample.taken()), np.stack(fake.sample.taken())
-        found["kid"], found["kid_std"] = kernel_distance(fake_MD, real_ND, kid_subsets, seed=seed)
+        if kid_subsets:
+            found["kid"], found["kid_std"] = kernel_distance(fake_MD, real_ND, kid_subsets, seed=seed)
         if min(len(real_ND), len(fake_MD)) > NEIGHBOURS:
             found |= compare_neighbourhoods(real_ND, fake_MD)
     return found | {"images": len(fake), "reference_images": len(real), "subsample": real.subsample}
 
 
-def describe_distances(
-    real: FeatureSet | None, fake: FeatureSet | None, config: FeaturesConfig, clip_name: str
-) -> dict[str, Any]:
-    """`compare_sets` with the name of the distance, its feature model and a caveat. A missing set counts as empty."""
+def describe_distances(real: FeatureSet | None, fake: FeatureSet | None, space: FeatureSpace) -> dict[str, Any]:
+    """`compare_sets` with what it was computed in, and a caveat. A missing set counts as empty.
+
+    KID is None for unit vectors: its kernel (x.y / D + 1)^3 is then all but linear, and compares means alone. CMMD
+    (`eval.metrics.cmmd`) takes its place.
+    """
     empty = FeatureSet(1)
-    found: dict[str, Any] = {"name": distance_name(config), "model": describe_features(config, clip_name)}
-    found |= compare_sets(real or empty, fake or empty)
+    found: dict[str, Any] = {"name": space.name, "model": space.model}
+    found |= {"weights": space.weights, "resolution": space.resolution}
+    found |= compare_sets(real or empty, fake or empty, 0 if space.unit_length else 50)
     smaller = min(len(real or ()), len(fake or ()))
     found["dim"] = real.dim if real else None
     found["note"] = None
@@ -164,7 +170,7 @@ class Distances(Metric):
     has_section = True
 
     def compute(self, judged: JudgedSamples) -> dict[str, Any]:
-        """Keys: reference, distances, and per feature space its Frechet distance and KID."""
+        """Keys: reference, distances, and per feature space its Frechet distance, and its KID unless unit vectors."""
         features = judged.features
         if features is None:
             return {"reference": None, "distances": {}}
@@ -174,10 +180,12 @@ class Distances(Metric):
             "reference": {"what": features.reference_name, "images": count, "size": features.size},
             "distances": {},
         }
-        for config in features.models:
-            real = features.sets.get((features.reference, features.size, config.key))
-            fake = features.sets.get((SAMPLE_SET, features.size, config.key))
-            entry = describe_distances(real, fake, config, features.clip_name)
-            values["distances"][config.key] = entry
-            values |= {entry["name"]: entry["fd"], f"kid_{config.key}": entry["kid"]}
+        for space in features.spaces:
+            real = features.sets.get((features.reference, features.size, space.key))
+            fake = features.sets.get((SAMPLE_SET, features.size, space.key))
+            entry = describe_distances(real, fake, space)
+            values["distances"][space.key] = entry
+            values[space.name] = entry["fd"]
+            if not space.unit_length:
+                values[f"kid_{space.key}"] = entry["kid"]
         return values

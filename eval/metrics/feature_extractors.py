@@ -1,4 +1,4 @@
-"""Images to feature vectors: by CLIP, by any open_clip image tower, by the Inception network of the FID."""
+"""Images to feature vectors: by CLIP, any image tower of open_clip or transformers, or the Inception of the FID."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from dataprep.io.errors import UserError
 from dataprep.io.model_imports import declare_torchvision_operators
 from eval.clip.scorer import ClipScorer
 from eval.metrics.config import INCEPTION, OWN_CLIP, FeaturesConfig
+from eval.metrics.feature_models import is_transformers_folder
 
 
 class FeatureExtractor(Protocol):
@@ -30,6 +31,10 @@ def load_extractor(config: FeaturesConfig, own: ClipScorer, device: str = "cpu")
     if config.model == INCEPTION:
         assert config.pretrained is not None
         return InceptionExtractor(config.pretrained, device)
+    if is_transformers_folder(config.model):
+        from eval.metrics.transformers_features import TransformersExtractor
+
+        return TransformersExtractor(config.model, device)
     return ClipScorer.load({"model": config.model, "pretrained": config.pretrained}, device)
 
 

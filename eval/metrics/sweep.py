@@ -6,6 +6,7 @@ from typing import Any
 
 from dataprep.io.parquet import read_table
 from eval.metrics.base import JudgedSamples, MeasuredFeatures, Metric, SweptSetting
+from eval.metrics.cmmd import measure_cmmd
 from eval.metrics.distances import describe_distances
 from eval.metrics.feature_sets import SWEEP_SET
 from eval.metrics.feature_tables import collect_features
@@ -34,9 +35,14 @@ def _measure_setting(swept: SweptSetting, features: MeasuredFeatures) -> dict[st
     row |= swept.point.settings.model_dump()
     row |= {"images": len(scores), "clip_score": bootstrap_mean(scores)}
     row["accuracy"] = sum(correct) / len(correct) if correct else None
-    for config in features.models:
-        real = features.sets.get((features.reference, swept.size, config.key))
-        fake = collected.sets.get((SWEEP_SET, swept.size, config.key))
-        found = describe_distances(real, fake, config, features.clip_name)
-        row |= {found["name"]: found["fd"], f"kid_{config.key}": found["kid"]}
+    for space in features.spaces:
+        real = features.sets.get((features.reference, swept.size, space.key))
+        fake = collected.sets.get((SWEEP_SET, swept.size, space.key))
+        found = describe_distances(real, fake, space)
+        row[space.name] = found["fd"]
+        row |= (
+            {space.cmmd_name: measure_cmmd(real, fake, space)}
+            if space.unit_length
+            else {f"kid_{space.key}": found["kid"]}
+        )
     return row

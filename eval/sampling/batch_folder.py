@@ -11,24 +11,39 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import fields
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from PIL import Image
 
 from dataprep.io import storage
 from dataprep.io.errors import UserError
 from dataprep.io.plain_text import split_lines
-from eval.sampling.cascade import Cascade
 from eval.sampling.options import SamplingOptions
 from eval.sampling.png_metadata import save_png
 from eval.sampling.prompts import clean_prompt
+from eval.sampling.samples import Samples
 
 LINES_FILE, SETTINGS_FILE = "images.jsonl", "settings.json"
 IMAGE_NAME = re.compile(r"\d{5,}-\d{2,}\.png")
 
 
+class ImageModel(Protocol):
+    """What images are sampled with: a `Cascade`, or another model behind its interface."""
+
+    @property
+    def digest(self) -> str:
+        """Identifies the weights."""
+
+    @property
+    def watermark(self) -> str | None:
+        """Text of an invisible watermark."""
+
+    def sample(self, prompts: Sequence[str], options: SamplingOptions) -> Samples:
+        """Samples ``options.num`` images per prompt; the image of (prompt, seed, index) is the same in any batch."""
+
+
 def sample_folder(
-    cascade: Cascade, prompts: Sequence[str], folder: Path, options: SamplingOptions, chunk: int = 16
+    model: ImageModel, prompts: Sequence[str], folder: Path, options: SamplingOptions, chunk: int = 16
 ) -> Iterator[int]:
     """Samples images into ``folder`` as 00000-00.png (prompt, image); yields how many prompts are finished.
 
@@ -37,14 +52,14 @@ def sample_folder(
     """
     prompts = [clean_prompt(prompt) for prompt in prompts]
     folder.mkdir(parents=True, exist_ok=True)
-    _check_settings(folder / SETTINGS_FILE, _describe_call(cascade, options))
+    _check_settings(folder / SETTINGS_FILE, _describe_call(model, options))
     done = _find_finished(folder, prompts, options.num)
     left = [number for number in range(len(prompts)) if number not in done]
     count = len(prompts) - len(left)
     yield count
     for start in range(0, len(left), chunk):
         numbers = left[start : start + chunk]
-        samples = cascade.sample([prompts[number] for number in numbers], options)
+        samples = model.sample([prompts[number] for number in numbers], options)
         with (folder / LINES_FILE).open("a", encoding="utf-8") as lines:
             for position in range(len(samples.images)):
                 file = f"{numbers[position // options.num]:05d}-{position % options.num:02d}.png"
@@ -106,9 +121,9 @@ def _check_settings(path: Path, settings: dict[str, Any]) -> None:
             )
 
 
-def _describe_call(cascade: Cascade, options: SamplingOptions) -> dict[str, Any]:
+def _describe_call(model: ImageModel, options: SamplingOptions) -> dict[str, Any]:
     """Returns model and options as JSON values, images as a hash of their pixels. The batch size does not matter."""
-    described: dict[str, Any] = {"model": cascade.digest, "watermark": cascade.watermark}
+    described: dict[str, Any] = {"model": model.digest, "watermark": model.watermark}
     for name in (item.name for item in fields(options) if item.name != "batch_size"):
         value = getattr(options, name)
         is_image = isinstance(value, Image.Image)

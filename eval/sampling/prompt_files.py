@@ -22,10 +22,11 @@ from eval.sampling.prompts import EvalPrompt, clean_prompt
 
 MAX_CHARACTERS = 1000  # of a prompt
 PROMPT_NAMES, CATEGORY_NAMES = ("prompt", "prompts", "caption", "text"), ("category", "split", "challenge")
+IMAGE_NAMES = ("file_name", "file", "filename", "image", "item_id")  # columns that name the image of a prompt
 TABLES = ("csv", "tsv", "jsonl", "json")
 COMMENT = re.compile(r"#+(\s|$)")  # "# a note" is a comment, "#1 dad mug" a prompt
 
-Row = tuple[str, str, str]  # where it is, prompt, category or ""
+Row = tuple[str, str, str, str]  # where it is, prompt, category or "", name of its image or ""
 
 
 @dataclass(frozen=True)
@@ -52,7 +53,7 @@ def read_prompt_file(path: str) -> PromptFile:
     """
     kept: dict[str, EvalPrompt] = {}
     left_out: Counter[str] = Counter()
-    for prompt, reason in _read_every_prompt(path):
+    for prompt, reason, _ in _read_every_prompt(path):
         if prompt is not None and prompt.prompt in kept:
             left_out["repeated"] += 1
         elif prompt is not None:
@@ -66,7 +67,12 @@ def read_prompt_file(path: str) -> PromptFile:
 
 def read_prompts(path: str) -> list[EvalPrompt]:
     """Reads every prompt of a file, also repeated ones; see `read_prompt_file`."""
-    found = [prompt for prompt, _ in _read_every_prompt(path) if prompt is not None]
+    return [prompt for prompt, _ in read_named_prompts(path)]
+
+
+def read_named_prompts(path: str) -> list[tuple[EvalPrompt, str]]:
+    """Reads every prompt of a file with the name of its image: a table's column of `IMAGE_NAMES`, "" without one."""
+    found = [(prompt, name) for prompt, _, name in _read_every_prompt(path) if prompt is not None]
     if not found:
         raise UserError(f"prompts {path}: no prompt in it; write one per line")
     return found
@@ -84,29 +90,34 @@ def read_protocol(path: str, count: int, seed: int) -> list[EvalPrompt]:
     return [distinct[index] for index in sorted(chosen)]
 
 
-def _read_every_prompt(path: str) -> Iterator[tuple[EvalPrompt | None, str]]:
-    """Yields (prompt, "") or (None, why it is none) per line that is not empty, or per row."""
+def _read_every_prompt(path: str) -> Iterator[tuple[EvalPrompt | None, str, str]]:
+    """Yields (prompt, "", name of its image) or (None, why it is none, "") per line that is not empty, or per row."""
     extension = path.rpartition(".")[2].lower()
     is_table = extension in TABLES
-    for where, text, category in _read_table(path, extension) if is_table else _read_text(path):
+    for where, text, category, name in _read_table(path, extension) if is_table else _read_text(path):
         prompt = clean_prompt(text, f"prompts {path}: {where}")
         if not prompt:
-            yield None, "empty"
+            yield None, "empty", ""
         elif not is_table and COMMENT.match(prompt):
-            yield None, "comment"
+            yield None, "comment", ""
         elif len(prompt) > MAX_CHARACTERS:
             raise UserError(
                 f"prompts {path}: {where} has {len(prompt)} characters; keep it to {MAX_CHARACTERS} (it begins with "
                 f"{prompt[:40]!r})"
             )
         else:
-            language = "zh" if _has_chinese(prompt) else "en"
-            yield EvalPrompt(prompt, _to_split(category), language, parse_caption(prompt)), ""
+            yield make_prompt(prompt, category), "", name
+
+
+def make_prompt(prompt: str, category: str = "") -> EvalPrompt:
+    """Returns a prompt with its language and, for one of the grammar, its claim; ``category`` becomes its split."""
+    language = "zh" if _has_chinese(prompt) else "en"
+    return EvalPrompt(prompt, _to_split(category), language, parse_caption(prompt))
 
 
 def _read_text(path: str) -> Iterator[Row]:
     lines = split_lines(_decode(path, "a text file with one prompt per line"))
-    yield from ((f"line {number}", line, "") for number, line in enumerate(lines, start=1) if line.strip())
+    yield from ((f"line {number}", line, "", "") for number, line in enumerate(lines, start=1) if line.strip())
 
 
 def _decode(path: str, wanted: str) -> str:
@@ -124,11 +135,12 @@ def _read_table(path: str, extension: str) -> Iterator[Row]:
     except (json.JSONDecodeError, KeyError, TypeError, csv.Error) as error:
         raise UserError(f"prompts {path}: not a .{extension} of prompts ({type(error).__name__}: {error})") from error
     names = list(rows[0][1]) if rows else []
-    prompt, category = (_find_column(names, known) for known in (PROMPT_NAMES, CATEGORY_NAMES))
+    prompt, category, image = (_find_column(names, known) for known in (PROMPT_NAMES, CATEGORY_NAMES, IMAGE_NAMES))
     if prompt is None:
         raise UserError(f"prompts {path}: no column named {', '.join(PROMPT_NAMES)}; it has {', '.join(names)}")
     for where, row in rows:
-        yield where, _read_cell(path, where, row, prompt), str(row.get(category) or "") if category else ""
+        name = str(row.get(image) or "") if image else ""
+        yield where, _read_cell(path, where, row, prompt), str(row.get(category) or "") if category else "", name
 
 
 def _find_column(names: list[str], known: tuple[str, ...]) -> str | None:

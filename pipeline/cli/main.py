@@ -19,7 +19,7 @@ import typer
 
 from dataprep.io.errors import UserError
 from dataprep.io.progress_bars import disable_progress_bars
-from pipeline.cli import compare, data, info, jobs, plan, run, sample
+from pipeline.cli import compare, data, evaluate, export, info, jobs, plan, run, sample
 from pipeline.jobs.job_workdir import rerun_from_copy
 from pipeline.runtime.errors import StageError
 
@@ -27,8 +27,9 @@ COMMANDS: dict[str, Callable[..., Any]] = {
     "run": run.run_pipeline,
     "status": jobs.show_status,
     "sample": sample.sample_images,
+    "evaluate": evaluate.evaluate_images,
     "inspect": sample.inspect_images,
-    "export": sample.export_model,
+    "export": export.export_model,
     "report": run.build_report,
     "compare": compare.compare_runs,
     "verify": data.verify_run,

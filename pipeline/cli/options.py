@@ -41,6 +41,18 @@ Overrides = Annotated[
 RunFolder = Annotated[
     str, typer.Argument(metavar="RUN", help="run folder (`run` in the config)", autocompletion=complete_run)
 ]
+Model = Annotated[
+    str,
+    typer.Argument(
+        metavar="MODEL",
+        help="run folder, a folder written by `export`, or a stage in diffusers' layout (folder or hf://owner/name)",
+        autocompletion=complete_run,
+    ),
+]
+Then = Annotated[
+    list[str] | None,
+    typer.Option(metavar="FOLDER", help="the super-resolution stage after MODEL, in diffusers' layout; repeatable"),
+]
 Address = Annotated[
     str | None,
     typer.Option(help="dashboard of the cluster, such as http://head:8265; default: RAY_API_SERVER_ADDRESS"),

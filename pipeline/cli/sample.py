@@ -1,4 +1,4 @@
-"""``sample``, ``inspect`` and ``export``: images of a trained cascade, and the cascade itself."""
+"""``sample`` and ``inspect``: images of a trained cascade, and how they were made."""
 
 from __future__ import annotations
 
@@ -12,20 +12,7 @@ import typer
 from dataprep.io.errors import UserError
 from dataprep.io.garbage import postpone_collection
 from dataprep.io.seeds import MAX_SEED
-from pipeline.cli.options import AsJson, complete_run, print_json
-
-Model = Annotated[
-    str,
-    typer.Argument(
-        metavar="MODEL",
-        help="run folder, a folder written by `export`, or a stage in diffusers' layout (folder or hf://owner/name)",
-        autocompletion=complete_run,
-    ),
-]
-Then = Annotated[
-    list[str] | None,
-    typer.Option(metavar="FOLDER", help="the super-resolution stage after MODEL, in diffusers' layout; repeatable"),
-]
+from pipeline.cli.options import AsJson, Model, Then, print_json
 
 
 def sample_images(
@@ -133,31 +120,3 @@ def inspect_images(
 
     for path in files:
         print(json.dumps({"file": str(path), **read_png_metadata(path)}, ensure_ascii=False))
-
-
-def export_model(
-    model: Model,
-    out: Annotated[Path, typer.Argument(metavar="OUT", help="folder to create; it must not exist")],
-    then: Then = None,
-    layout: Annotated[
-        str, typer.Option(help="imagen-ray; diffusers: a folder for each stage, which its pipelines load")
-    ] = "imagen-ray",
-    weights: Annotated[str, typer.Option(help="ema: moving average, samples better; raw: last step")] = "ema",
-    licence: Annotated[str | None, typer.Option(help="licence of the weights, for the model card")] = None,
-    watermark: Annotated[
-        str | None, typer.Option(metavar="TEXT", help="embed this text in all its images as an invisible watermark")
-    ] = None,
-    adapter: Annotated[
-        list[str] | None,
-        typer.Option(metavar="[STAGE=]FILE[:WEIGHT]", help="LoRA file or run to merge into the weights; repeatable"),
-    ] = None,
-) -> None:
-    """Export the cascade to a folder. It samples without the run: weights, encoder, CLIP, model card."""
-    from pipeline.inference.export import export_run
-    from pipeline.inference.export_stages import check_stage_options, export_stages, is_run_export
-
-    if is_run_export(model, then or [], layout):
-        print(export_run(model, out, weights, licence, watermark, adapter or []))
-        return
-    check_stage_options(weights, licence, layout, watermark, adapter or [])
-    print(export_stages(model, then or [], out, layout, watermark))

@@ -14,7 +14,7 @@ from eval.metrics.feature_sets import Moments
 from eval.metrics.intervals import bootstrap_pairs
 from pipeline.compare.runs import ComparedRun, ImagePair
 from pipeline.stages.clip import digest_clip, read_clip_spec
-from pipeline.stages.image_features import read_validation_images
+from pipeline.stages.image_features import read_packed_images
 from pipeline.units import format_decimal, format_percent
 
 WIDE = 128  # feature dimensions above which a Frechet distance is slow: fewer bootstrap draws
@@ -108,7 +108,7 @@ def _read_validation_images(run: ComparedRun, size: int) -> Iterator[tuple[str, 
     pack = run.artifacts.get("pack")
     for path in pack.files() if pack else []:
         with storage.local_copy(path) as local:
-            yield from read_validation_images(local, size)
+            yield from read_packed_images(local, size)
 
 
 def state_verdict(rows: Sequence[ComparisonRow]) -> str:

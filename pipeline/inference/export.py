@@ -1,7 +1,7 @@
 """``imagen-ray export``: writes the cascade of a run to a folder that can be used without Ray and DeepSpeed.
 
 OUT/cascade.json           the stages, their sampling settings, the encoder and CLIP
-OUT/<stage>/               config.json and model.safetensors
+OUT/<stage>/               config.json and model.safetensors, of large networks shards and their index
 OUT/encoder/, OUT/clip/    the frozen models if they are files; hub names are kept in cascade.json
 OUT/README.md              the model card; metrics.json and datacard.md are copied from the run
 """
@@ -9,9 +9,11 @@ OUT/README.md              the model card; metrics.json and datacard.md are copi
 from __future__ import annotations
 
 import os
+import re
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 from dataprep.io import storage
@@ -24,37 +26,52 @@ from pipeline.inference.model_card import render_model_card
 from pipeline.inference.sample import find_adapters, run_cascade
 from pipeline.store.run import Run
 from train.models.export import load_stage, read_stage_settings, save_stage
+from train.models.weight_files import DTYPES, MAX_SHARD_BYTES, load_tensors
 
 CARD, ENCODER, CLIP = "README.md", "encoder", "clip"
 WEIGHTS = ("ema", "raw")
 COPIED_FILES = ("metrics.json", "datacard.md")
 
 
-def export_run(
-    folder: str,
-    out: Path,
-    weights: str = "ema",
-    licence: str | None = None,
-    watermark: str | None = None,
-    adapters: Sequence[str] = (),
-) -> Path:
+@dataclass(frozen=True, kw_only=True)
+class ExportOptions:
+    """How a cascade is exported.
+
+    Attributes:
+        weights: "ema" or "raw".
+        dtype: that weights are stored in: float32, bfloat16 or float16; networks compute as the sampler says.
+        shard_size: greatest size of a file of weights, such as 5GB.
+        licence: of the weights, an identifier of the hub such as apache-2.0; None: none is stated.
+        datasets: identifiers on the hub of the data that the model was trained on, for the card.
+        watermark: text of an invisible watermark of all its images; None: that of the run.
+        adapters: LoRA files to merge into the weights, see `find_adapters`.
+    """
+
+    weights: str = "ema"
+    dtype: str = "float32"
+    shard_size: str = "5GB"
+    licence: str | None = None
+    datasets: tuple[str, ...] = ()
+    watermark: str | None = None
+    adapters: tuple[str, ...] = ()
+
+
+def export_run(folder: str, out: Path, options: ExportOptions) -> Path:
     """Writes the cascade of the finished run at ``folder`` to ``out``, completely or not at all; returns ``out``.
 
-    Args:
-        weights: "ema" or "raw".
-        adapters: LoRA files to merge into the weights, see `find_adapters`.
-
-    Raises:
-        UserError: training is not finished, ``out`` exists, or ``weights`` is unknown.
+    Raises UserError if training is not finished, ``out`` exists, or an option is not one.
     """
-    check_weights(weights)
+    check_weights(options.weights)
+    if options.dtype not in DTYPES:
+        raise UserError(f"--dtype {options.dtype} is unknown; choose one of {', '.join(DTYPES)}")
+    shard_bytes = parse_size(options.shard_size)
     check_new_folder(out)
     run = Run(folder)
     config = run_cascade(run)
     with new_folder(out) as temporary:
-        written = _write_folder(run, config, temporary, weights, watermark)
-        merged = merge_adapters(temporary, find_adapters(adapters))
-        card = render_model_card(run, written, temporary, weights, licence, merged)
+        written = _write_folder(run, config, temporary, options, shard_bytes)
+        merged = merge_adapters(temporary, find_adapters(options.adapters), options.dtype, shard_bytes)
+        card = render_model_card(run, written, temporary, options.weights, options.licence, options.datasets, merged)
         (temporary / CARD).write_text(card, encoding="utf-8")
     return out
 
@@ -85,17 +102,28 @@ def new_folder(out: Path) -> Iterator[Path]:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def _write_folder(run: Run, config: CascadeConfig, out: Path, weights: str, watermark: str | None) -> CascadeConfig:
+def parse_size(text: str) -> int:
+    """Returns the bytes of a size such as 5GB or 500MB; raises UserError for another text."""
+    units = {"KB": 10**3, "MB": 10**6, "GB": 10**9}
+    match = re.fullmatch(r"(\d+)\s*(KB|MB|GB)", text.strip().upper())
+    if match is None or not int(match[1]):
+        raise UserError(f"--shard-size {text}: is no size; give one such as 5GB or 500MB")
+    return int(match[1]) * units[match[2]]
+
+
+def _write_folder(
+    run: Run, config: CascadeConfig, out: Path, options: ExportOptions, shard_bytes: int
+) -> CascadeConfig:
     artifacts, stages = run.artifacts(), []
     for stage in config.stages:
-        if weights == "ema":
-            shutil.copytree(stage.path, out / stage.name)
+        model, settings = read_stage_settings(stage.path)
+        if options.weights == "ema":
+            tensors, step = load_tensors(Path(stage.path)), settings["trained_steps"]
         else:
             from train.resume import read_weights  # imports DeepSpeed
 
-            model, settings = read_stage_settings(stage.path)
-            tensors, step = read_weights(artifacts[f"train.{stage.name}"].path("checkpoints"), weights)
-            save_stage(out / stage.name, tensors, model, settings["diffusion"], step)
+            tensors, step = read_weights(artifacts[f"train.{stage.name}"].path("checkpoints"), options.weights)
+        save_stage(out / stage.name, tensors, model, settings["diffusion"], step, options.dtype, shard_bytes)
         load_stage(out / stage.name)  # checks that it can be sampled from
         stages.append(stage.model_copy(update={"path": stage.name}))
     changes: dict[str, object] = {"stages": stages, "encoder": _copy_model(config.encoder, out, ENCODER)}
@@ -103,8 +131,8 @@ def _write_folder(run: Run, config: CascadeConfig, out: Path, weights: str, wate
         changes["clip"] = _copy_model(config.clip, out, CLIP)
     if config.clip_pretrained is not None:
         changes["clip_pretrained"] = _copy_model(config.clip_pretrained, out, "clip_weights")
-    if watermark is not None:
-        changes["watermark"] = watermark
+    if options.watermark is not None:
+        changes["watermark"] = options.watermark
     written = config.model_copy(update=changes)
     write_cascade(out, written)
     for name in COPIED_FILES:
@@ -113,7 +141,9 @@ def _write_folder(run: Run, config: CascadeConfig, out: Path, weights: str, wate
     return written
 
 
-def merge_adapters(folder: Path, choices: Sequence[AdapterChoice]) -> list[AdapterChoice]:
+def merge_adapters(
+    folder: Path, choices: Sequence[AdapterChoice], dtype: str = "float32", shard_bytes: int = MAX_SHARD_BYTES
+) -> list[AdapterChoice]:
     """Merges adapters into the stages of an exported cascade; returns them with their stages.
 
     Raises UserError for one of the text encoder, whose folder stays as it was trained.
@@ -127,9 +157,8 @@ def merge_adapters(folder: Path, choices: Sequence[AdapterChoice]) -> list[Adapt
     for stage in stages:
         if stage.entry.name in changed:
             model, settings = read_stage_settings(stage.entry.path)
-            save_stage(
-                stage.entry.path, stage.model.state_dict(), model, settings["diffusion"], settings["trained_steps"]
-            )
+            diffusion, steps = settings["diffusion"], settings["trained_steps"]
+            save_stage(stage.entry.path, stage.model.state_dict(), model, diffusion, steps, dtype, shard_bytes)
     return merged
 
 

@@ -17,7 +17,7 @@ from dataprep.io.model_imports import import_transformers
 from dataprep.io.pipeline_folder import PIPELINE_FILE, encoder_folders
 from dataprep.text.encoder import check_encoder, find_variant
 from eval.sampling.config import CASCADE_FILE, CascadeConfig, write_cascade
-from pipeline.inference.export import ENCODER, WEIGHTS, check_new_folder, check_weights, new_folder
+from pipeline.inference.export import ENCODER, ExportOptions, check_new_folder, check_weights, new_folder
 from pipeline.inference.sample import model_cascade
 from pipeline.store.run import RUN_FILE
 from train.models.backbones import write_folder_stage
@@ -36,15 +36,21 @@ def is_run_export(model: str, then: Sequence[str], layout: str) -> bool:
     return layout == LAYOUTS[0] and not then and storage.exists(storage.join(model, RUN_FILE))
 
 
-def check_stage_options(
-    weights: str, licence: str | None, layout: str, watermark: str | None, adapters: Sequence[str]
-) -> None:
+def check_stage_options(options: ExportOptions, layout: str) -> None:
     """Raises UserError for options of `export_run` that `export_stages` does not have."""
-    check_weights(weights)
-    given = {f"--weights {weights}": weights != WEIGHTS[0], "--licence": licence is not None, "--adapter": adapters}
+    check_weights(options.weights)
+    default = ExportOptions()
+    given = {
+        f"--weights {options.weights}": options.weights != default.weights,
+        "--dtype": options.dtype != default.dtype,
+        "--shard-size": options.shard_size != default.shard_size,
+        "--licence": options.licence is not None,
+        "--dataset": bool(options.datasets),
+        "--adapter": bool(options.adapters),
+    }
     for option in (name for name, is_given in given.items() if is_given):
         raise UserError(f"{option}: only of a run with --layout imagen-ray; export that folder in a second step")
-    if layout == "diffusers" and watermark is not None:
+    if layout == "diffusers" and options.watermark is not None:
         raise UserError("--watermark: diffusers' layout has no place for it; leave it out")
 
 

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
-from safetensors import safe_open
 
 from dataprep.io import storage
 from dataprep.io.markdown import escape_cell, format_table
@@ -17,12 +15,14 @@ from dataprep.io.wording import count_of
 from dataprep.synthetic.grammar import ATTRIBUTES
 from eval.sampling.adapters import AdapterChoice
 from eval.sampling.config import CascadeConfig
+from pipeline.inference.card_metadata import make_card_metadata
 from pipeline.report.data_card_files import FACTS
 from pipeline.stages.initial_weights import describe_origin, read_origin
 from pipeline.store.run import Run
 from pipeline.units import format_decimal, format_percent
 from train.initial_weights.hub import PREFIX
-from train.models.export import CONFIG_FILE, WEIGHTS_FILE
+from train.models.export import CONFIG_FILE
+from train.models.weight_files import count_parameters
 
 NO_LICENCE = "not chosen yet; whoever trained this model has to choose one"
 
@@ -33,6 +33,7 @@ def render_model_card(
     out: Path,
     weights: str,
     licence: str | None,
+    datasets: Sequence[str] = (),
     adapters: Sequence[AdapterChoice] = (),
 ) -> str:
     """Returns the card as Markdown; ``out`` holds the export, ``weights`` is ema or raw. Leaves out missing metrics.
@@ -42,17 +43,15 @@ def render_model_card(
     record, artifacts = run.record(), run.artifacts()
     facts = _read_json(artifacts["card"].path(FACTS)) if "card" in artifacts else {}
     title = (facts.get("about") or {}).get("title") or "A text-to-image cascade"
+    metrics = _read_json(run.path("metrics.json"))
     origins = {name: origin for name, artifact in artifacts.items() if (origin := read_origin(artifact)) is not None}
-    metadata: dict[str, Any] = {"library_name": "imagen-ray", "pipeline_tag": "text-to-image"}
-    metadata |= {"license": licence} if licence else {}
-    hub = sorted(
-        {origin["path"].removeprefix(PREFIX) for origin in origins.values() if origin["path"].startswith(PREFIX)}
-    )
-    metadata |= {"base_model": hub} if hub else {}
-    lines = ["---", yaml.safe_dump(metadata, sort_keys=False).strip(), "---", "", f"# {title}", ""]
+    paths = {origin["path"] for origin in origins.values()}
+    began = sorted(path.removeprefix(PREFIX) for path in paths if path.startswith(PREFIX))
+    metadata = make_card_metadata(run, config, facts | {"title": title}, metrics, licence, datasets, began)
+    lines = ["---", yaml.safe_dump(metadata, sort_keys=False, allow_unicode=True).strip(), "---", "", f"# {title}", ""]
     lines += [*_describe_use(config), *_describe_parts(config, out, weights), *_describe_training(facts, record)]
     lines += [*_describe_adapters(adapters), *_describe_origins(origins)]
-    lines += [*_describe_metrics(_read_json(run.path("metrics.json"))), *_describe_limits(config, facts)]
+    lines += [*_describe_metrics(metrics), *_describe_limits(config, facts)]
     lines += ["## Licence", "", f"Weights: {licence or NO_LICENCE}. Code (imagen-ray): Apache-2.0.", ""]
     return "\n".join(lines)
 
@@ -74,18 +73,16 @@ def _describe_use(config: CascadeConfig) -> list[str]:
 
 
 def _describe_parts(config: CascadeConfig, out: Path, weights: str) -> list[str]:
-    rows = []
+    rows, stored = [], ""
     for stage in config.stages:
         settings = _read_json(str(out / stage.path / CONFIG_FILE))
-        with safe_open(str(out / stage.path / WEIGHTS_FILE), framework="pt") as file:
-            tensors = [file.get_slice(name).get_shape() for name in file.keys()]  # noqa: SIM118
-        count = sum(math.prod(shape) for shape in tensors)
+        count, stored = count_parameters(out / stage.path)
         start = "noise" if stage.low_resolution is None else f"{stage.low_resolution} pixels"
         sampling = f"{stage.sampling.sampler}, {stage.sampling.steps} steps, guidance {stage.sampling.guidance:g}"
         rows.append([stage.name, start, f"{stage.resolution} pixels", count, settings["trained_steps"], sampling])
     kind = "EMA" if weights == "ema" else "raw (last training step)"
     head = ["stage", "from", "to", "#parameters", "#training steps", "default sampling"]
-    lines = ["## Parts", "", f"Weights: {kind}, float32, safetensors.", "", *format_table(head, rows), ""]
+    lines = ["## Parts", "", f"Weights: {kind}, {stored}, safetensors.", "", *format_table(head, rows), ""]
     lines.append(f"Text encoder: `{config.encoder}`, up to {config.max_length} tokens of a prompt.")
     lines += [f"CLIP that chooses the best of several images: `{config.clip}`."] if config.clip else []
     lines += ["Images carry an invisible watermark."] if config.watermark else []

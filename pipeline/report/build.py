@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment
 from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
@@ -15,7 +14,7 @@ from dataprep.io.errors import UserError
 from pipeline.report.charts import encode_figure
 from pipeline.report.environment import TEMPLATES, create_environment, read_style_sheet
 from pipeline.report.markdown_summary import format_summary
-from pipeline.report.section import ReportInputs, SectionContent
+from pipeline.report.section import ReportInputs, ReportSection, SectionContent
 from pipeline.report.sections.registry import SECTIONS
 from pipeline.store.artifact import Artifact
 from pipeline.store.run import Run
@@ -40,38 +39,42 @@ def build_pages(
     """Returns the report by file name: a self-contained HTML page, and a Markdown summary without images."""
     metrics = storage.read_json(artifacts["evaluate"].path("metrics.json"))
     inputs = ReportInputs(artifacts, record, metrics, events)
-    contents = {name: section.collect(inputs) for name, section in SECTIONS.items()}
+    contents = {name: found for name, section in SECTIONS.items() if (found := section.collect(inputs)) is not None}
     title = f"imagen-ray: {Path(str(record['run'])).name}"
     values = {name: content.values for name, content in contents.items()}
-    return {REPORT: _render_page(title, record, contents), MARKDOWN: format_summary(title, record, values)}
+    page = render_page(title, record, SECTIONS, contents)
+    return {REPORT: page, MARKDOWN: format_summary(title, record, values)}
 
 
-def _render_page(title: str, record: Mapping[str, Any], contents: Mapping[str, SectionContent]) -> str:
+def render_page(
+    title: str,
+    record: Mapping[str, Any],
+    sections: Mapping[str, ReportSection],
+    contents: Mapping[str, SectionContent],
+) -> str:
+    """Returns a self-contained HTML page of ``contents`` by section; ``record`` has started, seed and git_commit."""
     charts: dict[str, str] = {}
     for name, content in contents.items():
         if clash := sorted(set(charts) & set(content.charts)):
             raise ValueError(f"section {name}: chart {clash[0]!r} is already on the page; rename it")
         charts |= {key: encode_figure(figure) for key, figure in content.charts.items()}
-    environment = create_environment(*dict.fromkeys(section.template.parent for section in SECTIONS.values()))
-    sections = [
-        {"id": name, "title": SECTIONS[name].title, "body": _render_section(environment, name, contents, charts)}
-        for name in contents
+    environment = create_environment(*dict.fromkeys(section.template.parent for section in sections.values()))
+    ui = environment.get_template("macros.html.jinja").make_module({"charts": charts})
+    shared = {"ui": ui, "sections": {key: content.values for key, content in contents.items()}}
+    shown = [
+        {
+            "id": name,
+            "title": sections[name].title,
+            "body": Markup(environment.get_template(sections[name].template.name).render(content.values, **shared)),
+        }
+        for name, content in contents.items()
     ]
     return environment.get_template("page.html.jinja").render(
         title=title,
         record=record,
-        sections=sections,
+        sections=shown,
         charts=charts,
         css=read_style_sheet(),
         js=(TEMPLATES / "page.js").read_text(encoding="utf-8"),
         plotly=get_plotlyjs(),
     )
-
-
-def _render_section(
-    environment: Environment, name: str, contents: Mapping[str, SectionContent], charts: Mapping[str, str]
-) -> Markup:
-    ui = environment.get_template("macros.html.jinja").make_module({"charts": charts})
-    shared = {"ui": ui, "sections": {key: content.values for key, content in contents.items()}}
-    template = environment.get_template(SECTIONS[name].template.name)
-    return Markup(template.render(contents[name].values, **shared))

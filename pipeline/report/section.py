@@ -62,12 +62,12 @@ class SectionContent:
 
 @dataclass(frozen=True)
 class ReportSection:
-    """A section: its heading, the function that collects its content, and its template.
+    """A section: its heading, the function that collects its content (None: not on the page), and its template.
 
     The template sees its own values, ``sections`` (the values of every section by name), ``charts`` (names of all
     charts) and ``ui`` (the macros of macros.html.jinja).
     """
 
     title: str
-    collect: Callable[[ReportInputs], SectionContent]
+    collect: Callable[[ReportInputs], SectionContent | None]
     template: Path = TABLES_TEMPLATE

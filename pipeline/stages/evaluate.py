@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from dataprep.io import storage
 from dataprep.io.keys import shard_name
+from dataprep.io.parquet import read_table
 from eval.metrics.config import EvaluateConfig, make_sweep_points
 from eval.sampling.config import SamplingConfig
 from pipeline.runtime.context import Context
@@ -21,9 +22,13 @@ from pipeline.store.run import Run
 
 if TYPE_CHECKING:
     from eval.metrics.base import MeasuredFeatures, SweptSetting
+    from eval.metrics.feature_models import ClipIdentity
+    from eval.metrics.judges.base import Verdict
+    from eval.metrics.memorisation import CopySearch
     from eval.metrics.samples_table import JudgedSample
     from pipeline.config import RunConfig
 
+VERDICTS = "verdicts"  # subfolder of what judges say
 VALIDATION_PREFIX = "validation_"  # of the keys of a validation in a training log
 
 
@@ -54,9 +59,10 @@ EvaluateContext = Context[EvaluateStageConfig, EvaluateInputs]
 def list_sources(config: RunConfig) -> list[str]:
     """Returns the files of the feature models and of the reference, checked."""
     from eval.metrics.feature_models import check_feature_models
+    from eval.metrics.image_sets import check_judges
     from pipeline.stages.reference_images import find_reference_files
 
-    files = check_feature_models(config.evaluate.features)
+    files = check_feature_models(config.evaluate.features) + check_judges(config.evaluate.judges)
     reference = config.evaluate.reference
     return files + (find_reference_files(reference) if reference else [])
 
@@ -74,15 +80,15 @@ def run(ctx: EvaluateContext) -> None:
         features = _measure_features(ctx, models, judged.first[0].size, [item.size for item in sweep])
         _sample_sweep(ctx, models, sweep, judged.first)
         judged = replace(judged, features=features, sweep=sweep)
-    count, clip = len(judged.chosen), read_clip_spec(inputs.clip)
-    metrics: dict[str, Any] = {"images": count, "candidates": len(judged.samples) // max(1, count)}
+        judged = replace(judged, judges=ctx.config.evaluate.judges, verdicts=_collect_verdicts(ctx))
+        judged = replace(judged, copies=_search_copies(ctx, features))
+    clip = read_clip_spec(inputs.clip)
     # A CLIP trained in the run has no name; the digest tells whether two runs share it.
-    metrics["clip"] = {"model": None if is_trained_here(inputs.clip) else clip["model"]}
-    metrics["clip"] |= {"pretrained": clip["pretrained"], "digest": digest_clip(inputs.clip)}
-    metrics |= compute_metrics(judged)
+    spec = {"model": None if is_trained_here(inputs.clip) else clip["model"], "pretrained": clip["pretrained"]}
+    metrics = compute_metrics(judged, _identify_clip(ctx), spec)
     metrics["validation_loss"] = read_validation_losses(ctx.run, inputs.sample)
     storage.write_json(ctx.path("metrics.json"), metrics)
-    ctx.counters["images"] = count
+    ctx.counters["images"] = metrics["images"]
 
 
 def read_validation_losses(run: Run, sample: Artifact) -> dict[str, dict[str, float]]:
@@ -105,8 +111,21 @@ def _describe_models(ctx: EvaluateContext) -> dict[str, Any]:
     from eval.metrics.feature_models import check_feature_models
 
     config = ctx.config.evaluate
-    hashes = {path: storage.sha256_file(path)[0] for path in check_feature_models(config.features)}
+    hashes = _hash_files(check_feature_models(config.features))
     return {"clip": read_clip_spec(ctx.inputs.clip), "features": list(config.features), "hashes": hashes}
+
+
+def _hash_files(paths: Sequence[str]) -> dict[str, str]:
+    return {path: storage.sha256_file(path)[0] for path in paths}
+
+
+def _identify_clip(ctx: EvaluateContext) -> ClipIdentity:
+    """Returns what figures say of the CLIP that scores."""
+    from eval.metrics.feature_models import ClipIdentity, find_clip_resolution
+
+    clip, model = ctx.inputs.clip, str(read_clip_spec(ctx.inputs.clip)["model"])
+    name = "trained in the run" if is_trained_here(clip) else model
+    return ClipIdentity(name, digest_clip(clip), find_clip_resolution(model))
 
 
 def _measure_features(
@@ -114,6 +133,7 @@ def _measure_features(
 ) -> MeasuredFeatures:
     """Extracts the features of every set of images, each into a subfolder, and collects them."""
     from eval.metrics.base import MeasuredFeatures
+    from eval.metrics.feature_models import describe_space
     from eval.metrics.feature_sets import REFERENCE_SET, SAMPLE_SET, VALIDATION_SET
     from eval.metrics.feature_tables import collect_features
     from pipeline.stages.image_features import FOLDER, FeatureWorker
@@ -132,15 +152,76 @@ def _measure_features(
     ctx.close_pools()
     paths = [ctx.path(marker.subfolder, output.path) for marker in ctx.finished for output in marker.outputs]
     collected = collect_features(paths, config.subsample, size)
+    clip = _identify_clip(ctx)
     return MeasuredFeatures(
-        models=config.features,
-        clip_name="trained in the run" if is_trained_here(inputs.clip) else str(models["clip"]["model"]),
+        spaces=[describe_space(space, clip) for space in config.features],
         reference=REFERENCE_SET if config.reference else VALIDATION_SET,
         reference_name=config.reference or "validation images of the run",
         size=size,
         sets=collected.sets,
         pairs=collected.pairs,
         subsample=config.subsample,
+    )
+
+
+# ---------------------------------------------------------------------------------------------- judges and copies
+
+
+def _collect_verdicts(ctx: EvaluateContext) -> dict[str, list[Verdict]]:
+    """Lets the judges look at every candidate, and returns what they say."""
+    from eval.metrics.image_sets import check_judges, read_verdicts
+    from pipeline.stages.image_features import JudgeWorker
+
+    judges = ctx.config.evaluate.judges
+    if not judges:
+        return {}
+    arguments = {"clip": read_clip_spec(ctx.inputs.clip), "judges": list(judges)}
+    arguments["hashes"] = _hash_files(check_judges(judges))
+    ctx.map_shards(JudgeWorker, arguments, ctx.join_shards(ctx.inputs.sample), subfolder=VERDICTS, on_gpu=True)
+    names = [ctx.path(m.subfolder, out.path) for m in ctx.finished if m.subfolder == VERDICTS for out in m.outputs]
+    return read_verdicts(row for name in sorted(names) for row in storage.read_json(name))
+
+
+def _search_copies(ctx: EvaluateContext, features: MeasuredFeatures) -> CopySearch | None:
+    """Looks for near copies of training images among the samples, and among validation images for comparison."""
+    from eval.metrics.feature_sets import SAMPLE_SET, VALIDATION_SET
+    from eval.metrics.memorisation import CopySearch, NearestImages, read_pairs
+    from pipeline.stages.copy_queries import collect_queries, write_queries
+    from pipeline.stages.image_features import FOLDER, QUERIES, NeighbourWorker
+
+    config = ctx.config.evaluate.memorisation
+    if config is None:
+        return None
+    markers = [marker for marker in ctx.finished if marker.subfolder.startswith(FOLDER)]
+    tables = [ctx.path(marker.subfolder, output.path) for marker in markers for output in marker.outputs]
+    limit, size = config.queries, features.size
+    sets = {
+        SAMPLE_SET: collect_queries(SAMPLE_SET, tables, ctx.inputs.sample.files(), size, limit),
+        VALIDATION_SET: collect_queries(VALIDATION_SET, tables, ctx.inputs.pack.files(), size, limit),
+    }
+    path, sha256 = write_queries(ctx.path(FOLDER, QUERIES), sets)
+    shards = [
+        Shard(shard.id, shard.files | {QUERIES: path}, shard.sha256 | {QUERIES: sha256})
+        for shard in ctx.join_shards(ctx.inputs.pack)
+    ]
+    arguments = {"clip": read_clip_spec(ctx.inputs.clip), "size": size, "neighbours": config.neighbours}
+    folder = storage.join(FOLDER, "neighbours")
+    ctx.map_shards(NeighbourWorker, arguments, shards, subfolder=folder, on_gpu=True)
+    storage.remove(path)  # it holds images, which would have to be forgotten
+    found = {name: NearestImages(queries, config.neighbours) for name, queries in sets.items()}
+    for marker in ctx.finished:
+        for output in marker.outputs if marker.subfolder == folder else ():
+            for pair in read_pairs(read_table(ctx.path(folder, output.path), "features")):
+                name, _, query = pair.query.partition(":")
+                found[name].merge([replace(pair, query=query)])
+    return CopySearch(
+        samples=found[SAMPLE_SET].nearest(),
+        held_out=found[VALIDATION_SET].nearest(),
+        held_out_name="validation images",
+        training_images=ctx.counters.get("training_images", 0),
+        threshold=config.threshold,
+        features=f"CLIP ({_identify_clip(ctx).name})",
+        size=size,
     )
 
 

@@ -7,23 +7,35 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
-from itertools import islice
-from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from dataprep.images.decode import decode_rgb, read_shard_rgb
 from dataprep.images.resize import resize_square
+from dataprep.io import storage
+from dataprep.io.keys import shard_name
 from dataprep.io.pack_format import BUCKET_COLUMN, SQUARE, pixels_column
 from dataprep.io.parquet import check_kind, write_table
 from dataprep.synthetic.grammar import Claim
 from eval.metrics.composition import check_image
-from eval.metrics.config import OWN_CLIP, FeaturesConfig, SweepPoint
+from eval.metrics.config import FeaturesConfig, SweepPoint
 from eval.metrics.feature_sets import REFERENCE_SET, SAMPLE_SET, SWEEP_SET, VALIDATION_SET
 from eval.metrics.feature_tables import make_features_table
+from eval.metrics.image_sets import (
+    READ_ROWS,
+    NamedImage,
+    group,
+    load_feature_models,
+    load_judges,
+    read_first_samples,
+    read_reference_images,
+    say_verdicts,
+    tabulate_features,
+)
+from eval.metrics.judges.config import JudgeConfig
+from eval.metrics.memorisation import NearestImages, read_queries, search_images
 from eval.metrics.samples_table import EVALUATE, read_samples
 from eval.sampling.config import CascadeConfig
 from eval.sampling.options import SamplingOptions
@@ -33,13 +45,9 @@ from pipeline.stages.trained_cascade import build_cascade
 
 if TYPE_CHECKING:
     from eval.clip.scorer import ClipSpec
-    from eval.metrics.feature_extractors import FeatureExtractor
 
 FOLDER = "features"  # of the artifact; a subfolder per set
-READ_ROWS = 256  # images at a time
-
-Item = TypeVar("Item")
-NamedImage = tuple[str, np.ndarray, str]  # id, uint8 (H, W, 3), caption
+QUERIES = "queries.parquet"  # file of a shard of `NeighbourWorker`
 
 
 # ---------------------------------------------------------------------------------------------- workers
@@ -48,25 +56,58 @@ NamedImage = tuple[str, np.ndarray, str]  # id, uint8 (H, W, 3), caption
 class FeatureWorker:
     """Extracts the features of one shard of a set: of samples, of validation pairs, or of reference images.
 
-    ``hashes`` are those of the feature models' files; they are part of what identifies a finished shard.
+    ``hashes`` are those of the models' files; they are part of what identifies a finished shard.
     """
 
     def __init__(
         self, clip: ClipSpec, features: Sequence[FeaturesConfig], sizes: Sequence[int], hashes: Mapping[str, str]
     ) -> None:
-        self.models, self.sizes = _load_models(clip, features), sizes
+        self.models, self.sizes = load_feature_models(clip, features, worker_device()), sizes
 
     def __call__(self, task: ShardTask) -> dict[str, int]:
         """Writes one Parquet file, none for a shard without images to measure."""
-        set_name, tables = _find_set(task.files), []
+        set_name, tables = _find_set(task.files), list[pa.Table]()
         for size in self.sizes[:1] if set_name == SAMPLE_SET else self.sizes:  # samples have one size, their own
-            for part in _group(_read_images(set_name, task.files, size), READ_ROWS):
-                ids, images, captions = zip(*part, strict=True)
-                known = captions if set_name != REFERENCE_SET else None
-                tables.append(make_features_table(self.models, set_name, ids, images, known))
+            images = _read_images(set_name, task.files, size)
+            tables += tabulate_features(self.models, set_name, images, set_name != REFERENCE_SET)
         if tables:
             write_table(pa.concat_tables(tables), task.output_table(), "features")
         return {f"{set_name}_images": sum(table.num_rows for table in tables)}
+
+
+class JudgeWorker:
+    """Lets the judges of ``evaluate.judges`` say what they see in every candidate of a shard of samples."""
+
+    def __init__(self, clip: ClipSpec, judges: Sequence[JudgeConfig], hashes: Mapping[str, str]) -> None:
+        from eval.clip.scorer import ClipScorer
+
+        device = worker_device()
+        self.judges = load_judges(judges, ClipScorer.load(clip, device), device)
+
+    def __call__(self, task: ShardTask) -> dict[str, int]:
+        """Writes one JSON file."""
+        samples, rows = read_samples([task.table("sample")], EVALUATE, images=True), []
+        for part in group(samples, READ_ROWS):
+            rows += say_verdicts(self.judges, [sample.pixels() for sample in part], [sample.prompt for sample in part])
+        storage.write_json(str(task.out / shard_name(task.id, "json")), rows)
+        return {"verdicts": len(rows)}
+
+
+class NeighbourWorker:
+    """Finds the training images of a pack shard that are nearest to the queries, which the shard names as a file."""
+
+    def __init__(self, clip: ClipSpec, size: int, neighbours: int) -> None:
+        from eval.clip.scorer import ClipScorer
+
+        self.scorer, self.size, self.neighbours = ClipScorer.load(clip, worker_device()), size, neighbours
+
+    def __call__(self, task: ShardTask) -> dict[str, int]:
+        """Writes one Parquet file of pairs."""
+        found = NearestImages(read_queries(task.files[QUERIES]), self.neighbours)
+        images = read_packed_images(task.table("pack"), self.size, "train")
+        count = search_images([found], images, self.scorer)
+        write_table(found.to_table(), task.output_table(), "features")
+        return {"training_images": count}
 
 
 class SweepWorker:
@@ -83,7 +124,10 @@ class SweepWorker:
         prompts: Sequence[tuple[str, Claim | None]],
         seed: int,
     ) -> None:
-        self.cascade, self.models = build_cascade(cascade, worker_device()), _load_models(clip, features)
+        self.cascade, self.models = (
+            build_cascade(cascade, worker_device()),
+            load_feature_models(clip, features, worker_device()),
+        )
         self.stage, self.points, self.prompts, self.seed = stage, points, prompts, seed
 
     def __call__(self, task: ShardTask) -> dict[str, int]:
@@ -109,15 +153,6 @@ class SweepWorker:
         return {"sweep_images": len(images)}
 
 
-def _load_models(clip: ClipSpec, features: Sequence[FeaturesConfig]) -> dict[str, FeatureExtractor]:
-    """Loads the run's CLIP, which scores and retrieval need, and the other feature models."""
-    from eval.clip.scorer import ClipScorer
-    from eval.metrics.feature_extractors import load_extractor
-
-    own = ClipScorer.load(clip, worker_device())
-    return {OWN_CLIP: own} | {config.key: load_extractor(config, own, worker_device()) for config in features}
-
-
 # ---------------------------------------------------------------------------------------------- images
 
 
@@ -129,21 +164,14 @@ def _find_set(files: Mapping[str, str]) -> str:
 
 def _read_images(set_name: str, files: Mapping[str, str], size: int) -> Iterator[NamedImage]:
     if set_name == SAMPLE_SET:
-        return _read_first_samples(files["sample.parquet"])
+        return read_first_samples(files["sample.parquet"])
     if set_name == VALIDATION_SET:
-        return read_validation_images(files["pack.parquet"], size)
-    return _read_reference(files, size)
+        return read_packed_images(files["pack.parquet"], size)
+    return read_reference_images(files, size)
 
 
-def _read_first_samples(path: str) -> Iterator[NamedImage]:
-    """Yields the first candidate of each judged prompt: samples without a choice."""
-    for sample in read_samples([path], EVALUATE, images=True):
-        if sample.index == 0:
-            yield f"{sample.prompt}|{sample.seed}", sample.pixels(), sample.prompt
-
-
-def read_validation_images(path: str, size: int) -> Iterator[NamedImage]:
-    """Yields the validation pairs of a pack shard, square; row groups without any are not read."""
+def read_packed_images(path: str, size: int, wanted: str = "validation") -> Iterator[NamedImage]:
+    """Yields the pairs of one split of a pack shard, square; row groups without any are not read."""
     from train.loader.pack_files import read_pixel_encoding
     from train.loader.row_group import decode_pixels
 
@@ -152,24 +180,11 @@ def read_validation_images(path: str, size: int) -> Iterator[NamedImage]:
         check_kind(file.schema_arrow, path, "pack")
         stored = read_pixel_encoding(path, file.schema_arrow, column)
         names = ["key", "caption", column, *({BUCKET_COLUMN} & set(file.schema_arrow.names))]
-        for group in range(file.num_row_groups):
-            splits = file.read_row_group(group, ["split"])["split"].to_pylist()
-            if rows := [row for row, split in enumerate(splits) if split == "validation"]:
-                table = file.read_row_group(group, names).take(rows)
+        for number in range(file.num_row_groups):
+            splits = file.read_row_group(number, ["split"])["split"].to_pylist()
+            if rows := [row for row, split in enumerate(splits) if split == wanted]:
+                table = file.read_row_group(number, names).take(rows)
                 for row in table.to_pylist():
                     shape = stored.shapes[row.get(BUCKET_COLUMN, SQUARE)]
                     image = resize_square(decode_pixels(row[column], stored.encoding, shape), size)
                     yield row["key"], image, row["caption"]
-
-
-def _read_reference(files: Mapping[str, str], size: int) -> Iterator[NamedImage]:
-    for name, path in files.items():
-        if path.endswith(".tar"):
-            for key, image in read_shard_rgb(path):
-                yield f"{name}/{key}", resize_square(image, size), ""
-        else:
-            yield name, resize_square(decode_rgb(Path(path).read_bytes()), size), ""
-
-
-def _group(items: Iterator[Item], size: int) -> Iterator[list[Item]]:
-    return iter(lambda: list(islice(items, size)), [])

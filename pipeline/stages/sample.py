@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -21,8 +20,6 @@ from pipeline.stages.trained_cascade import build_cascade, trained_cascade
 from pipeline.store.artifact import Artifact, Shard
 
 if TYPE_CHECKING:
-    from PIL import Image
-
     from eval.metrics.samples_table import JudgedSample, Role
     from pipeline.config import RunConfig
 
@@ -131,6 +128,7 @@ class SampleWorker:
         """Samples of one role: shown are all stages of the best candidate, judged is every candidate of one stage."""
         import numpy as np
 
+        from eval.metrics.image_sets import judge_sample
         from eval.metrics.samples_table import EVALUATE, SHOW
         from eval.sampling.options import SamplingOptions
 
@@ -149,36 +147,20 @@ class SampleWorker:
                     continue
                 position = number * candidates + index
                 shown = samples.by_stage if role == SHOW else {last or self.last_stage: samples.images}
-                for stage, by_position in shown.items():
-                    score = float(scores[number, index])
-                    found.append(self._judge(role, item, index, index == best, stage, by_position[position], score))
+                found += [
+                    judge_sample(
+                        by_position[position],
+                        item,
+                        float(scores[number, index]),
+                        role=role,
+                        seed=self.seed,
+                        index=index,
+                        chosen=index == best,
+                        stage=stage,
+                    )
+                    for stage, by_position in shown.items()
+                ]
         return found
-
-    def _judge(
-        self, role: Role, item: EvalPrompt, index: int, chosen: bool, stage: str, image: Image.Image, score: float
-    ) -> JudgedSample:
-        import numpy as np
-
-        from eval.metrics.composition import check_image
-        from eval.metrics.samples_table import JudgedSample
-
-        buffer = io.BytesIO()
-        image.save(buffer, "PNG")
-        return JudgedSample(
-            role=role,
-            prompt=item.prompt,
-            split=item.split,
-            language=item.language,
-            claim=item.claim,
-            checks=check_image(np.asarray(image), item.claim) if item.claim is not None else None,
-            seed=self.seed,
-            index=index,
-            chosen=chosen,
-            stage=stage,
-            size=image.width,
-            clip_score=score,
-            png=buffer.getvalue(),
-        )
 
 
 def run(ctx: Context[SampleStageConfig, SampleInputs]) -> None:

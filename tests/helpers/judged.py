@@ -16,6 +16,7 @@ import torch
 from PIL import Image
 
 from dataprep.io import storage
+from dataprep.io.keys import sample_key
 from dataprep.io.parquet import write_table
 from dataprep.synthetic.grammar import Claim, parse_caption
 from dataprep.synthetic.renderer import draw_scene
@@ -137,7 +138,7 @@ def _pack(folder: Path) -> None:
         claims = [item.claim for item in items if item.claim is not None]
         images = [draw_scene(claim, np.random.default_rng([number, i]), SIZE) for i, claim in enumerate(claims)]
         columns = {
-            "key": [f"{number}-{index:04d}" for index in range(40)],
+            "key": [sample_key(number, index) for index in range(40)],
             "caption": [item.prompt for item in items],
             "split": ["train" if index % 4 == 3 else "validation" for index in range(40)],
             f"pixels_{SIZE}": [image.tobytes() for image in images],

@@ -1,4 +1,4 @@
-"""A trained cascade stage as a local folder: ``config.json`` and ``model.safetensors``.
+"""A trained cascade stage as a local folder: ``config.json`` and ``model.safetensors``, or shards and their index.
 
 ``config.json`` holds ``{"format": 2, "backbone": "unet", "model": {...}, "diffusion": {...}, "trained_steps": n}``. The
 diffusion settings are stored and returned as plain JSON.
@@ -12,8 +12,6 @@ from typing import Any, cast
 
 import torch
 from pydantic import ValidationError
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from dataprep.io.errors import UserError
@@ -26,8 +24,9 @@ from train.models.backbones import (
     read_folder_stage,
 )
 from train.models.base import Denoiser, DenoiserConfig
+from train.models.weight_files import MAX_SHARD_BYTES, WEIGHTS_FILE, has_weights, load_tensors, save_tensors
 
-CONFIG_FILE, WEIGHTS_FILE, FORMAT = "config.json", "model.safetensors", 2
+CONFIG_FILE, FORMAT = "config.json", 2
 
 
 def save_stage(
@@ -36,18 +35,18 @@ def save_stage(
     config: DenoiserConfig,
     diffusion: Mapping[str, Any],
     trained_steps: int | None,
+    dtype: str = "float32",
+    max_shard_bytes: int = MAX_SHARD_BYTES,
 ) -> None:
-    """Writes weights (a model or its state dict, any float type; stored as float32) and their config to ``folder``.
+    """Writes weights (a model or its state dict, any float type; stored as ``dtype``) and their config to ``folder``.
 
-    ``trained_steps`` None: trained elsewhere, for an unknown number of steps.
+    Weights above ``max_shard_bytes`` are written as shards. ``trained_steps`` None: trained elsewhere, for an unknown
+    number of steps.
     """
     tensors = weights.state_dict() if isinstance(weights, nn.Module) else weights
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    stored = {name: tensor.detach().float().cpu().contiguous() for name, tensor in sorted(tensors.items())}
-    temporary = folder / f".{WEIGHTS_FILE}.tmp"
-    save_file(stored, temporary)
-    temporary.replace(folder / WEIGHTS_FILE)
+    save_tensors(folder, tensors, dtype, max_shard_bytes)
     settings = {
         "format": FORMAT,
         "backbone": backbone_name(config),
@@ -84,12 +83,12 @@ def load_stage(folder: str | Path, device: str | torch.device = "cpu") -> tuple[
         return cast(Denoiser, network.to(device).eval().requires_grad_(False)), {"diffusion": dict(found.diffusion)}
     folder = Path(folder)
     config, settings = read_stage_settings(folder)
-    if not exists(str(folder / WEIGHTS_FILE)):
+    if not has_weights(folder):
         raise UserError(f"stage {folder}: {WEIGHTS_FILE} is missing; train this stage first, or name another folder")
     try:
         model = build_denoiser(config)
-        model.load_state_dict(load_file(folder / WEIGHTS_FILE))
-    except (SafetensorError, RuntimeError) as error:
+        model.load_state_dict(load_tensors(folder))
+    except RuntimeError as error:
         reason = " ".join(str(error).split())
         raise UserError(
             f"stage {folder}: {CONFIG_FILE} and {WEIGHTS_FILE} do not match: {reason}; export again"

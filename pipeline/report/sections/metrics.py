@@ -31,7 +31,7 @@ def show_metrics(metrics: Mapping[str, Any]) -> SectionContent:
     if best_of := metrics.get("best_of") or []:
         figures["best_of"] = charts.plot_best_of(best_of)
     sweep = metrics.get("sweep") or []
-    distances = [key for row in sweep[:1] for key in row if key == "fid" or key.startswith(("fd_", "kid_"))]
+    distances = [key for row in sweep[:1] for key in row if key == "fid" or key.startswith(("fd_", "kid_", "cmmd_"))]
     curves = sweep if distances else []  # without a distance there is nothing to plot CLIP scores against
     if guided := [row for row in curves if row["swept"] == "guidance"]:
         figures["guidance"] = charts.plot_guidance(guided)
@@ -42,12 +42,18 @@ def show_metrics(metrics: Mapping[str, Any]) -> SectionContent:
         "first": metrics.get("composition_first") or {},
         "candidates": metrics.get("candidates", 1),
         "best_of": best_of,
-        "distances": list((metrics.get("distances") or {}).values()),
+        "distances": [
+            row | {"cmmd": metrics.get(f"cmmd_{key}"), "computed": describe_computed(row)}
+            for key, row in (metrics.get("distances") or {}).items()
+        ],
         "reference": metrics.get("reference"),
         "retrieval": metrics.get("retrieval"),
         "sweep": sweep,
         "distance_names": distances,
-        "more": [_describe_metric(name, entry) for name, entry in (metrics.get("more") or {}).items()],
+        "more": [
+            _describe_metric(name, entry)
+            for name, entry in ((metrics.get("judges") or {}) | (metrics.get("more") or {})).items()
+        ],
     }
     return SectionContent(values, figures)
 
@@ -75,7 +81,16 @@ def _collect_clip_scores(metrics: Mapping[str, Any]) -> dict[str, dict[str, floa
 
 def _describe_metric(name: str, entry: Mapping[str, Any]) -> dict[str, Any]:
     rows = [(label, *_format_value(value)) for label, value in entry["values"].items()]
-    return {"title": entry.get("title", name), "description": entry.get("description", ""), "rows": rows}
+    parts = [entry.get("description", "")]
+    if "weights" in entry:  # of a judge
+        parts.append(describe_computed(entry))
+    return {"title": entry.get("title", name), "description": " ".join(filter(None, parts)), "rows": rows}
+
+
+def describe_computed(entry: Mapping[str, Any]) -> str:
+    """Returns what a figure was computed with: model, weights, and the resolution of the model's input."""
+    side = f"{entry['resolution']} pixels" if entry.get("resolution") else "its own input size"
+    return f"{entry['model']}, weights {entry['weights']}, at {side}."
 
 
 def _format_value(value: Any) -> tuple[str, str]:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from pipeline.report.section import ReportSection
-from pipeline.report.sections import data, funnel, metrics, run, samples, source, summary, training
+from pipeline.report.sections import data, funnel, memorisation, metrics, run, samples, source, summary, training
 
 SECTIONS: dict[str, ReportSection] = {
     "summary": summary.SECTION,
     "samples": samples.SECTION,
     "metrics": metrics.SECTION,
+    "memorisation": memorisation.SECTION,
     "source": source.SECTION,
     "funnel": funnel.SECTION,
     "data": data.SECTION,

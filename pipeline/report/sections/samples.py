@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterable, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -16,11 +18,18 @@ MAX_SIDE = 208  # CSS pixels of a showcase image
 
 def collect_samples(inputs: ReportInputs) -> SectionContent:
     """Collects ``shown`` (a ladder of resolutions per prompt) and ``evaluated`` (the chosen image per prompt)."""
-    ladders: dict[tuple[str, int], dict[str, Any]] = {}
     paths = inputs.artifacts["sample"].files()
     chosen = (sample for sample in read_samples(paths, EVALUATE, images=True) if sample.chosen)
-    evaluated = [_describe_evaluated(sample) for sample in islice(chosen, MAX_EVALUATED)]
-    for sample in read_samples(paths, SHOW, images=True):
+    return show_samples(islice(chosen, MAX_EVALUATED), read_samples(paths, SHOW, images=True), inputs.cascade)
+
+
+def show_samples(
+    evaluated: Iterable[JudgedSample], shown: Iterable[JudgedSample] = (), cascade: Sequence[str] = ()
+) -> SectionContent:
+    """Returns the section of samples with images: ``evaluated`` ones, and ``shown`` at every stage of a cascade."""
+    ladders: dict[tuple[str, int], dict[str, Any]] = {}
+    described = [_describe_evaluated(sample) for sample in evaluated]
+    for sample in shown:
         empty = {"prompt": sample.prompt, "seed": sample.seed, "images": []}
         item = ladders.setdefault((sample.prompt, sample.seed), empty)
         source = encode_lossless_url(sample.png or b"")
@@ -30,7 +39,7 @@ def collect_samples(inputs: ReportInputs) -> SectionContent:
         item["images"].sort(key=lambda image: image["size"])
         for image in item["images"]:
             image["shown"] = min(max(image["size"], 64), MAX_SIDE)
-    return SectionContent({"shown": list(ladders.values()), "evaluated": evaluated, "cascade": inputs.cascade})
+    return SectionContent({"shown": list(ladders.values()), "evaluated": described, "cascade": cascade})
 
 
 def _describe_evaluated(sample: JudgedSample) -> dict[str, Any]:
@@ -39,7 +48,7 @@ def _describe_evaluated(sample: JudgedSample) -> dict[str, Any]:
         "prompt": sample.prompt,
         "seed": sample.seed,
         "split": sample.split,
-        "clip_score": sample.clip_score,
+        "clip_score": None if math.isnan(sample.clip_score) else sample.clip_score,
         "src": encode_lossless_url(sample.png or b""),
         "right": checks.get("all"),
         "note": "wrong: " + ", ".join(wrong) if wrong else ("all correct" if checks else ""),

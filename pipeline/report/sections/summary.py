@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -26,12 +26,13 @@ def collect_summary(inputs: ReportInputs) -> SectionContent:
         _tile("pairs kept", f"{selected['kept']:,}", f"of {count_of(selected['rows'], 'row')}"),
         _tile("time of all stages", duration, "including cached stages"),
         _tile("parameters", f"{parameters / 1e6:.2f} M", "of the cascade"),
-        *_list_metric_tiles(metrics),
+        *list_metric_tiles(metrics),
     ]
     return SectionContent({"tiles": tiles, "sentence": sentence})
 
 
-def _list_metric_tiles(metrics: Mapping[str, Any]) -> list[dict[str, str]]:
+def list_metric_tiles(metrics: Mapping[str, Any]) -> list[dict[str, str]]:
+    """Returns label, value and note of the main metrics."""
     tiles = []
     for split, accuracy in metrics.get("composition", {}).items():
         if "all" in accuracy:
@@ -40,14 +41,27 @@ def _list_metric_tiles(metrics: Mapping[str, Any]) -> list[dict[str, str]]:
             tiles.append(_tile(f"all correct, {split} combinations", format_percent(accuracy["all"], 0), note))
     if metrics.get("clip_score") is not None:
         real = metrics.get("clip_score_validation")
-        note = f"real pairs: {format_decimal(real['value'])}" if real else "by the run's own CLIP"
+        note = f"real pairs: {format_decimal(real['value'])}" if real else "by the CLIP that scores"
         tiles.append(_tile("CLIP score", format_decimal(metrics["clip_score"]), note))
     for entry in (metrics.get("distances") or {}).values():
         if entry["fd"] is not None:
             tiles.append(
                 _tile(entry["name"], format_decimal(entry["fd"]), f"{entry['reference_images']:,} real images")
             )
-    return tiles
+    return [*tiles, *_list_other_tiles(metrics)]
+
+
+def _list_other_tiles(metrics: Mapping[str, Any]) -> Iterator[dict[str, str]]:
+    for key, entry in (metrics.get("distances") or {}).items():
+        if (cmmd := metrics.get(f"cmmd_{key}")) is not None:
+            yield _tile(f"CMMD {key}", format_decimal(cmmd), f"{entry['reference_images']:,} real images")
+    for entry in (metrics.get("judges") or {}).values():
+        for label, value in list(entry["values"].items())[:1]:
+            number = value["value"] if isinstance(value, Mapping) else value
+            yield _tile(entry["title"], format_decimal(number), f"{label}, {count_of(entry['images'], 'image')}")
+    if found := (metrics.get("memorisation") or {}).get("samples"):
+        note = f"{found['copies']} of {count_of(found['images'], 'sample')}"
+        yield _tile("near copies of training images", format_percent(found["share"]), note)
 
 
 def _format_interval(row: Mapping[str, Any]) -> str:

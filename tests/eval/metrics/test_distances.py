@@ -13,7 +13,6 @@ from scipy.linalg import sqrtm
 
 from dataprep.synthetic.grammar import Claim, sample_claim
 from dataprep.synthetic.renderer import draw_scene
-from eval.metrics.config import FeaturesConfig
 from eval.metrics.distances import (
     compare_neighbourhoods,
     compare_sets,
@@ -22,7 +21,10 @@ from eval.metrics.distances import (
     kernel_distance,
     unbiased_mmd2,
 )
+from eval.metrics.feature_models import FeatureSpace
 from eval.metrics.feature_sets import FeatureSet, Moments
+
+SPACE = FeatureSpace("clip", "fd_clip", "CLIP", "0" * 16, 64, True)
 
 
 def features(count: int, dim: int, seed: int, shift: float = 0.0) -> np.ndarray:
@@ -144,7 +146,7 @@ def test_neighbourhoods_are_those_of_a_plain_loop() -> None:
 
 def test_description_of_a_missing_set() -> None:
     one = collected([features(30, 5, 1)])
-    found = describe_distances(None, one, FeaturesConfig(), "x")
+    found = describe_distances(None, one, SPACE)
     assert found["fd"] is None
     assert found["note"] == "one of the sets has fewer than two images"
 

@@ -8,7 +8,7 @@ import pytest
 
 from dataprep.io.errors import UserError
 from eval.metrics.config import FeaturesConfig
-from eval.metrics.feature_models import check_feature_models, describe_features, distance_name
+from eval.metrics.feature_models import ClipIdentity, check_feature_models, describe_space, distance_name
 
 
 def test_only_the_weights_of_the_fid_make_an_fid(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -16,7 +16,7 @@ def test_only_the_weights_of_the_fid_make_an_fid(tmp_path: Path, monkeypatch: py
     weights.write_bytes(b"something else")
     config = FeaturesConfig(model="inception", pretrained=str(weights))
     assert distance_name(config) == "fd_inception"
-    assert "weights of w.pth" in describe_features(config, "")
+    assert "weights of w.pth" in describe_space(config, ClipIdentity("", "", None)).model
     monkeypatch.setattr("eval.metrics.feature_models.sha256_file", lambda path: ("6726825d" + "0" * 56, 1))
     assert distance_name(config) == "fid"
     assert distance_name(FeaturesConfig()) == "fd_clip"

@@ -7,11 +7,13 @@ from pathlib import Path
 import numpy as np
 
 from dataprep.io.parquet import write_table
-from eval.metrics.config import FeaturesConfig
 from eval.metrics.distances import describe_distances
+from eval.metrics.feature_models import FeatureSpace
 from eval.metrics.feature_sets import SAMPLE_SET
 from eval.metrics.feature_tables import collect_features, make_features_table
 from tests.helpers.judged import fake_clip
+
+SPACE = FeatureSpace("clip", "fd_clip", "CLIP", "0" * 16, 64, True)
 
 
 def test_collecting_is_the_same_for_any_split_into_files(tmp_path: Path) -> None:
@@ -33,4 +35,4 @@ def test_collecting_is_the_same_for_any_split_into_files(tmp_path: Path) -> None
     assert np.array_equal(a.moments.covariance(), b.moments.covariance())
     captions = [[caption for _, _, caption in found.pairs["sample"].taken()] for found in (one, other)]
     assert captions[0] == captions[1] and len(captions[0]) == 10
-    assert describe_distances(a, b, FeaturesConfig(), "x") == describe_distances(b, a, FeaturesConfig(), "x")
+    assert describe_distances(a, b, SPACE) == describe_distances(b, a, SPACE)

@@ -7,9 +7,12 @@ from typing import Any
 import pytest
 
 from eval.metrics.base import JudgedSamples, Metric
+from eval.metrics.feature_models import ClipIdentity
 from eval.metrics.registry import METRICS, compute_metrics
 from eval.sampling.prompts import scene_prompts
 from tests.helpers.judged import make_samples
+
+CLIP = ClipIdentity("ViT-B-32", "openai", 224)
 
 
 class MeanSize(Metric):
@@ -40,9 +43,9 @@ def test_added_metric_is_in_the_report_part_of_the_values(
     judged: JudgedSamples, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(JudgedSamples, "read_pixels", lambda self, keys: {s.key: s.pixels() for s in self.samples})
-    assert "more" not in compute_metrics(judged)
+    assert "more" not in compute_metrics(judged, CLIP)
     monkeypatch.setitem(METRICS, "mean_size", MeanSize())
-    more = compute_metrics(judged)["more"]
+    more = compute_metrics(judged, CLIP)["more"]
     assert more == {
         "mean_size": {
             "title": "Size",
@@ -56,4 +59,4 @@ def test_key_of_two_metrics_is_refused(judged: JudgedSamples, monkeypatch: pytes
     monkeypatch.setattr(JudgedSamples, "read_pixels", lambda self, keys: {s.key: s.pixels() for s in self.samples})
     monkeypatch.setitem(METRICS, "second", SecondClipScore())
     with pytest.raises(ValueError, match="metric second returns 'clip_score', a key of another metric"):
-        compute_metrics(judged)
+        compute_metrics(judged, CLIP)

@@ -45,7 +45,7 @@ def content(folder: Path) -> dict[str, Any]:
 
 def fill(cascade: FakeCascade, folder: Path, prompts: Sequence[str] = PROMPTS, **options: Any) -> list[int]:
     asked = SamplingOptions(num=2, seed=3, **options)
-    return list(sample_folder(cascade, prompts, folder, asked, chunk=2))  # type: ignore[arg-type]
+    return list(sample_folder(cascade, prompts, folder, asked, chunk=2))
 
 
 def test_killed_call_resumes(tmp_path: Path) -> None:
@@ -89,7 +89,7 @@ def test_images_of_another_call_are_not_mixed(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"00004-00.png shows 'five', which is not prompt 4 now"):
         fill(FakeCascade(), tmp_path, PROMPTS[:4])
     with pytest.raises(UserError, match="num was 2, now it is 1"):
-        list(sample_folder(FakeCascade(), PROMPTS, tmp_path, SamplingOptions(num=1, seed=3)))  # type: ignore[arg-type]
+        list(sample_folder(FakeCascade(), PROMPTS, tmp_path, SamplingOptions(num=1, seed=3)))
     (tmp_path / SETTINGS_FILE).unlink()
     with pytest.raises(UserError, match=r"holds 00000-00.png of another call, but no settings.json"):
         fill(FakeCascade(), tmp_path)

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from eval.sampling.config import CascadeConfig, StageEntry
 from pipeline.inference import model_card
 from pipeline.inference.model_card import NO_LICENCE, render_model_card
 from pipeline.stages.initial_weights import Origin
@@ -19,7 +20,8 @@ def render_partly(run: Run, monkeypatch: pytest.MonkeyPatch, licence: str | None
     """The card of a run without what describes the export."""
     for name in ("_describe_use", "_describe_parts", "_describe_limits"):
         monkeypatch.setattr(model_card, name, lambda *_: [])
-    return render_model_card(run, None, Path("nowhere"), "ema", licence)  # type: ignore[arg-type]
+    config = CascadeConfig(stages=[StageEntry(name="base", resolution=8, path="base")], encoder="encoder")
+    return render_model_card(run, config, Path("nowhere"), "ema", licence)
 
 
 def test_front_matter_is_yaml_whatever_the_licence_is_called(
@@ -27,7 +29,8 @@ def test_front_matter_is_yaml_whatever_the_licence_is_called(
 ) -> None:
     card = render_partly(finished_run.run, monkeypatch, "mit: or not")
     metadata = yaml.safe_load(card.split("---\n")[1])
-    assert metadata == {"library_name": "imagen-ray", "pipeline_tag": "text-to-image", "license": "mit: or not"}
+    assert metadata["license"] == "mit: or not" and metadata["library_name"] == "imagen-ray"
+    assert "base_model" not in metadata  # the encoder is in the export
 
 
 def test_card_names_data_metrics_and_a_missing_licence(finished_run: Made, monkeypatch: pytest.MonkeyPatch) -> None:

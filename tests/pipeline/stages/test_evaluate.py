@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+import io
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from dataprep.io import storage
 from dataprep.io.errors import UserError
 from dataprep.io.parquet import read_table
 from eval.clip.scorer import ClipScorer
-from eval.metrics.config import EvaluateConfig, FeaturesConfig, SweepConfig
+from eval.metrics.config import EvaluateConfig, FeaturesConfig, MemorisationConfig, SweepConfig
+from eval.metrics.judges.config import JudgeConfig
+from eval.metrics.samples_table import read_samples, write_samples
 from eval.sampling.config import StageEntry
 from eval.sampling.options import SamplingOptions
 from eval.sampling.stage_sampler import LoadedStage
@@ -72,7 +77,7 @@ def test_figures_react_and_every_key_is_documented(tmp_path: Path) -> None:
         assert {entry["language"] for entry in metrics["composition_language_table"]} == {"en", "zh"}
     assert bad["best_of"][1]["accuracy"]["value"] > bad["best_of"][0]["accuracy"]["value"]
     documented = set(re.findall(r"`(\w+)", (ROOT / "docs" / "metrics.md").read_text()))
-    assert sorted(key for key in good if key not in documented) == ["fd_clip", "kid_clip"]  # `fd_<key>`
+    assert sorted(key for key in good if key not in documented) == ["cmmd_clip", "fd_clip"]  # `fd_<key>`
 
 
 def test_prompts_outside_of_the_grammar_have_no_composition(tmp_path: Path) -> None:
@@ -173,3 +178,49 @@ def test_samples_keep_their_size_where_others_are_measured_at_several(tmp_path: 
     image_features.FeatureWorker({}, [FeaturesConfig()], [16, SIZE], {})(ShardTask(shard.id, shard.files, out))
     table = read_table(out / f"{shard.id:05d}.parquet", "features")
     assert table["size"].to_pylist() == [SIZE, SIZE]
+
+
+# ---------------------------------------------------------------------------------------------- judges and copies
+
+
+def test_near_copies_of_training_images_are_found(tmp_path: Path) -> None:
+    """The stage searches the pack's training rows; a sample that is one of them bit by bit warns."""
+    config = EvaluateConfig(memorisation=MemorisationConfig(threshold=0.03))
+    quiet = judged(tmp_path / "quiet", 1.0, config, candidates=1)["memorisation"]
+    assert (quiet["training_images"], quiet["size"], quiet["samples"]["images"]) == (20, SIZE, 40)
+    assert quiet["held_out"]["images"] == 60 and quiet["held_out"]["what"] == "validation images"
+    assert quiet["samples"]["exact"] == 0 and quiet["warning"] is None
+
+    run = make_run(tmp_path / "copied", 1.0, candidates=1)
+    pack = run.artifacts()["pack"].files()
+    rows = (row for path in pack for row in image_features.read_packed_images(path, SIZE, "train"))
+    trained = {name: image for name, image, _ in rows}
+    names = sorted(trained)[:3]
+    path = run.artifacts()["sample"].files()[0]
+    samples = list(read_samples([path], images=True))
+    for number, name in enumerate(names):
+        samples[number] = replace(samples[number], png=encode_png(trained[name]))
+    write_samples(samples, path)
+    ctx = make_evaluate_context(run, config)
+    evaluate.run(ctx)
+    found = storage.read_json(ctx.path("metrics.json"))["memorisation"]
+    assert {pair["training"] for pair in found["closest"][:3]} == set(names)
+    assert [pair["prompt"] for pair in found["closest"][:3]] and found["samples"]["exact"] == 3
+    assert "samples are near copies of training images" in found["warning"]
+    assert storage.list_files(ctx.path("features", "neighbours")) == ["00000.parquet", "00001.parquet"]
+    assert not storage.exists(ctx.path("features", image_features.QUERIES))  # held images
+
+
+def encode_png(image: np.ndarray) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(image).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def test_judges_look_at_every_candidate(tmp_path: Path) -> None:
+    torch.save({"weight": torch.full((1, 48), 0.5)}, tmp_path / "head.pth")
+    judge = JudgeConfig(kind="aesthetic", model=str(tmp_path / "head.pth"))
+    found = judged(tmp_path / "run", 1.0, EvaluateConfig(judges=(judge,)), count=5)["judges"]["aesthetic"]
+    assert found["images"] == 20  # 10 prompts of 2 candidates
+    assert found["values"]["mean score"]["low"] < found["values"]["mean score"]["high"]
+    assert show_metrics({"judges": {"aesthetic": found}}).values["more"][0]["title"] == "Aesthetic score"

@@ -50,7 +50,7 @@ def test_untrained_and_broken_stages_are_refused(tmp_path: Path) -> None:
     refused("do not match")
     save_stage(tmp_path, trained(BASE), BASE, {}, 10)
     (tmp_path / WEIGHTS_FILE).write_bytes(b"torn")
-    refused("do not match")
+    refused("not a safetensors file")
     (tmp_path / WEIGHTS_FILE).unlink()
     refused("model.safetensors is missing")
     settings = json.loads((tmp_path / CONFIG_FILE).read_text())
