@@ -15,7 +15,24 @@ from torch import Tensor, nn
 from train.lr_schedule import ema_decay_at
 
 EMA = "ema"
+# Adam's update without the wrapper that imports torch.compile; gradients are off here, which is all else that it does.
+ADAM_STEP: Callable[..., Any] = torch.optim.Adam.step.__wrapped__  # type: ignore[attr-defined]
+EXEMPT = "_disable_dynamo.<locals>.inner"  # what torch's own functions are wrapped in that torch.compile must not touch
 CHUNK = 2**26  # elements of gradients whose temporaries Adafactor holds at once: 256 MiB for each of two
+
+
+def _leave_compiler_unloaded() -> None:
+    """Makes torch's optimizers not import torch.compile.
+
+    Each of their methods imports it at its first call, only to be exempt from it: a CPU-second per process. No
+    optimizer is compiled here.
+    """
+    for method in vars(torch.optim.Optimizer).values():
+        if getattr(getattr(method, "__code__", None), "co_qualname", "") == EXEMPT:
+            method.__wrapped__.__dict__["__dynamo_disable"] = method.__wrapped__
+
+
+_leave_compiler_unloaded()
 
 
 class _CountedUpdates:
@@ -87,7 +104,7 @@ class AdamWEma(_CountedUpdates, torch.optim.AdamW):
             return
         params = [param for group in self.param_groups for param in group["params"] if param.grad is not None]
         self.allocate(params)
-        super().step(closure)
+        ADAM_STEP(self, closure)
         self._update_ema(self._count(params), self.state)
 
 

@@ -1,48 +1,69 @@
 """Imports open_clip, transformers and diffusers with progress bars off and without what text models do not need.
 
 All import torchvision for image transforms. Beside a CPU build of torch its compiled operators do not load, which
-fails the import, although neither operator is called here.
+fails the import, although neither operator is called here. The first two import torch.compile, which is not called
+either.
 """
 
 from __future__ import annotations
 
 import functools
+import importlib
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 from dataprep.io.errors import UserError
+from dataprep.io.postponed_imports import COMPILER, postpone_imports
 from dataprep.io.progress_bars import disable_progress_bars
 
 OPERATOR = "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor"
 
 
 def import_open_clip() -> ModuleType:
-    """Returns the module open_clip."""
-    disable_progress_bars()
-    declare_torchvision_operators()
-    import open_clip
+    """Returns the module open_clip. timm, which few of its models are made of, is imported by the first of those."""
+    import_transformers()  # which open_clip imports too, and with its progress bars
+    with postpone_imports(COMPILER, "timm"):
+        declare_torchvision_operators()
+        import open_clip
 
     return open_clip
 
 
-def import_transformers() -> ModuleType:
+def import_transformers(models: bool = True) -> ModuleType:
     """Returns the module transformers; loading models then draws no progress bar.
 
-    It takes torchvision, scipy and scikit-learn for absent, which its text models do not use and which take as many
-    CPU-seconds to import as torch.
+    It takes torchvision, scipy, scikit-learn, accelerate and torch.distributed for absent, which its text models do not
+    use, and torch.compile is imported when it is called: together they take as many CPU-seconds to import as torch.
+
+    Args:
+        models: whether models will be loaded, or tokenizers and configs alone.
     """
     disable_progress_bars()
-    with _hide_modules("torchvision", "scipy", "sklearn"):
+    transformers = _import_base()
+    if models:
+        import torch  # noqa: F401
+
+        with postpone_imports(COMPILER):
+            for module in ("generation.utils", "modeling_layers"):  # what every model imports
+                importlib.import_module(f"transformers.{module}")
+    return transformers
+
+
+@functools.cache
+def _import_base() -> ModuleType:
+    """Imports transformers itself, which imports models when they are asked for."""
+    with _hide_modules("torchvision", "scipy", "sklearn", "accelerate"), postpone_imports(COMPILER):
         import transformers
         from transformers.utils import import_utils
 
         # Each answer is kept for the life of the process.
-        found = [import_utils.is_scipy_available(), import_utils.is_sklearn_available()]
-        found.append(import_utils.is_torchvision_available())
-    if found[-1]:  # imported before, or asked for
+        import_utils.is_scipy_available(), import_utils.is_sklearn_available(), import_utils.is_accelerate_available()
+        _ask_without_torch(import_utils.is_torch_distributed_available)
+        has_torchvision = import_utils.is_torchvision_available()
+    if has_torchvision:  # imported before, or asked for
         declare_torchvision_operators()
     return transformers
 
@@ -58,6 +79,20 @@ def import_diffusers() -> ModuleType:
             raise
         raise UserError("models in diffusers' layout need diffusers; pip install 'imagen-ray[diffusers]'") from error
     return diffusers
+
+
+def _ask_without_torch(is_available: Callable[[], bool]) -> bool:
+    """Calls a question of transformers whose answer is that of ``torch.distributed.is_available``, which says no."""
+    before = sys.modules.get("torch")
+    answer = SimpleNamespace(distributed=SimpleNamespace(is_available=lambda: False))
+    sys.modules["torch"] = answer  # type: ignore[assignment]
+    try:
+        return is_available()
+    finally:
+        if before is None:
+            del sys.modules["torch"]
+        else:
+            sys.modules["torch"] = before
 
 
 @contextmanager

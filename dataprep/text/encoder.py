@@ -22,6 +22,7 @@ from dataprep.io.device_copy import pin, send
 from dataprep.io.errors import UserError
 from dataprep.io.model_imports import import_transformers
 from dataprep.io.pipeline_folder import encoder_folders
+from dataprep.io.postponed_imports import COMPILER, postpone_imports
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 # Encoder-decoder models of which only the encoder is loaded, with relative positions: any length, no float16.
@@ -119,9 +120,10 @@ class TextEncoder:
                 raise UserError(f"encoder dtype float16 overflows in {config.model_type}; set bfloat16 or float32")
             model_class = getattr(transformers, T5_CLASSES.get(config.model_type, "AutoModel"))
             options = {"variant": variant} if (variant := find_variant(weights)) else {}
-            model, info = model_class.from_pretrained(
-                weights, dtype=DTYPES[dtype], local_files_only=local, output_loading_info=True, **options
-            )
+            with postpone_imports(COMPILER):  # torch imports it to initialise weights that have no memory yet
+                model, info = model_class.from_pretrained(
+                    weights, dtype=DTYPES[dtype], local_files_only=local, output_loading_info=True, **options
+                )
             tokenizer = transformers.AutoTokenizer.from_pretrained(vocabulary, local_files_only=local)
         except UserError:
             raise

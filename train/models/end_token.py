@@ -27,7 +27,7 @@ def load_tokenizer(path_or_name: str) -> Any:
     from dataprep.io.model_imports import import_transformers
 
     try:
-        tokenizer = import_transformers().AutoTokenizer.from_pretrained(encoder_folders(path_or_name)[1])
+        tokenizer = import_transformers(models=False).AutoTokenizer.from_pretrained(encoder_folders(path_or_name)[1])
     except (OSError, ValueError) as error:
         raise UserError(f"clip.train: no tokenizer in {path_or_name!r}; give the text encoder's folder") from error
     end = find_end_token(lambda text: tokenizer(text)["input_ids"])

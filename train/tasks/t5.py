@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
@@ -17,7 +17,6 @@ from safetensors.torch import save_file
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from torch import Tensor, nn
 from torch.nn import functional
-from transformers import PreTrainedTokenizerFast, T5Config
 
 from dataprep.io import storage
 from dataprep.io.device_copy import send
@@ -28,6 +27,9 @@ from train.loader.loader import Batch, CaptionLoader
 from train.loader.sampler import SampleRandom
 from train.loop import train
 from train.tasks.t5_config import T5TaskConfig, T5TrainingConfig
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast, T5Config
 
 PAD, EOS, UNK = "<pad>", "</s>", "<unk>"  # ids 0, 1, 2, as in T5
 PAD_ID, EOS_ID = 0, 1
@@ -58,7 +60,7 @@ def train_tokenizer(captions: Sequence[str], config: T5TaskConfig) -> PreTrained
     tokenizer.train_from_iterator(captions[: config.tokenizer_captions], trainer)
     tokenizer.post_processor = processors.TemplateProcessing(single=f"$A {EOS}", special_tokens=[(EOS, EOS_ID)])
     sentinels = [f"<extra_id_{index}>" for index in range(config.sentinels)]
-    return PreTrainedTokenizerFast(
+    return import_transformers(models=False).PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         pad_token=PAD,
         eos_token=EOS,
@@ -81,7 +83,7 @@ class T5Task:
     def model_config(self) -> T5Config:
         """Returns the model's config for transformers."""
         config = self.config
-        return T5Config(
+        return import_transformers(models=False).T5Config(
             vocab_size=len(self.tokenizer),
             d_model=config.d_model,
             d_kv=config.d_model // config.heads,
