@@ -17,6 +17,7 @@ from pipeline.runtime.config import ClusterConfig
 from pipeline.runtime.group_size import GroupPlan, plan_group
 from pipeline.runtime.ray_session import connect_ray, find_cluster_address
 from pipeline.runtime.resources import WorkerNeed, get_cluster_capacity, resolve_actor_need
+from pipeline.runtime.warm_processes import WARM
 from pipeline.stages.base import Placement, Stage
 from pipeline.stages.continued_training import find_loops
 from pipeline.store.artifact import Artifact
@@ -134,6 +135,7 @@ class Scheduler(Generic[T]):
         self.shares.add(name, reservation)
         self.waiting.remove(item)
         self.running.add(name)
+        WARM.is_shared = len(self.running) > 1
         inputs = dict(self.done)
 
         def run() -> None:
@@ -146,6 +148,7 @@ class Scheduler(Generic[T]):
 
     def _record_end(self, name: str, outcome: Artifact | BaseException) -> None:
         self.running.remove(name)
+        WARM.is_shared = len(self.running) > 1
         self.shares.remove(name)
         if not isinstance(outcome, BaseException):
             self.done[name] = outcome

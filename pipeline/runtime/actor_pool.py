@@ -132,9 +132,13 @@ class ActorPool:
             ray.kill(actor)
 
     def close(self, keep: bool = True) -> None:
-        """Ends every idle or starting actor; busy ones end with their handles."""
+        """Ends every idle or starting actor; busy ones end with their handles.
+
+        One that has not said yet where it is may be one of the stage before, busy forgetting that. It is kept too,
+        where no node would be started for it.
+        """
         for actor in self.idle:
             self._end(actor, keep)
         for actor in self.starting.values():
-            ray.kill(actor)
+            self._end(actor, keep and not can_grow())
         self.idle, self.starting = [], {}

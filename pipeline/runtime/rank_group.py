@@ -16,6 +16,7 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from dataprep.io.signals import SHUTDOWN
 from pipeline.runtime.ray_session import can_grow
+from pipeline.runtime.resources import list_node_resources
 from pipeline.runtime.warm_processes import WARM, ProcessSpec, start_process
 
 WAIT = 1.0  # seconds between two looks at the shutdown flag
@@ -41,8 +42,9 @@ class GroupNotStarted(RuntimeError):  # noqa: N818, the group may start later
 class RankGroup:
     """Worker processes that train together; rank i runs in the i-th.
 
-    CPU ranks on a machine of our own are taken from the idle processes, and returned to them. Others get a placement
-    group, so that either all of them start or none, and end with their training.
+    CPU ranks on a machine of our own are taken from the idle processes, and returned to them; so are those on a cluster
+    of one node where enough processes are idle. Others get a placement group, so that either all of them start or none,
+    and end with their training.
 
     Args:
         ranks: how many.
@@ -59,18 +61,26 @@ class RankGroup:
         self.processes: list[Any] = []
         deadline = time.monotonic() + timeout
         try:
-            if can_grow() or spec.need.gpus:
+            if self._takes_idle(ranks, strategy):
+                self.processes = [WARM.acquire(spec) for _ in range(ranks)]
+            else:
                 WARM.close()
                 self.placement = placement_group([spec.need.to_ray()] * ranks, strategy=strategy)
                 self._await_placement(deadline, timeout)
                 self.processes = [start_process(spec, self._bundle(rank)) for rank in range(ranks)]
-            else:
-                self.processes = [WARM.acquire(spec) for _ in range(ranks)]
             self.locations = self._await_start(deadline, timeout)
         except BaseException:
             self.end(keep=False)
             raise
         self._order_ranks()
+
+    def _takes_idle(self, ranks: int, strategy: str) -> bool:
+        """Returns whether the ranks run in idle processes. They are all there, and where the strategy wants them."""
+        if self.spec.need.gpus:
+            return False
+        if not can_grow():
+            return True
+        return strategy != "STRICT_SPREAD" and WARM.has(self.spec, ranks) and len(list_node_resources()) == 1
 
     def _bundle(self, rank: int) -> dict[str, Any]:
         return {"scheduling_strategy": PlacementGroupSchedulingStrategy(self.placement, rank)}

@@ -53,8 +53,15 @@ class WarmProcesses:
     def __init__(self) -> None:
         self.idle: dict[str, list[Any]] = {}  # key of a spec -> handles
         self.node = ""  # of this driver; another in another Ray session
+        self.is_shared = False  # several stages run at once: none is kept, another may wait for what it holds
         self.lock = threading.RLock()
         self.timer: threading.Timer | None = None
+
+    def has(self, spec: ProcessSpec, count: int) -> bool:
+        """Returns whether ``count`` processes of this spec are idle."""
+        with self.lock:
+            self._forget_other_session()
+            return len(self.idle.get(spec.key, ())) >= count
 
     def acquire(self, spec: ProcessSpec) -> Any:
         """Returns an idle process of this spec, else starts one, after ending idle ones of other specs."""
@@ -66,9 +73,12 @@ class WarmProcesses:
             return start_process(spec)
 
     def keep(self, spec: ProcessSpec, process: Any) -> None:
-        """Takes back an idle process. Its worker is freed."""
+        """Takes back an idle process, whose worker is freed; ends it while several stages run."""
         with self.lock:
             self._forget_other_session()
+            if self.is_shared:
+                ray.kill(process)
+                return
             process.clear.remote()
             self.idle.setdefault(spec.key, []).append(process)
             if self.timer:

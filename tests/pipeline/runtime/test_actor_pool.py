@@ -78,6 +78,18 @@ def test_processes_are_not_kept_after_an_error_or_beside_other_stages(monkeypatc
     assert (ray.killed, ray.kept) == (4, 0)
 
 
+@pytest.mark.parametrize(("can_grow", "outcome"), [(False, (0, 2)), (True, (4, 0))])
+def test_processes_that_have_not_answered_are_kept_where_no_node_would_start(
+    monkeypatch: pytest.MonkeyPatch, can_grow: bool, outcome: tuple[int, int]
+) -> None:
+    """A process of the stage before may still be busy with forgetting that stage."""
+    ray = FakeRay(monkeypatch, can_grow)
+    pool = ActorPool(ProcessSpec(WorkerNeed()), "clip")
+    pool.resize(100)
+    pool.close()
+    assert (ray.killed, ray.kept) == outcome and pool.starting == {}
+
+
 def test_a_local_ray_gets_no_surplus_actors(monkeypatch: pytest.MonkeyPatch) -> None:
     ray = FakeRay(monkeypatch, can_grow=False)
     pool = ActorPool(ProcessSpec(WorkerNeed()), "download")

@@ -106,8 +106,38 @@ def test_a_group_that_cannot_be_placed_leaves_nothing(monkeypatch: pytest.Monkey
     monkeypatch.setattr(rank_group, "can_grow", lambda: True)
     monkeypatch.setattr(rank_group, "placement_group", lambda bundles, strategy: placement)
     monkeypatch.setattr(rank_group, "remove_placement_group", removed.append)
-    monkeypatch.setattr(rank_group, "WARM", Mock())
+    monkeypatch.setattr(rank_group, "WARM", Mock(has=lambda spec, count: False))
     monkeypatch.setattr(rank_group, "ray", SimpleNamespace(available_resources=lambda: {"CPU": 1.0}))
     with pytest.raises(RuntimeError, match=r"did not start within 0 s: each needs 3 CPU, 1 CPU are free"):
         RankGroup(2, ProcessSpec(WorkerNeed(3)), "PACK", 0)
     assert removed == [placement]
+
+
+@pytest.mark.parametrize(
+    ("gpus", "strategy", "idle", "nodes", "taken"),
+    [
+        (0, "PACK", 2, 1, True),
+        (0, "SPREAD", 3, 1, True),
+        (0, "PACK", 1, 1, False),  # not all ranks could start
+        (0, "PACK", 2, 2, False),  # they might be far from each other
+        (0, "STRICT_SPREAD", 2, 1, False),
+        (1, "PACK", 2, 1, False),
+    ],
+)
+def test_ranks_on_a_cluster_take_idle_processes_of_its_only_node(
+    monkeypatch: pytest.MonkeyPatch, gpus: int, strategy: str, idle: int, nodes: int, taken: bool
+) -> None:
+    warm, placed = Mock(has=lambda spec, count: idle >= count), Mock()
+    monkeypatch.setattr(rank_group, "can_grow", lambda: True)
+    monkeypatch.setattr(rank_group, "WARM", warm)
+    monkeypatch.setattr(rank_group, "list_node_resources", lambda: [{"CPU": 2.0}] * nodes)
+    monkeypatch.setattr(rank_group, "placement_group", placed)
+    monkeypatch.setattr(rank_group, "remove_placement_group", Mock())
+    monkeypatch.setattr(rank_group, "start_process", Mock())
+    monkeypatch.setattr(rank_group, "PlacementGroupSchedulingStrategy", Mock())
+    monkeypatch.setattr(rank_group, "ray", Mock())
+    monkeypatch.setattr(RankGroup, "_await_start", lambda *_: [("node", "address", [])] * 2)
+    group = RankGroup(2, ProcessSpec(WorkerNeed(1, gpus)), strategy, 60)
+    assert (warm.acquire.call_count, placed.call_count) == ((2, 0) if taken else (0, 1))
+    group.end(keep=True)
+    assert warm.keep.call_count == (2 if taken else 0)

@@ -86,3 +86,13 @@ def test_processes_of_an_earlier_ray_session_are_forgotten(fake: FakeRay) -> Non
     fake.node = "another"
     warm.acquire(ONE)
     assert len(fake.started) == 2 and fake.killed == []
+
+
+def test_none_is_kept_while_several_stages_run(fake: FakeRay) -> None:
+    warm = WarmProcesses()
+    first, second = warm.acquire(ONE), warm.acquire(ONE)
+    warm.keep(ONE, first)
+    assert warm.has(ONE, 1) and not warm.has(ONE, 2) and not warm.has(TWO, 1)
+    warm.is_shared = True
+    warm.keep(ONE, second)
+    assert fake.killed == [second] and not warm.has(ONE, 2)
