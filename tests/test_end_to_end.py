@@ -14,10 +14,11 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import pytest
 
+from tests.helpers.browser import open_browser, open_page
 from tests.helpers.paths import ROOT
 
 SMOKE = "configs/smoke.yaml"
@@ -154,68 +155,69 @@ def test_every_row_has_a_status_and_the_planted_trouble_is_found(killed_run: dic
     assert quality["troubles"]
 
 
-@pytest.mark.parametrize(("width", "scheme"), [(380, "dark"), (1440, "light")])
-def test_the_report_in_a_browser(killed_run: dict[str, Any], width: int, scheme: Literal["light", "dark"]) -> None:
-    """Opens offline: no request, no error, nothing wider than the screen, every chart and section with content."""
-    chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-    if chromium is None:
-        pytest.skip("no Chromium on this machine")
-    from playwright.sync_api import sync_playwright
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    with open_browser() as opened:
+        yield opened
 
-    quiet = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update"]
+
+@pytest.mark.parametrize(("width", "scheme"), [(380, "dark"), (1440, "light")])
+def test_the_report_in_a_browser(killed_run: dict[str, Any], browser: Any, width: int, scheme: str) -> None:
+    """Opens offline: no request, no error, nothing wider than the screen, every chart and section with content."""
     troubles: list[str] = []
-    with sync_playwright() as driver:
-        browser = driver.chromium.launch(executable_path=chromium, args=quiet)
-        page = browser.new_page(viewport={"width": width, "height": 900}, color_scheme=scheme)
-        page.on("console", lambda message: troubles.append(message.text) if message.type == "error" else None)
-        page.on("pageerror", lambda error: troubles.append(str(error)))
-        page.on("request", lambda r: None if r.url.startswith(("file:", "data:")) else troubles.append(r.url))
-        page.goto(f"file://{killed_run['run']}/report.html")
-        page.wait_for_selector("[data-chart=durations] .main-svg")
-        assert page.evaluate("document.documentElement.scrollWidth") <= width
-        assert page.evaluate("document.documentElement.dataset.theme") == scheme
-        page.click("#theme")
-        assert page.evaluate("document.documentElement.dataset.theme") != scheme
-        for name in ("summary", "samples", "metrics", "funnel", "data", "training", "run"):
-            assert len(page.inner_text(f"#{name}")) > 40, name
-        charts = page.evaluate(
-            "[...document.querySelectorAll('[data-chart]')].map(n => n.querySelectorAll('.trace, .bars').length)"
-        )
-        assert len(charts) >= 6
-        assert all(charts), charts
-        rows = "[...document.querySelector('#funnel table').tBodies[0].rows]"
-        column = rows + ".map(row => parseInt(row.cells[4].textContent))"
-        page.click("#funnel th:nth-child(5)")  # sorted by rows kept
-        rising = page.evaluate(column)
-        assert rising == sorted(rising)
-        page.click("#funnel th:nth-child(5)")
-        assert page.evaluate(column) == rising[::-1]
-        browser.close()
+    page = open_page(browser, width, scheme, troubles)
+    page.goto(f"file://{killed_run['run']}/report.html")
+    page.wait_for_selector("[data-chart=durations] .main-svg")
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    assert page.evaluate("document.documentElement.dataset.theme") == scheme
+    page.click("#theme")
+    assert page.evaluate("document.documentElement.dataset.theme") != scheme
+    for name in ("summary", "samples", "metrics", "funnel", "data", "training", "run"):
+        assert len(page.inner_text(f"#{name}")) > 40, name
+    charts = page.evaluate(
+        "[...document.querySelectorAll('[data-chart]')].map(n => n.querySelectorAll('.trace, .bars').length)"
+    )
+    assert len(charts) >= 6
+    assert all(charts), charts
+    rows = "[...document.querySelector('#funnel table').tBodies[0].rows]"
+    column = rows + ".map(row => parseInt(row.cells[4].textContent))"
+    page.click("#funnel th:nth-child(5)")  # sorted by rows kept
+    rising = page.evaluate(column)
+    assert rising == sorted(rising)
+    page.click("#funnel th:nth-child(5)")
+    assert page.evaluate(column) == rising[::-1]
+    page.close()
     assert troubles == []
 
 
-def test_sample_draws_from_the_run(killed_run: dict[str, Any], tmp_path: Path) -> None:
+PROMPT = "two small red circles left of a blue square"
+
+
+@pytest.fixture(scope="module")
+def sampled(killed_run: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """Three images of the run, and what the command that made them said."""
+    folder = tmp_path_factory.mktemp("sampled")
+    words = ["sample", str(killed_run["run"]), PROMPT, "--num", "3", "--seed", "1"]
+    return {"words": words, "folder": folder, "done": finish(command(*words, "--out", str(folder / "cat.png")))}
+
+
+def test_sample_draws_from_the_run(sampled: dict[str, Any], tmp_path: Path) -> None:
     from PIL import Image
 
-    out = tmp_path / "cat.png"
-    words = [
-        "sample",
-        str(killed_run["run"]),
-        "two small red circles left of a blue square",
-        "--num",
-        "3",
-        "--seed",
-        "1",
-    ]
-    code, printed, err = finish(command(*words, "--out", str(out)))
+    from pipeline.cli.main import main
+
+    folder = sampled["folder"]
+    code, printed, err = sampled["done"]
     assert code == 0, err
-    assert printed.split() == [str(out), *(str(tmp_path / f"cat-{i:03d}.png") for i in range(3))]
-    one = Image.open(tmp_path / "cat-001.png")
+    assert printed.split() == [str(folder / "cat.png"), *(str(folder / f"cat-{i:03d}.png") for i in range(3))]
+    one = Image.open(folder / "cat-001.png")
     assert one.size == (64, 64)
-    assert one.info["prompt"] == "two small red circles left of a blue square"
+    assert one.info["prompt"] == PROMPT
     again = tmp_path / "again.png"
-    finish(command(*words, "--out", str(again)))
-    assert Image.open(again).tobytes() == Image.open(out).tobytes()
+    with pytest.raises(SystemExit) as ended:  # in another process, which this one is
+        main([*sampled["words"], "--out", str(again)])
+    assert not ended.value.code
+    assert Image.open(again).tobytes() == Image.open(folder / "cat.png").tobytes()
 
 
 ALONE = """
@@ -227,7 +229,9 @@ print(sorted({"ray", "deepspeed", "pipeline"} & set(sys.modules)))
 """
 
 
-def test_an_export_draws_the_same_without_the_run(killed_run: dict[str, Any], tmp_path: Path) -> None:
+def test_an_export_draws_the_same_without_the_run(
+    killed_run: dict[str, Any], sampled: dict[str, Any], tmp_path: Path
+) -> None:
     from PIL import Image
 
     from eval.sampling.cascade import Cascade
@@ -239,9 +243,7 @@ def test_an_export_draws_the_same_without_the_run(killed_run: dict[str, Any], tm
     done = subprocess.run(words, cwd=ROOT, text=True, capture_output=True, check=False)
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip() == "[]"  # neither Ray nor DeepSpeed nor this pipeline was there
-    finish(command("sample", run, "two small red circles left of a blue square", "--num", "3", "--seed", "1",
-                   "--out", str(tmp_path / "run.png")))  # fmt: skip
-    assert Image.open(tmp_path / "alone.png").tobytes() == Image.open(tmp_path / "run-001.png").tobytes()
+    assert Image.open(tmp_path / "alone.png").tobytes() == Image.open(sampled["folder"] / "cat-001.png").tobytes()
     card = (out / "README.md").read_text()
     metrics = json.loads((out / "metrics.json").read_text())
     assert "license: cc0-1.0" in card and f"all {metrics['composition']['seen']['all']:.0%}" in card
@@ -304,7 +306,7 @@ class Head:
             self.process.wait()
 
 
-@pytest.fixture(params=["token", "open"])
+@pytest.fixture(scope="module", params=["token", "open"])
 def head(request: pytest.FixtureRequest) -> Iterator[Head]:
     import tempfile
 
@@ -354,12 +356,11 @@ def manifests_equal(one: Path, other: Path) -> bool:
     return True
 
 
+@pytest.mark.parametrize("head", ["open"], indirect=True)
 def test_a_failed_job_fails_the_command(head: Head, tmp_path: Path) -> None:
-    if head.env["RAY_AUTH_MODE"] == "token":
-        pytest.skip("once is enough")
     missing = [f"run={tmp_path}/run", "--address", head.address]
-    (tmp_path / "list.csv").write_text("url,caption\nhttp://127.0.0.1:9/a.jpg,a small picture\n")
+    (tmp_path / "list.csv").write_text("href,words\nhttp://127.0.0.1:9/a.jpg,a small picture\n")
     words = ["listing.source=table", f"listing.path={tmp_path}/list.csv", "cluster.retries=0", *missing]
     code, out, _ = finish(command("submit", SMOKE, *words, env=head.env))
-    assert code == 2  # the driver's own: not a row of the list is left
-    assert "error:" in out
+    assert code == 2  # the driver's own: it found no column of URLs
+    assert "error:" in out and "url_column" in out

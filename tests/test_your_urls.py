@@ -1,4 +1,4 @@
-"""configs/your_urls.yaml on somebody's own list: 300 pictures on a server, some dead, only path and columns set.
+"""configs/your_urls.yaml on somebody's own list: 100 pictures on a server, some dead, only path and columns set.
 
 Besides these, the test sets steps alone: what is learned is not its subject, that every stage takes such a list is.
 """
@@ -22,7 +22,7 @@ from PIL import Image
 
 from tests.helpers.paths import ROOT
 
-COUNT = 300
+COUNT = 100
 FEW_STEPS = [
     f"{loop}.steps=2" for loop in ("encoder.pretrain", "clip.train", "train.base", "train.sr64", "train.sr256")
 ]
@@ -50,7 +50,7 @@ class Quiet(SimpleHTTPRequestHandler):
 
 @pytest.fixture(scope="module")
 def own_list(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """A CSV of 300 rows: every 25th file is not there, one is cut short, one is a web page."""
+    """A CSV of 100 rows: every 25th file is not there, one is cut short, one is a web page."""
     folder = tmp_path_factory.mktemp("site")
     server = ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=str(folder)))
     Thread(target=server.serve_forever, daemon=True).start()
@@ -92,7 +92,7 @@ def test_a_list_of_ones_own(own_list: Path, tmp_path: Path) -> None:
         if dead:
             assert "404" in row["error_message"]
     annotated = list((run / "stages" / "annotate").glob("*/*.parquet"))
-    assert sum(pq.read_table(path)["ok"].to_pylist().count(True) for path in annotated) == COUNT - 12 - 2
+    assert sum(pq.read_table(path)["ok"].to_pylist().count(True) for path in annotated) == COUNT - 4 - 2
     page = (run / "report.html").read_text()
     assert "a house by the sea" in page  # a prompt of the config
     assert "The composition checker needs prompts of the embedded corpus" in page

@@ -108,9 +108,9 @@ def check(rows: list[dict[str, Any]], tar_path: Path) -> Counter[str]:
 
 
 def test_mutated_pairs(tmp_path: Path) -> None:
-    found = run(10_000, tmp_path)
-    assert found.total() == 10_000
-    assert found[""] > 2000 and {"not_image", "truncated", "damaged", "pixels"} <= set(found)
+    found = run(4000, tmp_path)
+    assert found.total() == 4000
+    assert found[""] > 800 and {"not_image", "truncated", "damaged", "pixels"} <= set(found)
 
 
 def test_the_originals_decode() -> None:

@@ -15,10 +15,10 @@ from pipeline.store.run import Run
 from tests.helpers.runs import VICTIM, Made, picture, url
 
 
-@pytest.fixture
-def run(finished_run: Made, tmp_path: Path) -> Path:
-    """A copy of the finished run, with leftovers of kills: unfinished stages, a temporary file, a URL in the log."""
-    folder = tmp_path / "run"
+@pytest.fixture(scope="session")
+def left_run(finished_run: Made, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The finished run with leftovers of kills: unfinished stages, a temporary file, a URL in the log. Read only."""
+    folder = tmp_path_factory.mktemp("left") / "run"
     shutil.copytree(finished_run.run.root, folder)
     unfinished = folder / "stages" / "annotate" / "unfinished"
     shutil.copytree(folder / "stages" / "annotate" / "annotateone", unfinished)
@@ -32,6 +32,13 @@ def run(finished_run: Made, tmp_path: Path) -> Path:
     (folder / "stages" / "download" / "downloadone" / ".00001.tar.ab12cd34.tmp").write_bytes(picture(VICTIM))
     Run(str(folder)).event("quarantined", stage="download", reason=f"could not read {url(VICTIM)}: torn")
     return folder
+
+
+@pytest.fixture
+def run(left_run: Path, tmp_path: Path) -> Path:
+    """A copy of it that a test may change."""
+    shutil.copytree(left_run, tmp_path / "run")
+    return tmp_path / "run"
 
 
 def _write_tensorboard_image(folder: Path) -> None:

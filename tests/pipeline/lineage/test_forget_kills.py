@@ -19,14 +19,20 @@ class KilledError(BaseException):
     """A kill: nothing catches it or cleans up."""
 
 
+@pytest.fixture(scope="module")
+def expected(left_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run as a forget leaves it that nobody kills."""
+    folder = tmp_path_factory.mktemp("expected") / "run"
+    shutil.copytree(left_run, folder)
+    forget_samples(str(folder), ["000010002"])
+    return folder
+
+
 @pytest.mark.parametrize("after", [0, 1, 2, 5, 9, 14, 20, 25])
 def test_the_same_command_completes_after_a_kill(
-    finished_run: Made, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, after: int
+    finished_run: Made, run: Path, expected: Path, monkeypatch: pytest.MonkeyPatch, after: int
 ) -> None:
     """Killed at a write (the list, a shard, a manifest, a page), then run again; a key is blank by then."""
-    expected = tmp_path / "expected"
-    shutil.copytree(run, expected)
-    forget_samples(str(expected), ["000010002"])
     left = [after]
 
     def limit_calls(real: Any) -> Any:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from pipeline.report.charts import plot_durations
 from pipeline.report.section import ReportInputs, ReportSection, SectionContent
 from pipeline.report.sections.registry import SECTIONS
 from pipeline.store.run import Run
+from tests.helpers.browser import open_browser, open_page
 
 
 def test_section_from_outside_is_on_the_page(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -46,14 +47,16 @@ def test_charts_of_one_name_are_an_error(run: Run, monkeypatch: pytest.MonkeyPat
 HOSTILE = '"><img src=x onerror="document.title=1"><script>document.title=1</script>{{ 7*7 }}'
 
 
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    with open_browser() as opened:
+        yield opened
+
+
 @pytest.mark.parametrize(("width", "scheme"), [(380, "dark"), (1440, "light")])
-def test_page_in_a_browser(run: Run, width: int, scheme: str, tmp_path: Path) -> None:
+def test_page_in_a_browser(run: Run, browser: Any, width: int, scheme: str, tmp_path: Path) -> None:
     """Opens offline, no wider than the screen; captions, reasons and licences from the web stay text."""
-    chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-    if chromium is None:
-        pytest.skip("no Chromium on this machine")
     import pyarrow.parquet as pq
-    from playwright.sync_api import sync_playwright
 
     artifacts = run.artifacts()
     path = artifacts["download"].files()[1]
@@ -66,25 +69,20 @@ def test_page_in_a_browser(run: Run, width: int, scheme: str, tmp_path: Path) ->
     hostile = [{"time": "2026", "event": "stage_failed", "stage": "pack", "error": HOSTILE}]
     (tmp_path / "page.html").write_text(build_pages(artifacts, run.record(), hostile)[REPORT])
     problems: list[str] = []
-    with sync_playwright() as driver:
-        browser = driver.chromium.launch(executable_path=chromium, args=["--no-sandbox", "--disable-gpu"])
-        page = browser.new_page(viewport={"width": width, "height": 900}, color_scheme=scheme)  # type: ignore[arg-type]
-        page.on("console", lambda message: problems.append(message.text) if message.type == "error" else None)
-        page.on("pageerror", lambda error: problems.append(str(error)))
-        page.on("request", lambda r: None if r.url.startswith(("file:", "data:")) else problems.append(r.url))
-        page.goto(f"file://{tmp_path}/page.html")
-        page.wait_for_selector("[data-chart=durations] .main-svg")
-        assert page.evaluate("document.documentElement.scrollWidth") <= width
-        assert page.title() == "imagen-ray: run"
-        text = page.inner_text("#data")
-        for words in ("Data card", "Rows without an image", "forgotten on request", HOSTILE):
-            assert words in text, words
-        assert HOSTILE in page.inner_text("#run")
-        assert page.evaluate("document.querySelectorAll('img[onerror], main script').length") == 0
-        check_controls(page, scheme)
-        assert page.locator("#funnel figure").count() == 2
-        assert page.locator("#funnel img").count() == 1
-        browser.close()
+    page = open_page(browser, width, scheme, problems)
+    page.goto(f"file://{tmp_path}/page.html")
+    page.wait_for_selector("[data-chart=durations] .main-svg")
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    assert page.title() == "imagen-ray: run"
+    text = page.inner_text("#data")
+    for words in ("Data card", "Rows without an image", "forgotten on request", HOSTILE):
+        assert words in text, words
+    assert HOSTILE in page.inner_text("#run")
+    assert page.evaluate("document.querySelectorAll('img[onerror], main script').length") == 0
+    check_controls(page, scheme)
+    assert page.locator("#funnel figure").count() == 2
+    assert page.locator("#funnel img").count() == 1
+    page.close()
     assert problems == []
 
 
