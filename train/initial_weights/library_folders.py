@@ -2,11 +2,30 @@
 
 from __future__ import annotations
 
-from dataprep.io import storage
-from train.initial_weights.base import folder_source, list_weight_files, read_settings
+import re
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
-UNET, CONFIG = "unet", "config.json"
-DIFFUSERS_WEIGHTS, TRANSFORMERS_WEIGHTS = "diffusion_pytorch_model.safetensors", "model.safetensors"
+from dataprep.io import storage
+from dataprep.io.errors import UserError
+from train.initial_weights.base import (
+    Shape,
+    WeightSource,
+    folder_source,
+    list_weight_files,
+    load_files,
+    only_tensors,
+    read_headers,
+    read_settings,
+)
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+UNET, CONFIG, TRANSFORMERS_WEIGHTS = "unet", "config.json", "model.safetensors"
+STEM = "diffusion_pytorch_model"
+# STEM[.VARIANT].safetensors or STEM.safetensors.index[.VARIANT].json; the one without a variant comes first
+WEIGHTS = re.compile(rf"{STEM}(?:\.(\w+))?\.safetensors|{STEM}\.safetensors\.index(?:\.(\w+))?\.json")
 
 
 def find_unet(path: str) -> str | None:
@@ -17,16 +36,40 @@ def find_unet(path: str) -> str | None:
     return None
 
 
+def list_unet_files(path: str) -> list[str]:
+    """Returns the weight files of the U-Net, of one variant: that without a name, else the first."""
+    folder = find_unet(path) or path
+    found = {name: match for name in storage.list_files(folder) if (match := WEIGHTS.fullmatch(name))}
+    if not found:
+        raise UserError(f"{folder}: has no {STEM}.safetensors; save the model as safetensors there")
+    name = min(found, key=lambda name: (found[name][1] or found[name][2] or "", name))
+    if name.endswith(".json"):
+        shards = sorted(set(storage.read_json(storage.join(folder, name))["weight_map"].values()))
+        return [storage.join(folder, name), *(storage.join(folder, shard) for shard in shards)]
+    return [storage.join(folder, name)]
+
+
+def read_unet_shapes(path: str, kind: str) -> Mapping[str, Shape]:
+    """Returns the shapes of the U-Net's tensors."""
+    return read_headers(only_tensors(list_unet_files(path)))
+
+
+def load_unet(path: str, kind: str) -> Mapping[str, Tensor]:
+    """Returns the U-Net's tensors."""
+    return load_files(only_tensors(list_unet_files(path)))
+
+
 def is_transformers(path: str) -> bool:
     """Returns whether ``path`` is a model folder of transformers."""
     return "model_type" in read_settings(path, CONFIG)
 
 
-DIFFUSERS = folder_source(
+DIFFUSERS = WeightSource(
     "a folder in diffusers' layout",
     lambda path: find_unet(path) is not None,
-    lambda path: list_weight_files(find_unet(path) or path, DIFFUSERS_WEIGHTS),
-    lambda path: [storage.join(find_unet(path) or path, CONFIG)],
+    lambda path: [storage.join(find_unet(path) or path, CONFIG), *list_unet_files(path)],
+    read_unet_shapes,
+    load_unet,
 )
 TRANSFORMERS = folder_source(
     "a folder in transformers' layout",

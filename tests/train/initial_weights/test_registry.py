@@ -12,10 +12,17 @@ from safetensors.torch import load_file, save_file
 from dataprep.io.errors import UserError
 from tests.helpers import toys
 from tests.helpers.cascades import BASE, trained
+from tests.helpers.diffusers_folders import build_pipeline
 from tests.helpers.encoders import save_encoder
 from train.diffusion.config import DiffusionConfig
+from train.init_config import InitConfig
 from train.initial_weights import hub
+from train.initial_weights.fitting import load_initial_weights
 from train.initial_weights.registry import WEIGHT_SOURCES, find_weight_source
+from train.models.adapters.config import AdapterConfig
+from train.models.adapters.lora import add_lora
+from train.models.backbones import build_denoiser, denoiser_config
+from train.models.base import Conditions
 from train.models.export import save_stage
 
 
@@ -59,6 +66,32 @@ def test_diffusers_layout_whole_and_sharded(tmp_path: Path, shards: int) -> None
     folder = write_diffusers(tmp_path / "if", shards)
     for path in (folder, folder / "unet"):
         assert check(path, "diffusers").keys() == {"a", "b"}
+
+
+@pytest.mark.parametrize("variant", [None, "fp16"])
+@pytest.mark.parametrize("upscaler", [False, True])
+def test_a_stage_of_deepfloyds_kind_begins_from_its_folder(tmp_path: Path, upscaler: bool, variant: str | None) -> None:
+    """What diffusers saved is in the wrapper, tensor by tensor, and LoRA trains beside it."""
+    pipeline = build_pipeline(upscaler)
+    pipeline.unet.save_pretrained(tmp_path / "if/unet", variant=variant, max_shard_size="200KB")
+    tensors = check(tmp_path / "if", "diffusers")
+    assert tensors.keys() == pipeline.unet.state_dict().keys()
+    names = {Path(file).name for file in find_weight_source(str(tmp_path / "if")).list_files(str(tmp_path / "if"))}
+    assert len(names) > 3 and all(("fp16" in name) == bool(variant) for name in names - {"config.json"})
+    settings = {key: value for key, value in pipeline.unet.config.items() if not key.startswith("_")}
+    network = denoiser_config("micro-if-sr" if upscaler else "micro-if").unet.model_validate(settings)  # type: ignore[attr-defined]
+    model = build_denoiser(denoiser_config("micro-if-sr" if upscaler else "micro-if", {"unet": network}))
+    fit = load_initial_weights(model, InitConfig(source=str(tmp_path / "if")))
+    assert not fit.describe()
+    assert all(torch.equal(value, tensors[name.removeprefix("unet.")]) for name, value in model.state_dict().items())
+    add_lora(model, AdapterConfig(rank=2))
+    size = model.config.unet.sample_size
+    text = Conditions(text_BLD=torch.randn(1, 5, 32), text_mask_BL=torch.ones(1, 5, dtype=torch.bool))
+    if upscaler:
+        text = text._replace(lowres_BCHW=torch.randn(1, 3, size, size), lowres_log_snr_B=torch.zeros(1))
+    model(torch.randn(1, 3, size, size), torch.zeros(1), text).square().mean().backward()
+    trained = {name: value for name, value in model.named_parameters() if value.requires_grad}
+    assert len(trained) > 40 and all(".lora_" in name and value.grad is not None for name, value in trained.items())
 
 
 @pytest.mark.parametrize("zero_stage", [0, 2])
