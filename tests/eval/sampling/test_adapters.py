@@ -113,7 +113,7 @@ def test_a_text_encoder_gets_the_layers_that_it_has(folder: Path, tmp_path: Path
 
 
 def test_images_change_and_say_why(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(loading, "TextEncoder", SimpleNamespace(from_folder=lambda *_: WordEncoder()))
+    monkeypatch.setattr(loading, "TextEncoder", SimpleNamespace(from_folder=lambda *_, **__: WordEncoder()))
     path = f"{folder}/base.safetensors"
     plain, changed = Cascade.from_pretrained(folder), Cascade.from_pretrained(folder, adapters=[f"{path}:0.8"])
     one, other = (cascade("a cat", seed=1) for cascade in (plain, changed))

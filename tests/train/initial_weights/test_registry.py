@@ -85,7 +85,7 @@ def test_a_stage_of_deepfloyds_kind_begins_from_its_folder(tmp_path: Path, upsca
     assert not fit.describe()
     assert all(torch.equal(value, tensors[name.removeprefix("unet.")]) for name, value in model.state_dict().items())
     add_lora(model, AdapterConfig(rank=2))
-    size = model.config.unet.sample_size
+    size = int(network.sample_size)
     text = Conditions(text_BLD=torch.randn(1, 5, 32), text_mask_BL=torch.ones(1, 5, dtype=torch.bool))
     if upscaler:
         text = text._replace(lowres_BCHW=torch.randn(1, 3, size, size), lowres_log_snr_B=torch.zeros(1))
