@@ -15,10 +15,12 @@ from eval.sampling.config import (
     read_cascade,
     resolve_paths,
 )
+from eval.sampling.folder_cascade import folder_cascade
 from pipeline.stages.text_encoder import encoder_location
 from pipeline.stages.train import TrainStageConfig
 from pipeline.store.artifact import Artifact
 from pipeline.store.run import RUN_FILE, Run
+from train.models.backbones import find_stage_folder
 
 if TYPE_CHECKING:
     from eval.sampling.cascade import Cascade
@@ -49,7 +51,12 @@ def trained_cascade(
 
 
 def find_cascade(model: str, key: str) -> CascadeConfig:
-    """Returns the cascade of a finished run or an exported folder; UserError, naming ``key``, where it is neither."""
+    """Returns the cascade of a finished run, an exported folder or a base stage in diffusers' layout.
+
+    Raises UserError, naming ``key``, where it is none of these.
+    """
+    if (folder := find_stage_folder(model)) is not None:
+        return folder_cascade([folder])
     if storage.exists(storage.join(model, CASCADE_FILE)):
         return resolve_paths(read_cascade(model), storage.absolute(model))
     if not storage.exists(storage.join(model, RUN_FILE)):
@@ -66,7 +73,9 @@ def find_cascade(model: str, key: str) -> CascadeConfig:
     sampling = {
         name: SamplingConfig.model_validate(values, strict=False) for name, values in config["sample"]["stages"].items()
     }
-    text = {"max_length": config["embed"]["max_length"], "encoder_dtype": config["embed"]["dtype"]}
+    embed = config["embed"]
+    text = {"max_length": embed["max_length"], "encoder_dtype": embed["dtype"]}
+    text |= {"encoder_pad": embed["pad"], "encoder_lowercase": embed["lowercase"]}
     return trained_cascade(trained, sampling, artifacts["encoder"], **text)
 
 
