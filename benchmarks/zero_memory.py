@@ -11,6 +11,8 @@ P parameters, N ranks, and p bytes per parameter and per gradient:
     1       p P         p P        16 P / N
     2       p P         p P / N    16 P / N
     3       p P / N     p P / N    16 P / N
+
+ZeRO 2 sums the gradients of micro-batches, of which there are two here, in fp32: p is 4 for them.
 """
 
 from __future__ import annotations
@@ -86,7 +88,7 @@ def compute_theory(stage: int, precision: str, world: int) -> dict[str, float]:
     size = 2 if precision == "bf16" else 4
     return {
         "parameters": size * count / (world if stage == 3 else 1),
-        "gradients": size * count / (world if stage >= 2 else 1),
+        "gradients": (4 if stage == 2 else size) * count / (world if stage >= 2 else 1),
         "optimizer": 16 * count / world if stage else 12 * count,
     }
 

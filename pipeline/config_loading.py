@@ -100,10 +100,17 @@ def _read_words(tree: dict[str, Any], problems: Sequence[Any]) -> bool:
     Elsewhere they are texts: a language is ``no``.
     """
     words = {"yes": True, "on": True, "no": False, "off": False}
-    found = [problem for problem in problems if problem["type"] == "bool_type" and problem["input"] in words]
+    found = [problem for problem in problems if _takes_booleans(problem) and problem["input"] in words]
     for problem in found:
         _set_value(tree, ".".join(problem["loc"]), words[problem["input"]])
     return bool(found)
+
+
+def _takes_booleans(problem: Any) -> bool:
+    """Returns whether the key of a problem takes true and false, alone or beside other choices."""
+    if problem["type"] == "literal_error":
+        return "True" in problem["ctx"]["expected"]
+    return bool(problem["type"] == "bool_type")
 
 
 def _describe_problem(problem: Any) -> str:

@@ -42,11 +42,11 @@ LEVELS: dict[str, tuple[tuple[str, ...], ...]] = {
     "train": (
         ("beta_schedule",),
         (
-            *("device_settings", "diffusion", "errors", "flops", "init_config", "lr_schedule", "malloc", "models"),
+            *("diffusion", "errors", "flops", "init_config", "lr_schedule", "malloc", "models"),
             *("preemption", "timing", "watchdog"),
         ),
         ("config", "optimizers"),
-        ("deepspeed_config", "loader", "trackers"),
+        ("deepspeed_config", "loader", "replica_engine", "trackers"),
         ("logger",),
         ("engine", "task"),
         ("checkpoint_files", "host_copies"),

@@ -12,6 +12,9 @@ from train.init_config import Init
 from train.lr_schedule import LrScheduleName
 from train.models.adapters.config import AdapterConfig
 
+SHARD_FROM = 1_000_000_000  # parameters from which `zero_stage` auto shards: below, a rank's states take 20 GB at most
+COMPILE_FROM = 2000  # updates from which `compile` auto compiles: it takes minutes, and saves a share of each update
+
 # Appendix F of arXiv 2205.11487: the base trains with Adafactor, the super-resolution models with Adam. One thing is
 # not the paper's: F.1 takes optax.adafactor with its defaults, which multiply each update by the root mean square of
 # its parameter. Our learning rate is absolute, so its 1e-4 makes updates some 50 times larger than there; try a rate
@@ -27,9 +30,9 @@ _PAPER: dict[str, Any] = {
     "ema_decay": 0.9999,
     "precision": "bf16",
 }
-_PAPER_SR = _PAPER | {"optimizer": "adamw", "beta1": 0.9, "beta2": 0.999, "zero_stage": 2}
+_PAPER_SR = _PAPER | {"optimizer": "adamw", "beta1": 0.9, "beta2": 0.999}
 PRESETS: dict[str, dict[str, Any]] = {
-    "imagen-base": _PAPER | {"optimizer": "adafactor", "zero_stage": 0},
+    "imagen-base": _PAPER | {"optimizer": "adafactor"},
     "imagen-sr256": _PAPER_SR,
     "imagen-sr1024": _PAPER_SR,
 }
@@ -71,14 +74,22 @@ class TrainConfig(Config):
     beta2: float = Field(0.99, ge=0, lt=1, description="AdamW: decay of the second moment")
     grad_clip: float = Field(1.0, gt=0, description="largest global gradient norm; larger gradients are scaled down")
     ema_decay: float = Field(0.9999, ge=0, lt=1, description="decay of the EMA of the weights, after its warm-up")
-    zero_stage: Literal[0, 1, 2, 3] = Field(2, description="what DeepSpeed ZeRO shards: 0 nothing ... 3 parameters too")
+    zero_stage: Literal["auto", 0, 1, 2, 3] = Field(
+        "auto",
+        description="what DeepSpeed ZeRO shards: 0 nothing ... 3 parameters too; auto: 0 below a billion parameters, "
+        "else 2, and what offload and optimizer require",
+    )
     offload: Literal["none", "optimizer", "all"] = Field("none", description="what is kept in CPU memory")
-    precision: Literal["fp32", "bf16"] = Field("fp32", description="arithmetic; master weights and EMA stay fp32")
+    precision: Literal["auto", "fp32", "bf16"] = Field(
+        "auto", description="arithmetic; master weights and EMA stay fp32; auto: bf16 on GPUs, fp32 on CPUs"
+    )
     activation_checkpointing: bool = Field(False, description="recompute blocks in the backward pass to save memory")
     deterministic: bool = Field(
         False, description="on GPUs: the same result each time, but slower; CPUs give it anyway"
     )
-    compile: bool = Field(False, description="torch.compile the model; pays on GPUs and in long runs")
+    compile: Literal["auto", True, False] = Field(
+        "auto", description="torch.compile the model; auto: on GPUs, for 2000 steps or more"
+    )
     deepspeed: dict[str, Any] = Field(default_factory=dict, description="raw DeepSpeed keys, merged over ours")
     checkpoint_every: int = Field(500, ge=1, description="updates between checkpoints; one is written at the end too")
     keep_last: int = Field(2, ge=1, description="number of newest checkpoints to keep")
@@ -124,20 +135,48 @@ class TrainConfig(Config):
             raise ValueError("adapter is trained beside weights that exist; name them as init")
         if self.offload != "none" and self.zero_stage == 0:
             raise ValueError(f"offload={self.offload} requires ZeRO; set zero_stage to 1 or more")
-        if self.offload == "all" and self.zero_stage != 3:
+        if self.offload == "all" and self.zero_stage not in ("auto", 3):
             raise ValueError(
                 f"offload=all moves parameters, which zero_stage={self.zero_stage} does not shard; set zero_stage to 3"
             )
-        if self.optimizer == "adafactor" and self.zero_stage:
+        if self.optimizer == "adafactor" and self.zero_stage not in ("auto", 0):
             raise ValueError(
                 f"optimizer=adafactor keeps a row and a column of each matrix, which zero_stage={self.zero_stage} "
                 "flattens and splits; set zero_stage=0, or optimizer=adamw"
             )
-        if self.compile and self.zero_stage == 3:
+        if self.optimizer == "adafactor" and self.offload != "none":
+            raise ValueError(
+                f"optimizer=adafactor runs without ZeRO, which offload={self.offload} requires; set offload=none, or "
+                "optimizer=adamw"
+            )
+        if self.compile is True and self.resolve_stage(0) == 3:
             raise ValueError(
                 "compile=true cannot trace how zero_stage=3 gathers parameters; set zero_stage to 2 or less"
             )
         return self
+
+    def resolve_stage(self, parameters: int) -> Literal[0, 1, 2, 3]:
+        """Returns the ZeRO stage for a model of so many parameters."""
+        if self.zero_stage != "auto":
+            return self.zero_stage
+        if self.offload == "all":
+            return 3
+        if self.optimizer == "adafactor":
+            return 0
+        return 2 if self.offload == "optimizer" or parameters >= SHARD_FROM else 0
+
+    def resolve_precision(self, on_gpu: bool) -> Literal["fp32", "bf16"]:
+        """Returns the arithmetic on a GPU or a CPU."""
+        return self.precision if self.precision != "auto" else "bf16" if on_gpu else "fp32"
+
+    def resolve(self, on_gpu: bool, parameters: int) -> Self:
+        """Returns the config with a value in place of each ``auto``, for the device and the size of the model."""
+        stage, compiled = self.resolve_stage(parameters), self.compile
+        if compiled == "auto":
+            compiled = on_gpu and stage != 3 and self.steps >= COMPILE_FROM
+        return self.model_copy(
+            update={"zero_stage": stage, "precision": self.resolve_precision(on_gpu), "compile": compiled}
+        )
 
     def decay_length(self) -> int | None:
         """Returns the update at which the learning rate has decayed; None if it does not."""
@@ -147,6 +186,7 @@ class TrainConfig(Config):
 def run_identity(config: TrainConfig) -> dict[str, Any]:
     """Returns the settings that determine each update, flat; a checkpoint resumes only a run with the same.
 
+    Of a config with ``precision`` auto, those of any device: the training loop asks for those of `TrainConfig.resolve`.
     ``decay_steps`` among them is `TrainConfig.decay_length`: a cosine over all `steps` depends on `steps`.
     """
 

@@ -23,13 +23,15 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
+from dataprep.io.device_settings import configure_device, prepare_environment
 from dataprep.io.errors import UserError
 from train.config import TrainConfig
-from train.deepspeed_config import deepspeed_config
-from train.device_settings import configure_device, prepare_environment
+from train.deepspeed_config import clips_gradients, deepspeed_config
 from train.malloc import keep_freed_memory, return_freed_memory
 from train.optimizers import EMA, AdafactorEma, AdamWEma, parameter_groups
+from train.replica_engine import ReplicaEngine, prepare_compilation
 
+log = logging.getLogger(__name__)
 MASTER = "weight"  # name of the fp32 weight beside the optimizer's slots
 # Methods of our models, transformers' and open_clip's that enable recomputation in the backward pass.
 RECOMPUTE = ("enable_recompute", "gradient_checkpointing_enable", "set_grad_checkpointing")
@@ -101,42 +103,17 @@ class OptimizerUpdate:
     applied: bool
 
 
-class _SingleRankEngine:
-    """DeepSpeed's engine for one rank without ZeRO in plain PyTorch: nothing to shard or reduce."""
-
-    def __init__(self, module: nn.Module, optimizer: AdamWEma | AdafactorEma, accumulation: int) -> None:
-        self.module, self.optimizer, self.accumulation, self.micro = module, optimizer, accumulation, 0
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        return self.module(*args, **kwargs)
-
-    def train(self, mode: bool) -> None:
-        self.module.train(mode)
-
-    def is_gradient_accumulation_boundary(self) -> bool:
-        return self.micro % self.accumulation == self.accumulation - 1
-
-    def backward(self, loss: Tensor) -> None:
-        (loss / self.accumulation).backward()
-
-    def step(self) -> None:
-        if self.is_gradient_accumulation_boundary():
-            self.optimizer.step()
-            self.optimizer.zero_grad()
-        self.micro += 1
-
-
 class Engine:
     """A model with its optimizer and EMA on this rank; call it like the model.
 
-    Uses DeepSpeed, except for world size 1, zero_stage 0 and no raw keys: then plain PyTorch. All methods are
-    collective: every rank calls them in the same order.
+    Uses DeepSpeed, except for zero_stage 0 without raw keys: then `ReplicaEngine`. All methods are collective: every
+    rank calls them in the same order. ``config`` is the given one resolved (`TrainConfig.resolve`).
     """
 
     def __init__(self, module: nn.Module, config: TrainConfig) -> None:
         prepare_environment(config.deterministic)
         self.rank, self.world = init_process_group(config.hang_seconds)
-        self.config, self.module = config, module
+        self.module = module
         self.device = torch.device("cpu")
         if torch.cuda.is_available():
             self.device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", self.rank)) % torch.cuda.device_count())
@@ -147,6 +124,7 @@ class Engine:
         self.params = {name: param for name, param in module.named_parameters() if param.requires_grad}
         self.shapes = {name: param.shape for name, param in self.params.items()}
         self.parameters = sum(param.numel() for param in self.params.values())
+        self.config = config = _resolve(config, self.device, self.parameters)
         if config.activation_checkpointing:
             enable_recompute(module)
         self.mixed = config.precision == "bf16" and config.zero_stage == 0  # the parameters stay fp32
@@ -154,13 +132,13 @@ class Engine:
             # Inside the module: DeepSpeed silently disables an autocast around it that is not in its config.
             module.forward = torch.autocast(self.device.type, torch.bfloat16)(module.forward)
         if config.compile:
-            _check_compiler()
+            prepare_compilation(self.world, config.activation_checkpointing)
             module.compile()
         groups = parameter_groups(module.to(self.device), config.weight_decay)
         self.optimizer = _create_optimizer(groups, config)
         settings = deepspeed_config(config, self.world, self.parameters)
-        if self.world == 1 and config.zero_stage == 0 and not config.deepspeed:
-            self.deepspeed: Any = _SingleRankEngine(module, self.optimizer, config.accumulation)
+        if config.zero_stage == 0 and not config.deepspeed:
+            self.deepspeed: Any = ReplicaEngine(module, self.optimizer, config.accumulation, self.world)
         else:
             self.deepspeed, self.wrapper, *_ = _import_deepspeed().initialize(
                 model=module, optimizer=self.optimizer, config=settings, dist_init_required=False
@@ -213,14 +191,31 @@ class Engine:
         if not last:
             self.deepspeed.step()
             return OptimizerUpdate(math.nan, False)
-        if self.config.zero_stage == 0:
-            norm = float(nn.utils.clip_grad_norm_(self.params.values(), self.config.grad_clip))
-            self.optimizer.skip = not math.isfinite(norm)
+        if not clips_gradients(self.config):
+            skipped = self.deepspeed.skipped_steps
             self.deepspeed.step()
-            return OptimizerUpdate(norm, not self.optimizer.skip)
-        skipped = self.deepspeed.skipped_steps
+            norm = float(self.deepspeed.get_global_grad_norm())
+            return OptimizerUpdate(norm, self.deepspeed.skipped_steps == skipped)
+        # The one value of an update for which the host waits: a gradient that is not finite must not reach the weights.
+        norm = float(self._clip_gradients())
+        self.optimizer.skip = not math.isfinite(norm)
         self.deepspeed.step()
-        return OptimizerUpdate(float(self.deepspeed.get_global_grad_norm()), self.deepspeed.skipped_steps == skipped)
+        return OptimizerUpdate(norm, not self.optimizer.skip)
+
+    def _clip_gradients(self) -> Tensor:
+        """Scales gradients to a global norm of at most `grad_clip`; returns the norm before (scalar, on the device)."""
+        limit = self.config.grad_clip
+        if self.config.zero_stage == 0:
+            return nn.utils.clip_grad_norm_(self.params.values(), limit)
+        # What this rank updates, as DeepSpeed's optimizer holds it before its step.
+        parts = [part for group in self.wrapper.averaged_gradients.values() for part in group or () if part is not None]
+        norms = torch._foreach_norm([part.detach() for part in parts], 2, torch.float32)
+        total = torch.stack(norms).square().sum() if norms else torch.zeros((), device=self.device)
+        if self.world > 1:
+            dist.all_reduce(total)
+        norm = total.sqrt()
+        torch._foreach_mul_(parts, (limit / (norm + 1e-6)).clamp(max=1.0))
+        return norm
 
     def mean(self, value: Tensor) -> Tensor:
         """Returns the mean of ``value`` over the ranks."""
@@ -330,11 +325,19 @@ def _create_optimizer(groups: list[dict[str, Any]], config: TrainConfig) -> Adam
     return AdamWEma(groups, config.learning_rate, config.ema_decay, betas=(config.beta1, config.beta2))
 
 
-def _check_compiler() -> None:
-    """Raises UserError without a compiler: torch.compile builds C++ for a CPU, and a launcher in C for a GPU."""
+def _resolve(config: TrainConfig, device: torch.device, parameters: int) -> TrainConfig:
+    """Returns the config for this device and model; UserError if it asks for a compiler, and there is none.
+
+    torch.compile builds C++ for a CPU, and a launcher in C for a GPU.
+    """
+    resolved = config.resolve(device.type == "cuda", parameters)
     named = [os.environ[name] for name in ("CXX", "CC") if name in os.environ]
-    if not any(shutil.which(name) for name in (*named, "g++", "clang++", "gcc", "clang")):
-        raise UserError("compile=true needs a C++ compiler, and PATH has none; install g++, or set compile=false")
+    if not resolved.compile or any(shutil.which(name) for name in (*named, "g++", "clang++", "gcc", "clang")):
+        return resolved
+    if config.compile == "auto":
+        log.warning("the model is not compiled, and so slower: PATH has no C++ compiler; install g++")
+        return resolved.model_copy(update={"compile": False})
+    raise UserError("compile=true needs a C++ compiler, and PATH has none; install g++, or set compile=false")
 
 
 def enable_recompute(module: nn.Module) -> None:

@@ -73,7 +73,7 @@ def train(
             f"sample_every={config.sample_every}: needs a task that generates images, and validation data; set it to 0"
         )
     engine = Engine(build_model(task, config, seed), config)
-    run = _TrainingRun(task, config, engine, storage.join(folder), seed, on_event or (lambda event: None), len(loader))
+    run = _TrainingRun(task, engine, storage.join(folder), seed, on_event or (lambda event: None), len(loader))
     try:
         return run.execute(loader, validation, ShutdownConsensus(engine.world, config.hang_seconds))
     finally:
@@ -103,23 +103,22 @@ class _TrainingRun:
     def __init__(
         self,
         task: Task,
-        config: TrainConfig,
         engine: Engine,
         folder: str,
         seed: int,
         on_event: Callable[[Event], None],
         samples: int,
     ) -> None:
-        self.task, self.config, self.engine, self.folder, self.seed = task, config, engine, folder, seed
+        self.task, self.config, self.engine, self.folder, self.seed = task, engine.config, engine, folder, seed
         self.on_event = on_event
         prepare = task.prepare if isinstance(task, PreparingTask) else None
         self.feed = DeviceFeed(engine.device, seed, prepare)
         self.checkpoints = storage.join(folder, "checkpoints")
-        self.identity = run_identity(config) | {"seed": seed, "training samples": samples}
-        self.saver = CheckpointSaver(engine, self.checkpoints, config, self.identity)
-        self.watchdog, self.clock = Watchdog(config.hang_seconds), Stopwatch(engine.device)
+        self.identity = run_identity(self.config) | {"seed": seed, "training samples": samples}
+        self.saver = CheckpointSaver(engine, self.checkpoints, self.config, self.identity)
+        self.watchdog, self.clock = Watchdog(self.config.hang_seconds), Stopwatch(engine.device)
         self.logger: MetricLogger | None = None
-        self.peak = peak_tflops(engine.device, config.peak_tflops)
+        self.peak = peak_tflops(engine.device, self.config.peak_tflops)
         self.flops: int | None = None  # of an update
         # Stored in checkpoints, so that a log window interrupted by a resume logs the same values.
         self.sums: dict[str, Tensor] = {}
@@ -176,7 +175,8 @@ class _TrainingRun:
         return step
 
     def _scalar(self, value: float) -> Tensor:
-        return torch.tensor(value, dtype=torch.float64, device=self.engine.device)
+        # Filled on the device: a copy from the host would wait for it.
+        return torch.full((), value, dtype=torch.float64, device=self.engine.device)
 
     def _update(self, step: int, stream: Iterator[tuple[Batch, SampleRandom]]) -> None:
         config, engine, clock = self.config, self.engine, self.clock

@@ -8,6 +8,8 @@ from pydantic import Field
 
 from dataprep.io.config import Config
 
+EncoderDtype = Literal["auto", "float32", "bfloat16", "float16"]
+
 
 class EmbedConfig(Config):
     """How captions are encoded and stored."""
@@ -20,8 +22,9 @@ class EmbedConfig(Config):
         ge=2,
         description="maximum tokens per caption (Imagen: 256), at most what the model can read; the rest is cut",
     )
-    dtype: Literal["float32", "bfloat16", "float16"] = Field(
-        default="float32", description="dtype of the encoder; T5 overflows in float16"
+    dtype: EncoderDtype = Field(
+        default="auto",
+        description="dtype of the encoder; auto: bfloat16 on GPUs, float32 on CPUs; T5 overflows in float16",
     )
     token_budget: int = Field(default=8192, ge=1, description="maximum tokens per batch, including padding")
     pad: bool = Field(

@@ -100,7 +100,7 @@ def embed_shard(
 
     An image with k captions has k rows; row groups are those of the pack shard. With padding the file's metadata holds
     the embedding of the empty text, which stands for no caption (`EMPTY_TEXT_KEY`). The file is a pure function of the
-    pack shard, the encoder and ``config``.
+    pack shard, the encoder and ``config``; with ``dtype`` auto also of whether the encoder is on a GPU.
 
     Returns:
         Counters: rows (of the pack shard), captions, distinct, tokens (stored), truncated (distinct captions cut to

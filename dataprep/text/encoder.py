@@ -19,6 +19,7 @@ from safetensors import SafetensorError
 
 from dataprep.io.ahead import read_ahead
 from dataprep.io.device_copy import pin, send
+from dataprep.io.device_settings import configure_device
 from dataprep.io.errors import UserError
 from dataprep.io.model_imports import import_transformers
 from dataprep.io.pipeline_folder import encoder_folders
@@ -88,7 +89,7 @@ class TextEncoder:
     def from_folder(
         cls,
         path_or_name: str,
-        dtype: str = "float32",
+        dtype: str = "auto",
         max_length: int = 256,
         device: str = "cpu",
         token_budget: int = 8192,
@@ -100,7 +101,8 @@ class TextEncoder:
         A folder in diffusers' layout is one too: its `text_encoder` and `tokenizer` are loaded.
 
         Args:
-            dtype: float32, bfloat16 or float16 (not for T5, whose activations overflow it).
+            dtype: float32, bfloat16 or float16 (not for T5, whose activations overflow it); auto: bfloat16 on GPUs,
+                float32 on CPUs, where it is faster.
             max_length: maximum tokens per caption.
             token_budget: maximum tokens per batch, including padding.
             pad: return the output at all max_length places, padding included.
@@ -109,8 +111,11 @@ class TextEncoder:
         Raises:
             UserError: not a text encoder with all its weights and a tokenizer.
         """
+        if dtype == "auto":
+            dtype = "bfloat16" if device.startswith("cuda") else "float32"
         if dtype not in DTYPES:
-            raise UserError(f"encoder dtype {dtype!r} is not one of {', '.join(DTYPES)}")
+            raise UserError(f"encoder dtype {dtype!r} is not one of auto, {', '.join(DTYPES)}")
+        configure_device(device)
         local = check_encoder(path_or_name)
         weights, vocabulary = encoder_folders(path_or_name)
         transformers = import_transformers()

@@ -16,6 +16,7 @@ from torch.nn import functional
 
 from dataprep.images.resize import fit_square
 from dataprep.io.device_copy import HostCopy, send
+from dataprep.io.device_settings import configure_device
 from dataprep.io.errors import UserError
 from dataprep.io.model_imports import import_open_clip
 from dataprep.io.storage import exists, join, local_folder
@@ -54,6 +55,7 @@ class ClipScorer:
         """
         name, pretrained = _split_spec(spec)
         check_spec(name, pretrained)
+        configure_device(device)
         if not name.startswith(SELF_CONTAINED):
             name = local_folder(name)
         if (Path(name) / CONFIG_FILE).is_file():

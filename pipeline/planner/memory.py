@@ -4,11 +4,13 @@ With P trained parameters, N ranks, b bytes a weight in the network (4; with bf1
 
     ZeRO   weights   gradients   masters   moments   EMA       buckets
     0      4 P       4 P         -         8 P       4 P       -
-    1      b P       b P         4 P / N   8 P / N   4 P / N   b min(P, 5e8)
-    2      b P       b P / N     4 P / N   8 P / N   4 P / N   b min(P, 5e8)
+    1      b P       b P         4 P / N   8 P / N   4 P / N   2 b min(P, 5e8)
+    2      b P       b P / N     4 P / N   8 P / N   4 P / N   2 b min(P, 5e8)
     3      b P / N   b P / N     4 P / N   8 P / N   4 P / N   b min(P, 5e8) + b min(P, 1e9) gathered
 
-Below 50M parameters DeepSpeed keeps gradients in place instead of in a bucket, so they overlap with live activations.
+Two buckets in ZeRO 1 and 2, since one is reduced while the other is filled. ZeRO 2 sums the gradients of several
+micro-batches in fp32: then b is 4 for gradients and buckets. Below 50M parameters DeepSpeed keeps gradients in place
+instead of in a bucket, so they overlap with live activations.
 ZeRO 3 does not shard parameters of up to 1e5 elements.
 
 Frozen parameters, beside an adapter, count as weights (and as gathered) alone.
@@ -26,6 +28,7 @@ from typing import Literal
 
 from pipeline.planner.catalog import Assumptions, Machine
 from pipeline.planner.network import Activations
+from train.config import SHARD_FROM
 from train.deepspeed_config import CONTIGUOUS_ABOVE, MAX_BUCKET, MAX_LIVE
 
 HOST_SHARE = 0.9  # of a machine's own memory that offloaded state may take
@@ -84,18 +87,25 @@ class Memory:
 
 
 def estimate_memory(
-    parameters: int, setting: MemorySetting, ranks: int, followed: Activations, micro_batch: int
+    parameters: int,
+    setting: MemorySetting,
+    ranks: int,
+    followed: Activations,
+    micro_batch: int,
+    accumulates: bool = False,
 ) -> Memory:
-    """Returns the memory of one of ``ranks`` ranks at a micro batch."""
+    """Returns the memory of one of ``ranks`` ranks at a micro batch; ``accumulates``: an update has several of them."""
     own = setting.weight_bytes
+    summed = 4 if accumulates and setting.zero == 2 and setting.offload == "none" else own
     activations = followed.with_gradients(micro_batch) if setting.zero >= 2 else followed.of(micro_batch)
     everything = parameters + followed.frozen
-    weights, gradients = float(own * everything), float(own * parameters)
+    weights, gradients = float(own * everything), float(summed * parameters)
     moments = 0.001 if setting.optimizer == "adafactor" else 8.0
     if setting.zero == 0:
         return Memory(weights, gradients, moments * parameters, 4.0 * parameters, 0, activations, 0)
     optimizer, ema = (4 + moments) * parameters / ranks, 4.0 * parameters / ranks
-    buckets = float(own * min(parameters, MAX_BUCKET)) if parameters > CONTIGUOUS_ABOVE else 0.0
+    count = 1 if setting.zero == 3 else 2
+    buckets = float(count * summed * min(parameters, MAX_BUCKET)) if parameters > CONTIGUOUS_ABOVE else 0.0
     if setting.zero >= 2:
         gradients /= ranks
     if setting.zero == 3:
@@ -131,13 +141,16 @@ class Fit:
     needed: float  # bytes of a device
 
 
-def list_settings(optimizer: str, precision: str) -> Iterator[MemorySetting]:
-    """Yields settings, fastest first: sharding costs network, recomputation a third more FLOPs, offloading most."""
+def list_settings(optimizer: str, precision: str, parameters: int = 0) -> Iterator[MemorySetting]:
+    """Yields settings, fastest first: sharding costs network, recomputation a third more FLOPs, offloading most.
+
+    ZeRO 0 only for models of which `zero_stage` auto shards nothing.
+    """
     if optimizer == "adafactor":
         for recompute in (False, True):
             yield MemorySetting("adafactor", 0, "none", recompute, precision)
     for recompute in (False, True):
-        for zero in (1, 2, 3):
+        for zero in (0, 1, 2, 3) if parameters < SHARD_FROM else (1, 2, 3):
             yield MemorySetting("adamw", zero, "none", recompute, precision)
     yield MemorySetting("adamw", 2, "optimizer", True, precision)
     yield MemorySetting("adamw", 3, "optimizer", True, precision)
@@ -162,7 +175,7 @@ def find_smallest_fit(
     least = min(assumptions.least_micro_batch, rank_batch)
     fits = (
         _fit_largest_batch(parameters, setting, rank_batch, ranks, machine, assumptions, followed)
-        for setting in list_settings(optimizer, precision)
+        for setting in list_settings(optimizer, precision, parameters)
     )
     found = None
     for fit in fits:
@@ -187,7 +200,7 @@ def _fit_largest_batch(
     if too_large or _measure_host_share(empty, machine) > HOST_SHARE:
         return None  # even without activations, which are costly to trace
     for micro in sorted((m for m in range(1, min(rank_batch, 64) + 1) if rank_batch % m == 0), reverse=True):
-        memory = estimate_memory(parameters, setting, ranks, followed(setting), micro)
+        memory = estimate_memory(parameters, setting, ranks, followed(setting), micro, micro < rank_batch)
         if (size := count_device_bytes(memory, machine, assumptions)) <= machine.memory_gb * 1e9:
             return Fit(setting, micro, memory, size)
     return None

@@ -89,7 +89,8 @@ class CostPlan:
         for zero, offload in SETTINGS:
             optimizer = own.optimizer if zero == 0 else "adamw"
             setting = MemorySetting(optimizer, zero, offload, own.recompute, own.precision)  # type: ignore[arg-type]
-            memory = estimate_memory(model.parameters, setting, ranks, model.activations(setting), micro)
+            summed = model.config.accumulation > 1
+            memory = estimate_memory(model.parameters, setting, ranks, model.activations(setting), micro, summed)
             found.append((setting, micro, memory))
         return found
 

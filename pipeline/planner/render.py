@@ -69,7 +69,7 @@ def _memory(plan: CostPlan) -> Iterable[RenderableType]:
         table.add_column(name)
     for model in plan.models:
         for number, (setting, micro, memory) in enumerate(plan.memories(model)):
-            own = setting.zero == model.config.zero_stage and setting.offload == model.config.offload
+            own = (setting.zero, setting.offload) == (model.own_setting().zero, model.config.offload)
             sizes = (memory.weights, memory.gradients, memory.optimizer, memory.ema, memory.buckets)
             cells = [format_bytes(part) for part in (*sizes, memory.activations, memory.device, memory.host)]
             label = f"train.{model.name}, {micro} per rank" if number == 0 else ""

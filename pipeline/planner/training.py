@@ -91,9 +91,10 @@ class StageModel:
         """Samples seen in training."""
         return self.config.steps * self.config.batch_size
 
-    def own_setting(self) -> MemorySetting:
-        """Returns the config's setting."""
-        own = self.config
+    def own_setting(self, on_gpu: bool = True) -> MemorySetting:
+        """Returns the config's setting on a GPU or a CPU."""
+        own = self.config.resolve(on_gpu, self.parameters)
+        assert own.zero_stage != "auto" and own.precision != "auto"
         return MemorySetting(own.optimizer, own.zero_stage, own.offload, own.activation_checkpointing, own.precision)
 
     def activations(self, setting: MemorySetting) -> Activations:
@@ -158,7 +159,7 @@ def plan_group(
     fit = find_smallest_fit(
         model.parameters,
         config.optimizer,
-        config.precision,
+        config.resolve_precision(machine.gpus > 0),
         config.batch_size // ranks,
         machine,
         nodes,
@@ -197,8 +198,8 @@ def _estimate_collectives(
 ) -> float:
     """Returns seconds per step to reduce gradients and gather weights, in rings within and then between machines.
 
-    ZeRO 3 gathers the weights twice per micro batch. DeepSpeed overlaps next to nothing of this in ZeRO 0 to 2, nor in
-    ZeRO 3 as configured here.
+    ZeRO 3 gathers the weights twice per micro batch. Reductions overlap with the backward pass; how much of them a GPU
+    hides is not measured yet, so all of it counts.
     """
     size, whole = (float(fit.setting.weight_bytes * count) for count in (model.parameters, model.all_parameters))
     micro = rank_batch // fit.micro_batch

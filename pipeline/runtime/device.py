@@ -5,9 +5,9 @@ from __future__ import annotations
 
 def worker_device() -> str:
     """Returns "cuda" if Ray assigned a GPU to this worker (it hides all others), else "cpu"."""
-    import torch
+    from dataprep.io.device_settings import pick_device
 
-    return "cuda" if torch.cuda.is_available() else "cpu"
+    return pick_device("auto")
 
 
 def count_decode_threads() -> int:

@@ -16,6 +16,7 @@ from pipeline.runtime.own_code import list_worker_shadows
 from pipeline.runtime.resources import WorkerNeed
 
 cloudpickle.register_pickle_by_value(worker_process)
+MAX_COMPILE_THREADS = 4
 MAX_IDLE_SECONDS = 60.0  # after which idle processes end: they hold memory, and their nodes cannot be released
 
 
@@ -39,12 +40,21 @@ class ProcessSpec:
             env |= {"CUDA_VISIBLE_DEVICES": "", "DS_ACCELERATOR": "cpu"}
         return env
 
+    def default_environment(self) -> dict[str, str]:
+        """Returns variables of such a process that those of its node take precedence over."""
+        if not self.need.gpus:
+            return {}
+        # Captions of many lengths would fragment the memory of the GPU. torch.compile starts as many processes as the
+        # node has cores, in each of its ranks, unless it is told.
+        threads = str(min(self.threads, MAX_COMPILE_THREADS))
+        return {"PYTORCH_CUDA_ALLOC_CONF": "expandable_segments:True", "TORCHINDUCTOR_COMPILE_THREADS": threads}
+
 
 def start_process(spec: ProcessSpec, options: Mapping[str, Any] | None = None) -> Any:
     """Starts a `WorkerProcess` with further Ray ``options`` and returns its handle."""
     actor = ray.remote(concurrency_groups={"control": 1})(worker_process.WorkerProcess)
     started = actor.options(**spec.need.actor_options(), **(options or {}))
-    return started.remote(spec.environment(), list_worker_shadows())
+    return started.remote(spec.environment(), list_worker_shadows(), spec.default_environment())
 
 
 class WarmProcesses:

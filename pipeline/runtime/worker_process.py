@@ -32,12 +32,17 @@ class WorkerProcess:
     Args:
         environment: environment variables, set before any library is imported.
         hidden_paths: entries to remove from sys.path, see `pipeline.runtime.own_code.list_shadowing_paths`.
+        defaults: environment variables that are set if the node does not.
     """
 
-    def __init__(self, environment: Mapping[str, str], hidden_paths: Sequence[str]) -> None:
+    def __init__(
+        self, environment: Mapping[str, str], hidden_paths: Sequence[str], defaults: Mapping[str, str] | None = None
+    ) -> None:
         # Ray may re-extract the job's working folder under this process. All paths are absolute from here on.
         os.chdir(tempfile.gettempdir())
         os.environ.update(environment)
+        for name, value in (defaults or {}).items():
+            os.environ.setdefault(name, value)
         if "PYTHONWARNINGS" not in os.environ:
             warnings.simplefilter("ignore")
         hidden = set(hidden_paths)
@@ -127,13 +132,16 @@ class WorkerProcess:
         os.environ.update(environment)
         import torch
 
+        from dataprep.io.device_settings import prepare_environment
         from train.engine import init_process_group, leave_process_group
 
         if not torch.cuda.is_available():
             torch.set_num_threads(threads)
-        rank, _ = init_process_group(hang_seconds)
         function: Callable[..., dict[str, Any]]
         function, arguments = ray.get(made_from[0])
+        # Before the ranks connect: NCCL reads it then.
+        prepare_environment(getattr(arguments.get("config"), "deterministic", False))
+        rank, _ = init_process_group(hang_seconds)
         result = function(**arguments)
         leave_process_group()  # after an error the driver ends this process: leaving waits for dead ranks
         for name in environment:  # what runs here next is no rank

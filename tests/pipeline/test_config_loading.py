@@ -86,6 +86,8 @@ def test_words_are_booleans_where_a_key_takes_these(tmp_path: Path) -> None:
     assert config.train["base"].compile is True
     with pytest.raises(UserError, match=r"download.resize_only_if_bigger='maybe': input should be a valid boolean"):
         load_config(SMOKE, ["download.resize_only_if_bigger=maybe"])
+    with pytest.raises(UserError, match=r"train.base.compile='maybe': input should be 'auto', True or False"):
+        load_config(SMOKE, ["train.base.compile=maybe"])
 
 
 def test_a_folder_is_no_config(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from pydantic import Field, ValidationError
 
-from train.config import PRESETS, RESUMABLE, TrainConfig, run_identity
+from train.config import COMPILE_FROM, PRESETS, RESUMABLE, SHARD_FROM, TrainConfig, run_identity
 
 
 @pytest.mark.parametrize(
@@ -18,6 +18,8 @@ from train.config import PRESETS, RESUMABLE, TrainConfig, run_identity
         ({"offload": "all", "zero_stage": 2}, "set zero_stage to 3"),
         ({"optimizer": "adafactor", "zero_stage": 2}, "a row and a column of each matrix.*zero_stage=0"),
         ({"compile": True, "zero_stage": 3}, "set zero_stage to 2 or less"),
+        ({"compile": True, "offload": "all"}, "set zero_stage to 2 or less"),
+        ({"optimizer": "adafactor", "offload": "optimizer"}, "without ZeRO, which offload=optimizer requires"),
         ({"preset": "imagen"}, "'imagen' is unknown; take one of imagen-base"),
         ({"stepz": 3}, "Extra inputs"),
     ],
@@ -51,3 +53,29 @@ def test_the_identity_has_the_length_of_the_schedule_and_not_of_the_training() -
     assert constant[0] == constant[1] and constant[0]["decay_steps"] is None
     with pytest.raises(ValidationError, match="decay_steps=5 is the length of a cosine"):
         TrainConfig(decay_steps=5, schedule="constant")
+
+
+@pytest.mark.parametrize(
+    ("changes", "parameters", "stage"),
+    [
+        ({}, SHARD_FROM - 1, 0),
+        ({}, SHARD_FROM, 2),
+        ({"optimizer": "adafactor"}, 2 * SHARD_FROM, 0),
+        ({"offload": "optimizer"}, 10, 2),
+        ({"offload": "all"}, 10, 3),
+        ({"zero_stage": 1}, 2 * SHARD_FROM, 1),
+    ],
+    ids=str,
+)
+def test_zero_by_the_size_of_the_model(changes: dict[str, Any], parameters: int, stage: int) -> None:
+    assert TrainConfig(**changes).resolve(False, parameters).zero_stage == stage
+
+
+def test_precision_and_compilation_by_the_device() -> None:
+    auto = TrainConfig(steps=COMPILE_FROM)
+    (gpu, cpu), given = (auto.resolve(on_gpu, 10) for on_gpu in (True, False)), TrainConfig(precision="fp32")
+    assert (gpu.precision, gpu.compile) == ("bf16", True) and (cpu.precision, cpu.compile) == ("fp32", False)
+    assert given.resolve(True, 10).precision == "fp32" and not given.resolve(True, 10).compile  # too short to pay
+    assert TrainConfig(steps=1, compile=True).resolve(False, 10).compile is True
+    assert TrainConfig(steps=COMPILE_FROM, zero_stage=3).resolve(True, 10).compile is False
+    assert run_identity(gpu) != run_identity(cpu)

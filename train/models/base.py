@@ -24,7 +24,7 @@ class Conditions(NamedTuple):
     """
 
     text_BLD: Tensor | None = None  # output of the text encoder, float
-    text_mask_BL: Tensor | None = None  # bool, True at tokens, False at padding
+    text_mask_BL: Tensor | None = None  # bool, True at tokens, False at padding; None: no padding
     text_keep_B: Tensor | None = None  # bool, False: unconditional, as if there were no caption; None: all True
     pooled_text_BE: Tensor | None = None  # one vector per caption, such as CLIP's text embedding
     lowres_BCHW: Tensor | None = None  # low-resolution image, resized to H x W and noised

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 PAD, EOS, UNK = "<pad>", "</s>", "<unk>"  # ids 0, 1, 2, as in T5
 PAD_ID, EOS_ID = 0, 1
 IGNORE = -100  # label of a position without loss
+MASKED = torch.finfo(torch.bfloat16).min  # added to the logit of a masked key
 # Scripts without spaces: every character is its own word, or one token could cover half a sentence.
 UNSPACED = r"[\p{Han}\p{Hiragana}\p{Katakana}\p{Thai}]"
 
@@ -119,9 +120,14 @@ class T5Task:
         prepared = batch if "source_BL" in batch else self.prepare(batch, random)
         source_BL, target_BT = prepared["source_BL"], prepared["target_BT"]
         start_B1 = torch.full_like(target_BT[:, :1], PAD_ID)
+        # Given with all its axes and as what is added to the logits: of any other form transformers asks the device
+        # whether it masks anything, twice, and waits for the answer.
+        mask_B11L = torch.zeros(source_BL.shape, device=source_BL.device).masked_fill_(source_BL == PAD_ID, MASKED)[
+            :, None, None
+        ]
         logits_BTV = model(
             input_ids=source_BL,
-            attention_mask=source_BL != PAD_ID,
+            attention_mask=mask_B11L,
             decoder_input_ids=torch.cat([start_B1, target_BT[:, :-1].clamp(min=0)], dim=1),
             use_cache=False,
         ).logits
@@ -129,7 +135,8 @@ class T5Task:
             logits_BTV.float().transpose(1, 2), target_BT, ignore_index=IGNORE, reduction="none"
         )
         known_BT = target_BT != IGNORE
-        right = (logits_BTV.argmax(-1) == target_BT)[known_BT].float().mean()
+        # Not indexed by the mask: the host would wait for the number of known tokens.
+        right = ((logits_BTV.argmax(-1) == target_BT) & known_BT).sum() / known_BT.sum()
         return (loss_BT.sum(1) / known_BT.sum(1)).mean(), {"accuracy": right}
 
     def corrupt(self, ids: Sequence[int], seed: int) -> Corrupted:

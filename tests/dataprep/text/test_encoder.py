@@ -16,6 +16,7 @@ from safetensors.torch import load_file, save_file
 from dataprep.io.errors import UserError
 from dataprep.text.encoder import TextEncoder, check_encoder, group_by_length
 from tests.helpers.encoders import save_encoder
+from tests.helpers.simulated_gpu import simulated_gpu
 
 CAPTIONS = ["a red circle", "a blue square left of a red circle", "circle", "a red circle"]
 
@@ -132,6 +133,17 @@ def test_bert_and_bfloat16(t5: str, bert: str) -> None:
     assert half[0].dtype == np.float32 and np.allclose(
         half[0], TextEncoder.from_folder(t5).encode(CAPTIONS)[0], atol=0.1
     )
+
+
+def test_the_dtype_is_that_of_the_device(t5: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert TextEncoder.from_folder(t5).model.dtype == torch.float32
+    with simulated_gpu():
+        encoder = TextEncoder.from_folder(t5, device="cuda")
+        assert encoder.model.dtype == torch.bfloat16
+        there = encoder.encode(CAPTIONS)
+        assert TextEncoder.from_folder(t5, dtype="float32", device="cuda").model.dtype == torch.float32
+    for ours, theirs in zip(there, TextEncoder.from_folder(t5).encode(CAPTIONS), strict=True):
+        assert ours.dtype == np.float32 and np.allclose(ours, theirs, atol=0.1)
 
 
 def copy(source: Path, target: Path, without: set[str]) -> str:

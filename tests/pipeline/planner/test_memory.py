@@ -86,7 +86,7 @@ def fit(memory_gb: float, optimizer: str = "adamw", ram_gb: float = 2000.0) -> F
 
 
 def test_the_more_memory_the_less_is_sharded() -> None:
-    order = list(list_settings("adamw", "bf16"))
+    order = list(list_settings("adamw", "bf16", 2_000_000_000))
     places = []
     for size in (141, 80, 40, 24, 16, 8):
         found = fit(size)
@@ -125,6 +125,20 @@ def test_small_networks_keep_new_gradients_and_zero_3_small_parameters() -> None
     assert (one.activations, two.activations) == (800.0, 4 * MILLION + 80.0)
     three = estimate_memory(MILLION, MemorySetting("adamw", 3, "none", False, "fp32"), 4, followed, 8)
     assert three.weights == 4 * (1000 + (MILLION - 1000) / 4)
+
+
+def test_a_model_that_needs_no_sharding_is_tried_without() -> None:
+    assert next(list_settings("adamw", "bf16", 400_000_000)).zero == 0
+    assert all(setting.zero for setting in list_settings("adamw", "bf16", 2_000_000_000))
+
+
+def test_sums_of_micro_batches_are_fp32_under_zero_2_alone() -> None:
+    def gradients(zero: int, accumulates: bool) -> float:
+        setting = MemorySetting("adamw", zero, "none", False, "bf16")
+        return estimate_memory(MILLION, setting, 4, NONE, 1, accumulates).gradients
+
+    assert [gradients(2, accumulates) for accumulates in (False, True)] == [2 * MILLION / 4, 4 * MILLION / 4]
+    assert gradients(1, True) == 2 * MILLION and gradients(3, True) == 2 * MILLION / 4
 
 
 def test_nothing_fits_where_nothing_can() -> None:

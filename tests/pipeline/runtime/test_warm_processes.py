@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import os
 from types import SimpleNamespace
 from typing import Any
 from unittest.mock import Mock
 
 import pytest
+import torch
 
-from pipeline.runtime import warm_processes
+from pipeline.runtime import warm_processes, worker_process
 from pipeline.runtime.resources import WorkerNeed
 from pipeline.runtime.warm_processes import ProcessSpec, WarmProcesses
+from pipeline.runtime.worker_process import WorkerProcess
+from train import engine
+from train.config import TrainConfig
 
 ONE, TWO = ProcessSpec(WorkerNeed(1)), ProcessSpec(WorkerNeed(2))
 
@@ -96,3 +101,39 @@ def test_none_is_kept_while_several_stages_run(fake: FakeRay) -> None:
     warm.is_shared = True
     warm.keep(ONE, second)
     assert fake.killed == [second] and not warm.has(ONE, 2)
+
+
+def test_processes_with_a_gpu_get_its_settings_and_the_node_may_set_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    gpu = ProcessSpec(WorkerNeed(16, 1), 16)
+    assert gpu.default_environment() == {
+        "PYTORCH_CUDA_ALLOC_CONF": "expandable_segments:True",
+        "TORCHINDUCTOR_COMPILE_THREADS": "4",
+    }
+    assert ONE.default_environment() == {}
+    monkeypatch.setattr(os, "chdir", lambda path: None)
+    monkeypatch.setattr(os, "environ", {"TORCHINDUCTOR_COMPILE_THREADS": "1", "OMP_NUM_THREADS": "1"})
+    WorkerProcess(gpu.environment(), [], gpu.default_environment())
+    assert os.environ["PYTORCH_CUDA_ALLOC_CONF"] == "expandable_segments:True"
+    assert os.environ["TORCHINDUCTOR_COMPILE_THREADS"] == "1"  # the node's own
+    assert os.environ["OMP_NUM_THREADS"] == "16"  # ours: Ray sets 1 everywhere
+
+
+@pytest.mark.parametrize("deterministic", [True, False])
+def test_a_rank_has_the_variables_for_repeatable_results_before_ranks_connect(
+    deterministic: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "chdir", lambda path: None)
+    monkeypatch.setattr(os, "environ", dict(os.environ))
+    os.environ.pop("NCCL_ALGO", None)
+    seen: list[str | None] = []
+
+    def connect(_: float) -> tuple[int, int]:
+        seen.append(os.environ.get("NCCL_ALGO"))
+        return 0, 1
+
+    monkeypatch.setattr(engine, "init_process_group", connect)
+    monkeypatch.setattr(engine, "leave_process_group", lambda: None)
+    arguments = {"config": TrainConfig(deterministic=deterministic)}
+    monkeypatch.setattr(worker_process, "ray", SimpleNamespace(get=lambda _: (lambda config: {"step": 1}, arguments)))
+    assert WorkerProcess({}, []).run_rank([None], {"RANK": "0"}, torch.get_num_threads(), 10) == {"step": 1}
+    assert seen == ["Ring" if deterministic else None]

@@ -60,21 +60,22 @@ class ImageAttention(nn.Module):
                 zero_init(nn.Conv2d(hidden, channels, 1)),
             )
 
-    def forward(self, x_BCHW: Tensor, text_BTC: Tensor, mask_BT: Tensor) -> Tensor:
+    def forward(self, x_BCHW: Tensor, text_BTC: Tensor, mask_BT: Tensor | None) -> Tensor:
         height, width = x_BCHW.shape[2:]
         h_BNC = self.norm(x_BCHW).flatten(2).transpose(1, 2)
         if self.place is not None:
             h_BNC = h_BNC + self.place(coordinate_features(height, width, h_BNC).flatten(2).transpose(1, 2))
-        keys_values, masks = [], []
+        keys_values = []
         if self.image_keys_values is not None:
             keys_values.append(self.image_keys_values(h_BNC))
-            masks.append(mask_BT.new_ones(h_BNC.shape[:2]))
         if self.text_keys_values is not None:
             keys_values.append(self.text_keys_values(text_BTC))
-            masks.append(mask_BT)
         k, v = (split_heads(part, self.heads) for part in torch.cat(keys_values, dim=1).chunk(2, dim=-1))
-        # Without text nothing is masked, and without a mask SDPA takes its fastest kernel.
-        mask = torch.cat(masks, dim=1)[:, None, None, :] if self.text_keys_values is not None else None
+        # Without a mask SDPA takes its fastest kernel.
+        mask = None
+        if self.text_keys_values is not None and mask_BT is not None:
+            seen = [mask_BT.new_ones(h_BNC.shape[:2])] if self.image_keys_values is not None else []
+            mask = torch.cat([*seen, mask_BT], dim=1)[:, None, None, :]
         mixed = functional.scaled_dot_product_attention(
             split_heads(self.query(h_BNC), self.heads), k, v, attn_mask=mask
         )

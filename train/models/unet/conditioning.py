@@ -44,9 +44,9 @@ class TextBlock(nn.Module):
             nn.init.zeros_(layer.weight)
             nn.init.zeros_(layer.bias)
 
-    def forward(self, x_BTC: Tensor, mask_BT: Tensor) -> Tensor:
+    def forward(self, x_BTC: Tensor, mask_BT: Tensor | None) -> Tensor:
         q, k, v = (split_heads(part, self.heads) for part in self.qkv(self.norm_attention(x_BTC)).chunk(3, dim=-1))
-        mixed = functional.scaled_dot_product_attention(q, k, v, attn_mask=mask_BT[:, None, None, :])
+        mixed = functional.scaled_dot_product_attention(q, k, v, attn_mask=mask_keys(mask_BT))
         x_BTC = x_BTC + self.project(mixed.transpose(1, 2).flatten(2))
         return x_BTC + self.out(functional.gelu(self.hidden(self.norm_hidden(x_BTC))))
 
@@ -60,14 +60,10 @@ class AttentionPool(nn.Module):
         self.query = nn.Parameter(torch.randn(width) * width**-0.5)
         self.keys_values = nn.Linear(width, 2 * width)
 
-    def forward(self, x_BTC: Tensor, mask_BT: Tensor) -> Tensor:
+    def forward(self, x_BTC: Tensor, mask_BT: Tensor | None) -> Tensor:
         k, v = (split_heads(part, self.heads) for part in self.keys_values(x_BTC).chunk(2, dim=-1))
         q = split_heads(self.query.expand(x_BTC.shape[0], 1, -1), self.heads)
-        return (
-            functional.scaled_dot_product_attention(q, k, v, attn_mask=mask_BT[:, None, None, :])
-            .transpose(1, 2)
-            .flatten(1)
-        )
+        return functional.scaled_dot_product_attention(q, k, v, attn_mask=mask_keys(mask_BT)).transpose(1, 2).flatten(1)
 
 
 class TextConditioner(nn.Module):
@@ -88,21 +84,36 @@ class TextConditioner(nn.Module):
         self.pool = AttentionPool(width, heads)
         self.pool_norm, self.pool_out = nn.LayerNorm(width), nn.Linear(width, pooled_width)
 
-    def forward(self, text_BLD: Tensor, mask_BL: Tensor, keep_B: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
-        """Maps (B, L, D) float, (B, L) bool, (B,) bool or None to tokens (B, T, C), mask (B, T) bool, pooled (B, E)."""
+    def forward(
+        self, text_BLD: Tensor, mask_BL: Tensor | None, keep_B: Tensor | None
+    ) -> tuple[Tensor, Tensor | None, Tensor]:
+        """Maps (B, L, D) float, (B, L) bool, (B,) bool to tokens (B, T, C), mask (B, T) bool, pooled (B, E).
+
+        Without masks, where no row has padding and every row is kept, there is none to attend with either.
+        """
         batch = text_BLD.shape[0]
-        mask_BL = mask_BL.bool() if keep_B is None else mask_BL.bool() & keep_B[:, None]
+        if keep_B is not None:
+            kept_BL = keep_B[:, None].expand(text_BLD.shape[:2])
+            mask_BL = kept_BL if mask_BL is None else mask_BL.bool() & kept_BL
         x_BTC = self.project(self.norm(text_BLD.to(self.project.weight.dtype)))
         if self.layers:
             x_BTC = x_BTC + position_features(x_BTC.shape[1], x_BTC.shape[2], x_BTC.device).to(x_BTC.dtype)
-        # Padding may hold NaN, which would spread through the sum although its key is masked.
-        x_BTC = torch.where(mask_BL[:, :, None], x_BTC, 0.0)
+        mask_BT = None
+        if mask_BL is not None:
+            mask_BL = mask_BL.bool()
+            # Padding may hold NaN, which would spread through the sum although its key is masked.
+            x_BTC = torch.where(mask_BL[:, :, None], x_BTC, 0.0)
+            mask_BT = torch.cat([mask_BL.new_ones(batch, 1), mask_BL], dim=1)
         x_BTC = torch.cat([self.null.expand(batch, 1, -1), x_BTC], dim=1)
-        mask_BT = torch.cat([mask_BL.new_ones(batch, 1), mask_BL], dim=1)
         for layer in self.layers:
             x_BTC = layer(x_BTC, mask_BT)
         x_BTC = self.norm_out(x_BTC)
         return x_BTC, mask_BT, self.pool_out(self.pool_norm(self.pool(x_BTC, mask_BT)))
+
+
+def mask_keys(mask_BT: Tensor | None) -> Tensor | None:
+    """Returns a mask of keys for every head and query (B, 1, 1, T); None without a mask: SDPA's fastest kernel."""
+    return None if mask_BT is None else mask_BT[:, None, None, :]
 
 
 def position_features(length: int, width: int, device: torch.device) -> Tensor:

@@ -27,7 +27,7 @@ class BlockCondition(NamedTuple):
 
     vector: Tensor
     text: Tensor
-    mask: Tensor
+    mask: Tensor | None  # None: no token is masked
 
 
 class Stack(nn.Module):
@@ -168,18 +168,19 @@ class UNet(nn.Module):
     def forward(self, x_BCHW: Tensor, log_snr_B: Tensor, conditions: Conditions) -> Tensor:
         """Returns the prediction (B, C, H, W), as `train.models.base.Denoiser` specifies.
 
-        Requires text tokens and their mask; a super-resolution U-Net also the low-resolution image and its log-SNR.
+        Requires text tokens; a super-resolution U-Net also the low-resolution image and its log-SNR.
         """
         text_BLD, text_mask_BL, lowres_BCHW = conditions.text_BLD, conditions.text_mask_BL, conditions.lowres_BCHW
         self._check_inputs(x_BCHW, conditions)
-        assert text_BLD is not None and text_mask_BL is not None
+        assert text_BLD is not None
         text_BTC, mask_BT, vector_BE = self.text(text_BLD, text_mask_BL, conditions.text_keep_B)
         vector_BE = vector_BE + self.noise(log_snr_B)
         if self.lowres_noise is not None and lowres_BCHW is not None:
             vector_BE = vector_BE + self.lowres_noise(conditions.lowres_log_snr_B)
             x_BCHW = torch.cat([x_BCHW, lowres_BCHW], dim=1)
         condition = BlockCondition(functional.silu(vector_BE), text_BTC, mask_BT)
-        # Channels last: faster for GroupNorm, attention and convolutions on CPUs and tensor cores.
+        # Channels last: faster for convolutions, on CPUs for GroupNorm too. On GPUs it lasts through a compiled model
+        # alone: torch's GroupNorm there gives contiguous tensors, and the convolutions after it another layout.
         x_BCHW = x_BCHW.contiguous(memory_format=torch.channels_last)
         h_BCHW = self.stem(x_BCHW)
         if self.place is not None:
@@ -199,8 +200,8 @@ class UNet(nn.Module):
         multiple, size = self.config.size_multiple(), tuple(x_BCHW.shape[2:])
         if size[0] % multiple or size[1] % multiple:
             raise ValueError(f"image of {size} pixels; height and width must be multiples of {multiple}")
-        if conditions.text_BLD is None or conditions.text_mask_BL is None:
-            raise ValueError("the U-Net needs text_BLD and text_mask_BL")
+        if conditions.text_BLD is None:
+            raise ValueError("the U-Net needs text_BLD")
         if self.config.lowres and (conditions.lowres_BCHW is None or conditions.lowres_log_snr_B is None):
             raise ValueError("a super-resolution U-Net needs lowres_BCHW and lowres_log_snr_B")
         if not self.config.lowres and conditions.lowres_BCHW is not None:

@@ -147,6 +147,30 @@ def test_padding_changes_nothing(layers: int) -> None:
     torch.testing.assert_close(predict(model, given), predict(model, padded), atol=1e-5, rtol=1e-4)
 
 
+@pytest.mark.parametrize(("preset", "layers"), [("micro-base", 0), ("micro-base", 2), ("micro-sr", 0)])
+def test_without_padding_no_mask_is_needed_and_attention_gets_none(
+    preset: str, layers: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = unet_config(preset, text_layers=layers)
+    model, given = build_awake(config), make_inputs(config)
+    masked = predict(model, given)
+    given.pop("text_mask_BL")
+    seen: list[object] = []
+    attend = torch.nn.functional.scaled_dot_product_attention
+
+    def noted(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, attn_mask: torch.Tensor | None) -> torch.Tensor:
+        seen.append(attn_mask)
+        return attend(q, k, v, attn_mask=attn_mask)
+
+    monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", noted)
+    torch.testing.assert_close(predict(model, given), masked)
+    assert seen and all(mask is None for mask in seen)
+    # A row without its caption sees the null token alone.
+    dropped = predict(model, given | {"text_keep_B": torch.tensor([True, False])})
+    torch.testing.assert_close(dropped[0], masked[0])
+    assert not torch.allclose(dropped[1], masked[1])
+
+
 def test_every_condition_changes_the_output() -> None:
     config = unet_config("micro-sr")
     model, given = build_awake(config), make_inputs(config)

@@ -9,9 +9,10 @@ import pytest
 import torch
 from torch import nn
 
+from dataprep.io.device_settings import configure_device, pick_device, prepare_environment
+from dataprep.io.errors import UserError
 from train import engine as engine_module
 from train.config import RESUMABLE, TrainConfig
-from train.device_settings import configure_device, prepare_environment
 from train.engine import Engine
 
 CUDA, CPU = torch.device("cuda", 0), torch.device("cpu")
@@ -75,3 +76,21 @@ def test_the_engine_asks_for_what_the_config_says_before_ranks_connect(
     Engine(nn.Linear(2, 2), TrainConfig(zero_stage=0, deterministic=deterministic))
     assert asked == [(name, deterministic) for name in ("environment", "connect", "device")]
     assert "deterministic" in RESUMABLE
+
+
+def test_auto_is_the_gpu_if_there_is_one_and_other_names_are_checked(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert pick_device("auto") == pick_device("cpu") == "cpu"
+    with pytest.raises(UserError, match="'cuda': torch finds 0 GPUs; take cpu"):
+        pick_device("cuda")
+    with pytest.raises(UserError, match="'gpu' is unknown; take auto, cpu, cuda"):
+        pick_device("gpu")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    assert pick_device("auto") == "cuda" and pick_device("cuda:0") == "cuda:0"
+    with pytest.raises(UserError, match="'cuda:1': torch finds 1 GPU;"):
+        pick_device("cuda:1")
+
+
+def test_frozen_models_are_as_fast_as_training() -> None:
+    configure_device("cuda")
+    assert read_settings() == ("high", True, True, False, False)
