@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from dataprep.io.device_settings import pick_device
 from dataprep.io.errors import UserError
 from eval.clip.scorer import ClipScorer, ClipSpec
 from eval.sampling.adapters import AdapterChoice, apply_adapters
@@ -31,6 +32,7 @@ from eval.sampling.prompts import clean_prompt
 from eval.sampling.samples import Samples
 from eval.sampling.stage_sampler import LoadedStage
 from eval.sampling.watermark import can_carry
+from train.models.export import digest_weights
 
 
 class Cascade:
@@ -56,25 +58,32 @@ class Cascade:
     def from_pretrained(
         cls,
         folder: str | Path,
-        device: str | torch.device = "cpu",
+        device: str = "auto",
         watermark: str | None = None,
         adapters: Sequence[str] = (),
+        compiled: bool = False,
     ) -> Cascade:
         """Loads an exported cascade: a local folder with ``cascade.json``, the stages and the text encoder.
 
-        ``watermark`` replaces the folder's own; ``adapters`` are merged in, each ``[STAGE=]FILE[:WEIGHT]``. Raises
-        UserError for a part that is missing, broken or untrained.
+        ``device``: auto (a GPU if there is one), cpu, cuda or cuda:1. ``watermark`` replaces the folder's own;
+        ``adapters`` are merged in, each ``[STAGE=]FILE[:WEIGHT]``. ``compiled``: with torch.compile, whose first call
+        of each size takes minutes; for many images. Raises UserError for a part that is missing, broken or untrained.
         """
         config = resolve_paths(read_cascade(folder), folder)
         config = config.model_copy(update={"watermark": watermark or config.watermark})
-        return cls.from_config(config, device, [AdapterChoice.parse(text) for text in adapters])
+        return cls.from_config(config, device, [AdapterChoice.parse(text) for text in adapters], compiled)
 
     @classmethod
     def from_config(
-        cls, config: CascadeConfig, device: str | torch.device = "cpu", adapters: Sequence[AdapterChoice] = ()
+        cls,
+        config: CascadeConfig,
+        device: str = "auto",
+        adapters: Sequence[AdapterChoice] = (),
+        compiled: bool = False,
     ) -> Cascade:
         """Loads the parts that ``config`` names by whole paths, or by hub names. Raises as `from_pretrained`."""
-        stages = load_stages(config, device)
+        device = pick_device(device)
+        stages = load_stages(config, device, compiled)
         encoder = load_encoder(config, stages, device)
         clip = {"model": config.clip, "pretrained": config.clip_pretrained} if config.clip else None
         return cls(stages, encoder, device, clip, config.watermark, apply_adapters(adapters, stages, encoder))
@@ -136,9 +145,12 @@ class Cascade:
 
     @cached_property
     def digest(self) -> str:
-        """16 hex digits over the weights of all stages, which identify the model in an image's metadata."""
-        total = hashlib.sha256()
-        for stage in self.stages:
-            for name, value in sorted(stage.model.state_dict().items()):
-                total.update(name.encode() + value.cpu().contiguous().numpy().tobytes())
-        return total.hexdigest()[:16]
+        """16 hex digits over the weights of all stages, which identify the model in an image's metadata.
+
+        Those of a stored stage were hashed when it was exported, and are the same on every device.
+        """
+        known = [stage.digest if not self.adapters else "" for stage in self.stages]  # adapters change the weights
+        parts = [
+            digest or digest_weights(stage.model.state_dict()) for digest, stage in zip(known, self.stages, strict=True)
+        ]
+        return hashlib.sha256("".join(parts).encode()).hexdigest()[:16]

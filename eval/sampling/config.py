@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from itertools import pairwise
 from pathlib import Path
-from typing import Literal, Self
+from typing import Self
 
 from pydantic import Field, ValidationError, model_validator
 
 from dataprep.io.config import Config
 from dataprep.io.errors import UserError
 from dataprep.io.storage import exists, read_json, write_json
+from dataprep.text.config import EncoderDtype
 from train.diffusion.config import SamplerName, StepSpacing, Threshold
 
 CASCADE_FILE = "cascade.json"
@@ -83,8 +84,9 @@ class CascadeConfig(Config):
     stages: list[StageEntry] = Field(description="from the base upwards")
     encoder: str = Field(description="text encoder: folder relative to the cascade's, or a hub name")
     max_length: int = Field(default=256, ge=1, description="maximum tokens per caption, as in training")
-    encoder_dtype: Literal["float32", "bfloat16", "float16"] = Field(
-        default="float32", description="precision of the text encoder, as in training"
+    encoder_dtype: EncoderDtype = Field(
+        default="auto",
+        description="precision of the text encoder, as in training; auto: bfloat16 on GPUs, float32 on CPUs",
     )
     encoder_pad: bool = Field(default=False, description="text with the encoder's output at padding, as in training")
     encoder_lowercase: bool = Field(default=False, description="prompts in lower case, as in training")

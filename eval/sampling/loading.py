@@ -6,7 +6,9 @@ from typing import cast
 
 import torch
 from pydantic import ValidationError
+from torch import nn
 
+from dataprep.io.device_settings import configure_device
 from dataprep.io.errors import UserError
 from dataprep.text.encoder import TextEncoder
 from eval.sampling.config import CASCADE_FILE, CascadeConfig, StageEntry
@@ -16,9 +18,18 @@ from train.models.base import PaddedTextDenoiser
 from train.models.export import load_stage
 
 
-def load_stages(config: CascadeConfig, device: str | torch.device) -> list[LoadedStage]:
-    """Loads every stage. Raises UserError for one that is missing, was never trained or does not fit its entry."""
-    return [_load_entry(entry, device) for entry in config.stages]
+def load_stages(config: CascadeConfig, device: str | torch.device, compiled: bool = False) -> list[LoadedStage]:
+    """Loads every stage; ``compiled``: with torch.compile, whose first call of each size takes minutes.
+
+    Raises UserError for one that is missing, was never trained or does not fit its entry.
+    """
+    configure_device(device)
+    stages = [_load_entry(entry, device) for entry in config.stages]
+    if compiled:
+        for stage in stages:
+            assert isinstance(stage.model, nn.Module)
+            stage.model.compile()
+    return stages
 
 
 def load_encoder(config: CascadeConfig, stages: list[LoadedStage], device: str | torch.device) -> TextEncoder:
@@ -64,4 +75,4 @@ def _load_entry(entry: StageEntry, device: str | torch.device) -> LoadedStage:
         raise UserError(
             f"stage {entry.name}: resolution {entry.resolution} is not a multiple of {model.config.size_multiple()}"
         )
-    return LoadedStage(entry, model, diffusion)
+    return LoadedStage(entry, model, diffusion, settings.get("digest", ""))

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from eval.sampling.config import SamplingConfig, StageEntry
 from train.diffusion.config import DiffusionConfig
-from train.diffusion.guidance import GuidedDenoiser, LogSnrInterval
+from train.diffusion.guidance import ALL_LEVELS, GuidedDenoiser, LogSnrInterval
 from train.diffusion.inpainting import repaint
 from train.diffusion.noise import sample_noise
 from train.diffusion.objective import augment_lowres, evaluation_log_snrs, log_snr_at_time, upsample_lowres
@@ -24,6 +24,8 @@ from train.diffusion.schedules import add_noise, split_variance
 from train.models.base import Conditions, Denoiser
 
 START, AUGMENT, FIRST_STEP = 0, 1, 2  # last part of a noise seed: its purpose within one stage
+# Pixels that the network gets at once: 4 images of 1024 px, about 5 GiB of the paper's last stage.
+PIXELS = 2**22
 
 
 @dataclass(frozen=True)
@@ -33,13 +35,14 @@ class LoadedStage:
     entry: StageEntry
     model: Denoiser
     diffusion: DiffusionConfig
+    digest: str = ""  # of its weights, as stored; "": not stored
 
 
 class EncodedPrompts(NamedTuple):
-    """Encoded captions: float32 (B, L, D), zero-padded, and the bool mask (B, L), False at padding."""
+    """Encoded captions: float32 (B, L, D), zero-padded; bool mask (B, L), False at padding; None if there is none."""
 
     tokens_BLD: Tensor
-    mask_BL: Tensor
+    mask_BL: Tensor | None
 
 
 class StageEdit(NamedTuple):
@@ -68,6 +71,8 @@ def sample_stage(
     """Samples a batch with one stage: float32 (B, C, H, W) in [-1, 1].
 
     ``size`` is (height, width), by default the stage's resolution. The noise of image i is a function of ``seeds[i]``.
+    The network gets at most `PIXELS` pixels at a time, so that memory does not grow with the batch.
+
     An edit without a mask starts from its image noised to time ``strength``, with that share of the steps (SDEdit, Meng
     et al. 2022). One with a mask uses RePaint, whose ancestral steps replace the sampler.
     """
@@ -107,54 +112,67 @@ def _denoiser(
     text, negative, batch = inputs.text, inputs.negative, inputs.text.tokens_BLD.shape[0]
 
     def model(x_BCHW: Tensor, log_snr_B: Tensor, keep_B: Tensor) -> Tensor:
-        copies = x_BCHW.shape[0] // batch
+        copies, kept = x_BCHW.shape[0] // batch, None  # None: every row has its caption
         if copies == 1:
-            tokens, mask = text
+            prompts = text
         elif negative is None:
-            tokens, mask = (torch.cat([part] * copies) for part in text)
+            prompts, kept = _concat_prompts([text] * copies), keep_B
         else:  # the second half is not unconditional: it has the negative prompt
-            tokens, mask = _concat_prompts(text, negative)
-            keep_B = torch.ones_like(keep_B)
+            prompts = _concat_prompts([text, negative])
         rest = {name: torch.cat([part] * copies) for name, part in lowres.items()}
+        conditions = Conditions(prompts.tokens_BLD, prompts.mask_BL, kept)._replace(**rest)
         # On a GPU the network runs in bf16; the sampler's own steps stay in fp32.
         with torch.autocast(x_BCHW.device.type, torch.bfloat16, enabled=x_BCHW.device.type == "cuda"):
-            output = stage.model(x_BCHW, log_snr_B, Conditions(tokens, mask, keep_B)._replace(**rest))
-        if not settings.learned_variance:
-            output, _ = split_variance(output, x_BCHW)
-        return output.float()
+            output = _call_in_parts(stage.model, x_BCHW, log_snr_B, conditions)
+        return output if settings.learned_variance else split_variance(output, x_BCHW)[0]
 
-    # Less time is less noise, so a higher log-SNR.
-    high, low = log_snr_at_time(stage.diffusion, torch.tensor(settings.guidance_interval)).tolist()
+    interval = ALL_LEVELS
+    if settings.guidance_interval != (0.0, 1.0):  # less time is less noise, so a higher log-SNR
+        high, low = log_snr_at_time(stage.diffusion, torch.tensor(settings.guidance_interval)).tolist()
+        interval = LogSnrInterval(low, high)
     return GuidedDenoiser(
         model,
         stage.diffusion.prediction,
         settings.guidance,
         settings.threshold,
         settings.percentile,
-        LogSnrInterval(low, high),
+        interval,
         settings.guidance_rescale,
         settings.threshold_max,
     )
 
 
-def _concat_prompts(text: EncodedPrompts, other: EncodedPrompts) -> EncodedPrompts:
-    """Concatenates two batches, padded to the longer."""
-    longest = max(text.mask_BL.shape[1], other.mask_BL.shape[1])
-    parts = []
-    for tokens_BLD, mask_BL in (text, other):
-        more = longest - mask_BL.shape[1]
-        parts.append(
-            (torch.nn.functional.pad(tokens_BLD, (0, 0, 0, more)), torch.nn.functional.pad(mask_BL, (0, more)))
-        )
-    return EncodedPrompts(*(torch.cat(pair) for pair in zip(*parts, strict=True)))
+def _call_in_parts(model: Denoiser, x_BCHW: Tensor, log_snr_B: Tensor, conditions: Conditions) -> Tensor:
+    """Returns the network's output, float32; of a large batch part by part, with at most `PIXELS` pixels or one row."""
+    rows, whole = max(1, PIXELS // x_BCHW[0, 0].numel()), len(x_BCHW)
+    outputs = []
+    for start in range(0, whole, rows):
+        part = slice(start, start + rows)
+        given = Conditions(*(value if value is None else value[part] for value in conditions))
+        outputs.append(model(x_BCHW[part], log_snr_B[part], given).float())
+    return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
+
+
+def _concat_prompts(batches: Sequence[EncodedPrompts]) -> EncodedPrompts:
+    """Concatenates batches, padded to the longest."""
+    longest = max(batch.tokens_BLD.shape[1] for batch in batches)
+    if all(batch.mask_BL is None and batch.tokens_BLD.shape[1] == longest for batch in batches):
+        return EncodedPrompts(torch.cat([batch.tokens_BLD for batch in batches]), None)
+    tokens, masks = [], []
+    for tokens_BLD, mask_BL in batches:
+        more = longest - tokens_BLD.shape[1]
+        mask_BL = tokens_BLD.new_ones(tokens_BLD.shape[:2], dtype=torch.bool) if mask_BL is None else mask_BL
+        tokens.append(torch.nn.functional.pad(tokens_BLD, (0, 0, 0, more)))
+        masks.append(torch.nn.functional.pad(mask_BL, (0, more)))
+    return EncodedPrompts(torch.cat(tokens), torch.cat(masks))
 
 
 def pad_text(texts: Sequence[np.ndarray], device: torch.device | str = "cpu") -> EncodedPrompts:
-    """Pads arrays (L_i, D) to the longest."""
+    """Pads arrays (L_i, D) to the longest; the mask is None where all are equally long."""
     longest = max(1, *(len(text) for text in texts)) if texts else 1
     text_BLD = torch.zeros(len(texts), longest, texts[0].shape[1])
     mask_BL = torch.zeros(len(texts), longest, dtype=torch.bool)
     for row, text in enumerate(texts):
         text_BLD[row, : len(text)] = torch.from_numpy(np.ascontiguousarray(text, dtype=np.float32))
         mask_BL[row, : len(text)] = True
-    return EncodedPrompts(text_BLD.to(device), mask_BL.to(device))
+    return EncodedPrompts(text_BLD.to(device), None if bool(mask_BL.all()) else mask_BL.to(device))

@@ -55,7 +55,10 @@ def sample_images(
         typer.Option(metavar="[STAGE=]FILE[:WEIGHT]", help="LoRA file, or a run that trained some; repeatable"),
     ] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="images generated at a time")] = 16,
-    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1")] = "cpu",
+    device: Annotated[str, typer.Option(help="auto (a GPU if there is one), cpu, cuda, cuda:1")] = "auto",
+    compiled: Annotated[
+        bool, typer.Option("--compile", help="torch.compile the stages: minutes at first, then faster; for many images")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Generate images from prompts. Also edits, inpaints and upscales an image."""
@@ -92,6 +95,7 @@ def sample_images(
         watermark=watermark,
         adapters=adapter or [],
         device=device,
+        compiled=compiled,
     )
     written = sample_run(folder, request)
     if as_json:

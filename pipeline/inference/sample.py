@@ -96,7 +96,8 @@ class SampleRequest:
     assignments: Sequence[str] = ()  # sampler settings as KEY=VALUE or STAGE.KEY=VALUE
     watermark: str | None = None
     adapters: Sequence[str] = ()  # [STAGE=]FILE[:WEIGHT], or a run for FILE
-    device: str = "cpu"
+    device: str = "auto"
+    compiled: bool = False
 
 
 def sample_run(folder: str, request: SampleRequest) -> list[Path]:
@@ -118,7 +119,9 @@ def sample_run(folder: str, request: SampleRequest) -> list[Path]:
     )
     check_folder(request) if many else check_files(request)
     with postpone_collection():
-        cascade = load_cascade(folder, request.device, request.watermark, request.adapters, request.then)
+        cascade = load_cascade(
+            folder, request.device, request.watermark, request.adapters, request.then, request.compiled
+        )
     options = replace(options, size=_parse_size(cascade, request))
     # One warning per prompt, each as a line of its own.
     with warnings.catch_warnings(record=True) as told:
@@ -134,17 +137,19 @@ def sample_run(folder: str, request: SampleRequest) -> list[Path]:
 
 def load_cascade(
     folder: str,
-    device: str = "cpu",
+    device: str = "auto",
     watermark: str | None = None,
     adapters: Sequence[str] = (),
     then: Sequence[str] = (),
+    compiled: bool = False,
 ) -> Cascade:
     """Loads the cascade of a run, an exported one, or stages in diffusers' layout, with ``adapters`` in it.
 
     ``watermark`` replaces its own; ``then``: the stages after ``folder``, for stages in diffusers' layout.
     """
     choices, config = find_adapters(adapters), model_cascade(folder, then)
-    return Cascade.from_config(config.model_copy(update={"watermark": watermark or config.watermark}), device, choices)
+    config = config.model_copy(update={"watermark": watermark or config.watermark})
+    return Cascade.from_config(config, device, choices, compiled)
 
 
 def find_adapters(texts: Sequence[str]) -> list[AdapterChoice]:

@@ -97,7 +97,9 @@ class GuidedDenoiser:
     def predict_with_variance(self, x_BCHW: Tensor, log_snr_B: Tensor) -> tuple[Tensor, Tensor | None]:
         """As a call, and the learned variance (see `split_variance`), which is that of the caption, unguided."""
         batch = x_BCHW.shape[0]
-        if self.scale == 1 or not self.interval.low <= float(log_snr_B[0]) <= self.interval.high:
+        # An interval asks the device, and waits for it.
+        inside = self.interval == ALL_LEVELS or self.interval.low <= float(log_snr_B[0]) <= self.interval.high
+        if self.scale == 1 or not inside:
             keep = torch.ones(batch, dtype=torch.bool, device=x_BCHW.device)
             output, variance = split_variance(self.model(x_BCHW, log_snr_B, keep).float(), x_BCHW)
         else:

@@ -234,4 +234,5 @@ def find_sampler(name: str) -> Sampler:
 
 def log_snr_of_step(log_snrs: Tensor, step: int, x_BCHW: Tensor) -> Tensor:
     """Returns ``log_snrs[step]`` for every row (B,), with the device and dtype of ``x_BCHW``."""
-    return log_snrs[step].to(x_BCHW).expand(x_BCHW.shape[0])
+    # Filled on the device: a copy from the host would wait for it.
+    return x_BCHW.new_full((x_BCHW.shape[0],), float(log_snrs[step]))

@@ -54,7 +54,9 @@ def test_a_new_sampler_is_a_choice_of_the_config_and_samples(monkeypatch: pytest
 
 def test_pad_text() -> None:
     text, mask = pad_text([np.ones((2, 3)), np.ones((0, 3)), np.ones((1, 3))])
-    assert text.shape == (3, 2, 3) and mask.tolist() == [[True, True], [False, False], [True, False]]
+    assert (
+        text.shape == (3, 2, 3) and mask is not None and mask.tolist() == [[True, True], [False, False], [True, False]]
+    )
     assert float(text[1].abs().max()) == 0
     assert pad_text([np.ones((0, 3))])[0].shape == (1, 1, 3)
 
