@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 export HF_HUB_DISABLE_TELEMETRY := 1
 export NO_ALBUMENTATIONS_UPDATE := 1
 
-.PHONY: demo test test-slow test-cluster coverage lint docs schema dist bench clean
+.PHONY: demo test test-slow test-cluster gpu-check coverage lint docs schema dist bench clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.installed
@@ -35,6 +35,10 @@ bench: $(VENV)/.installed-dev
 	$(BIN)/pip install --quiet --no-deps --upgrade --target .peers/unets imagen-pytorch==2.1.0 diffusers==0.42.1 accelerate beartype ema-pytorch kornia kornia-rs pytorch-warmup sentencepiece
 	PYTHONPATH=.peers/unets $(BIN)/python -m benchmarks.train_step
 	for name in $(BENCHMARKS); do PYTHONPATH=.peers $(BIN)/python -m benchmarks.$$name || exit 1; done
+
+# Everything on a GPU, in at most ten minutes; results, gpu_*, in benchmarks/results/.
+gpu-check: $(VENV)/.installed
+	$(BIN)/python -m benchmarks.gpu_check
 
 # The tests of `make test`, slower: a table in the terminal, annotated sources in build/coverage.
 coverage: $(VENV)/.installed-dev

@@ -45,18 +45,25 @@ SIDES = ("padded to 256", "padded to the longest", "ours")
 def save_model(folder: Path) -> None:
     """Saves a T5 v1.1 with random weights and a word-level tokenizer."""
     declare_torchvision_operators()
-    from tokenizers import Tokenizer, models, pre_tokenizers, processors
-    from transformers import PreTrainedTokenizerFast, T5Config, T5EncoderModel
+    from transformers import T5Config, T5EncoderModel
 
     torch.manual_seed(0)
     sizes = {"d_model": 256, "d_kv": 64, "d_ff": 640, "num_layers": 2, "num_heads": 4}
     T5EncoderModel(T5Config(vocab_size=VOCABULARY + 3, feed_forward_proj="gated-gelu", **sizes)).save_pretrained(folder)
+    build_tokenizer().save_pretrained(folder)
+
+
+def build_tokenizer() -> Any:
+    """Returns a word-level tokenizer of the words of `make_captions`, with T5's special tokens."""
+    from tokenizers import Tokenizer, models, pre_tokenizers, processors
+    from transformers import PreTrainedTokenizerFast
+
     words = ["<pad>", "</s>", "<unk>", *[f"w{number}" for number in range(VOCABULARY)]]
     tokenizer = Tokenizer(models.WordLevel({word: number for number, word in enumerate(words)}, "<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
     tokenizer.post_processor = processors.TemplateProcessing("$A </s>", special_tokens=[("</s>", 1)])
     names = {"pad_token": "<pad>", "eos_token": "</s>", "unk_token": "<unk>"}
-    PreTrainedTokenizerFast(tokenizer_object=tokenizer, **names).save_pretrained(folder)
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, **names)
 
 
 @torch.inference_mode()

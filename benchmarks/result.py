@@ -37,13 +37,20 @@ def make_claim(text: str, value: float, unit: str, target: float, at_most: bool 
 def write_result(
     name: str, rows: list[dict[str, Any]], claims: list[dict[str, Any]], packages: tuple[str, ...], **more: Any
 ) -> None:
-    """Writes the result of the benchmark ``name`` and prints its claims.
+    """Writes the result of the benchmark ``name`` and prints its claims. Arguments are those of `make_result`."""
+    save_result(make_result(name, rows, claims, packages, **more), RESULTS)
+
+
+def make_result(
+    name: str, rows: list[dict[str, Any]], claims: list[dict[str, Any]], packages: tuple[str, ...], **more: Any
+) -> dict[str, Any]:
+    """Returns the result of the benchmark ``name``.
 
     Args:
         packages: distributions whose versions are recorded.
         more: further keys, or better values of commit, date and versions.
     """
-    result = {
+    return {
         "benchmark": name,
         "commit": read_commit(),
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -52,9 +59,13 @@ def write_result(
         "rows": rows,
         "claims": claims,
     } | more
-    RESULTS.mkdir(exist_ok=True)
-    (RESULTS / f"{name}.json").write_text(json.dumps(result, indent=2) + "\n")
-    for entry in claims:
+
+
+def save_result(result: dict[str, Any], folder: Path) -> None:
+    """Writes a result to ``folder`` and prints its claims."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / f"{result['benchmark']}.json").write_text(json.dumps(result, indent=2) + "\n")
+    for entry in result["claims"]:
         print(f"{entry['claim']}: {entry['value']} {entry['unit']} (target {entry['target']}, met: {entry['met']})")
 
 
