@@ -125,7 +125,7 @@ def measure_peak_bytes(
         [] if keep_gradients else [param.register_post_accumulate_grad_hook(_release_gradient) for param in trained]
     )
     if autocast:
-        norms = [module for module in model.modules() if isinstance(module, nn.GroupNorm | nn.LayerNorm)]
+        norms = [module for module in model.modules() if isinstance(module, nn.GroupNorm | nn.LayerNorm | nn.RMSNorm)]
         handles += [module.register_forward_pre_hook(_to_fp32) for module in norms]
     live = LiveBytes([*model.parameters(), *model.buffers()])
     with live:

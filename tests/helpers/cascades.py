@@ -4,19 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 
 from eval.sampling.config import CascadeConfig, SamplingConfig, StageEntry, write_cascade
-from tests.helpers.unets import unet_config
+from tests.helpers.dits import dit_config
+from tests.helpers.unets import unet_config, wake
 from train.diffusion.config import DiffusionConfig
+from train.models.backbones import build_denoiser
+from train.models.base import DenoiserConfig
 from train.models.export import save_stage
-from train.models.unet.config import UNetConfig
-from train.models.unet.unet import UNet
 
 FAST = SamplingConfig(steps=3, guidance=2.0)
 BASE, SR = unet_config("micro-base", text_dim=8), unet_config("micro-sr", text_dim=8)
+DIT_BASE, DIT_SR = dit_config("dit-micro-base", text_dim=8), dit_config("dit-micro-sr", text_dim=8)
 
 
 class WordEncoder:
@@ -35,18 +38,15 @@ class WordEncoder:
         return " ".join(caption.split()[10:])
 
 
-def trained(config: UNetConfig) -> UNet:
+def trained(config: DenoiserConfig) -> Any:
+    """Returns a network none of whose parameters is zero."""
     torch.manual_seed(0)
-    model = UNet(config)
-    for parameter in model.parameters():
-        if not parameter.any():
-            torch.nn.init.normal_(parameter, std=0.05)
-    return model
+    return wake(build_denoiser(config)).train().requires_grad_(True)
 
 
-def export(folder: Path) -> Path:
+def export(folder: Path, base: DenoiserConfig = BASE, sr: DenoiserConfig = SR) -> Path:
     """Writes a cascade of 8 and 16 pixels to ``folder``."""
-    for name, config in (("base", BASE), ("sr", SR)):
+    for name, config in (("base", base), ("sr", sr)):
         diffusion = DiffusionConfig().model_dump(mode="json")
         save_stage(folder / name, trained(config), config, diffusion, trained_steps=5)
     stages = [

@@ -1,16 +1,18 @@
-"""Shared by tests of the U-Net."""
+"""Shared by tests of the U-Net, and of other denoisers."""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from train.models.backbones import denoiser_config
-from train.models.base import Conditions, Denoiser
+from train.models.base import Conditions, Denoiser, DenoiserConfig
 from train.models.unet.config import UNetConfig
 from train.models.unet.unet import UNet
+
+Network = TypeVar("Network", bound=nn.Module)
 
 
 def unet_config(preset: str, **overrides: Any) -> UNetConfig:
@@ -21,7 +23,7 @@ def unet_config(preset: str, **overrides: Any) -> UNetConfig:
 
 
 def make_inputs(
-    config: UNetConfig, size: int = 16, batch: int = 2, length: int = 5, device: str = "cpu"
+    config: DenoiserConfig, size: int = 16, batch: int = 2, length: int = 5, device: str = "cpu"
 ) -> dict[str, Tensor]:
     """Returns inputs for `predict`, by name."""
     generator = torch.Generator().manual_seed(0)
@@ -46,7 +48,11 @@ def predict(model: Denoiser, given: dict[str, Tensor]) -> Tensor:
 def build_awake(config: UNetConfig) -> UNet:
     """Builds a U-Net whose zero-initialised layers are not zero, so that every input matters."""
     torch.manual_seed(0)
-    model = UNet(config)
+    return wake(UNet(config))
+
+
+def wake(model: Network) -> Network:
+    """Fills the zero parameters of a network with noise, and returns it for evaluation."""
     for parameter in model.parameters():
         if not parameter.any():
             torch.nn.init.normal_(parameter, std=0.05)

@@ -10,21 +10,21 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from tests.helpers.unets import make_inputs, predict, unet_config
+from tests.helpers.unets import make_inputs, predict
 from train.flops import CallRecorder, count_flops
-from train.models.unet.unet import UNet
+from train.models.backbones import build_denoiser, denoiser_config
 
 
-@pytest.mark.parametrize("preset", ["micro-base", "micro-sr"])
+@pytest.mark.parametrize("preset", ["micro-base", "micro-sr", "dit-micro-base"])
 def test_the_count_is_that_of_the_pass_and_leaves_the_random_numbers(preset: str) -> None:
-    config = unet_config(preset)
-    model, inputs = UNet(config), make_inputs(config)
+    config = denoiser_config(preset)
+    model, inputs = build_denoiser(config), make_inputs(config)
     recorder = CallRecorder(model)
     with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
         output = predict(recorder, inputs)  # type: ignore[arg-type]
     assert output.shape == inputs["x_BCHW"].shape and not output.is_meta
     state = torch.get_rng_state()
-    assert count_flops(lambda: UNet(config), recorder.calls) == counter.get_total_flops() > 0
+    assert count_flops(lambda: build_denoiser(config), recorder.calls) == counter.get_total_flops() > 0
     assert torch.equal(torch.get_rng_state(), state)
     assert recorder.calls[0][0][0].is_meta  # no data is kept
 

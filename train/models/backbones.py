@@ -9,6 +9,7 @@ from dataprep.io import storage
 from dataprep.io.errors import UserError
 from train.models.base import Backbone, Denoiser, DenoiserConfig, FolderStage
 from train.models.diffusers_unet.backbone import DIFFUSERS_UNET
+from train.models.dit.backbone import DIT
 from train.models.unet.backbone import UNET
 
 if TYPE_CHECKING:
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
 BACKBONES: dict[str, Backbone] = {
     "unet": UNET,
     "diffusers_unet": DIFFUSERS_UNET,
+    "dit": DIT,
 }
 
 

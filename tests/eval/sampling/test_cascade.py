@@ -17,7 +17,7 @@ from eval.clip.scorer import ClipScorer
 from eval.sampling import loading, stage_sampler
 from eval.sampling.cascade import Cascade
 from eval.sampling.watermark import has_watermark
-from tests.helpers.cascades import SR, WordEncoder, difference, export, trained
+from tests.helpers.cascades import DIT_BASE, DIT_SR, SR, WordEncoder, difference, export, trained
 from train.models.export import save_stage
 
 IMAGE = Image.fromarray(np.random.default_rng(3).integers(0, 255, (20, 20, 3), np.uint8))
@@ -50,6 +50,20 @@ def test_images_sizes_and_order(folder: Path, encoder: list[str]) -> None:
     assert [image.size for image in samples.images] == [(16, 16)] * 4
     assert samples.prompts == ["a cat", "a cat", "two dogs", "two dogs"] and samples.indices == [0, 1, 0, 1]
     assert cascade("a cat", stop_at="base").images[0].size == (8, 8)
+
+
+def test_a_cascade_of_transformers_samples_as_one_of_u_nets(tmp_path: Path, encoder: list[str]) -> None:
+    cascade = Cascade.from_pretrained(export(tmp_path, DIT_BASE, DIT_SR))
+    samples = cascade(["a cat", "two big dogs in the rain"], num=2, seed=7, size=(24, 16))
+    assert [image.size for image in samples.images] == [(24, 16)] * 4
+    alone = cascade("two big dogs in the rain", num=2, seed=7, size=(24, 16), batch_size=1)
+    assert difference(samples.images[3], alone.images[1]) <= 2 < difference(samples.images[3], samples.images[1])
+    mask = Image.new("L", IMAGE.size)
+    mask.paste(255, (4, 4, 12, 12))
+    for edit in ({"strength": 0.5}, {"mask": mask}):
+        assert cascade("a cat", image=IMAGE, **edit).images[0].size == (16, 16)
+    with pytest.raises(UserError, match="size 20x16: sides must be multiples of 8"):
+        cascade("a cat", size=(20, 16))
 
 
 def test_the_low_resolution_input_is_noised_no_more_than_in_training(

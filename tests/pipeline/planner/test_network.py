@@ -14,7 +14,7 @@ from train.models.adapters.config import AdapterConfig
 from train.models.adapters.lora import add_lora
 from train.models.backbones import build_denoiser, denoiser_config
 
-PRESETS = {"micro-base": 16, "tiny-sr64": 32}
+PRESETS = {"micro-base": 16, "tiny-sr64": 32, "dit-micro-base": 16, "dit-micro-sr": 32}
 
 
 @pytest.mark.parametrize("preset", PRESETS)

@@ -63,8 +63,8 @@ def test_the_config_names_the_backbone(tmp_path: Path) -> None:
     save_stage(tmp_path, trained(BASE), BASE, {}, 1)
     settings = json.loads((tmp_path / CONFIG_FILE).read_text())
     assert settings["backbone"] == "unet" and settings["model"] == BASE.model_dump(mode="json")
-    (tmp_path / CONFIG_FILE).write_text(json.dumps(settings | {"backbone": "dit"}))
-    with pytest.raises(UserError, match="backbone 'dit' is unknown; take one of unet"):
+    (tmp_path / CONFIG_FILE).write_text(json.dumps(settings | {"backbone": "mlp"}))
+    with pytest.raises(UserError, match="backbone 'mlp' is unknown; take one of unet, dit"):
         load_stage(tmp_path)
     (tmp_path / CONFIG_FILE).write_text(json.dumps(settings | {"model": {"chanels": 3}}))
     with pytest.raises(UserError, match=r"config.json: invalid .*chanels"):

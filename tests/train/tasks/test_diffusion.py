@@ -37,6 +37,7 @@ def pack(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
     [
         ({"resolution": 16, "model": "micro-base"}, 16),
         ({"resolution": 64, "low_resolution": 16, "crop": 32, "model": "micro-sr", "diffusion": X0}, 8),
+        ({"resolution": 16, "model": "dit-micro-base", "diffusion": {"prediction": "x0"}}, 16),
     ],
 )
 def test_diffusion_stage_learns_and_exports(
@@ -63,7 +64,11 @@ def test_diffusion_stage_learns_and_exports(
     assert grid is not None and grid.shape == (2 * size, 8 * size, 3) and grid[size:].mean() != grid[:size].mean()
     assert log[-1]["loss"] < log[0]["loss"] and result["validation_loss"] is not None
     model, settings = load_stage(tmp_path / "export")
-    assert settings["trained_steps"] == 30 and settings["backbone"] == "unet" and settings["model"]["text_dim"] == 8
+    assert (
+        settings["trained_steps"] == 30
+        and settings["backbone"] == ("dit" if "dit" in stage.model else "unet")
+        and settings["model"]["text_dim"] == 8
+    )
     assert model.config == task.denoiser_config()
 
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from train.models.unet.attention import zero_init
+from train.models.layers import zero_init
 
 Resample = Literal["none", "down", "up"]
 

@@ -16,9 +16,10 @@ from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
 from train.models.base import Conditions, check_conditions
-from train.models.unet.attention import COORDINATE_FEATURES, ImageAttention, coordinate_features, zero_init
+from train.models.conditioning import NoiseEmbedding, TextConditioner
+from train.models.layers import COORDINATE_FEATURES, coordinate_features, zero_init
+from train.models.unet.attention import ImageAttention
 from train.models.unet.blocks import CombineEmbeddings, ResBlock, StridedConv, UpsamplingConv
-from train.models.unet.conditioning import NoiseEmbedding, TextConditioner
 from train.models.unet.config import SUPPORTED_CONDITIONS, AttentionKind, UNetConfig
 
 

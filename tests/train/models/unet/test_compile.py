@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 import torch
 
-from tests.helpers.unets import build_awake, make_inputs, predict, unet_config
+from tests.helpers.compiled import compute_gradients
+from tests.helpers.unets import build_awake, make_inputs, unet_config
 
 
 @pytest.mark.parametrize(
@@ -30,11 +31,3 @@ def test_one_graph(preset: str, changes: dict[str, Any], recompute: bool, backen
     # fullgraph: a graph break is an error.
     compiled = torch.compile(model, backend=backend, fullgraph=True)
     torch.testing.assert_close(compute_gradients(compiled, model, given), plain, rtol=1e-4, atol=1e-5)
-
-
-def compute_gradients(call: Any, model: torch.nn.Module, given: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Returns the output, and the gradient of its mean square for every parameter."""
-    model.zero_grad()
-    output = predict(call, given)
-    output.square().mean().backward()
-    return {"output": output.detach()} | {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}

@@ -1,4 +1,4 @@
-"""Conditioning of the U-Net: the noise level, and the caption as tokens and as one pooled vector.
+"""Conditioning of a denoiser: the noise level, and the caption as tokens and as one pooled vector.
 
 Shape legend: B batch, L caption tokens, T = L + 1 tokens with the null token in front, D text width, C context width,
 E width of the conditioning vector.
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from train.models.unet.attention import split_heads
+from train.models.layers import split_heads
 
 
 class NoiseEmbedding(nn.Module):
