@@ -20,7 +20,7 @@ from train.diffusion.inpainting import repaint
 from train.diffusion.noise import sample_noise
 from train.diffusion.objective import augment_lowres, evaluation_log_snrs, log_snr_at_time, upsample_lowres
 from train.diffusion.samplers import find_sampler
-from train.diffusion.schedules import add_noise, split_variance
+from train.diffusion.schedules import add_noise, network_input, split_variance
 from train.models.base import Conditions, Denoiser
 
 START, AUGMENT, FIRST_STEP = 0, 1, 2  # last part of a noise seed: its purpose within one stage
@@ -123,8 +123,9 @@ def _denoiser(
         conditions = Conditions(prompts.tokens_BLD, prompts.mask_BL, kept)._replace(**rest)
         # On a GPU the network runs in bf16; the sampler's own steps stay in fp32.
         with torch.autocast(x_BCHW.device.type, torch.bfloat16, enabled=x_BCHW.device.type == "cuda"):
-            output = _call_in_parts(stage.model, x_BCHW, log_snr_B, conditions)
-        return output if settings.learned_variance else split_variance(output, x_BCHW)[0]
+            seen_BCHW = network_input(x_BCHW, log_snr_B, stage.diffusion.schedule)
+            output = _call_in_parts(stage.model, seen_BCHW, log_snr_B, conditions)
+        return (output if settings.learned_variance else split_variance(output, x_BCHW)[0]).float()
 
     interval = ALL_LEVELS
     if settings.guidance_interval != (0.0, 1.0):  # less time is less noise, so a higher log-SNR

@@ -1,6 +1,7 @@
-"""Config of a stage's diffusion process, and the names of schedules, predictions, weightings, samplers and thresholds.
+"""Config of a stage's diffusion process, and the names of schedules, times, predictions, weightings and samplers.
 
-The functions behind the names are in schedules.py, weighting.py, samplers.py and guidance.py. Light: loads no torch.
+The functions behind the names are in schedules.py, times.py, weighting.py, samplers.py and guidance.py. Light: loads no
+torch.
 """
 
 from __future__ import annotations
@@ -11,11 +12,15 @@ from pydantic import Field, model_validator
 
 from dataprep.io.config import Config, NameIn
 from train.beta_schedule import BetaSchedule, OwnSpacing
+from train.diffusion.losses import LOSSES
 from train.diffusion.samplers import SAMPLERS
+from train.diffusion.times import TIMES
 from train.diffusion.weighting import WEIGHTINGS
 
-ScheduleName = Literal["cosine", "linear", "discrete"]
-Prediction = Literal["eps", "x0", "v"]
+ScheduleName = Literal["cosine", "linear", "flow", "discrete"]
+Prediction = Literal["eps", "x0", "v", "velocity"]
+Times = Annotated[str, NameIn(TIMES)]
+LossName = Annotated[str, NameIn(LOSSES)]
 Weighting = Annotated[str, NameIn(WEIGHTINGS)]
 SamplerName = Annotated[str, NameIn(SAMPLERS)]
 Spacing = Literal["time", "log_snr", "karras"]
@@ -28,13 +33,22 @@ class DiffusionConfig(Config):
 
     schedule: ScheduleName = Field(
         default="cosine",
-        description="log-SNR over time; discrete: the steps of `betas`, for networks that learned those",
+        description="log-SNR over time; flow: the linear path of flow matching; discrete: the steps of `betas`, for "
+        "networks that learned those",
     )
     betas: BetaSchedule = Field(default=BetaSchedule(), description="of schedule: discrete")
     log_snr_shift: float = Field(default=0.0, ge=-10, le=10, description="added to log-SNR; > 0: less noise")
+    times: Times = Field(default="uniform", description="distribution of the times in training")
+    times_mean: float = Field(default=0.0, description="times=logit_normal: mean of log(t / (1 - t)); > 0: more noise")
+    times_std: float = Field(default=1.0, gt=0, description="times=logit_normal: its standard deviation")
     prediction: Prediction = Field(default="v", description="what the network predicts")
+    loss: LossName = Field(default="l2", description="of the weighted error: squared, absolute, or Huber's mix of both")
+    huber_delta: float = Field(default=0.1, gt=0, description="loss=huber: weighted error above which it is linear")
     weighting: Weighting = Field(default="plain", description="loss weight over the noise level")
     min_snr_gamma: float = Field(default=5.0, gt=0, description="cap of the SNR weight on x0 (Hang et al. 2023)")
+    velocity_min_time: float = Field(
+        default=0.05, gt=0, le=1, description="weighting=velocity: flow time below which the weight on x0 is constant"
+    )
     sigmoid_bias: float = Field(default=0.0, description="log-SNR where the sigmoid weight is one half")
     lowres_schedule: ScheduleName = Field(default="cosine", description="noise level -> log-SNR of the augmentation")
     lowres_max_level: float = Field(
@@ -50,5 +64,16 @@ class DiffusionConfig(Config):
         if self.schedule == "discrete" and self.log_snr_shift:
             raise ValueError(
                 f"log_snr_shift={self.log_snr_shift}: schedule discrete has no noise levels but its betas'; set it to 0"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _check_bound(self) -> Self:
+        if self.weighting == "elbo" and self.loss != "l2":
+            raise ValueError(f"loss={self.loss}: weighting=elbo is a bound of squared errors; set loss to l2")
+        if self.weighting == "elbo" and self.times != "uniform":
+            raise ValueError(
+                f"times={self.times}: weighting=elbo adds up all noise levels, of which that hardly takes those at the "
+                "ends; set times to uniform"
             )
         return self

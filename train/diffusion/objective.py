@@ -16,16 +16,19 @@ from torch.nn import functional
 from dataprep.io.errors import UserError
 from train.beta_schedule import OwnSpacing, own_steps
 from train.diffusion.config import DiffusionConfig, Spacing, StepSpacing
+from train.diffusion.losses import LOSSES
 from train.diffusion.samplers import sampling_log_snrs
 from train.diffusion.schedules import (
     LOG_SNR_LIMIT,
     add_noise,
     alpha_sigma,
     log_snr_at,
+    network_input,
     prediction_target,
     split_variance,
     x0_from_output,
 )
+from train.diffusion.times import draw_times
 from train.diffusion.weighting import loss_weight
 
 # (noisy image, log-SNR (B,)) -> output of the network; the caller binds caption and low-resolution input.
@@ -100,9 +103,12 @@ class NoisedImages(NamedTuple):
     scales: tuple[Tensor, Tensor]  # `alpha_sigma`
 
 
-def noise_images(x0_BCHW: Tensor, t_B: Tensor, noise_BCHW: Tensor, config: DiffusionConfig) -> NoisedImages:
-    """Noises images to times ``t_B`` in [0, 1) with ``noise_BCHW`` ~ N(0, 1); both can be functions of the sample."""
-    log_snr_B = log_snr_at_time(config, training_time(config, t_B))
+def noise_images(x0_BCHW: Tensor, u_B: Tensor, noise_BCHW: Tensor, config: DiffusionConfig) -> NoisedImages:
+    """Noises images with ``noise_BCHW`` ~ N(0, 1) to times drawn by ``u_B``, uniform in [0, 1).
+
+    Both can be functions of the sample. The noise rises with ``u_B``.
+    """
+    log_snr_B = log_snr_at_time(config, training_time(config, draw_times(u_B, config)))
     scales = alpha_sigma(log_snr_B)
     x_BCHW = add_noise(x0_BCHW, noise_BCHW, log_snr_B, scales)
     target_BCHW = prediction_target(config.prediction, x0_BCHW, noise_BCHW, log_snr_B, scales)
@@ -110,22 +116,23 @@ def noise_images(x0_BCHW: Tensor, t_B: Tensor, noise_BCHW: Tensor, config: Diffu
 
 
 def denoising_loss(predict: PredictOutput, noised: NoisedImages, config: DiffusionConfig) -> tuple[Tensor, Tensor]:
-    """Returns the weighted squared error per sample (B,), and the predicted clean image (B, C, H, W), detached.
+    """Returns the weighted loss per sample (B,), and the predicted clean image (B, C, H, W), detached.
 
     A learned variance is not trained: the error is that of the prediction alone.
     """
-    output_BCHW, _ = split_variance(predict(noised.x_BCHW, noised.log_snr_B), noised.x_BCHW)
-    error_B = (output_BCHW.float() - noised.target_BCHW).square().mean(dim=(1, 2, 3))
+    seen_BCHW = network_input(noised.x_BCHW, noised.log_snr_B, config.schedule, noised.scales)
+    output_BCHW, _ = split_variance(predict(seen_BCHW, noised.log_snr_B), noised.x_BCHW)
+    loss_B = LOSSES[config.loss](output_BCHW.float() - noised.target_BCHW, noised.weight_B, config)
     clean = output_BCHW.detach().float()
     x0_hat_BCHW = x0_from_output(config.prediction, clean, noised.x_BCHW, noised.log_snr_B, noised.scales)
-    return error_B * noised.weight_B, x0_hat_BCHW
+    return loss_B, x0_hat_BCHW
 
 
 def diffusion_loss(
-    predict: PredictOutput, x0_BCHW: Tensor, t_B: Tensor, noise_BCHW: Tensor, config: DiffusionConfig
+    predict: PredictOutput, x0_BCHW: Tensor, u_B: Tensor, noise_BCHW: Tensor, config: DiffusionConfig
 ) -> tuple[Tensor, Tensor]:
     """Returns `denoising_loss` of `noise_images`."""
-    return denoising_loss(predict, noise_images(x0_BCHW, t_B, noise_BCHW, config), config)
+    return denoising_loss(predict, noise_images(x0_BCHW, u_B, noise_BCHW, config), config)
 
 
 def augment_lowres(

@@ -28,6 +28,7 @@ from train.diffusion.objective import (
     upsample_lowres,
 )
 from train.diffusion.samplers import ddim, sampling_log_snrs
+from train.diffusion.schedules import network_input
 from train.loader.loader import TRAIN, VALIDATION, Batch, Loader
 from train.loader.reader import Reader
 from train.loader.sampler import SampleRandom, sample_seed
@@ -146,7 +147,8 @@ class DiffusionTask:
 
         def predict(x_BCHW: Tensor, log_snr_B: Tensor, keep_B: Tensor) -> Tensor:
             with torch.autocast("cuda", torch.bfloat16) if device.type == "cuda" else nullcontext():
-                output_BCHW: Tensor = model(x_BCHW, log_snr_B, conditions._replace(text_keep_B=keep_B))
+                seen_BCHW = network_input(x_BCHW, log_snr_B, config.schedule)
+                output_BCHW: Tensor = model(seen_BCHW, log_snr_B, conditions._replace(text_keep_B=keep_B))
             return output_BCHW.float()
 
         denoise = GuidedDenoiser(predict, config.prediction, 1.0)

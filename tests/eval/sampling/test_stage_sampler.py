@@ -52,6 +52,26 @@ def test_a_new_sampler_is_a_choice_of_the_config_and_samples(monkeypatch: pytest
     assert 0.3 < float(image.abs().mean()) < 0.5  # halved noise: 0.399 on average, clipped at 1
 
 
+class FlowDenoiser(nn.Module):
+    """Predicts the exact velocity of data ~ N(0.2, 0.1^2) from z_t = (1 - t) x_0 + t eps."""
+
+    config = DenoiserConfig()
+
+    def forward(self, z_BCHW: Tensor, log_snr_B: Tensor, conditions: Conditions) -> Tensor:
+        t = (log_snr_B / -2).sigmoid().view(-1, 1, 1, 1)
+        gain = (1 - t) * 0.1**2 / (((1 - t) * 0.1) ** 2 + t**2)
+        return (z_BCHW - 0.2 - gain * (z_BCHW - (1 - t) * 0.2)) / t
+
+
+@pytest.mark.parametrize("sampler", ["ddpm", "dpmpp_2m"])
+def test_a_flow_network_is_given_the_linear_path(sampler: str) -> None:
+    diffusion = DiffusionConfig(schedule="flow", prediction="velocity")
+    stage = LoadedStage(StageEntry(name="base", resolution=32, path="."), FlowDenoiser(), diffusion)
+    settings = SamplingConfig(sampler=sampler, spacing="log_snr", guidance=1, threshold="none", steps=200)
+    x = sample_stage(stage, settings, SamplerInputs(pad_text([np.ones((1, 3))] * 8)), [(0, row) for row in range(8)])
+    assert float(x.mean()) == pytest.approx(0.2, abs=0.005) and float(x.std()) == pytest.approx(0.1, abs=0.005)
+
+
 def test_pad_text() -> None:
     text, mask = pad_text([np.ones((2, 3)), np.ones((0, 3)), np.ones((1, 3))])
     assert (

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from itertools import pairwise
 from typing import Any, get_args
 
 import pytest
@@ -10,9 +12,12 @@ from torch import Tensor, nn
 
 from tests.helpers.gaussian import cosine, exact_denoiser, normal, step_noise
 from train.diffusion.config import SamplerName, Spacing
+from train.diffusion.guidance import GuidedDenoiser
 from train.diffusion.samplers import SAMPLERS, find_sampler, learned_std, posterior_mean_std, sampling_log_snrs
 from train.diffusion.schedules import (
+    alpha_sigma,
     log_snr_at,
+    network_input,
     x0_from_output,
 )
 
@@ -174,6 +179,49 @@ def test_spacings() -> None:
         sampling_log_snrs(cosine, 9, "even")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="start 0 is not in"):
         sampling_log_snrs(cosine, 9, start=0)
+
+
+def exact_velocity(mean: float, std: float) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
+    """Returns E[eps - x_0 | z_t] of data ~ N(mean, std^2) on z_t = (1 - t) x_0 + t eps, as a flow network would."""
+
+    def predict(z: Tensor, at: Tensor, keep: Tensor) -> Tensor:
+        z = network_input(z, at, "flow")
+        t = (at / -2).sigmoid().view(-1, 1, 1, 1)
+        gain = ((1 - t) * std**2) / (((1 - t) * std) ** 2 + t**2)
+        x0 = mean + gain * (z - (1 - t) * mean)
+        return (z - x0) / t
+
+    return predict
+
+
+def flow(t: Tensor) -> Tensor:
+    return log_snr_at(t, "flow")
+
+
+@pytest.mark.parametrize("name", sorted(SAMPLERS))
+@pytest.mark.parametrize("spacing", ["time", "log_snr"])
+def test_samplers_reach_the_data_along_the_flow_path(name: SamplerName, spacing: Spacing) -> None:
+    denoise = GuidedDenoiser(exact_velocity(0.4, 0.3), "velocity", 1.0, "none")
+    log_snrs = sampling_log_snrs(flow, 200, spacing)
+    x = SAMPLERS[name](denoise, normal(20000, 1, 1, 1), log_snrs, step_noise(20000, 1, 1, 1))
+    assert abs(float(x.mean()) - 0.4) < 0.012 and abs(float(x.std()) - 0.3) < 0.012
+
+
+def test_ddim_takes_eulers_steps_along_the_flow_path() -> None:
+    times = torch.tensor([0.8, 0.55, 0.3, 0.05])
+    predict, keep = exact_velocity(0.4, 0.3), torch.ones(5, dtype=torch.bool)
+    z = normal(5, 3, 2, 2)
+    alpha, sigma = alpha_sigma(flow(times[:1]))
+    start = z * (alpha + sigma)  # from the flow's scale to that of the samplers
+    for now, then in pairwise(times[:-1]):  # the last evaluation gives the clean image
+        at = flow(now).expand(5)
+        alpha, sigma = alpha_sigma(at)
+        z = z + (then - now) * predict(z * (alpha + sigma), at, keep)
+    at = flow(times[-2]).expand(5)
+    alpha, sigma = alpha_sigma(at)
+    wanted = z - times[-2] * predict(z * (alpha + sigma), at, keep)
+    denoise = GuidedDenoiser(predict, "velocity", 1.0, "none")
+    torch.testing.assert_close(SAMPLERS["ddim"](denoise, start, flow(times), torch.zeros), wanted, atol=1e-5, rtol=1e-4)
 
 
 def test_unknown_names_are_refused() -> None:

@@ -20,10 +20,13 @@ from train.diffusion.schedules import (
     alpha_sigma,
     cosine_log_snr,
     eps_from_x0,
+    flow_log_snr,
     linear_log_snr,
     log_snr_at,
     log_snr_slope,
+    network_input,
     prediction_target,
+    time_at_log_snr,
     x0_from_output,
 )
 
@@ -35,6 +38,7 @@ def test_schedules_equal_their_formulas() -> None:
     cosine = -torch.log(torch.cos((t + 0.008) / 1.008 * math.pi / 2) ** -2 - 1)
     torch.testing.assert_close(cosine_log_snr(t), cosine)
     torch.testing.assert_close(linear_log_snr(t), -torch.log(torch.expm1(1e-4 + 10 * t**2)))
+    torch.testing.assert_close(flow_log_snr(t), torch.log((1 - t) ** 2 / t**2))
 
 
 @pytest.mark.parametrize("name", sorted(SCHEDULES))
@@ -80,12 +84,35 @@ def test_the_slope_of_a_discrete_schedule_is_that_of_its_table() -> None:
         torch.testing.assert_close(slope, ((table[step] - table[step + 1]) * 999).view(1).float(), rtol=1e-4, atol=0)
 
 
-@pytest.mark.parametrize("schedule", ["cosine", "linear"])
+@pytest.mark.parametrize("schedule", ["cosine", "linear", "flow"])
 def test_the_slope_is_the_schedules_derivative(schedule: ScheduleName) -> None:
     t = torch.linspace(0.05, 0.95, 19, dtype=torch.float64)
     step, at = 1e-3, lambda t: log_snr_at(t, schedule, 0.7)
     slope = -(at(t + step) - at(t - step)) / (2 * step)
     torch.testing.assert_close(log_snr_slope(at(t), schedule, 0.7), slope, atol=0, rtol=5e-3)
+
+
+@pytest.mark.parametrize("schedule", sorted(SCHEDULES))
+def test_the_time_of_a_noise_level_is_the_schedules_inverse(schedule: ScheduleName) -> None:
+    t, shift = torch.linspace(0.01, 0.99, 99, dtype=torch.float64), 0.0 if schedule == "discrete" else 0.7
+    back = time_at_log_snr(log_snr_at(t, schedule, shift).double(), schedule, shift).double()
+    torch.testing.assert_close(back, t, atol=2e-5, rtol=1e-5)
+
+
+def test_the_flow_path_is_linear_and_its_network_sees_it() -> None:
+    t, x0, noise = torch.linspace(0.01, 0.99, 9), normal(9, 3, 4, 4), normal(9, 3, 4, 4, seed=1)
+    at, share = log_snr_at(t, "flow"), t.view(-1, 1, 1, 1)
+    seen = network_input(add_noise(x0, noise, at), at, "flow")
+    torch.testing.assert_close(seen, (1 - share) * x0 + share * noise)
+    torch.testing.assert_close(prediction_target("velocity", x0, noise, at), noise - x0)  # d seen / dt
+    assert network_input(x0, at, "cosine") is x0
+
+
+@pytest.mark.parametrize("size", [32, 256])
+def test_a_shift_of_log_snr_on_the_flow_path_is_that_of_sd3(size: int) -> None:
+    t, scale = torch.linspace(0.01, 0.99, 99), size / 64
+    shifted = scale * t / (1 + (scale - 1) * t)  # Esser et al. 2024, equation 23, from 64 pixels
+    torch.testing.assert_close(log_snr_at(t, "flow", 2 * math.log(64 / size)), log_snr_at(shifted, "flow"))
 
 
 @settings(max_examples=30, deadline=None)
@@ -100,7 +127,7 @@ def test_predictions_invert(prediction: Prediction, log_snr: float, seed: int) -
 
 def test_unknown_names_are_refused() -> None:
     x, at = normal(1, 3, 2, 2), torch.zeros(1)
-    with pytest.raises(ValueError, match="schedule 'sine' is unknown; take one of cosine, linear"):
+    with pytest.raises(ValueError, match="schedule 'sine' is unknown; take one of cosine, linear, flow"):
         log_snr_at(torch.zeros(1), "sine")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="prediction 'y' is unknown"):
         prediction_target("y", x, x, at)  # type: ignore[arg-type]

@@ -210,3 +210,24 @@ def test_a_prepared_batch_has_the_same_loss(method: str, changes: dict[str, Any]
     assert torch.equal(found[0][0], found[1][0])
     assert all(torch.equal(value, found[1][1][name]) for name, value in found[0][1].items())
     assert torch.equal(model.calls[0][0], model.calls[1][0]) and model.calls[1][0] is prepared["inputs"].noised.x_BCHW
+
+
+@pytest.mark.parametrize("method", ["loss", "validate"])
+def test_a_flow_stage_is_trained_on_the_linear_path(method: str) -> None:
+    task, x, at, _, _ = observe(method, diffusion=DiffusionConfig(schedule="flow", prediction="velocity"))
+    t = (at / -2).sigmoid().view(-1, 1, 1, 1)
+    noise = (x - (1 - t) * scaled(make_batch()[task.columns[0]])) / t
+    assert_standard_normal(noise[t.flatten() > 0.2])
+
+
+def test_a_flow_stage_draws_its_grid_along_the_linear_path(monkeypatch: pytest.MonkeyPatch) -> None:
+    diffusion = DiffusionConfig(schedule="flow", prediction="x0")
+    task = DiffusionTask(DiffusionStageConfig(resolution=SIDE, model="micro-base", diffusion=diffusion), text_dim=8)
+    model = RecordingDenoiser()
+    monkeypatch.setattr(task, "build", lambda: model)
+    numbers = {"index": torch.arange(4), "index_B": torch.arange(4)}
+    task.sample_grid({}, {name: value[:4] for name, value in make_batch().items()} | numbers, 0)
+    # The stub predicts 0, so z_t = t eps all the way, with one eps.
+    first, *others = [x / (at / -2).sigmoid().view(-1, 1, 1, 1) for x, at, _ in model.calls]
+    for other in others:
+        torch.testing.assert_close(other, first, rtol=1e-3, atol=1e-3)

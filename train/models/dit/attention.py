@@ -46,6 +46,11 @@ def rotate(x_BGNd: Tensor, by: Rotary) -> Tensor:
     return torch.cat([first * by.cos - second * by.sin, second * by.cos + first * by.sin], dim=-1)
 
 
+def normalize(norm: nn.RMSNorm, x: Tensor) -> Tensor:
+    """Returns ``norm(x)`` in the type of its weight: fp32 under autocast on CPUs too, as on GPUs."""
+    return norm(x.to(norm.weight.dtype))
+
+
 class PatchAttention(nn.Module):
     """``project(attention(x))`` of patches.
 
@@ -70,20 +75,20 @@ class PatchAttention(nn.Module):
 
     def forward(self, x_BNC: Tensor, rotary: Rotary | None, text_BTC: Tensor | None, mask: Tensor | None) -> Tensor:
         """Returns (B, N, C); ``mask`` is bool, True at keys that are seen, and broadcasts to (B, G, N, keys)."""
-        q = self.norm_query(split_heads(self.query(x_BNC), self.heads))
+        q = normalize(self.norm_query, split_heads(self.query(x_BNC), self.heads))
         keys, values = [], []
         if self.image_keys_values is not None:
             assert self.norm_image is not None and rotary is not None
             k, v = (split_heads(part, self.heads) for part in self.image_keys_values(x_BNC).chunk(2, dim=-1))
             q = rotate(q, rotary)
-            keys.append(rotate(self.norm_image(k), rotary))
+            keys.append(rotate(normalize(self.norm_image, k), rotary))
             values.append(v)
         if self.text_keys_values is not None:
             assert self.norm_text is not None and text_BTC is not None
             k, v = (split_heads(part, self.heads) for part in self.text_keys_values(text_BTC).chunk(2, dim=-1))
-            keys.append(self.norm_text(k))
+            keys.append(normalize(self.norm_text, k))
             values.append(v)
-        # RMSNorm computes in fp32 under autocast on a GPU; the kernel needs one type.
+        # The norms compute in fp32 under autocast; the kernel needs one type.
         k, v = torch.cat(keys, dim=2).to(values[0].dtype), torch.cat(values, dim=2)
         mixed = functional.scaled_dot_product_attention(q.to(v.dtype), k, v, attn_mask=mask)
         out_BNC: Tensor = self.project(mixed.transpose(1, 2).flatten(2))

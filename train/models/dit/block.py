@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from train.models.dit.attention import NORM_EPS, PatchAttention, Rotary, WindowGrid
+from train.models.dit.attention import NORM_EPS, PatchAttention, Rotary, WindowGrid, normalize
 from train.models.dit.config import DiTConfig
 from train.models.layers import zero_init
 
@@ -88,7 +88,7 @@ class DiTBlock(nn.Module):
         h_BNC = modulate(self.norm_attention(x_BNC), shift, scale)
         x_BNC = x_BNC + gate[:, None] * self._attend(h_BNC, condition, size)
         if self.cross is not None and self.norm_cross is not None:
-            h_BNC = self.norm_cross(x_BNC).to(shift.dtype)
+            h_BNC = normalize(self.norm_cross, x_BNC).to(shift.dtype)
             x_BNC = x_BNC + self.cross(h_BNC, None, condition.text, condition.mask)
         h_BNC = modulate(self.norm_hidden(x_BNC), shift_hidden, scale_hidden)
         return x_BNC + gate_hidden[:, None] * self.feed_forward(h_BNC)
