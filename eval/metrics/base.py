@@ -54,6 +54,7 @@ class JudgedSamples:
     judges: Sequence[JudgeConfig] = ()
     verdicts: Mapping[str, Sequence[Verdict]] = field(default_factory=dict)  # by key of the judge; every candidate
     copies: CopySearch | None = None  # None: no training images were searched
+    likelihood: Mapping[str, Sequence[Mapping[str, float]]] = field(default_factory=dict)  # bits, by stage and image
 
     @cached_property
     def chosen(self) -> list[JudgedSample]:

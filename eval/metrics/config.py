@@ -53,6 +53,16 @@ class MemorisationConfig(Config):
     queries: int = Field(1000, ge=1, description="samples to look up, at most, and as many held-out images")
 
 
+class LikelihoodConfig(Config):
+    """How the likelihood of held-out images is measured, of every cascade stage (docs/diffusion.md)."""
+
+    images: int = Field(64, ge=1, description="validation images")
+    batch_size: int = Field(16, ge=1, description="images per network evaluation")
+    levels: int = Field(8, ge=1, description="parts of the range of log-SNR, each sampled once per image for the bound")
+    steps: int = Field(64, ge=0, description="steps of the ODE, of two evaluations with gradient each; 0: no ODE")
+    probes: int = Field(1, ge=1, description="random directions per image and step that estimate the ODE's divergence")
+
+
 class EvaluateConfig(Config):
     """What is measured besides CLIP score and composition."""
 
@@ -71,6 +81,9 @@ class EvaluateConfig(Config):
     )
     memorisation: MemorisationConfig | None = Field(
         None, description="also look for near copies of training images among the samples; reads every training image"
+    )
+    likelihood: LikelihoodConfig | None = Field(
+        None, description="also measure bits per dimension of validation images; {} takes the defaults"
     )
 
     @model_validator(mode="after")

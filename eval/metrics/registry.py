@@ -13,6 +13,7 @@ from eval.metrics.composition_accuracy import CompositionAccuracy
 from eval.metrics.distances import Distances
 from eval.metrics.feature_models import ClipIdentity
 from eval.metrics.judgements import Judgements
+from eval.metrics.likelihood import Likelihood
 from eval.metrics.memorisation import Memorisation
 from eval.metrics.retrieval import Retrieval
 from eval.metrics.sweep import Sweep
@@ -27,6 +28,7 @@ METRICS: dict[str, Metric] = {
     "sweep": Sweep(),
     "judges": Judgements(),
     "memorisation": Memorisation(),
+    "likelihood": Likelihood(),
 }
 
 
@@ -46,6 +48,8 @@ def compute_metrics(
     for name, metric in METRICS.items():
         found = metric.compute(judged)
         if not metric.has_section:
+            if not found:  # was not requested
+                continue
             more[name] = {"title": metric.title, "description": metric.description, "values": found}
             continue
         if taken := sorted(set(values).intersection(found)):

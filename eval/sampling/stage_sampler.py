@@ -90,7 +90,7 @@ def sample_stage(
         resized_BCHW = upsample_lowres(inputs.lowres_BCHW, (height, width), stage.diffusion.lowres_align_corners)
         noised_BCHW, log_snr_B = augment_lowres(resized_BCHW, level_B, noise(AUGMENT), stage.diffusion)
         lowres = {"lowres_BCHW": noised_BCHW, "lowres_log_snr_B": log_snr_B}
-    denoise = _denoiser(stage, settings, inputs, lowres)
+    denoise = stage_denoiser(stage, settings, inputs, lowres)
     start = settings.strength if edit else 1.0
     log_snrs = evaluation_log_snrs(stage.diffusion, settings.steps, settings.spacing, start, settings.timesteps)
     x_BCHW = noise(START)
@@ -105,7 +105,7 @@ def sample_stage(
     return x_BCHW.clamp(-1, 1)
 
 
-def _denoiser(
+def stage_denoiser(
     stage: LoadedStage, settings: SamplingConfig, inputs: SamplerInputs, lowres: Mapping[str, Tensor]
 ) -> GuidedDenoiser:
     """Returns the stage's guided denoiser; ``lowres``: the low-resolution input and its noise level."""

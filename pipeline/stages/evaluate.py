@@ -44,7 +44,7 @@ class EvaluateStageConfig(StageConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluateInputs(StageInputs):
-    """The samples, the CLIP that scores them, the validation images; and for a sweep the cascade."""
+    """The samples, the CLIP that scores them, the validation images; and for sweep and likelihood the cascade."""
 
     sample: Artifact
     clip: Artifact
@@ -82,6 +82,7 @@ def run(ctx: EvaluateContext) -> None:
         judged = replace(judged, features=features, sweep=sweep)
         judged = replace(judged, judges=ctx.config.evaluate.judges, verdicts=_collect_verdicts(ctx))
         judged = replace(judged, copies=_search_copies(ctx, features))
+    judged = replace(judged, likelihood=_measure_likelihood(ctx))
     clip = read_clip_spec(inputs.clip)
     # A CLIP trained in the run has no name; the digest tells whether two runs share it.
     spec = {"model": None if is_trained_here(inputs.clip) else clip["model"], "pretrained": clip["pretrained"]}
@@ -269,13 +270,35 @@ def _sample_sweep(
     ctx.map_shards(SweepWorker, arguments, shards, subfolder=SWEEP_SET, on_gpu=True)
 
 
+# ---------------------------------------------------------------------------------------------- likelihood
+
+
+def _measure_likelihood(ctx: EvaluateContext) -> dict[str, list[dict[str, float]]]:
+    """Measures the bits of validation images under every cascade stage, a shard per stage; {} if not requested."""
+    from eval.metrics.likelihood import collect_likelihood
+    from pipeline.stages.image_likelihood import FOLDER, LikelihoodWorker
+
+    config, inputs = ctx.config.evaluate.likelihood, ctx.inputs
+    if config is None:
+        return {}
+    assert inputs.encoder is not None
+    text = {"max_length": ctx.config.max_length, "encoder_dtype": ctx.config.dtype}
+    cascade = trained_cascade(inputs.train, {}, inputs.encoder, **text)
+    arguments = {"cascade": cascade, "pack": inputs.pack.files(), "config": config}
+    shards = [Shard(number, {}) for number in range(len(cascade.stages))]
+    ctx.map_shards(LikelihoodWorker, arguments, shards, subfolder=FOLDER, on_gpu=True)
+    markers = sorted((marker for marker in ctx.finished if marker.subfolder == FOLDER), key=lambda marker: marker.id)
+    paths = [ctx.path(FOLDER, output.path) for marker in markers for output in marker.outputs]
+    return collect_likelihood([storage.read_json(path) for path in paths])
+
+
 def _read_sampling(ctx: EvaluateContext) -> dict[str, SamplingConfig]:
     """Returns the sampler settings of the samples, by cascade stage."""
     return SampleStageConfig.from_manifest(ctx.inputs.sample.manifest).sample.stages
 
 
 def _uses_input(config: RunConfig, name: str) -> bool:
-    return config.evaluate.sweep is not None
+    return config.evaluate.sweep is not None or config.evaluate.likelihood is not None
 
 
 STAGE = StageType(

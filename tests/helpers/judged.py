@@ -210,7 +210,7 @@ class InProcess(Context[EvaluateStageConfig, EvaluateInputs]):
 def make_evaluate_context(run: Run, config: EvaluateConfig) -> InProcess:
     """Returns the context of the stage `evaluate` on a run of `make_run`."""
     found = run.artifacts()
-    names = ("sample", "clip", "pack", *(("train.base", "encoder") if config.sweep else ()))
+    names = ("sample", "clip", "pack", *(("train.base", "encoder") if config.sweep or config.likelihood else ()))
     inputs = EvaluateInputs.collect({name: found[name] for name in names})
     stage_config = EvaluateStageConfig(evaluate=config, max_length=256, dtype="float32")
     return InProcess("evaluate", stage_config, inputs, run.stage_folder("evaluate", "e" * 20), run, ClusterConfig())

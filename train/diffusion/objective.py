@@ -16,6 +16,7 @@ from torch.nn import functional
 from dataprep.io.errors import UserError
 from train.beta_schedule import OwnSpacing, own_steps
 from train.diffusion.config import DiffusionConfig, Spacing, StepSpacing
+from train.diffusion.likelihood import bound_levels, prior_nats, reconstruction_nats
 from train.diffusion.losses import LOSSES
 from train.diffusion.samplers import sampling_log_snrs
 from train.diffusion.schedules import (
@@ -133,6 +134,21 @@ def diffusion_loss(
 ) -> tuple[Tensor, Tensor]:
     """Returns `denoising_loss` of `noise_images`."""
     return denoising_loss(predict, noise_images(x0_BCHW, u_B, noise_BCHW, config), config)
+
+
+def bound_ends(
+    predict: PredictOutput, x0_BCHW: Tensor, noise_BCHW: Tensor, config: DiffusionConfig
+) -> tuple[Tensor, Tensor]:
+    """Returns the bound's prior and its reconstruction of 8-bit pixels, nats per dimension, (B,) each.
+
+    ``noise_BCHW`` makes the latent that pixels are reconstructed from. With ``weighting: elbo`` the loss is the rest.
+    """
+    levels = bound_levels(config)
+    log_snr_B = x0_BCHW.new_full((len(x0_BCHW),), levels.most)
+    x_BCHW = add_noise(x0_BCHW, noise_BCHW, log_snr_B)
+    output_BCHW, _ = split_variance(predict(network_input(x_BCHW, log_snr_B, config.schedule), log_snr_B), x_BCHW)
+    x0_hat_BCHW = x0_from_output(config.prediction, output_BCHW.float(), x_BCHW, log_snr_B)
+    return prior_nats(x0_BCHW, levels.least), reconstruction_nats(x0_BCHW, x0_hat_BCHW, levels.most)
 
 
 def augment_lowres(

@@ -17,9 +17,11 @@ from dataprep.io.errors import UserError
 from dataprep.io.parquet import read_schema
 from dataprep.text.embedding_codec import EMPTY_TEXT_KEY, unpack_embedding
 from train.diffusion.guidance import GuidedDenoiser
+from train.diffusion.likelihood import NATS_TO_BITS
 from train.diffusion.objective import (
     NoisedImages,
     augment_lowres,
+    bound_ends,
     denoising_loss,
     log_snr_at_time,
     noise_images,
@@ -82,13 +84,34 @@ class DiffusionTask:
     def validate(
         self, model: Callable[..., Any], batch: Batch, random: SampleRandom
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """As `loss`, and the loss per quarter of the time axis, least noise first: pairs of a sum and a count."""
+        """As `loss`, and the loss per quarter of the time axis, least noise first: pairs of a sum and a count.
+
+        With ``weighting: elbo`` also the bits per dimension and their parts (docs/diffusion.md, equation 10).
+        """
         loss_B, t_B, error = self._sample_losses(model, batch, random)
         metrics = {"x0_mse": error}
         for quarter in range(4):
             inside_B = ((t_B * 4).long() == quarter).float()
             metrics[f"loss_noise_{quarter + 1}of4"] = torch.stack([(loss_B * inside_B).sum(), inside_B.sum()])
+        if self.config.diffusion.weighting == "elbo":
+            inputs = self.prepare(batch, random)["inputs"]
+            noise_BCHW = random.normal("latent", *inputs.noised.x0_BCHW.shape[1:])
+            metrics |= self._measure_bits(model, inputs, noise_BCHW, loss_B)
         return loss_B.mean(), metrics
+
+    def _measure_bits(
+        self, model: Callable[..., Any], inputs: DenoisingInputs, noise_BCHW: Tensor, loss_B: Tensor
+    ) -> dict[str, Tensor]:
+        """Returns the bound's bits per dimension, whose integral ``loss_B`` is, by part and by quarter of time."""
+
+        def predict(x_BCHW: Tensor, log_snr_B: Tensor) -> Tensor:
+            output_BCHW: Tensor = model(x_BCHW, log_snr_B, inputs.conditions)
+            return output_BCHW
+
+        prior_B, reconstruction_B = bound_ends(predict, inputs.noised.x0_BCHW, noise_BCHW, self.config.diffusion)
+        bits = {"per_dim": prior_B + reconstruction_B + loss_B, "prior": prior_B, "reconstruction": reconstruction_B}
+        bits |= {f"noise_{quarter + 1}of4": loss_B * ((inputs.t_B * 4).long() == quarter) for quarter in range(4)}
+        return {f"bits_{name}": nats_B.mean() * NATS_TO_BITS for name, nats_B in bits.items()}
 
     def prepare(self, batch: Batch, random: SampleRandom) -> Batch:
         """Adds ``inputs``, the `DenoisingInputs` of the batch."""

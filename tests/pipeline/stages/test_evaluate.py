@@ -14,12 +14,13 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch import Tensor, nn
 
 from dataprep.io import storage
 from dataprep.io.errors import UserError
 from dataprep.io.parquet import read_table
 from eval.clip.scorer import ClipScorer
-from eval.metrics.config import EvaluateConfig, FeaturesConfig, MemorisationConfig, SweepConfig
+from eval.metrics.config import EvaluateConfig, FeaturesConfig, LikelihoodConfig, MemorisationConfig, SweepConfig
 from eval.metrics.judges.config import JudgeConfig
 from eval.metrics.samples_table import read_samples, write_samples
 from eval.sampling.config import StageEntry
@@ -28,9 +29,11 @@ from eval.sampling.stage_sampler import LoadedStage
 from pipeline.report import charts
 from pipeline.report.sections.metrics import show_metrics
 from pipeline.runtime.shard_worker import ShardTask
-from pipeline.stages import evaluate, image_features, reference_images
+from pipeline.stages import evaluate, image_features, image_likelihood, reference_images
 from tests.helpers.judged import SIZE, draw_caption, fake_clip, make_evaluate_context, make_run
 from tests.helpers.paths import ROOT
+from train.diffusion.config import DiffusionConfig
+from train.models.base import Conditions, DenoiserConfig
 
 
 @pytest.fixture(autouse=True)
@@ -167,6 +170,39 @@ def test_sweep(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert rows[0]["fd_clip"] > rows[1]["fd_clip"]
     assert {row["images"] for row in rows} == {12}
     assert set(show_metrics({"sweep": rows}).charts) == {"guidance", "by_steps"}
+
+
+# ---------------------------------------------------------------------------------------------- likelihood
+
+
+class CountingDenoiser(nn.Module):
+    """Predicts white as x_0, which drawings mostly are; counts the images of each call."""
+
+    config = DenoiserConfig()
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rows: list[int] = []
+
+    def forward(self, x_BCHW: Tensor, log_snr_B: Tensor, conditions: Conditions) -> Tensor:
+        assert conditions.text_BLD is not None and len(conditions.text_BLD) == len(x_BCHW)
+        self.rows.append(len(x_BCHW))
+        return torch.ones_like(x_BCHW) + 0 * x_BCHW
+
+
+def test_likelihood(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = CountingDenoiser()
+    stage = LoadedStage(StageEntry(name="base", resolution=SIZE, path="p"), model, DiffusionConfig(prediction="x0"))
+    encoder = SimpleNamespace(encode=lambda captions: [np.ones((2, 3), np.float32) for _ in captions])
+    cascade = SimpleNamespace(stages=[stage], encoder=encoder, device="cpu")
+    monkeypatch.setattr(image_likelihood, "build_cascade", lambda config, device: cascade)
+    config = LikelihoodConfig(images=40, batch_size=32, levels=2, steps=1)
+    metrics = judged(tmp_path, 1.0, EvaluateConfig(likelihood=config), count=2)
+    values = metrics["more"]["likelihood"]["values"]
+    assert set(values) >= {"base: bound", "base: ODE", "base: prior", "base: reconstruction"} and len(values) == 6
+    assert values["base: bound"]["low"] < values["base: bound"]["value"] < values["base: bound"]["high"]
+    # The first 40 of 60, in two batches: reconstruction, two levels, and an ODE of one step.
+    assert model.rows == [32] * 5 + [8] * 5
 
 
 def test_samples_keep_their_size_where_others_are_measured_at_several(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from functools import cache
 from typing import Any
 
@@ -17,6 +18,7 @@ from tests.helpers.recording import (
     resize_bilinear,
 )
 from train.diffusion.config import DiffusionConfig
+from train.diffusion.likelihood import bound_levels
 from train.diffusion.objective import log_snr_at_level, log_snr_at_time
 from train.loader.feed import to_device
 from train.loader.loader import Batch
@@ -231,3 +233,34 @@ def test_a_flow_stage_draws_its_grid_along_the_linear_path(monkeypatch: pytest.M
     first, *others = [x / (at / -2).sigmoid().view(-1, 1, 1, 1) for x, at, _ in model.calls]
     for other in others:
         torch.testing.assert_close(other, first, rtol=1e-3, atol=1e-3)
+
+
+class PixelDenoiser(RecordingDenoiser):
+    """Predicts x_0 of data that is uniform on [-1, 1], roughly: the noisy image over its scale, as far as it tells."""
+
+    def forward(self, x_BCHW: Tensor, log_snr_B: Tensor, conditions: Conditions) -> Tensor:
+        super().forward(x_BCHW, log_snr_B, conditions)
+        variance, alpha2 = 1 / 3, log_snr_B.sigmoid().view(-1, 1, 1, 1)
+        return x_BCHW * alpha2.sqrt() * variance / (alpha2 * variance + 1 - alpha2)
+
+
+def test_validation_with_elbo_measures_the_bits_of_the_pixels() -> None:
+    """Pixels are uniform over 256 values: 8 bits, of which a normal model of the same variance takes 0.25 more."""
+    diffusion = DiffusionConfig(prediction="x0", weighting="elbo", log_snr_shift=2.0)
+    task = DiffusionTask(DiffusionStageConfig(resolution=SIDE, model="micro-base", diffusion=diffusion), text_dim=8)
+    model = PixelDenoiser()
+    loss, metrics = task.validate(model, make_batch(), SampleRandom(0, -1, range(ROWS)))
+    bits = {name.removeprefix("bits_"): float(value) for name, value in metrics.items() if name.startswith("bits_")}
+    by_noise = [bits[f"noise_{quarter}of4"] for quarter in (1, 2, 3, 4)]
+    assert sum(by_noise) == pytest.approx(float(loss) / math.log(2), rel=1e-4)
+    assert bits["per_dim"] == pytest.approx(sum(by_noise) + bits["prior"] + bits["reconstruction"], rel=1e-4)
+    assert 8.25 < bits["per_dim"] < 8.35 and 0 <= bits["prior"] < 1e-3
+    # The second call is at the end of the bound, for the reconstruction.
+    clean, (x, at, conditions) = scaled(make_batch()[task.columns[0]]), model.calls[1]
+    assert set(at.tolist()) == {bound_levels(diffusion).most}
+    assert_standard_normal(find_noise(x, clean, at))
+    assert torch.equal(conditions.text_keep_B, model.calls[0][2].text_keep_B)  # type: ignore[arg-type]
+
+
+def test_other_weightings_measure_no_bits() -> None:
+    assert not [name for name in observe("validate")[4] if name.startswith("bits_")]
