@@ -1,8 +1,11 @@
-"""Cost of a training step of the U-Net: ours, imagen-pytorch's and diffusers'.
+"""Cost of a training step: our U-Net, imagen-pytorch's and diffusers'; our transformer and diffusers' closest.
 
     pip install --no-deps --target .peers/unets imagen-pytorch==2.1.0 diffusers==0.42.1 accelerate beartype \
         ema-pytorch kornia kornia-rs pytorch-warmup sentencepiece
-    PYTHONPATH=.peers/unets python -m benchmarks.train_step
+    PYTHONPATH=.peers/unets python -m benchmarks.train_step [PART]
+
+With PART, such as ``transformer``, only the sides whose name contains it. The rows of the others are kept, and the
+file's commit and date are theirs; each row has its own.
 
 64x64 images, width 64, multipliers 1-2-3-4, one residual block per level, attention at 32, 16 and 8 with heads of 64, a
 caption of 64 tokens of width 512, batch 8, float32, one thread. A step is the forward pass, a squared error, the
@@ -19,12 +22,19 @@ type any of these as a command: it is a comparison of networks.
 scripts lack. diffusers gets no caption mask, since its joint attention does not accept one (nor does DeepFloyd IF pass
 one); ours and imagen-pytorch's do. "ours, efficient" has the layer order of F.2; it does less than the peers, so no
 claim uses it.
+
+Of diffusers' transformers PixArt's is the closest: text by cross-attention, one modulation for all blocks, patches of
+any number of channels. Ours has the same layout at the same width, 384, and depth, 8, on patches of 4. It differs in
+SwiGLU for GELU, QK-norm and rotary positions; both take the caption's mask.
 """
 
 from __future__ import annotations
 
+import json
+import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
+from datetime import UTC, datetime
 from typing import Any
 
 import torch
@@ -32,7 +42,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 
 from benchmarks.forked import measure_peak_mb, run_forked
-from benchmarks.result import make_claim, write_result
+from benchmarks.result import RESULTS, make_claim, read_commit, write_result
 from dataprep.io.model_imports import declare_torchvision_operators
 from train.malloc import keep_freed_memory
 from train.models.backbones import build_denoiser, denoiser_config
@@ -61,11 +71,11 @@ def make_batch() -> dict[str, Tensor]:
     }
 
 
-def build_ours(**changes: Any) -> tuple[nn.Module, Callable[[dict[str, Tensor]], Tensor]]:
-    """Builds the preset ``small-base``."""
-    model = build_denoiser(denoiser_config("small-base", {"text_dim": TEXT_DIM, **changes}))
+def build_ours(model: str = "small-base", **changes: Any) -> tuple[nn.Module, Callable[[dict[str, Tensor]], Tensor]]:
+    """Builds a preset of ours."""
+    net = build_denoiser(denoiser_config(model, {"text_dim": TEXT_DIM, **changes}))
     names = ("text_BLD", "text_mask_BL", "text_keep_B")
-    return model, lambda given: model(
+    return net, lambda given: net(
         given["x_BCHW"], given["log_snr_B"], Conditions(**{name: given[name] for name in names})
     )
 
@@ -118,11 +128,49 @@ def build_diffusers() -> tuple[nn.Module, Callable[[dict[str, Tensor]], Tensor]]
     return model, lambda given: model(given["x_BCHW"], given["t_B"] * 1000, given["text_BLD"]).sample
 
 
+def build_transformer() -> tuple[nn.Module, Callable[[dict[str, Tensor]], Tensor]]:
+    """Builds our transformer in PixArt's layout."""
+    return build_ours(attention="cross", context_width=384, condition_width=256, model="dit-small-base")
+
+
+def build_pixart() -> tuple[nn.Module, Callable[[dict[str, Tensor]], Tensor]]:
+    """Builds PixArtTransformer2DModel in pixel space."""
+    from diffusers import PixArtTransformer2DModel
+
+    model: Any = PixArtTransformer2DModel(
+        sample_size=SIZE,
+        in_channels=3,
+        out_channels=3,
+        patch_size=4,
+        num_attention_heads=6,
+        attention_head_dim=64,
+        num_layers=8,
+        cross_attention_dim=384,
+        caption_channels=TEXT_DIM,
+        use_additional_conditions=False,
+        norm_type="ada_norm_single",
+    )
+
+    def predict(given: dict[str, Tensor]) -> Tensor:
+        text, mask = given["text_BLD"], given["text_mask_BL"]
+        output: Tensor = model(
+            given["x_BCHW"],
+            encoder_hidden_states=text,
+            timestep=given["t_B"] * 1000,
+            encoder_attention_mask=mask,
+        ).sample
+        return output
+
+    return model, predict
+
+
 SIDES: dict[str, Side] = {
     "imagen-pytorch": build_imagen_pytorch,
     "diffusers": build_diffusers,
     "ours": lambda: build_ours(**EQUAL),
     "ours, memory kept": lambda: build_ours(**EQUAL),
+    "diffusers, transformer": build_pixart,
+    "ours, transformer": build_transformer,
     "ours, efficient": lambda: build_ours(**EQUAL, order="efficient", strides=(2, 2, 2, 2), blocks=(1, 2, 2, 2)),
 }
 # FlopCounterMode knows the attention kernels of GPUs only.
@@ -162,29 +210,38 @@ def measure_steps(side: str) -> dict[str, Any]:
     return {"cpu_s": seconds[WARM:], "peak_mb": measure_peak_mb(), "before_mb": before}
 
 
-def import_peers() -> None:
-    """Imports the peers before forking; replaces the hub request of imagen-pytorch for T5's width."""
+def import_peers(sides: Iterable[str]) -> None:
+    """Imports the sides' peers before forking; replaces the hub request of imagen-pytorch for T5's width."""
     declare_torchvision_operators()  # transformers imports torchvision
     try:
         import transformers
 
         transformers.T5Config.from_pretrained = classmethod(lambda cls, name, **_: cls(d_model=TEXT_DIM))
+        import diffusers.models.transformers.pixart_transformer_2d
         import diffusers.models.unets.unet_2d_condition  # noqa: F401
-        import imagen_pytorch  # noqa: F401
+
+        if "imagen-pytorch" in sides:
+            import imagen_pytorch  # noqa: F401
     except ImportError as error:
         raise SystemExit(f"{error}; install the peers first:\n{__doc__}") from error
 
 
 def main() -> None:
     """Runs the sides in turns, prints and writes the result."""
-    import_peers()
-    counted = {side: run_forked(count_cost, side) for side in SIDES}
-    turns: dict[str, list[dict[str, Any]]] = {side: [] for side in SIDES}
+    part = sys.argv[1] if len(sys.argv) > 1 else ""
+    sides = [side for side in SIDES if part in side]
+    import_peers(sides)
+    counted = {side: run_forked(count_cost, side) for side in sides}
+    turns: dict[str, list[dict[str, Any]]] = {side: [] for side in sides}
     for turn in range(TURNS):
-        for side in SIDES:
+        for side in sides:
             turns[side].append(run_forked(measure_steps, side))
-            print(f"turn {turn}: {side:<18} {min(turns[side][-1]['cpu_s']):.2f} CPU-s per step", flush=True)
-    write_claims([summarize_side(side, counted[side], turns[side]) for side in SIDES])
+            print(f"turn {turn}: {side:<22} {min(turns[side][-1]['cpu_s']):.2f} CPU-s per step", flush=True)
+    rows = [summarize_side(side, counted[side], turns[side]) for side in sides]
+    recorded: dict[str, Any] = json.loads((RESULTS / "train_step.json").read_text()) if part else {"rows": []}
+    found = {row["side"]: row for row in recorded["rows"] + rows}
+    more = {name: recorded[name] for name in ("commit", "date", "versions") if name in recorded}
+    write_claims([found[side] for side in SIDES if side in found], more)
 
 
 def summarize_side(side: str, counted: dict[str, Any], turns: list[dict[str, Any]]) -> dict[str, Any]:
@@ -193,28 +250,37 @@ def summarize_side(side: str, counted: dict[str, Any], turns: list[dict[str, Any
     row = {"side": side, **counted, "cpu_s": min(steps), "gflop_per_cpu_second": counted["gflop"] / min(steps)}
     row["peak_mb"] = max(one["peak_mb"] for one in turns)
     row["grown_mb"] = max(one["peak_mb"] - one["before_mb"] for one in turns)
+    row |= {"commit": read_commit(), "date": datetime.now(UTC).isoformat(timespec="seconds")}
     rounded = {name: round(value, 3) if isinstance(value, float) else value for name, value in row.items()}
     return rounded | {"steps": [round(second, 3) for second in steps]}
 
 
-def write_claims(rows: list[dict[str, Any]]) -> None:
-    """Writes the result, with claims about the layout that the peers have too."""
+def write_claims(rows: list[dict[str, Any]], more: dict[str, Any]) -> None:
+    """Writes the result, with claims about the layouts that the peers have too; ``more`` as in `write_result`."""
     by_side = {row["side"]: row for row in rows}
-    peers, mine = [by_side[side] for side in ("imagen-pytorch", "diffusers")], by_side["ours"]
-    sizes = [row["parameters"] for row in (*peers, mine)]
-    best = min(row["cpu_s"] for row in peers)
-    kept = by_side["ours, memory kept"]
-    claims = [
-        make_claim(
-            "CPU-seconds per step over the faster peer's, network alone", mine["cpu_s"] / best, "times", 0.8, True
-        ),
-        make_claim("CPU-seconds per step over the faster peer's, as trained", kept["cpu_s"] / best, "times", 0.8, True),
-        make_claim(
-            "peak memory over the smaller peer's", mine["peak_mb"] / min(r["peak_mb"] for r in peers), "times", 1, True
-        ),
-        make_claim("largest over smallest parameter count of the sides", max(sizes) / min(sizes), "times", 1.03, True),
-    ]
-    write_result("train_step", rows, claims, ("torch", "diffusers", "imagen-pytorch"))
+    claims = []
+    if "ours" in by_side:
+        claims += claim_side(by_side, ("imagen-pytorch", "diffusers"), ("ours", "ours, memory kept"), "", 0.8)
+    if "ours, transformer" in by_side:
+        claims += claim_side(by_side, ("diffusers, transformer",), ("ours, transformer",), "transformer: ", 1.0)
+    packages = ("torch", "diffusers", *(("imagen-pytorch",) if "versions" not in more else ()))
+    write_result("train_step", rows, claims, packages, **more)
+
+
+def claim_side(
+    by_side: dict[str, dict[str, Any]], peers: Sequence[str], ours: Sequence[str], kind: str, target: float
+) -> list[dict[str, Any]]:
+    """Returns the claims of our network of a kind, and as the trainer runs it if that is measured, over the peers."""
+    rows, mine = [by_side[side] for side in peers], by_side[ours[0]]
+    best, sizes = min(row["cpu_s"] for row in rows), [row["parameters"] for row in (*rows, mine)]
+    claims = []
+    for side, how in zip(ours, ("network alone", "as trained"), strict=False):
+        text = f"{kind}CPU-seconds per step over the faster peer's, {how}"
+        claims.append(make_claim(text, by_side[side]["cpu_s"] / best, "times", target, True))
+    memory = mine["peak_mb"] / min(row["peak_mb"] for row in rows)
+    claims.append(make_claim(f"{kind}peak memory over the smaller peer's", memory, "times", 1, True))
+    text = f"{kind}largest over smallest parameter count of the sides"
+    return [*claims, make_claim(text, max(sizes) / min(sizes), "times", 1.03, True)]
 
 
 if __name__ == "__main__":
