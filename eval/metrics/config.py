@@ -60,6 +60,9 @@ class LikelihoodConfig(Config):
     batch_size: int = Field(16, ge=1, description="images per network evaluation")
     levels: int = Field(8, ge=1, description="parts of the range of log-SNR, each sampled once per image for the bound")
     steps: int = Field(64, ge=0, description="steps of the ODE, of two evaluations with gradient each; 0: no ODE")
+    most_log_snr: float | None = Field(
+        None, gt=-5, description="log-SNR of the decoded latent, at most the schedule's; less suits prediction x0"
+    )
     probes: int = Field(1, ge=1, description="random directions per image and step that estimate the ODE's divergence")
 
 

@@ -78,6 +78,8 @@ def measure_likelihood(
 
     denoise = _make_denoiser(stage, text, x0_BCHW, lowres_BCHW, noise(AUGMENT))
     levels, latent_noise = bound_levels(stage.diffusion), noise(LATENT)
+    if config.most_log_snr is not None:
+        levels = levels._replace(most=min(levels.most, config.most_log_snr))
     z0_BCHW = noise_latent(x0_BCHW, latent_noise, levels.most)
     with torch.no_grad():
         guess_BCHW = denoise(z0_BCHW, x0_BCHW.new_full((len(x0_BCHW),), levels.most))

@@ -88,15 +88,15 @@ class DiffusionTask:
 
         With ``weighting: elbo`` also the bits per dimension and their parts (docs/diffusion.md, equation 10).
         """
+        batch = batch if "inputs" in batch else self.prepare(batch, random)
         loss_B, t_B, error = self._sample_losses(model, batch, random)
         metrics = {"x0_mse": error}
         for quarter in range(4):
             inside_B = ((t_B * 4).long() == quarter).float()
             metrics[f"loss_noise_{quarter + 1}of4"] = torch.stack([(loss_B * inside_B).sum(), inside_B.sum()])
         if self.config.diffusion.weighting == "elbo":
-            inputs = self.prepare(batch, random)["inputs"]
-            noise_BCHW = random.normal("latent", *inputs.noised.x0_BCHW.shape[1:])
-            metrics |= self._measure_bits(model, inputs, noise_BCHW, loss_B)
+            noise_BCHW = random.normal("latent", *batch["inputs"].noised.x0_BCHW.shape[1:])
+            metrics |= self._measure_bits(model, batch["inputs"], noise_BCHW, loss_B)
         return loss_B.mean(), metrics
 
     def _measure_bits(

@@ -33,7 +33,7 @@ TINY: dict[str, DiTConfig] = {
         patch=2, width=128, depth=6, head_width=32, text_layers=1, context_width=96, condition_width=128
     ),
     "dit-tiny-sr64": DiTConfig(
-        patch=8,
+        patch=4,
         width=128,
         depth=3,
         head_width=32,
