@@ -43,7 +43,8 @@ def rotary_2d(height: int, width: int, head_width: int, like: Tensor) -> Rotary:
 def rotate(x_BGNd: Tensor, by: Rotary) -> Tensor:
     """Turns channel i and i + d / 2 of each position, as a pair, by the position's angle (Su et al. 2021)."""
     first, second = x_BGNd.chunk(2, dim=-1)
-    return torch.cat([first * by.cos - second * by.sin, second * by.cos + first * by.sin], dim=-1)
+    turned = (torch.addcmul(first * by.cos, second, by.sin, value=-1), torch.addcmul(second * by.cos, first, by.sin))
+    return torch.cat(turned, dim=-1)
 
 
 def normalize(norm: nn.RMSNorm, x: Tensor) -> Tensor:

@@ -30,7 +30,7 @@ class PatchCondition(NamedTuple):
 
 def modulate(x_BNC: Tensor, shift_BC: Tensor, scale_BC: Tensor) -> Tensor:
     """Returns (1 + scale) x + shift, with the type of the condition: norms compute in fp32 under autocast."""
-    return x_BNC.to(shift_BC.dtype) * (1 + scale_BC[:, None]) + shift_BC[:, None]
+    return torch.addcmul(shift_BC[:, None], x_BNC.to(shift_BC.dtype), 1 + scale_BC[:, None])
 
 
 class SwiGLU(nn.Module):
@@ -86,12 +86,12 @@ class DiTBlock(nn.Module):
             modulation = condition.shared + self.offset
         shift, scale, gate, shift_hidden, scale_hidden, gate_hidden = modulation.chunk(MODULATIONS, dim=1)
         h_BNC = modulate(self.norm_attention(x_BNC), shift, scale)
-        x_BNC = x_BNC + gate[:, None] * self._attend(h_BNC, condition, size)
+        x_BNC = torch.addcmul(x_BNC, gate[:, None], self._attend(h_BNC, condition, size))
         if self.cross is not None and self.norm_cross is not None:
             h_BNC = normalize(self.norm_cross, x_BNC).to(shift.dtype)
             x_BNC = x_BNC + self.cross(h_BNC, None, condition.text, condition.mask)
         h_BNC = modulate(self.norm_hidden(x_BNC), shift_hidden, scale_hidden)
-        return x_BNC + gate_hidden[:, None] * self.feed_forward(h_BNC)
+        return torch.addcmul(x_BNC, gate_hidden[:, None], self.feed_forward(h_BNC))
 
     def _attend(self, h_BNC: Tensor, condition: PatchCondition, size: tuple[int, int]) -> Tensor:
         if not self.window:
