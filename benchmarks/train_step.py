@@ -51,7 +51,7 @@ from train.models.base import Conditions
 BATCH, SIZE, TOKENS, TEXT_DIM = 8, 64, 64, 512
 TURNS, WARM, STEPS = 3, 1, 2
 WIDTHS = (64, 128, 192, 256)
-EQUAL = {"context_width": 160, "condition_width": 448}  # equal parameter count to the peers
+EQUAL: dict[str, Any] = {"context_width": 160, "condition_width": 448}  # equal parameter count to the peers
 Side = Callable[[], tuple[nn.Module, Callable[[dict[str, Tensor]], Tensor]]]
 
 
@@ -240,7 +240,7 @@ def main() -> None:
     rows = [summarize_side(side, counted[side], turns[side]) for side in sides]
     recorded: dict[str, Any] = json.loads((RESULTS / "train_step.json").read_text()) if part else {"rows": []}
     found = {row["side"]: row for row in recorded["rows"] + rows}
-    more = {name: recorded[name] for name in ("commit", "date", "versions") if name in recorded}
+    more: dict[str, Any] = {name: recorded[name] for name in ("commit", "date", "versions") if name in recorded}
     write_claims([found[side] for side in SIDES if side in found], more)
 
 

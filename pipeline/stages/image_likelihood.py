@@ -17,7 +17,7 @@ from eval.metrics.likelihood import measure_likelihood
 from eval.sampling.config import CascadeConfig, StageEntry
 from pipeline.runtime.device import worker_device
 from pipeline.runtime.shard_worker import ShardTask
-from pipeline.stages.image_features import read_validation_images
+from pipeline.stages.image_features import read_packed_images
 from pipeline.stages.trained_cascade import build_cascade
 
 if TYPE_CHECKING:
@@ -61,7 +61,7 @@ def _read_pairs(pack: Sequence[str], entry: StageEntry) -> Iterator[ImagePair]:
     """Yields the validation images at the stage's resolution and at that of its input (the same for a base stage)."""
     for path in pack:
         with storage.local_copy(path) as local:
-            large = read_validation_images(local, entry.resolution)
-            small = read_validation_images(local, entry.low_resolution or entry.resolution)
+            large = read_packed_images(local, entry.resolution)
+            small = read_packed_images(local, entry.low_resolution or entry.resolution)
             for (_, image, caption), (_, low, _) in zip(large, small, strict=True):
                 yield image, low, caption

@@ -212,5 +212,5 @@ def make_evaluate_context(run: Run, config: EvaluateConfig) -> InProcess:
     found = run.artifacts()
     names = ("sample", "clip", "pack", *(("train.base", "encoder") if config.sweep or config.likelihood else ()))
     inputs = EvaluateInputs.collect({name: found[name] for name in names})
-    stage_config = EvaluateStageConfig(evaluate=config, max_length=256, dtype="float32")
+    stage_config = EvaluateStageConfig(evaluate=config, max_length=256, dtype="float32", lowercase=False)
     return InProcess("evaluate", stage_config, inputs, run.stage_folder("evaluate", "e" * 20), run, ClusterConfig())

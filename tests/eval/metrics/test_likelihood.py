@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 
 from eval.metrics.base import JudgedSamples
 from eval.metrics.config import LikelihoodConfig
+from eval.metrics.feature_models import ClipIdentity
 from eval.metrics.likelihood import Likelihood, collect_likelihood, measure_likelihood
 from eval.metrics.registry import compute_metrics
 from eval.sampling.config import StageEntry
@@ -22,6 +24,7 @@ from train.models.base import Conditions, DenoiserConfig
 
 MEAN, STD, COUNT = 0.1, 0.3, 48
 CONFIG = LikelihoodConfig(levels=16, steps=24)
+CLIP = ClipIdentity("none", "", None)
 
 
 class ExactDenoiser(nn.Module):
@@ -46,7 +49,7 @@ class ExactDenoiser(nn.Module):
 
 def make_stage(model: nn.Module, low: int | None = None) -> LoadedStage:
     entry = StageEntry(name="base", resolution=16, low_resolution=low, path=".")
-    return LoadedStage(entry, model, DiffusionConfig(schedule="flow", prediction="x0"))  # type: ignore[arg-type]
+    return LoadedStage(entry, model, DiffusionConfig(schedule="flow", prediction="x0"))
 
 
 def make_text(count: int = COUNT) -> EncodedPrompts:
@@ -119,10 +122,13 @@ def test_without_steps_there_is_no_ode() -> None:
 
 
 def test_the_metric_is_there_if_it_was_requested() -> None:
-    tables = [{"stage": "base", "images": [{"bound": 2.0}, {"bound": 3.0}]}, {"stage": "sr", "images": []}]
+    tables: list[dict[str, Any]] = [
+        {"stage": "base", "images": [{"bound": 2.0}, {"bound": 3.0}]},
+        {"stage": "sr", "images": []},
+    ]
     likelihood = collect_likelihood(tables)
     values = Likelihood().compute(JudgedSamples([], likelihood=likelihood))
     assert list(values) == ["base: bound"] and values["base: bound"]["value"] == 2.5
     assert 2 <= values["base: bound"]["low"] <= 2.5 <= values["base: bound"]["high"] <= 3
-    assert "likelihood" in compute_metrics(JudgedSamples([], likelihood=likelihood))["more"]
-    assert "more" not in compute_metrics(JudgedSamples([]))
+    assert "likelihood" in compute_metrics(JudgedSamples([], likelihood=likelihood), CLIP)["more"]
+    assert "more" not in compute_metrics(JudgedSamples([]), CLIP)
