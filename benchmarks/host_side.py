@@ -9,6 +9,7 @@ operators of the device is taken out, and the number of launches given beside.
 
 from __future__ import annotations
 
+import importlib
 import json
 import sys
 import tempfile
@@ -39,7 +40,7 @@ try:
     from train.loader.feed import DeviceFeed
 except ImportError:  # of a commit before it
     DeviceFeed = None  # type: ignore[assignment, misc]
-    from train.loader.loader import to_device  # type: ignore[attr-defined]
+    to_device = importlib.import_module("train.loader.loader").to_device
 
 META = torch.device("meta")
 ROWS, GROUP = 256, 128  # samples on disk, and rows per row group

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 
 from dataprep.io.errors import UserError
 from dataprep.io.pipeline_folder import encoder_folders
-from dataprep.text.encoder import find_variant
 from eval.sampling.config import CascadeConfig, SamplingConfig, StageEntry
 from train.models.backbones import read_folder_stage
 from train.models.base import FolderStage
@@ -40,6 +39,8 @@ def folder_cascade(folders: Sequence[str]) -> CascadeConfig:
             )
         )
     tokens = stages[0].model.caption_tokens()
+    from dataprep.text.encoder import find_variant  # imports torch
+
     half = find_variant(encoder_folders(stages[0].encoder)[0]) is not None  # T5 overflows in float16
     return CascadeConfig(
         stages=entries,

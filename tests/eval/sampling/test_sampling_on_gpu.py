@@ -45,7 +45,7 @@ def encoder(monkeypatch: pytest.MonkeyPatch) -> None:
 
     class Loader:
         @staticmethod
-        def from_folder(*_: Any) -> WordEncoder:
+        def from_folder(*_: Any, **__: Any) -> WordEncoder:
             return WordEncoder()
 
     monkeypatch.setattr(loading, "TextEncoder", Loader)

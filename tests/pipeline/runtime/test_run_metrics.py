@@ -71,7 +71,8 @@ def read_endpoint() -> dict[str, float]:
         if match := re.fullmatch(r"(ray_imagen_ray_\w+)\{(.*)\} (\S+)", line):
             labels = dict(re.findall(r'(\w+)="([^"]*)"', match[2]))
             ours = ",".join(f"{name}={labels[name]}" for name in ("stage", "counter", "state") if name in labels)
-            assert labels["run"] == "scraped"
+            if labels["run"] != "scraped":  # of another test of this process
+                continue
             found[f"{match[1]}:{ours}"] = float(match[3])
     return found
 
