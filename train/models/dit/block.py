@@ -24,7 +24,7 @@ class PatchCondition(NamedTuple):
     vector: Tensor  # (B, E), the summed condition after swish
     shared: Tensor | None  # (B, 6 C), modulation by the matrix that all blocks share; None: each has its own
     text: Tensor  # caption tokens (B, T, context width)
-    mask: Tensor  # bool (B, 1, 1, keys), True at keys that are seen
+    mask: Tensor | None  # bool (B, 1, 1, keys), True at keys that are seen; None: all
     rotary: Rotary  # of the image, or of a window
 
 

@@ -94,7 +94,7 @@ class DiT(nn.Module):
     def forward(self, x_BCHW: Tensor, log_snr_B: Tensor, conditions: Conditions) -> Tensor:
         """Returns the prediction (B, C, H, W), as `train.models.base.Denoiser` specifies.
 
-        Requires text tokens and their mask; for super-resolution also the low-resolution image and its log-SNR. An
+        Requires text tokens; for super-resolution also the low-resolution image and its log-SNR. An
         image embedding is optional, where the config has a width for it.
         """
         self._check_inputs(x_BCHW, conditions)
@@ -126,9 +126,9 @@ class DiT(nn.Module):
         output_BCHW = functional.pixel_shuffle(patches.transpose(1, 2).unflatten(2, size), patch)
         return output_BCHW + lowres_BCHW if self.config.lowres_residual and lowres_BCHW is not None else output_BCHW
 
-    def _condition(self, batch: int, log_snr_B: Tensor, conditions: Conditions) -> tuple[Tensor, Tensor, Tensor]:
+    def _condition(self, batch: int, log_snr_B: Tensor, conditions: Conditions) -> tuple[Tensor, Tensor, Tensor | None]:
         """Returns the conditioning vector (B, E) after swish, context tokens (B, T, K) and their mask (B, T)."""
-        assert conditions.text_BLD is not None and conditions.text_mask_BL is not None
+        assert conditions.text_BLD is not None
         text_BTK, mask_BT, vector_BE = self.text(conditions.text_BLD, conditions.text_mask_BL, conditions.text_keep_B)
         vector_BE = vector_BE + self.noise(log_snr_B)
         if self.lowres_noise is not None:
@@ -137,11 +137,17 @@ class DiT(nn.Module):
             tokens, more_BE = self.image_embedding(conditions.image_embedding_BE, batch)
             vector_BE = vector_BE + more_BE
             text_BTK = torch.cat([text_BTK, tokens.to(text_BTK.dtype)], dim=1)
-            mask_BT = torch.cat([mask_BT, mask_BT.new_ones(tokens.shape[:2])], dim=1)
+            if mask_BT is not None:
+                mask_BT = torch.cat([mask_BT, mask_BT.new_ones(tokens.shape[:2])], dim=1)
         return functional.silu(vector_BE), text_BTK, mask_BT
 
-    def _mask_keys(self, mask_BT: Tensor, patches: int) -> Tensor:
-        """Returns the mask (B, 1, 1, keys) of caption tokens; for joint attention all patches come first."""
+    def _mask_keys(self, mask_BT: Tensor | None, patches: int) -> Tensor | None:
+        """Returns the mask (B, 1, 1, keys) of caption tokens; for joint attention all patches come first.
+
+        None without a mask: SDPA's fastest kernel.
+        """
+        if mask_BT is None:
+            return None
         if self.config.attention == "joint":
             mask_BT = torch.cat([mask_BT.new_ones(mask_BT.shape[0], patches), mask_BT], dim=1)
         return mask_BT[:, None, None, :]
@@ -155,8 +161,8 @@ class DiT(nn.Module):
         multiple, size = self.config.size_multiple(), tuple(x_BCHW.shape[2:])
         if size[0] % multiple or size[1] % multiple:
             raise ValueError(f"image of {size} pixels; height and width must be multiples of {multiple}")
-        if conditions.text_BLD is None or conditions.text_mask_BL is None:
-            raise ValueError("the DiT needs text_BLD and text_mask_BL")
+        if conditions.text_BLD is None:
+            raise ValueError("the DiT needs text_BLD")
         if self.config.lowres and (conditions.lowres_BCHW is None or conditions.lowres_log_snr_B is None):
             raise ValueError("a super-resolution DiT needs lowres_BCHW and lowres_log_snr_B")
         if not self.config.lowres and conditions.lowres_BCHW is not None:
