@@ -283,6 +283,7 @@ def _measure_likelihood(ctx: EvaluateContext) -> dict[str, list[dict[str, float]
         return {}
     assert inputs.encoder is not None
     text = {"max_length": ctx.config.max_length, "encoder_dtype": ctx.config.dtype}
+    text |= {"encoder_pad": ctx.config.pad, "encoder_lowercase": ctx.config.lowercase}
     cascade = trained_cascade(inputs.train, {}, inputs.encoder, **text)
     arguments = {"cascade": cascade, "pack": inputs.pack.files(), "config": config}
     shards = [Shard(number, {}) for number in range(len(cascade.stages))]

@@ -124,6 +124,7 @@ def make_run(
         write_samples(samples, str(folder / f"{number:05d}.parquet"))
     config: dict[str, Any] = {"sample": {"stages": {"base": {"guidance": guidance}}, "candidates": candidates}}
     config |= {"seed": 0, "listing.source": "scenes", "embed.max_length": 256, "embed.dtype": "float32"}
+    config |= {"embed.pad": False, "embed.lowercase": False}
     commit(run, "sample", ["train.base", "clip"], config, folder.name)
     return run
 
@@ -212,5 +213,5 @@ def make_evaluate_context(run: Run, config: EvaluateConfig) -> InProcess:
     found = run.artifacts()
     names = ("sample", "clip", "pack", *(("train.base", "encoder") if config.sweep or config.likelihood else ()))
     inputs = EvaluateInputs.collect({name: found[name] for name in names})
-    stage_config = EvaluateStageConfig(evaluate=config, max_length=256, dtype="float32", lowercase=False)
+    stage_config = EvaluateStageConfig(evaluate=config, max_length=256, dtype="float32", pad=False, lowercase=False)
     return InProcess("evaluate", stage_config, inputs, run.stage_folder("evaluate", "e" * 20), run, ClusterConfig())

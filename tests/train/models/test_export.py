@@ -64,7 +64,7 @@ def test_the_config_names_the_backbone(tmp_path: Path) -> None:
     settings = json.loads((tmp_path / CONFIG_FILE).read_text())
     assert settings["backbone"] == "unet" and settings["model"] == BASE.model_dump(mode="json")
     (tmp_path / CONFIG_FILE).write_text(json.dumps(settings | {"backbone": "mlp"}))
-    with pytest.raises(UserError, match="backbone 'mlp' is unknown; take one of unet, dit"):
+    with pytest.raises(UserError, match="backbone 'mlp' is unknown; take one of unet"):
         load_stage(tmp_path)
     (tmp_path / CONFIG_FILE).write_text(json.dumps(settings | {"model": {"chanels": 3}}))
     with pytest.raises(UserError, match=r"config.json: invalid .*chanels"):
