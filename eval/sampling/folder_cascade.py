@@ -17,6 +17,8 @@ def folder_cascade(folders: Sequence[str]) -> CascadeConfig:
     Stages are named ``base`` and ``sr<resolution>``; their sampler settings are the library's defaults. Raises
     UserError for a folder that is none, is not supported, or does not follow the one before it.
     """
+    from dataprep.text.encoder import find_variant  # imports torch
+
     stages = [_read(folder) for folder in folders]
     entries: list[StageEntry] = []
     for folder, stage in zip(folders, stages, strict=True):
@@ -39,8 +41,6 @@ def folder_cascade(folders: Sequence[str]) -> CascadeConfig:
             )
         )
     tokens = stages[0].model.caption_tokens()
-    from dataprep.text.encoder import find_variant  # imports torch
-
     half = find_variant(encoder_folders(stages[0].encoder)[0]) is not None  # T5 overflows in float16
     return CascadeConfig(
         stages=entries,
