@@ -74,22 +74,9 @@ def map_shards(
         if pool is None:
             ctx.close_pools()  # kept workers of other arguments hold the resources
             pool = _make_pool(ctx, on_gpu)
-        batches, metrics = MarkerBatches(folder, done), ShardMetrics(ctx.folder, ctx.stage)
-        failed: list[dict[str, Any]] = []
         try:
-            with progress(f"{ctx.stage} {subfolder}".strip(), len(shards), "shards") as update:
-                update(len(done))
-                call = _ShardCall(ctx.stage, key, [ray.put((worker, arguments))], folder, subfolder, fingerprint)
-                for shard, marker, error in _run_shards(pool, waiting, ctx.cluster.retries, call, metrics):
-                    if marker is not None:
-                        done[shard.id] = marker
-                        batches.add(marker)
-                        metrics.add_counters(marker.counters)
-                    else:
-                        failed.append({"shard": shard.id, "reason": error})
-                    left = len(shards) - len(done) - len(failed)
-                    metrics.set_shards(done=len(done), quarantined=len(failed), waiting=left)
-                    update(len(done), f"{len(failed)} quarantined" if failed else "")
+            call = _ShardCall(ctx.stage, key, [ray.put((worker, arguments))], folder, subfolder, fingerprint)
+            failed = _finish_shards(ctx, pool, call, waiting, done)
         except BaseException:
             pool.close(keep=False)
             raise
@@ -99,6 +86,26 @@ def map_shards(
             pool.close()
         _quarantine(ctx, failed, len(shards))
     _add_finished(ctx, [done[shard.id] for shard in sorted(shards, key=lambda s: s.id) if shard.id in done])
+
+
+def _finish_shards(
+    ctx: Context[Any, Any], pool: ActorPool, call: _ShardCall, waiting: Sequence[Shard], done: dict[int, Marker]
+) -> list[dict[str, Any]]:
+    """Runs ``waiting`` and adds their markers to ``done``, with progress and metrics; returns the failed shards."""
+    total, failed = len(done) + len(waiting), list[dict[str, Any]]()
+    batches, metrics = MarkerBatches(call.folder, done), ShardMetrics(ctx.folder, ctx.stage)
+    with progress(f"{ctx.stage} {call.subfolder}".strip(), total, "shards") as update:
+        update(len(done))
+        for shard, marker, error in _run_shards(pool, waiting, ctx.cluster.retries, call, metrics):
+            if marker is not None:
+                done[shard.id] = marker
+                batches.add(marker)
+                metrics.add_counters(marker.counters)
+            else:
+                failed.append({"shard": shard.id, "reason": error})
+            metrics.set_shards(done=len(done), quarantined=len(failed), waiting=total - len(done) - len(failed))
+            update(len(done), f"{len(failed)} quarantined" if failed else "")
+    return failed
 
 
 def _make_pool(ctx: Context[Any, Any], on_gpu: bool) -> ActorPool:
