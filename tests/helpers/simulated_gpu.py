@@ -311,6 +311,8 @@ def simulated_gpu() -> Iterator[SimulatedGpu]:
         stack.enter_context(mock.patch.object(torch, "autocast", _Autocast))
         # A method that no mode sees.
         stack.enter_context(mock.patch.object(torch.Tensor, "record_stream", lambda *_: None))
+        # Loading threads pin, and modes hold in their own thread alone.
+        stack.enter_context(mock.patch.object(torch.Tensor, "pin_memory", lambda tensor, *_: tensor))
         stack.enter_context(mock.patch.object(clip_grad, "_group_tensors_by_device_and_dtype", gpu.group_tensors))
         stack.enter_context(mock.patch.object(torch, "Generator", _Generator))
         # In a process that used ZeRO 3, DeepSpeed has put a function of its own there, which asks the real device.
