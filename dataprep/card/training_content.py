@@ -35,20 +35,14 @@ def render_training_content(
         "# Public summary of training content",
         "",
         "Sections as in the European Commission's template (Regulation (EU) 2024/1689, Article 53(1)(d)). Counts are "
-        f"those of this run; lines in bold are open. {_name_weights_sources()}",
+        "those of this run; lines in bold are open. It covers the image-caption pairs alone: text encoders and weights "
+        "that training started from have summaries of their own.",
         "",
         *_render_general(facts, tokens),
         *_render_sources(facts, fetch),
         *_render_processing(facts, funnel, fetch),
     ]
     return "\n".join(lines).rstrip() + "\n"
-
-
-def _name_weights_sources() -> str:
-    return (
-        "It covers the image-caption pairs alone: text encoders and weights that training started from have summaries "
-        "of their own."
-    )
 
 
 def _render_general(facts: Mapping[str, Any], tokens: int) -> list[str]:

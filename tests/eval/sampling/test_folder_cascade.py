@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,15 +25,6 @@ from train.diffusion.samplers import SAMPLERS
 pytest.importorskip("diffusers")
 PROMPTS = ["A red circle", "blue square left of a red circle"]
 SEEDS = [(1, hash_prompt(prompt)) for prompt in PROMPTS]
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """These networks are so small that a second thread only waits for the first."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")

@@ -149,7 +149,9 @@ def test_planning_refuses_what_does_not_fit(
 
 def test_planning_accepts_what_the_config_allows(finished: Run, tmp_path: Path) -> None:
     texts = [f"encoder={{model: {finished.root}}}", "train.base.model_overrides={channels: 24}"]
-    fingerprint(tmp_path, *texts, f"train.base.init={{source: {finished.root}, reshaped: ['*']}}")
+    begun = fingerprint(tmp_path, *texts, f"train.base.init={{source: {finished.root}, reshaped: ['*']}}")
+    plain = fingerprint(tmp_path, *texts)
+    assert begun["train.base"] != plain["train.base"] and begun["train.sr32"] == plain["train.sr32"]
 
 
 def test_the_encoder_of_a_run_or_an_export(finished: Run, tmp_path: Path) -> None:
