@@ -118,12 +118,13 @@ def test_embeddings_survive_kills(folder: Path, tmp_path: Path, kills: int) -> N
         most = min(3, (shards - count_done(tmp_path / "out")) // (kills - number) - 1)
         run_and_kill(folder, tmp_path / "out", numbers.randint(0, max(0, most)), numbers.uniform(0, 0.3))
         counts.append(count_done(tmp_path / "out"))
-        for path in (tmp_path / "out").glob("*.parquet"):
+        for path in (tmp_path / "out").rglob("*.parquet"):
             assert path.read_bytes() == whole[path.name]  # a file with its final name is complete
     print(f"{kills} kills, after {counts} of {shards} shards")
     assert count_done(tmp_path / "out") < shards
     assert run_to_end(folder, tmp_path / "out") == whole
-    keys = [key for name in whole for key in pq.read_table(tmp_path / "out" / name)["key"].to_pylist()]
+    paths = sorted((tmp_path / "out").rglob("*.parquet"))
+    keys = [key for path in paths for key in pq.read_table(path)["key"].to_pylist()]
     assert keys == [f"{number:05d}{row:04d}" for number in range(shards) for row in range(ROWS)]
 
 
