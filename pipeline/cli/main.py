@@ -22,6 +22,7 @@ from dataprep.io.progress_bars import disable_progress_bars
 from pipeline.cli import compare, data, evaluate, export, info, jobs, plan, run, sample
 from pipeline.jobs.job_workdir import rerun_from_copy
 from pipeline.runtime.errors import StageError
+from pipeline.runtime.process_exit import exit_process
 
 COMMANDS: dict[str, Callable[..., Any]] = {
     "run": run.run_pipeline,
@@ -69,12 +70,21 @@ def read_options(
 
 
 def main(arguments: list[str] | None = None) -> NoReturn:
-    """Runs the command line and exits; turns errors into one line and the exit status."""
-    words = list(sys.argv[1:] if arguments is None else arguments)
-    if arguments is None:
-        rerun_from_copy(words)
-        if isinstance(sys.stdout, io.TextIOWrapper):  # a path whose name is not UTF-8 is printed as it is
-            sys.stdout.reconfigure(errors="surrogateescape")
+    """Runs the command line and raises SystemExit with its status; without ``arguments``, this process's, ends it."""
+    if arguments is not None:
+        _run_command(list(arguments))
+    words = sys.argv[1:]
+    rerun_from_copy(words)
+    if isinstance(sys.stdout, io.TextIOWrapper):  # a path whose name is not UTF-8 is printed as it is
+        sys.stdout.reconfigure(errors="surrogateescape")
+    try:
+        _run_command(words)
+    except SystemExit as end:
+        exit_process(end.code)
+
+
+def _run_command(words: list[str]) -> NoReturn:
+    """Raises SystemExit with the status of a command; turns errors into one line."""
     disable_progress_bars()
     verbose = "--verbose" in words
     words = [word for word in words if word != "--verbose"]

@@ -19,7 +19,7 @@ from pipeline.terminal import console
 
 CONNECT_TIMEOUT, PORT_TIMEOUT = 45.0, 10.0  # seconds for a cluster to answer, and for its port to
 _CONNECTING = threading.Lock()
-_STARTED_HERE = threading.Event()  # set if this process started Ray
+_STARTED_HERE = threading.Event()  # set if this process starts Ray
 
 
 def connect_ray(config: ClusterConfig) -> None:
@@ -90,6 +90,7 @@ def _init_ray(config: ClusterConfig) -> None:
         except (ConnectionError, RuntimeError, ValueError) as error:
             raise _unreachable(address, str(error).splitlines()[0]) from error
     else:
+        _STARTED_HERE.set()
         os.environ.setdefault("RAY_AUTH_MODE", "disabled")  # only this process connects to it
         os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")  # its only node is never preempted
         ray.init(
@@ -99,7 +100,6 @@ def _init_ray(config: ClusterConfig) -> None:
             include_dashboard=False,
             **options,
         )
-        _STARTED_HERE.set()
     total = ray.cluster_resources()
     gpus = f", {total['GPU']:.0f} GPUs" if total.get("GPU") else ""
     where = address or "started here"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pyarrow as pa
@@ -10,6 +12,7 @@ import pytest
 
 from dataprep.io.errors import UserError
 from dataprep.io.parquet import KINDS, VERSION_KEY, read_schema, read_table, write_table
+from tests.helpers.paths import ROOT
 
 TABLE = pa.table({"key": ["a", "b"]})
 
@@ -43,3 +46,20 @@ def test_row_groups_must_add_up(tmp_path: Path) -> None:
     assert pq.ParquetFile(tmp_path / "a.parquet").num_row_groups == 2
     with pytest.raises(ValueError, match="row groups of 3 rows for a table of 2"):
         write_table(TABLE, tmp_path / "b.parquet", "scores", row_groups=[3])
+
+
+PANDAS = """
+import sys
+import dataprep.io.parquet
+import pyarrow as pa
+
+table = pa.table({"a": pa.array([1, None])})
+assert "pandas" not in sys.modules, "converting a list imported pandas"
+assert table.to_pandas()["a"].isna().tolist() == [False, True]
+import pandas
+assert pa.array(pandas.Series([1.0, float("nan")])).null_count == 1
+"""
+
+
+def test_converting_a_list_imports_no_pandas_and_pandas_still_works() -> None:
+    subprocess.run([sys.executable, "-c", PANDAS], cwd=ROOT, check=True)
