@@ -51,7 +51,8 @@ def describe_stage(config: RunConfig, name: str, width: int) -> dict[str, Any]:
     """Returns what `benchmarks.host_side` needs to know of a stage."""
     stage = config.train[name]
     return {
-        "train": stage.model_dump(mode="json", exclude_defaults=True) | {"preset": None},
+        "train": stage.model_dump(mode="json", exclude_defaults=True)
+        | {"preset": None, "zero_stage": 0},  # no optimizer is built
         "pack": config.pack.model_dump(mode="json", exclude_defaults=True),
         "embed": config.embed.model_dump(mode="json", exclude_defaults=True),
         "width": width,
