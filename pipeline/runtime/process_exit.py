@@ -32,7 +32,7 @@ def exit_process(code: int | str | None) -> NoReturn:
         if thread is not threading.main_thread() and not thread.daemon:
             thread.join()
     atexit.unregister(ray.shutdown)
-    atexit._run_exitfuncs()  # type: ignore[attr-defined] # as multiprocessing's children do
+    atexit._run_exitfuncs()  # as multiprocessing's children do
     if isinstance(code, str):
         print(code, file=sys.stderr)
     for stream in (sys.stdout, sys.stderr):
