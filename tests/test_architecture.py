@@ -18,7 +18,7 @@ ARROWS: dict[str, tuple[str, ...]] = {
     "pipeline": ("dataprep", "train", "eval"),
     "dataprep": (),
     "train": ("dataprep.io", "dataprep.text.embedding_codec"),
-    "train.models": ("dataprep.io",),
+    "train.models": ("dataprep.io", "dataprep.text.encoder"),
     "train.diffusion": ("dataprep.io",),
     "eval": (
         "dataprep.io",

@@ -20,6 +20,7 @@ from dataprep.images.resize import resize_then_crop
 from dataprep.io.device_copy import send
 from dataprep.io.model_imports import import_open_clip
 from eval.clip.cpu_blocks import CpuBlock, can_pack, is_replaceable
+from train.models.clip_text import PADDING, FrozenTextClip
 
 GROUP = 16  # captions of similar length per forward pass
 POOLED_AT_END = ("argmax", "eos")  # text pooling that takes the feature of the end token
@@ -29,10 +30,13 @@ RESAMPLINGS = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling
 def encode_captions(model: Any, ids_BL: Tensor, device: str = "cpu") -> Tensor:
     """Returns ``model.encode_text(ids_BL)``, (B, D), up to rounding; skips padding if the text tower allows it.
 
-    That takes causal attention and the feature of the end token, as in `open_clip.CLIP`. Other towers run unchanged.
+    That takes causal attention and the feature of the end token, as in `open_clip.CLIP`. Of the ids of a frozen text
+    encoder (`train.models.clip_text`) the places are cut that are padding in all captions. Other towers run unchanged.
     ``ids_BL`` are on the CPU, where the lengths are found without waiting for the ``device`` of the model.
     """
     if not _is_causal(model):
+        if isinstance(model, FrozenTextClip):
+            ids_BL = ids_BL[:, (ids_BL != PADDING).any(0)]
         features_BD: Tensor = model.encode_text(send(ids_BL, device))
         return features_BD
     end_B = _find_ends(model, ids_BL)

@@ -21,7 +21,7 @@ from dataprep.io.errors import UserError
 from dataprep.io.model_imports import import_open_clip
 from dataprep.io.storage import exists, join, local_folder
 from eval.clip.fast_inference import Preprocess, encode_captions, trim_model
-from train.models.clip import CONFIG_FILE, encode_tokens, load_clip, to_clip_range
+from train.models.clip import CONFIG_FILE, load_clip, to_clip_range
 
 CPU_BATCH = 16  # images per forward pass on a CPU: their activations stay in its caches
 ClipSpec = str | Mapping[str, str | None]
@@ -59,17 +59,9 @@ class ClipScorer:
         if not name.startswith(SELF_CONTAINED):
             name = local_folder(name)
         if (Path(name) / CONFIG_FILE).is_file():
-            model, config, tokenizer = load_clip(name, device)
-            size, length = config.image_size, config.context_length
-            tokens = lambda captions: encode_tokens(tokenizer, captions, length)  # noqa: E731
-            return cls(
-                model,
-                lambda image: torch.from_numpy(fit_square(image, size)),
-                tokens,
-                device,
-                batch_size,
-                to_clip_range,
-            )
+            model, config, text = load_clip(name, device)
+            fit = lambda image: torch.from_numpy(fit_square(image, config.image_size))  # noqa: E731
+            return cls(model, fit, text.tokenize, device, batch_size, to_clip_range)
         open_clip = import_open_clip()
         try:
             # OpenAI's weights were trained with QuickGELU; with another activation open_clip only warns.

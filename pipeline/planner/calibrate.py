@@ -40,8 +40,8 @@ from pipeline.planner.network import make_step_inputs
 from pipeline.planner.training import StageModel
 from pipeline.units import format_flops
 from train.models.backbones import build_denoiser
-from train.models.clip import build_clip
 from train.models.clip_config import ClipModelConfig
+from train.models.clip_towers import build_image_tower
 from train.timing import peak_tflops
 
 SECONDS = 2.0  # minimum duration of a measurement
@@ -184,12 +184,11 @@ def measure_clip_rate(config: RunConfig, device: torch.device, dtype: torch.dtyp
 def _build_image_tower(config: RunConfig) -> tuple[int, nn.Module]:
     if config.clip.train is not None:
         own = ClipModelConfig(**config.clip.train.model_dump(include=set(ClipModelConfig.model_fields)))
-        small: nn.Module = build_clip(own, VOCABULARY, 1, 0).get_submodule("visual")
-        return own.image_size, small
+        return own.image_size, build_image_tower(own)
     declare_torchvision_operators()
     import open_clip
 
-    name = estimate_clip_cost(config.clip).model
+    name = estimate_clip_cost(config.clip, estimate_text_cost(config.encoder)).model
     side = open_clip.get_model_config(name)["vision_cfg"].get("image_size", 224)
     tower: nn.Module = open_clip.create_model(name, pretrained=None, pretrained_hf=False).visual
     return int(side), tower

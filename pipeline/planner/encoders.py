@@ -20,7 +20,7 @@ from dataprep.io.model_imports import declare_torchvision_operators
 from dataprep.io.pipeline_folder import encoder_folders
 from pipeline.stages.clip import ClipConfig
 from pipeline.stages.text_encoder import EncoderConfig, locate_encoder
-from train.models.clip import build_clip
+from train.models.clip_text import AlignedClip, build_open_clip
 
 # d_model, d_ff, layers, heads x width of a head, of the encoders of T5 v1.1, Flan-T5 and mT5 (their config.json).
 T5_SIZES = {
@@ -85,14 +85,23 @@ def _t5(name: str, width: int, hidden: int, layers: int, inner: int, vocabulary:
     return TextCost(name, width, hidden, layers, inner, parameters, 2.0 * matrices + attention, note)
 
 
-def estimate_clip_cost(config: ClipConfig) -> ClipCost:
-    """Returns the cost of CLIP, counted by running it over one pair on the meta device."""
-    if config.train is not None:
-        own = config.train
-        with torch.device("meta"):
-            model = build_clip(own, VOCABULARY, 1, 0)
-        return _count("trained here", "", model, own.image_size, own.context_length)
-    return _open_clip(str(config.model))
+def estimate_clip_cost(config: ClipConfig, text: TextCost) -> ClipCost:
+    """Returns the cost of CLIP, counted by running it over one pair on the meta device.
+
+    ``text`` is the run's text encoder, which a CLIP trained here with ``text_tower: frozen`` reads captions with.
+    """
+    own = config.train
+    if own is None:
+        return _open_clip(str(config.model))
+    with torch.device("meta"):
+        if own.text_tower == "trained":
+            model = build_open_clip(own, VOCABULARY, 1, 0)
+            return _count("trained here", "", model, own.image_size, own.context_length)
+        aligned = AlignedClip(own, text.width)
+    with torch.device("meta"), torch.no_grad(), FlopCounterMode(display=False) as counter:
+        aligned(torch.zeros(1, 3, own.image_size, own.image_size), torch.zeros(1, text.width))
+    flops = counter.get_total_flops() + own.context_length * text.flops_per_token
+    return ClipCost("trained here", "", own.embed_dim, float(flops))
 
 
 @cache

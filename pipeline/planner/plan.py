@@ -98,7 +98,8 @@ class CostPlan:
 def make_plan(config: RunConfig, table: MachineCatalog, wanted: PlanRequest) -> CostPlan:
     """Returns the plan; raises UserError for a machine that is unknown or not enough."""
     assumptions = table.assumptions
-    text, clip = estimate_text_cost(config.encoder), estimate_clip_cost(config.clip)
+    text = estimate_text_cost(config.encoder)
+    clip = estimate_clip_cost(config.clip, text)
     rates = assume_rates(config, assumptions, wanted.urls)
     if wanted.measured:
         rates = measure_rates(rates, wanted.measured)

@@ -23,7 +23,7 @@ from pipeline.stages.pack import PackWorker
 from pipeline.stages.text_encoder import encoder_location, locate_encoder
 from pipeline.store.artifact import Artifact, Manifest
 from pipeline.store.fingerprint import hash_json
-from train.models.end_token import check_tokenizer
+from train.models.tokenizer_folder import check_tokenizer
 from train.tasks.clip_config import ClipTrainingConfig
 
 if TYPE_CHECKING:
@@ -60,7 +60,7 @@ class ClipStageConfig(StageConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class ClipInputs(StageInputs):
-    """The pairs; and where CLIP is trained here, the encoder whose tokenizer it uses."""
+    """The pairs; and where CLIP is trained here, the encoder, of which it takes the tokenizer or all."""
 
     download: Artifact
     encoder: Artifact | None
@@ -69,7 +69,7 @@ class ClipInputs(StageInputs):
 def list_sources(config: RunConfig) -> list[str]:
     """Returns the local files of an existing CLIP, checked, or of the weights that training begins from.
 
-    One trained here takes the tokenizer of the encoder, which is checked too if it is a folder.
+    One trained here takes the encoder, or its tokenizer alone, which is checked too if it is a folder.
     """
     clip = config.clip
     if clip.train is not None:
@@ -108,7 +108,7 @@ def run(ctx: Context[ClipStageConfig, ClipInputs]) -> None:
         pairs, index = _pack_pairs(ctx, config.train.image_size), ctx.path(PAIRS, INDEX_FILE)
         content = hash_json(sorted(marker.fingerprint for marker in ctx.finished))
         write_shard_index(ctx, index, pairs, None, (pixels_column(config.train.image_size),), content)
-        arguments = {"index": index, "tokenizer": encoder_location(ctx.inputs.encoder)}
+        arguments = {"index": index, "encoder": encoder_location(ctx.inputs.encoder)}
         train_on_cluster(ctx, train_rank, arguments, _place_weights(ctx, config.train), config.seed)
         storage.remove(ctx.path(PAIRS))
     storage.write_json(ctx.path(MODEL_FILE), {key: resolve_model_name(name) for key, name in spec.items()})

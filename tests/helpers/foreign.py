@@ -26,14 +26,15 @@ PREPROCESSOR |= {"image_std": [0.25] * 3}
 
 def save_small_clip(folder: Path) -> str:
     """Saves an untrained CLIP in the layout of the clip stage's export; returns the folder."""
-    from train.models.clip import build_clip, save_clip
+    from train.models.clip import save_clip
     from train.models.clip_config import ClipModelConfig
+    from train.models.clip_text import build_open_clip
 
     words = save_encoder(folder.with_name(f"{folder.name}-words"), "t5", SCENE_WORDS)
     tokenizer = import_transformers().AutoTokenizer.from_pretrained(words)
     torch.manual_seed(0)
     config = ClipModelConfig(image_size=32, embed_dim=16, text_width=16, text_heads=2, context_length=16)
-    model = build_clip(config, len(SCENE_WORDS), 1, 0)
+    model = build_open_clip(config, len(SCENE_WORDS), 1, 0)
     for parameter in model.parameters():
         if not parameter.any():  # the last norm of a residual block, without which images hardly differ
             torch.nn.init.ones_(parameter) if parameter.ndim == 1 else torch.nn.init.normal_(parameter, std=0.1)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -51,15 +51,25 @@ class PairNet(nn.Module):
         return functional.normalize(image_BD, dim=-1), functional.normalize(text_BD, dim=-1), self.scale.exp()
 
 
+class PairText:
+    """A text tower whose tokens are the first letters."""
+
+    def tokenize(self, captions: Sequence[str]) -> Tensor:
+        return torch.tensor([[ord(caption[0]), 1] for caption in captions])
+
+    def read(self, ids_BL: Tensor) -> Tensor:
+        return ids_BL
+
+    def build(self) -> nn.Module:
+        return PairNet()
+
+
 class PairTask(ClipTask):
     """CLIP's loss with `PairNet`."""
 
     def __init__(self) -> None:
         self.config, self.columns = ClipTaskConfig(shift=1), ("pixels_64",)
-        self.tokenizer = lambda texts, **_: {"input_ids": torch.tensor([[ord(text), 1] for text in texts])}
-
-    def build(self) -> nn.Module:
-        return PairNet()
+        self.text = PairText()  # type: ignore[assignment]
 
     def export(self, folder: str, weights: dict[str, Tensor], step: int) -> None:
         save_file(weights, Path(folder) / "weights.safetensors")

@@ -12,6 +12,7 @@ import pytest
 import torch
 import torch.distributed as dist
 
+from tests.helpers.encoders import save_encoder
 from tests.helpers.packs import make_caption
 from tests.helpers.simulated_gpu import DeviceMixupError, simulated_deepspeed, simulated_gpu
 from train.config import TrainConfig
@@ -66,6 +67,12 @@ def clip(folder: Path) -> tuple[Task, Stream]:
     return task, Images(*task.columns)
 
 
+def aligned_clip(folder: Path) -> tuple[Task, Stream]:
+    encoder = save_encoder(folder / "encoder", "t5")
+    task = ClipTask(ClipTaskConfig(embed_dim=16, image_tower="vit", text_tower="frozen"), encoder)
+    return task, Images(*task.columns)
+
+
 def t5(_: Path) -> tuple[Task, Stream]:
     task = T5Task(T5TaskConfig(d_model=32, d_ff=32, heads=2, layers=1, vocabulary=400), CAPTIONS)
     return task, CaptionLoader(CAPTIONS, 0, 4)
@@ -75,6 +82,7 @@ TASKS: dict[str, Callable[[Path], tuple[Task, Stream]]] = {
     "base": base,
     "super-resolution": super_resolution,
     "clip": clip,
+    "aligned clip": aligned_clip,
     "t5": t5,
 }
 

@@ -23,38 +23,41 @@ from train.loader.reader import Reader
 from train.loader.sampler import SampleRandom
 from train.loader.shard_index import ShardIndex
 from train.loop import train
-from train.models.clip import build_clip, encode_tokens, save_clip, to_clip_range
+from train.models.clip import make_text_tower, save_clip, to_clip_range
 from train.models.clip_config import ClipModelConfig
-from train.models.end_token import describe_tokenizer, load_tokenizer
+from train.models.tokenizer_folder import load_tokenizer
 from train.tasks.clip_config import ClipTaskConfig, ClipTrainingConfig
 
 MAX_SCALE = 100.0  # the paper's bound on the inverse temperature
 
 
 class ClipTask:
-    """Contrastive learning for the training loop; ``tokenizer`` is a folder or hub name."""
+    """Contrastive learning for the training loop; ``encoder`` is the folder or hub name of the run's text encoder.
+
+    Of it a trained text tower takes the tokenizer alone.
+    """
 
     component = "clip"
 
-    def __init__(self, config: ClipTaskConfig, tokenizer: str) -> None:
-        self.config, self.tokenizer = config, load_tokenizer(tokenizer)
+    def __init__(self, config: ClipTaskConfig, encoder: str) -> None:
+        self.config, self.text = config, make_text_tower(config, encoder)
         self.columns = (pixels_column(config.image_size),)
 
     def build(self) -> nn.Module:
         """Returns a fresh CLIP."""
-        return build_clip(self.config, *describe_tokenizer(self.tokenizer))
+        return self.text.build()
 
     def prepare(self, batch: Batch, random: SampleRandom) -> Batch:
-        """Adds ``image_BCHW``, the augmented images, and ``ids_BL``, the tokens of the captions."""
+        """Adds ``image_BCHW``, the augmented images, ``ids_BL``, the captions' tokens, and ``text``, what they say."""
         image_BCHW = self._augment(to_clip_range(batch[self.columns[0]]), random)
-        ids_BL = encode_tokens(self.tokenizer, batch["caption"], self.config.context_length)
-        return batch | {"image_BCHW": image_BCHW, "ids_BL": send(ids_BL, str(random.device))}
+        ids_BL = send(self.text.tokenize(batch["caption"]), str(random.device))
+        return batch | {"image_BCHW": image_BCHW, "ids_BL": ids_BL, "text": self.text.read(ids_BL)}
 
     def loss(self, model: Callable[..., Any], batch: Batch, random: SampleRandom) -> tuple[Tensor, dict[str, Tensor]]:
         """Returns symmetric cross-entropy over the pairs of all ranks, where equal captions all match, and accuracy."""
         prepared = batch if "image_BCHW" in batch else self.prepare(batch, random)
         image_BCHW, ids_BL = prepared["image_BCHW"], prepared["ids_BL"]
-        image_BD, text_BD, scale = model(image_BCHW, ids_BL)
+        image_BD, text_BD, scale = model(image_BCHW, prepared["text"])
         image_ND, text_ND, ids_NL = gather_ranks(image_BD.float()), gather_ranks(text_BD.float()), gather_ranks(ids_BL)
         logits_NN = bound_scale(share_gradient(scale.float())) * image_ND @ text_ND.T
         same_NN = (ids_NL[:, None] == ids_NL[None]).all(-1).float()
@@ -82,18 +85,19 @@ class ClipTask:
     def export(self, folder: str, weights: dict[str, Tensor], step: int) -> None:
         """Writes the model for `train.models.clip.load_clip`."""
         fields = set(ClipModelConfig.model_fields)
-        save_clip(folder, weights, ClipModelConfig(**self.config.model_dump(include=fields)), self.tokenizer)
+        save_clip(folder, weights, ClipModelConfig(**self.config.model_dump(include=fields)), self.text)
 
 
-def train_clip(index: str, tokenizer: str, config: ClipTrainingConfig, folder: str, seed: int) -> dict[str, Any]:
+def train_clip(index: str, encoder: str, config: ClipTrainingConfig, folder: str, seed: int) -> dict[str, Any]:
     """Trains CLIP on this rank from packed pairs.
 
-    ``index`` is the path of their `train.loader.shard_index.ShardIndex`; ``tokenizer`` is a folder (maybe a URL) or a
-    hub name.
+    ``index`` is the path of their `train.loader.shard_index.ShardIndex`; ``encoder`` is the text encoder's folder
+    (maybe a URL) or hub name.
     """
-    task = ClipTask(config, storage.local_folder(tokenizer))
+    encoder = storage.local_folder(encoder)
+    task = ClipTask(config, encoder)
     if config.init is not None:
-        check_vocabulary(config.init.source, task.tokenizer)
+        check_vocabulary(config.init.source, load_tokenizer(encoder))
     data = Reader(ShardIndex.read(index), LoaderConfig())
     return train(task, config, Loader.from_reader(data, None, seed, config.batch_size), folder, seed)
 

@@ -71,7 +71,8 @@ def save_models(folder: Path) -> None:
     from tokenizers import Tokenizer, models, pre_tokenizers, processors
     from transformers import PreTrainedTokenizerFast, T5Config, T5ForConditionalGeneration
 
-    from train.models.clip import ClipModelConfig, build_clip, save_clip
+    from train.models.clip import ClipModelConfig, save_clip
+    from train.models.clip_text import build_open_clip
 
     torch.manual_seed(0)
     words = ["<pad>", "</s>", "<unk>", *"abcdefghijklmnopqrstuvwxyz"]
@@ -84,7 +85,7 @@ def save_models(folder: Path) -> None:
     t5.save_pretrained(folder / "t5")
     tokenizer.save_pretrained(folder / "t5")
     config = ClipModelConfig(image_size=32, embed_dim=16, text_width=24)
-    save_clip(folder / "clip", build_clip(config, len(words), 1, 0).state_dict(), config, tokenizer)
+    save_clip(folder / "clip", build_open_clip(config, len(words), 1, 0).state_dict(), config, tokenizer)
 
 
 @pytest.fixture(scope="module")

@@ -49,6 +49,6 @@ def test_clip_is_trained_on_the_prepared_shards(tmp_path: Path, monkeypatch: pyt
     assert indexed[given["index"]] == [
         ctx.path("pairs", name) for name in ("00000.parquet", "00002.parquet", "00012.parquet")
     ]
-    assert given["tokenizer"] == "t5"
+    assert given["encoder"] == "t5"
     assert ctx.arguments["max_pixels"] == 100_000  # type: ignore[attr-defined]
     assert storage.read_json(ctx.path("model.json")) == {"model": None, "pretrained": None}

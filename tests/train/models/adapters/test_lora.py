@@ -11,8 +11,8 @@ from dataprep.io.model_imports import import_transformers
 from tests.helpers.unets import build_awake, make_inputs, predict, unet_config
 from train.models.adapters.config import AdapterConfig
 from train.models.adapters.lora import add_lora, find_layers, merge_pairs, split_pairs
-from train.models.clip import build_clip
 from train.models.clip_config import ClipModelConfig
+from train.models.clip_text import build_open_clip
 from train.models.unet.blocks import DoublingConv
 from train.models.unet.unet import UNet
 
@@ -84,7 +84,7 @@ def test_every_layer_of_a_clip_that_has_a_pair_gets_a_gradient() -> None:
     """Attention of torch and open_clip uses its layers' weights without calling them: these have no pair."""
     config = ClipModelConfig(image_size=32, context_length=4, text_width=32, text_heads=2, embed_dim=16)
     torch.manual_seed(0)
-    model = build_clip(config, 20, 1, 0)
+    model = build_open_clip(config, 20, 1, 0)
     adapt(model, rank=2)
     image, text, scale = model(torch.randn(2, 3, 32, 32), torch.tensor([[3, 4, 1, 0], [5, 1, 0, 0]]))
     (scale * image @ text.T).sum().backward()

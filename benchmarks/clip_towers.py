@@ -1,0 +1,142 @@
+"""A small CLIP by its towers, at equal counted operations: ResNet or ViT, and a trained or the frozen text tower.
+
+    python -m benchmarks.clip_towers [--seeds 0 1 2] [--updates 250] [--scenes 4096] [--encoder FOLDER]
+
+Scenes of the embedded corpus at 64 pixels with their captions; 512 others are held out. The frozen text encoder is a
+folder, or by default a T5 of the demo's sizes that is pretrained on the captions here (its training, which a run needs
+for its cascade anyway, is not counted). The demo's CLIP, a ResNet with a trained text tower, gets ``--updates`` updates
+of 128 pairs, and every other pair of towers as many as cost the same: operations of matrix products, convolutions and
+attention of a whole update, forward and backward, the frozen encoder's forward pass among them, counted by torch's
+FlopCounterMode. CPU-seconds of the training with all its threads stand beside. Recall is the mean of both directions
+among the held-out pairs (`eval.metrics.retrieval`).
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from benchmarks.result import make_claim, write_result
+from dataprep.synthetic.grammar import render_caption, sample_claim
+from dataprep.synthetic.renderer import draw_scene
+from eval.clip.scorer import ClipScorer
+from eval.metrics.retrieval import measure_retrieval
+from train.config import TrainConfig
+from train.loader.loader import Batch, Stream
+from train.loader.sampler import SampleRandom
+from train.loop import train
+from train.tasks.clip import ClipTask
+from train.tasks.clip_config import ClipTaskConfig
+from train.tasks.t5 import train_t5
+from train.tasks.t5_config import T5TrainingConfig
+
+SIDE, HELD_OUT, BATCH = 64, 512, 128
+DEMO = {"batch_size": BATCH, "learning_rate": 2e-3, "warmup_steps": 40, "zero_stage": 0}
+# The demo's towers first. The ViT's updates cost about as many operations as the ResNet's.
+TOWERS: dict[str, dict[str, Any]] = {
+    "ResNet, trained text": {},
+    "ViT, trained text": {"image_tower": "vit"},
+    "ResNet, frozen text": {"text_tower": "frozen"},
+    "ViT, frozen text": {"image_tower": "vit", "text_tower": "frozen"},
+}
+
+
+class Scenes(Stream):
+    """Drawn scenes and their captions, in memory."""
+
+    def __init__(self, count: int, seed: int) -> None:
+        super().__init__(count, seed, BATCH)
+        rng = np.random.default_rng([seed, count])
+        claims = [sample_claim(rng) for _ in range(count)]
+        self.images = [draw_scene(claim, rng, SIDE) for claim in claims]
+        self.captions = [render_caption(claim) for claim in claims]
+
+    def gather(self, rows: np.ndarray, positions: np.ndarray) -> Batch:
+        pixels = torch.from_numpy(np.stack([self.images[row] for row in rows]))
+        captions = [self.captions[row] for row in rows]
+        return {"key": [str(row) for row in rows], "caption": captions, f"pixels_{SIDE}": pixels}
+
+
+def main() -> None:
+    """Trains every pair of towers, prints its recall, and writes the result."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--updates", type=int, default=250, help="of the demo's towers")
+    parser.add_argument("--scenes", type=int, default=4096)
+    parser.add_argument("--encoder", help="folder of the frozen text encoder")
+    given = parser.parse_args()
+    held_out, rows = Scenes(HELD_OUT, 1_000_000), []
+    with tempfile.TemporaryDirectory(prefix="imagen-ray-bench-") as scratch:
+        for seed in given.seeds:
+            scenes, folder = Scenes(given.scenes, seed), Path(scratch) / str(seed)
+            encoder = given.encoder or pretrain_encoder(scenes.captions, folder / "t5", seed)
+            budget = given.updates * count_update(ClipTask(ClipTaskConfig(), encoder), scenes)
+            for name, changes in TOWERS.items():
+                task = ClipTask(ClipTaskConfig.model_validate(changes), encoder)
+                row = measure(task, scenes, held_out, budget, folder / name, seed)
+                rows.append({"towers": name, "seed": seed} | row)
+                print(rows[-1], flush=True)
+    write_result("clip_towers", rows, make_claims(rows), ("torch", "open_clip_torch", "transformers"))
+
+
+def pretrain_encoder(captions: list[str], folder: Path, seed: int) -> str:
+    """Pretrains the demo's T5 on the captions; returns its folder."""
+    sizes = {"d_model": 128, "layers": 3, "steps": 150, "batch_size": 64, "learning_rate": 3e-3, "warmup_steps": 20}
+    train_t5(captions, T5TrainingConfig.model_validate(sizes | {"zero_stage": 0}), str(folder), seed)
+    return str(folder / "export")
+
+
+def count_update(task: ClipTask, scenes: Scenes) -> int:
+    """Returns the operations of one update: prepared batch, forward and backward pass."""
+    model, batch = task.build(), scenes.batch(0)
+    # Attention as two products, which are counted; its kernel for CPUs is not.
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        task.loss(model, batch, SampleRandom.of_batch(0, 0, batch))[0].backward()
+    return int(counter.get_total_flops())
+
+
+def measure(task: ClipTask, scenes: Scenes, held_out: Scenes, budget: int, folder: Path, seed: int) -> dict[str, Any]:
+    """Trains for ``budget`` operations; returns updates, cost and recall on the held-out pairs."""
+    each = count_update(task, scenes)
+    config = TrainConfig.model_validate(DEMO | {"steps": max(1, round(budget / each)), "warmup_steps": 40})
+    began = time.process_time()
+    trained = train(task, config, scenes, str(folder), seed)
+    spent = time.process_time() - began
+    scorer = ClipScorer.load(str(folder / "export"))
+    features = scorer.image_features(held_out.images), scorer.text_features(held_out.captions)
+    found = measure_retrieval(*features, held_out.captions)
+    recall = {k: (found[f"image_to_text_recall_at_{k}"] + found[f"text_to_image_recall_at_{k}"]) / 2 for k in (1, 5)}
+    return {
+        "updates": config.steps,
+        "gflops_per_update": round(each / 1e9, 3),
+        "tflops": round(each * config.steps / 1e12, 3),
+        "cpu_seconds": round(spent, 1),
+        "trained_parameters": trained["parameters"],
+        "recall_at_1": round(recall[1], 4),
+        "recall_at_5": round(recall[5], 4),
+        "chance_at_1": round(float(found["chance_at_1"]), 4),
+    }
+
+
+def make_claims(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Compares the means over the seeds with those of the demo's towers."""
+    recall = {name: float(np.mean([row["recall_at_1"] for row in rows if row["towers"] == name])) for name in TOWERS}
+    first, *others = TOWERS
+    chance = float(np.mean([row["chance_at_1"] for row in rows]))
+    claims = [make_claim(f"recall at 1 of {first}, over chance", recall[first] / chance, "x", 5.0)]
+    claims += [
+        make_claim(f"recall at 1 of {name}, over {first}", recall[name] / recall[first], "x", 1.0) for name in others
+    ]
+    return claims
+
+
+if __name__ == "__main__":
+    main()
