@@ -49,7 +49,7 @@ LAUNCH_US = 6.0  # of CPU time to dispatch and launch a kernel from eager PyTorc
 
 def describe_stage(config: RunConfig, name: str, width: int) -> dict[str, Any]:
     """Returns what `benchmarks.host_side` needs to know of a stage."""
-    stage = config.train[name]
+    stage = config.cascade()[name]
     return {
         "train": stage.model_dump(mode="json", exclude_defaults=True)
         | {"preset": None, "zero_stage": 0},  # no optimizer is built
@@ -161,7 +161,7 @@ def main() -> None:
         for name in CONFIGS:
             config = load_config(str(ROOT / "configs" / f"{name}.yaml"), [])
             width, tokens = estimate_text_cost(config.encoder).width, Assumptions().padded_tokens
-            for stage_name, stage in config.train.items():
+            for stage_name, stage in config.cascade().items():
                 label = f"{name} {stage_name}"
                 widths[label], given = width, describe_stage(config, stage_name, width)
                 model = StageModel(stage_name, stage, width, tokens)

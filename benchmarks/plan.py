@@ -142,7 +142,7 @@ def compare_flops(case: Case, config: RunConfig, run: str) -> list[dict[str, Any
     artifacts = Run(run).artifacts()
     pack, embed = artifacts["pack"].files(), artifacts["embed"].files()
     found = []
-    for name, stage in config.train.items():
+    for name, stage in config.cascade().items():
         loader = Loader(pack, embed, stage.pixel_columns(), "train", 0, stage.batch_size, stage.crop, stage.data)
         batch = to_device(loader.batch(0), torch.device("cpu"))
         text_dim, tokens = batch["text_BLD"].shape[2], batch["text_BLD"].shape[1]

@@ -7,10 +7,11 @@ types and impossible combinations raise `UserError` naming the key, the value an
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from math import gcd
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
-from pydantic import Field, create_model, model_validator
+from pydantic import Field, create_model, field_validator, model_validator
 
 from dataprep.annotate_config import AnnotateConfig
 from dataprep.card.config import CardConfig
@@ -30,7 +31,34 @@ from pipeline.stages.sample import SampleConfig
 from pipeline.stages.subject import SubjectConfig
 from pipeline.stages.text_encoder import EncoderConfig
 from train.config import TrainConfig
+from train.tasks.cascade_config import CascadeTraining
 from train.tasks.diffusion_config import DiffusionTrainingConfig
+
+
+@runtime_checkable
+class DependentTraining(Protocol):
+    """A training that takes something from other trainings of the section."""
+
+    def needed(self) -> tuple[str, ...]:
+        """Returns their names."""
+
+    def take_from(self, trainings: Mapping[str, Any]) -> Any:
+        """Returns the config with what it takes from the configs of others; ValueError where that does not fit."""
+
+
+@runtime_checkable
+class ImageTraining(Protocol):
+    """A training that reads packed images, as far as they concern it."""
+
+    resolution: int
+    crop: int | None
+    model: str
+
+    def stored_sizes(self) -> tuple[int, ...]:
+        """Returns the resolutions that it reads."""
+
+    def size_multiple(self) -> int:
+        """Returns the number that divides the height and width of every valid image."""
 
 
 class RunConfig(Config):
@@ -51,10 +79,28 @@ class RunConfig(Config):
     pack: PackConfig = PackConfig()
     embed: EmbedConfig = EmbedConfig()
     card: CardConfig = CardConfig()
-    train: dict[str, DiffusionTrainingConfig] = Field(description="the cascade, lowest resolution first")
+    train: dict[str, CascadeTraining] = Field(
+        description="the cascade, lowest resolution first, and what its stages need; `task` says what an entry trains"
+    )
     sample: SampleConfig = SampleConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
     cluster: ClusterConfig = ClusterConfig()
+
+    @field_validator("train")
+    @classmethod
+    def _connect_trainings(cls, train: dict[str, Any]) -> dict[str, Any]:
+        """Gives trainings what they take from others of the section."""
+        connected = {}
+        for name, training in train.items():
+            try:
+                connected[name] = training.take_from(train) if isinstance(training, DependentTraining) else training
+            except ValueError as error:
+                raise ValueError(f"{name}.{error}") from error
+        return connected
+
+    def cascade(self) -> dict[str, DiffusionTrainingConfig]:
+        """Returns the entries of `train` that generate images, in their order."""
+        return {name: entry for name, entry in self.train.items() if isinstance(entry, DiffusionTrainingConfig)}
 
     @model_validator(mode="after")
     def _check(self) -> RunConfig:
@@ -62,38 +108,46 @@ class RunConfig(Config):
             raise ValueError(
                 f"listing.source={self.listing.source!r} and section `subject` go together; set both, or neither"
             )
+        self._check_trainings()
         self._check_cascade()
         self._check_batches()
         self._check_stage_names()
         return self
 
     def _check_cascade(self) -> None:
-        """Raises ValueError for stages that cannot follow each other, or that the packed images do not serve."""
-        names = list(self.train)
+        """Raises ValueError for stages that cannot follow each other, or that the embedded captions do not serve."""
+        cascade = self.cascade()
+        names = list(cascade)
         if not names:
             raise ValueError("train: needs at least one stage, such as `base`")
-        for name in names:
-            if not re.fullmatch(r"[a-z][a-z0-9_]*", name):
-                raise ValueError(f"train.{name}: a stage name is lower-case letters, digits and _")
         for before, name in zip([None, *names], names, strict=False):
-            stage = self.train[name]
-            want = self.train[before].resolution if before else None
+            stage = cascade[name]
+            want = cascade[before].resolution if before else None
             if stage.low_resolution != want:
                 raise ValueError(
                     f"train.{name}.low_resolution={stage.low_resolution}: the stage before it "
                     f"({before or 'none, this is the base'}) gives {want}; set it to {want}"
                 )
-            if stage.resolution not in self.pack.resolutions:
-                raise ValueError(
-                    f"pack.resolutions={list(self.pack.resolutions)}: train.{name} needs {stage.resolution}; add it"
-                )
-            self._check_buckets(name, stage)
             tokens = stage.denoiser_config().caption_tokens()
             if tokens is not None and (not self.embed.pad or self.embed.max_length != tokens):
                 raise ValueError(
                     f"embed.pad={str(self.embed.pad).lower()}, embed.max_length={self.embed.max_length}: {stage.model} "
                     f"of train.{name} reads {tokens} tokens with padding; set pad to true and max_length to {tokens}"
                 )
+
+    def _check_trainings(self) -> None:
+        """Raises ValueError for a training that the packed images do not serve."""
+        for name, training in self.train.items():
+            if not re.fullmatch(r"[a-z][a-z0-9_]*", name):
+                raise ValueError(f"train.{name}: a stage name is lower-case letters, digits and _")
+            if not isinstance(training, ImageTraining):
+                continue
+            for size in training.stored_sizes():
+                if size not in self.pack.resolutions:
+                    raise ValueError(
+                        f"pack.resolutions={list(self.pack.resolutions)}: train.{name} needs {size}; add it"
+                    )
+            self._check_buckets(name, training)
 
     def _check_batches(self) -> None:
         """Raises ValueError for a batch that the ranks cannot share evenly."""
@@ -111,12 +165,13 @@ class RunConfig(Config):
         """Raises ValueError where `sample` or `evaluate` names a cascade stage that does not exist."""
         swept = self.evaluate.sweep.stage if self.evaluate.sweep else None
         for key in [*self.sample.stages, *(name for name in (self.sample.evaluate_at, swept) if name)]:
-            if key not in self.train:
-                raise ValueError(f"sample: there is no cascade stage {key!r}; the stages are {', '.join(self.train)}")
+            if key not in self.cascade():
+                known = ", ".join(self.cascade())
+                raise ValueError(f"sample: there is no cascade stage {key!r}; the stages are {known}")
 
-    def _check_buckets(self, name: str, stage: DiffusionTrainingConfig) -> None:
+    def _check_buckets(self, name: str, stage: ImageTraining) -> None:
         """Raises ValueError for an aspect bucket that a stage cannot be trained on."""
-        multiple = stage.denoiser_config().size_multiple()
+        multiple = stage.size_multiple()
         for bucket, shape in self.pack.shapes(stage.resolution).items():
             is_so = f"pack.aspects: {bucket} is {shape[1]}x{shape[0]} at resolution {stage.resolution}"
             if stage.crop is not None and stage.crop > min(shape):

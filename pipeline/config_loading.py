@@ -137,29 +137,29 @@ def _shorten(value: Any) -> str:
 
 def _find_annotation(where: Sequence[str]) -> Any:
     """Returns the type of the key at the path ``where``; None for an unknown one, and for one with keys below it."""
-    node, found = run_config_type(), None
-    for part in where:
-        is_section = isinstance(node, type) and issubclass(node, BaseModel)
-        found = node.model_fields[part].annotation if is_section and part in node.model_fields else None
-        node = node if found is None else _find_section(found)
-    return found
+    *parents, key = where
+    found = (section.model_fields[key].annotation for section in _find_sections(parents) if key in section.model_fields)
+    return next(found, None)
 
 
 def _valid_keys(where: Sequence[str]) -> Iterator[str]:
     """Yields the keys of the section at the path ``where``; for a dict with free keys, those of its values."""
-    node: Any = run_config_type()
+    yield from dict.fromkeys(key for section in _find_sections(where) for key in section.model_fields)
+
+
+def _find_sections(where: Sequence[str]) -> list[type[BaseModel]]:
+    """Returns the config classes of the section at the path ``where``: several where another key chooses the class."""
+    sections: list[type[BaseModel]] = [run_config_type()]
     for part in where:
-        if isinstance(node, type) and issubclass(node, BaseModel) and part in node.model_fields:
-            node = _find_section(node.model_fields[part].annotation)
-    if isinstance(node, type) and issubclass(node, BaseModel):
-        yield from node.model_fields
+        found = [section.model_fields[part] for section in sections if part in section.model_fields]
+        if found:  # else a free key of a dict, whose values the sections are
+            sections = list(dict.fromkeys(inner for field in found for inner in _list_classes(field.annotation)))
+    return sections
 
 
-def _find_section(annotation: Any) -> Any:
-    """Returns the config class within an annotation: itself, of ``X | None``, or of ``dict[str, X]``."""
-    candidates = [annotation, *get_args(annotation)]
-    inner = [argument for candidate in candidates for argument in get_args(candidate)]
-    for found in [*candidates, *inner]:
-        if isinstance(found, type) and issubclass(found, BaseModel):
-            return found
-    return annotation
+def _list_classes(annotation: Any) -> Iterator[type[BaseModel]]:
+    """Yields the config classes within an annotation: itself, of ``X | None``, or of ``dict[str, X]``."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        yield annotation
+    for argument in get_args(annotation):
+        yield from _list_classes(argument)

@@ -47,7 +47,7 @@ LEVELS: dict[str, tuple[tuple[str, ...], ...]] = {
         ),
         ("config", "optimizers"),
         ("deepspeed_config", "loader", "replica_engine", "trackers"),
-        ("logger",),
+        ("codebook", "logger"),
         ("engine", "task"),
         ("checkpoint_files", "host_copies"),
         ("checkpoint", "resume"),

@@ -1,7 +1,8 @@
 """Checkpoints: every rank writes its share, then rank 0 writes a marker with hashes, which commits the checkpoint.
 
 ``folder/step-00000100/`` holds ``rank-00000.safetensors`` (the parameters i with i % world == rank, each with its fp32
-weight and optimizer slots, whole), ``buffers.safetensors``, ``state.json``, and last ``commit.json`` with the size and
+weight and optimizer slots, whole), ``buffers.safetensors``, for a task that trains more than its model
+``companions.safetensors``, ``state.json``, and last ``commit.json`` with the size and
 sha256 of every file. A checkpoint without a marker, or with a file that does not match it, is torn: it is logged and
 skipped. Keyed by parameter, a checkpoint loads at any world size and ZeRO stage (`train.resume`). ``folder`` is any
 fsspec URL; loading executes no code from it.
@@ -24,6 +25,7 @@ from dataprep.io import storage
 from train.checkpoint_files import (
     BUFFERS_FILE,
     COMMIT_FILE,
+    COMPANIONS_FILE,
     FORMAT,
     SEPARATOR,
     STATE_FILE,
@@ -34,6 +36,7 @@ from train.checkpoint_files import (
 from train.config import TrainConfig
 from train.engine import Engine
 from train.host_copies import HostCopies
+from train.task import Companion
 
 
 class CheckpointSaver:
@@ -44,8 +47,16 @@ class CheckpointSaver:
     `load_checkpoint`. Every method is collective.
     """
 
-    def __init__(self, engine: Engine, folder: str, config: TrainConfig, identity: Mapping[str, Any]) -> None:
+    def __init__(
+        self,
+        engine: Engine,
+        folder: str,
+        config: TrainConfig,
+        identity: Mapping[str, Any],
+        companions: Mapping[str, Companion] | None = None,
+    ) -> None:
         self.engine, self.folder, self.config, self.identity = engine, folder, config, dict(identity)
+        self.companions = companions or {}
         timeout = timedelta(seconds=config.hang_seconds)
         self.group = dist.new_group(backend="gloo", timeout=timeout) if engine.world > 1 else None
         self.pool = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
@@ -61,14 +72,20 @@ class CheckpointSaver:
         for name, slots in engine.full_state(engine.rank, engine.world, self.copies.copy):
             share |= {f"{name}{SEPARATOR}{slot}": value for slot, value in slots.items()}
         self.copies.finish()
-        buffers = engine.buffers() if engine.rank == 0 else {}
+        whole = {BUFFERS_FILE: engine.buffers()} if engine.rank == 0 else {}
+        if engine.rank == 0 and self.companions:
+            whole[COMPANIONS_FILE] = {
+                f"{name}{SEPARATOR}{key}": value.detach().cpu().clone()
+                for name, companion in self.companions.items()
+                for key, value in companion.state().items()
+            }
         state: dict[str, Any] = {"format": FORMAT, "step": step, "updates": engine.updates(), "world": engine.world}
         state |= {
             "identity": self.identity,
             "model": {name: list(shape) for name, shape in engine.shapes.items()},
             "loop": loop_state,
         }
-        self.writing, self.begun = self.pool.submit(self._write, step, share, buffers, state), step
+        self.writing, self.begun = self.pool.submit(self._write, step, share, whole, state), step
 
     def due(self, step: int) -> bool:
         """Returns whether to collect an unfinished checkpoint: written on this rank, or ``step`` is too far past it.
@@ -92,21 +109,21 @@ class CheckpointSaver:
         self.pool.shutdown()
 
     def _write(
-        self, step: int, share: dict[str, Tensor], buffers: dict[str, Tensor], state: dict[str, Any]
+        self, step: int, share: dict[str, Tensor], whole: dict[str, dict[str, Tensor]], state: dict[str, Any]
     ) -> tuple[str, int]:
         path = checkpoint_path(self.folder, step)
         rank = self.engine.rank
         self._run_on_all_ranks(lambda: storage.remove(path) if rank == 0 else None)  # a torn one of an earlier attempt
-        parts = self._run_on_all_ranks(lambda: self._write_share(path, share, buffers, state))
+        parts = self._run_on_all_ranks(lambda: self._write_share(path, share, whole, state))
         self._run_on_all_ranks(lambda: self._commit(path, step, parts) if rank == 0 else None)
         return path, step
 
     def _write_share(
-        self, path: str, share: dict[str, Tensor], buffers: dict[str, Tensor], state: dict[str, Any]
+        self, path: str, share: dict[str, Tensor], whole: dict[str, dict[str, Tensor]], state: dict[str, Any]
     ) -> list[dict[str, Any]]:
         files = [_write_tensors(share, path, rank_file(self.engine.rank))]
         if self.engine.rank == 0:
-            files.append(_write_tensors(buffers, path, BUFFERS_FILE))
+            files += [_write_tensors(tensors, path, name) for name, tensors in whole.items()]
             storage.write_json(storage.join(path, STATE_FILE), state)
             files.append(_file_entry(path, STATE_FILE))
         return files

@@ -7,6 +7,7 @@ import re
 from dataprep.io import storage
 
 FORMAT, COMMIT_FILE, STATE_FILE, BUFFERS_FILE = 2, "commit.json", "state.json", "buffers.safetensors"
+COMPANIONS_FILE = "companions.safetensors"  # `train.task.Companion`
 SEPARATOR = "|"  # between a parameter's name and its slot; neither contains it
 
 

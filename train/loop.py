@@ -39,8 +39,8 @@ from train.models.adapters.files import ADAPTER_FILE, save_adapter
 from train.models.adapters.lora import merge_pairs, split_pairs
 from train.models.adapters.registry import ADAPTERS
 from train.preemption import ShutdownConsensus
-from train.resume import Checkpoint, load_checkpoint, open_newest
-from train.task import AdaptableTask, PreparingTask, SamplingTask, Task, ValidatingTask
+from train.resume import Checkpoint, load_checkpoint, load_companions, open_newest
+from train.task import AccompaniedTask, AdaptableTask, Companion, PreparingTask, SamplingTask, Task, ValidatingTask
 from train.timing import Stopwatch, peak_memory_mb, peak_tflops
 from train.watchdog import SpikeDetector, Watchdog
 
@@ -73,6 +73,8 @@ def train(
             f"sample_every={config.sample_every}: needs a task that generates images, and validation data; set it to 0"
         )
     engine = Engine(build_model(task, config, seed), config)
+    for companion in list_companions(task).values():
+        companion.begin(engine.module)
     run = _TrainingRun(task, engine, storage.join(folder), seed, on_event or (lambda event: None), len(loader))
     try:
         return run.execute(loader, validation, ShutdownConsensus(engine.world, config.hang_seconds))
@@ -97,6 +99,11 @@ def build_model(task: Task, config: TrainConfig, seed: int) -> nn.Module:
     return model
 
 
+def list_companions(task: Task) -> dict[str, Companion]:
+    """Returns what a task trains beside its model, by name."""
+    return task.companions if isinstance(task, AccompaniedTask) else {}
+
+
 class _TrainingRun:
     """State of one call of `train`."""
 
@@ -115,7 +122,8 @@ class _TrainingRun:
         self.feed = DeviceFeed(engine.device, seed, prepare)
         self.checkpoints = storage.join(folder, "checkpoints")
         self.identity = run_identity(self.config) | {"seed": seed, "training samples": samples}
-        self.saver = CheckpointSaver(engine, self.checkpoints, self.config, self.identity)
+        self.companions = list_companions(task)
+        self.saver = CheckpointSaver(engine, self.checkpoints, self.config, self.identity, self.companions)
         self.watchdog, self.clock = Watchdog(self.config.hang_seconds), Stopwatch(engine.device)
         self.logger: MetricLogger | None = None
         self.peak = peak_tflops(engine.device, self.config.peak_tflops)
@@ -167,6 +175,7 @@ class _TrainingRun:
 
     def _resume(self, found: Checkpoint) -> int:
         step, state = load_checkpoint(self.engine, found, self.identity)
+        load_companions(found, self.companions)
         self.sums = {name: self._scalar(value) for name, value in state["sums"].items()}
         self.counted, self.last, self.spikes = state["counted"], state["last"], SpikeDetector(state["spikes"])
         self.skipped, self.consecutive_skips = state["skipped"], state["consecutive_skips"]
@@ -201,14 +210,17 @@ class _TrainingRun:
             seen.append((loss.detach(), batch["key"]))
             with clock.part("step"):
                 update = engine.step(self.rate)
+        with clock.part("step"):
+            ended = [companion.end_update(update.applied) for companion in self.companions.values()]
         if recorder is not None and (forward := count_flops(self.task.build, recorder.calls)):
             # The backward pass counts twice the forward, once where weights are frozen; recomputation is not counted.
             self.flops = (3 if config.adapter is None else 2) * forward * config.accumulation
         self.grad_norm = update.grad_norm
         if update.applied:
             self.consecutive_skips = 0
-            for name, value in sums.items():
-                self.sums[name] = self.sums.get(name, self._scalar(0)) + value.double() / config.accumulation
+            sums = {name: value.double() / config.accumulation for name, value in sums.items()}
+            for name, value in [*sums.items(), *(item for metrics in ended for item in metrics.items())]:
+                self.sums[name] = self.sums.get(name, self._scalar(0)) + value.detach().double()
             self.counted += 1
         else:
             self._count_skip(step, [key for loss, keys in seen if not bool(torch.isfinite(loss)) for key in keys])

@@ -27,13 +27,24 @@ from torch import Tensor
 
 from dataprep.io import storage
 from dataprep.io.errors import UserError
-from train.checkpoint_files import BUFFERS_FILE, COMMIT_FILE, FORMAT, SEPARATOR, STATE_FILE, list_steps, rank_file
+from train.checkpoint_files import (
+    BUFFERS_FILE,
+    COMMIT_FILE,
+    COMPANIONS_FILE,
+    FORMAT,
+    SEPARATOR,
+    STATE_FILE,
+    list_steps,
+    rank_file,
+)
 from train.engine import MASTER, Engine
 from train.optimizers import EMA
+from train.task import Companion
 
 WEIGHT_SLOTS = {"ema": EMA, "raw": MASTER}  # kinds of weights that `read_weights` returns
 FILES_AT_ONCE = 4  # that a rank downloads and hashes
-FILE_NAME = re.compile(rf"{re.escape(STATE_FILE)}|{re.escape(BUFFERS_FILE)}|rank-\d{{5,}}\.safetensors")
+WHOLE_FILES = (STATE_FILE, BUFFERS_FILE, COMPANIONS_FILE)  # which one rank writes
+FILE_NAME = re.compile(rf"{'|'.join(map(re.escape, WHOLE_FILES))}|rank-\d{{5,}}\.safetensors")
 log = logging.getLogger(__name__)
 
 
@@ -207,7 +218,7 @@ def load_checkpoint(engine: Engine, found: Checkpoint, identity: Mapping[str, An
         opened = {
             name: stack.enter_context(safe_open(local, framework="pt"))
             for name, local in found.local.items()
-            if name not in (STATE_FILE, BUFFERS_FILE)
+            if name not in WHOLE_FILES
         }
         sizes = {key: file.get_slice(key).get_shape() for file in opened.values() for key in file.keys()}  # noqa: SIM118
         shapes = found.ranks.merge(sizes)
@@ -224,6 +235,17 @@ def load_checkpoint(engine: Engine, found: Checkpoint, identity: Mapping[str, An
     buffers = load_file(found.local[BUFFERS_FILE]) if BUFFERS_FILE in found.local else None
     engine.load_buffers(found.ranks.from_rank(found.owners[BUFFERS_FILE], buffers))
     return int(state["step"]), state["loop"]
+
+
+def load_companions(found: Checkpoint, companions: Mapping[str, Companion]) -> None:
+    """Loads what a task trained beside its model. A collective; the checkpoint is of the same task."""
+    if not companions:
+        return
+    stored = load_file(found.local[COMPANIONS_FILE]) if COMPANIONS_FILE in found.local else None
+    stored = found.ranks.from_rank(found.owners[COMPANIONS_FILE], stored)
+    for name, companion in companions.items():
+        start = f"{name}{SEPARATOR}"
+        companion.load_state({key.removeprefix(start): stored[key] for key in stored if key.startswith(start)})
 
 
 def read_weights(folder: str, kind: str) -> tuple[dict[str, Tensor], int]:

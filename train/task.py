@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -53,6 +53,32 @@ class AdaptableTask(Protocol):
     """A task whose model can be trained by an adapter."""
 
     component: str  # what the model is to diffusers, in front of the names in an adapter's file: unet, text_encoder
+
+
+class Companion(Protocol):
+    """What a task trains itself beside its model, whole on every rank: a codebook, a discriminator.
+
+    `Task.loss` feeds it in training. All methods but `state` are collective.
+    """
+
+    def begin(self, module: nn.Module) -> None:
+        """Called once before the first update, with the model on its device."""
+
+    def end_update(self, applied: bool) -> dict[str, Tensor]:
+        """Ends an update, after the model's; ``applied``: whether that was not skipped. Returns scalars to log."""
+
+    def state(self) -> dict[str, Tensor]:
+        """Returns what a checkpoint stores, the same on every rank."""
+
+    def load_state(self, state: Mapping[str, Tensor]) -> None:
+        """Sets what `state` returned."""
+
+
+@runtime_checkable
+class AccompaniedTask(Protocol):
+    """A task that trains more than its model."""
+
+    companions: dict[str, Companion]
 
 
 @runtime_checkable

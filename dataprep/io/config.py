@@ -1,4 +1,4 @@
-"""The base of every config class, and the type of a key that names an entry of a registry."""
+"""The base of every config class, keys that name an entry of a registry, and sections whose class a key names."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, GetCoreSchemaHandler, GetJsonSchemaHandler
+from pydantic import BaseModel, ConfigDict, GetCoreSchemaHandler, GetJsonSchemaHandler, ValidatorFunctionWrapHandler
 from pydantic_core import CoreSchema, core_schema
 
 
@@ -32,3 +32,28 @@ class NameIn:
         if name not in self.registry:
             raise ValueError(f"{name!r} is unknown; take one of {', '.join(self.registry)}")
         return name
+
+
+@dataclass(frozen=True)
+class ClassOf:
+    """Annotation of a section whose class another of its keys names: an entry of ``classes``, by default the first.
+
+    Unlike a tagged union of pydantic it leaves the name out of the place of an error.
+    """
+
+    key: str
+    classes: Mapping[str, type[Config]]
+
+    def choose(self, values: Any) -> type[Config]:
+        """Returns the class of a section's plain values; raises ValueError for an unknown name."""
+        default = next(iter(self.classes))
+        name = values.get(self.key, default) if isinstance(values, Mapping) else default
+        if name not in self.classes:
+            raise ValueError(f"{self.key}={name} is unknown; take one of {', '.join(self.classes)}")
+        return self.classes[name]
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        return core_schema.no_info_wrap_validator_function(self._validate, handler(source))
+
+    def _validate(self, value: Any, handler: ValidatorFunctionWrapHandler) -> Any:
+        return value if isinstance(value, Config) else self.choose(value).model_validate(value)

@@ -44,12 +44,13 @@ def run_cascade(run: Run) -> CascadeConfig:
     """Returns the cascade of a finished run, its parts copied to this machine; UserError if a stage is not finished."""
     record, artifacts = run.record(), run.artifacts()
     config = run_config_type().model_validate(record["config"], strict=False)
-    missing = [name for name in ["encoder", *(f"train.{stage}" for stage in config.train)] if name not in artifacts]
+    stages = config.cascade()
+    missing = [name for name in ["encoder", *(f"train.{stage}" for stage in stages)] if name not in artifacts]
     if missing:
         raise UserError(
             f"{run.root}: stage {missing[0]} is not finished: no model to sample from; `imagen-ray run` it first"
         )
-    trained = {name: artifacts[f"train.{name}"] for name in config.train}
+    trained = {name: artifacts[f"train.{name}"] for name in stages}
     more: dict[str, Any] = {"max_length": config.embed.max_length, "encoder_dtype": config.embed.dtype}
     more |= {"encoder_pad": config.embed.pad, "encoder_lowercase": config.embed.lowercase}
     more |= {"watermark": config.sample.watermark}

@@ -252,7 +252,7 @@ def _synchronize(device: torch.device) -> None:
 
 def _choose_base(config: RunConfig, memory_gb: float) -> tuple[StageModel, str]:
     """Returns the config's first stage, or the stand-in if its weights, gradients and activations would not fit."""
-    name, stage = next(iter(config.train.items()))
+    name, stage = next(iter(config.cascade().items()))
     model = StageModel(name, stage, estimate_text_cost(config.encoder).width, 20)
     if model.parameters * 16 < 0.5 * memory_gb * 1e9:
         return model, f"train.{name} ({stage.model})"

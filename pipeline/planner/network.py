@@ -25,7 +25,7 @@ from train.deepspeed_config import CONTIGUOUS_ABOVE, PERSISTENT_UP_TO
 from train.engine import enable_recompute
 from train.models.adapters.config import AdapterConfig
 from train.models.adapters.registry import ADAPTERS
-from train.models.backbones import build_denoiser
+from train.models.backbones import backbone_name, build_denoiser, find_backbone
 from train.models.base import Conditions, DenoiserConfig
 
 StepInputs = tuple[Tensor, Tensor, Conditions]  # noisy image, log-SNR, conditions
@@ -188,7 +188,8 @@ def make_step_inputs(config: DenoiserConfig, batch: int, size: int, tokens: int,
     )
     if config.lowres:
         conditions = conditions._replace(lowres_BCHW=torch.zeros_like(image), lowres_log_snr_B=torch.zeros(batch))
-    return image, torch.zeros(batch), conditions
+    make_input = find_backbone(backbone_name(config)).make_input
+    return image if make_input is None else make_input(config, batch, size), torch.zeros(batch), conditions
 
 
 @contextmanager

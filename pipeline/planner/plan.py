@@ -110,7 +110,7 @@ def make_plan(config: RunConfig, table: MachineCatalog, wanted: PlanRequest) -> 
             *(name, stage, text.width, rates.padded, group),
             host_ms=estimate_host_ms(stage, config.pack, embedding, assumptions),
         )
-        for name, stage in config.train.items()
+        for name, stage in config.cascade().items()
     ]
     sample_bytes = {model.name: _sample_bytes(model, rates, embedding) for model in models}
     if wanted.machine:  # only this one is compared

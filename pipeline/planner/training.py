@@ -25,11 +25,10 @@ BACKWARD_FROZEN = 1  # of the backward pass through frozen weights, which need n
 
 def count_trained_parameters(config: DenoiserConfig, adapter: AdapterConfig | None) -> int:
     """Returns the number of parameters that training updates, without allocating them."""
-    if adapter is None:
-        return count_parameters(config)
     with torch.device("meta"):
         model = build_denoiser(config)
-        ADAPTERS[adapter.kind]()(model, adapter)
+        if adapter is not None:
+            ADAPTERS[adapter.kind]()(model, adapter)
         return sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
 
 

@@ -119,7 +119,7 @@ def _plan_sample(facts: PlanFacts) -> Workload:
     scenes = config.listing.source == "scenes"
     shown = (len(settings.prompts) + (settings.show if scenes else 0)) * settings.candidates
     evaluated = settings.evaluate * settings.candidates if scenes or settings.evaluate_prompts else shown
-    names = list(config.train)
+    names = list(config.cascade())
     last = names.index(settings.evaluate_at) if settings.evaluate_at else len(names) - 1
     flops = 0.0
     for place, name in enumerate(names):

@@ -14,6 +14,7 @@ from typing import Any
 from plotly.graph_objects import Figure
 
 from pipeline.store.artifact import Artifact
+from train.tasks.cascade_config import generates_images
 
 TABLES_TEMPLATE = Path(__file__).with_name("section.html.jinja")
 
@@ -42,7 +43,10 @@ class ReportInputs:
     @property
     def cascade(self) -> list[str]:
         """Names of the cascade stages, lowest resolution first."""
-        return [name.removeprefix("train.") for name in self.artifacts if name.startswith("train.")]
+        names = [name.removeprefix("train.") for name in self.artifacts if name.startswith("train.")]
+        trainings = {name: self.artifacts[f"train.{name}"].manifest.config["train"] for name in names}
+        sizes = {name: found["resolution"] for name, found in trainings.items() if generates_images(found)}
+        return sorted(sizes, key=lambda name: sizes[name])
 
 
 @dataclass(frozen=True)

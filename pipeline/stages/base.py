@@ -181,6 +181,8 @@ class StageType:
     # As `sources`, of one of several instances, by its name in the config.
     instance_sources: Callable[[RunConfig, str], list[str]] | None = None
     instances: Callable[[RunConfig], Mapping[str, StageConfig]] | None = None  # several stages ``<name>.<entry>``
+    # Further inputs of one of several instances, by its name in the config: names of stages before it.
+    instance_inputs: Callable[[RunConfig, str], tuple[str, ...]] | None = None
     section: type[Config] | None = None  # config section ``<name>``, where `pipeline.config.RunConfig` has none
     # What the report shows: the node's colour in the graph and the counter that says how much was made.
     kind: str = "data"

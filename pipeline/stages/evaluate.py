@@ -15,8 +15,8 @@ from pipeline.runtime.context import Context
 from pipeline.stages.base import Placement, StageConfig, StageInputs, StageType, always, config_key
 from pipeline.stages.clip import digest_clip, is_trained_here, read_clip_spec
 from pipeline.stages.sample import SampleStageConfig
-from pipeline.stages.train import TrainStageConfig
 from pipeline.stages.trained_cascade import trained_cascade
+from pipeline.stages.training_stages import read_stages
 from pipeline.store.artifact import Artifact, Shard
 from pipeline.store.run import Run
 
@@ -237,8 +237,9 @@ def _list_settings(ctx: EvaluateContext) -> list[SweptSetting]:
     sweep = ctx.config.evaluate.sweep
     if sweep is None:
         return []
-    stage = sweep.stage or next(iter(ctx.inputs.train))
-    size = TrainStageConfig.from_manifest(ctx.inputs.train[stage].manifest).train.resolution
+    cascade = read_stages(ctx.inputs.train)
+    stage = sweep.stage or next(iter(cascade))
+    size = cascade[stage].resolution
     points = make_sweep_points(sweep, _read_sampling(ctx).get(stage, SamplingConfig()))
     paths = [ctx.path(SWEEP_SET, shard_name(number, "parquet")) for number in range(len(points))]
     return [SweptSetting(point, stage, size, path) for point, path in zip(points, paths, strict=True)]
@@ -274,7 +275,7 @@ def _sample_sweep(
 
 
 def _measure_likelihood(ctx: EvaluateContext) -> dict[str, list[dict[str, float]]]:
-    """Measures the bits of validation images under every cascade stage, a shard per stage; {} if not requested."""
+    """Measures the bits of validation images under every stage that denoises, a shard each; {} if not requested."""
     from eval.metrics.likelihood import collect_likelihood
     from pipeline.stages.image_likelihood import FOLDER, LikelihoodWorker
 
@@ -286,7 +287,9 @@ def _measure_likelihood(ctx: EvaluateContext) -> dict[str, list[dict[str, float]
     text |= {"encoder_pad": ctx.config.pad, "encoder_lowercase": ctx.config.lowercase}
     cascade = trained_cascade(inputs.train, {}, inputs.encoder, **text)
     arguments = {"cascade": cascade, "pack": inputs.pack.files(), "config": config}
-    shards = [Shard(number, {}) for number in range(len(cascade.stages))]
+    trainings = read_stages(inputs.train)
+    denoisers = [number for number, entry in enumerate(cascade.stages) if trainings[entry.name].trains == "diffusion"]
+    shards = [Shard(number, {}) for number in denoisers]
     ctx.map_shards(LikelihoodWorker, arguments, shards, subfolder=FOLDER, on_gpu=True)
     markers = sorted((marker for marker in ctx.finished if marker.subfolder == FOLDER), key=lambda marker: marker.id)
     paths = [ctx.path(FOLDER, output.path) for marker in markers for output in marker.outputs]

@@ -25,6 +25,7 @@ from pipeline.stages import (
     subject,
     text_encoder,
     train,
+    vq,
 )
 from pipeline.stages.base import Stage, StageConfig, StageType
 
@@ -44,6 +45,7 @@ STAGES: dict[str, StageType] = {  # in this order; a stage stands after its inpu
     "embed": embed.STAGE,  # kept captions -> text embeddings
     "card": card.STAGE,  # what the data set consists of
     "train": train.STAGE,  # one stage per entry of `train`: pack and embeddings -> checkpoints, EMA weights
+    "train_vq": vq.STAGE,  # also of `train`, with task vq: pack -> autoencoders with a codebook
     "sample": sample.STAGE,  # prompts -> images through the cascade
     "evaluate": evaluate.STAGE,  # images -> metrics
     "report": report.STAGE,  # everything -> one HTML page
@@ -67,6 +69,8 @@ def list_stages(config: RunConfig) -> list[Stage]:
 
 def _stage(name: str, kind: StageType, part: StageConfig, config: RunConfig, before: dict[str, Stage]) -> Stage:
     inputs = kind.inputs.names(before, lambda optional: kind.optional(config, optional))
+    if kind.instance_inputs is not None:
+        inputs += kind.instance_inputs(config, name.partition(".")[2])
     return Stage(
         name=name,
         type=kind,

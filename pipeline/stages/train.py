@@ -1,4 +1,4 @@
-"""Stages `train.<name>`: one diffusion stage of the cascade each, on packed images and text embeddings."""
+"""Stages `train.<name>` of task `diffusion`: one stage of the cascade each, on packed images and text embeddings."""
 
 from __future__ import annotations
 
@@ -10,18 +10,11 @@ from dataprep.io.errors import UserError
 from pipeline.runtime.context import Context
 from pipeline.runtime.training_data import INDEX_FILE, write_shard_index
 from pipeline.runtime.training_stage import train_on_cluster
-from pipeline.stages.base import Learning, Placement, Rows, StageConfig, StageInputs, StageType, always
-from pipeline.stages.initial_weights import (
-    ORIGIN_FILE,
-    Origin,
-    check_origin,
-    find_origin,
-    list_origin_files,
-    place_init,
-    write_origin,
-)
+from pipeline.stages.base import Placement, StageConfig, StageInputs, StageType, always
+from pipeline.stages.initial_weights import Origin, check_origin, find_origin, list_origin_files
 from pipeline.stages.text_encoder import find_text_width
-from pipeline.store.artifact import Artifact, Manifest
+from pipeline.stages.training_stages import describe_learning, list_trainings, place_weights
+from pipeline.store.artifact import Artifact
 from train.initial_weights.base import read_settings
 from train.tasks.diffusion_config import DiffusionTrainingConfig
 
@@ -45,13 +38,13 @@ class TrainInputs(StageInputs):
 
 
 def list_instances(config: RunConfig) -> dict[str, StageConfig]:
-    """Returns a stage for each entry of the config's `train`."""
-    return {f"train.{name}": TrainStageConfig.from_run(config, train=part) for name, part in config.train.items()}
+    """Returns a stage for each entry of `train` with this task."""
+    return list_trainings(config, "diffusion", TrainStageConfig)
 
 
 def list_sources(config: RunConfig, name: str) -> list[str]:
     """Returns the files of the weights that a stage begins from, if any, after checking that they fit its network."""
-    stage = config.train[name]
+    stage = config.cascade()[name]
     if stage.init is None:
         return []
     key = f"train.{name}.init"
@@ -99,18 +92,8 @@ def run(ctx: Context[TrainStageConfig, TrainInputs]) -> None:
     index, content = ctx.path(INDEX_FILE), pack.content + embed.content
     write_shard_index(ctx, index, pack.files(), embed.files(), train.pixel_columns(), content, train.min_original)
     arguments = {"index": index, "validate": pack.manifest.counters["validation"] > 0}
-    if train.init is not None:
-        origin = find_origin(train.init, ctx.stage, f"{ctx.stage}.init")
-        write_origin(ctx.path(ORIGIN_FILE), origin)
-        train = train.model_copy(update={"init": place_init(train.init, origin)})
-    train_on_cluster(ctx, train_rank, arguments, train, ctx.config.seed)
+    train_on_cluster(ctx, train_rank, arguments, place_weights(ctx, train), ctx.config.seed)
     storage.remove(index)
-
-
-def describe_learning(manifest: Manifest) -> Learning:
-    """Returns what a finished stage learned from the pairs."""
-    train = TrainStageConfig.from_manifest(manifest).train
-    return Learning("image and caption", train.steps, train.batch_size, Rows.KEPT)
 
 
 STAGE = StageType(

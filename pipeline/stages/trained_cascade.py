@@ -17,10 +17,11 @@ from eval.sampling.config import (
 )
 from eval.sampling.folder_cascade import folder_cascade
 from pipeline.stages.text_encoder import encoder_location
-from pipeline.stages.train import TrainStageConfig
+from pipeline.stages.training_stages import read_stages
 from pipeline.store.artifact import Artifact
 from pipeline.store.run import RUN_FILE, Run
 from train.models.backbones import find_stage_folder
+from train.tasks.cascade_config import generates_images
 
 if TYPE_CHECKING:
     from eval.sampling.cascade import Cascade
@@ -29,21 +30,20 @@ if TYPE_CHECKING:
 def trained_cascade(
     trained: Mapping[str, Artifact], sampling: Mapping[str, SamplingConfig], encoder: Artifact, **more: Any
 ) -> CascadeConfig:
-    """Returns the cascade of finished training stages by name, lowest resolution first.
+    """Returns the cascade of finished training stages by name; those that generate no images are left out.
 
     Args:
         sampling: sampler settings by stage name; stages that it lacks have the defaults.
         more: other fields of `CascadeConfig`.
     """
     stages = []
-    for name, artifact in trained.items():
-        config = TrainStageConfig.from_manifest(artifact.manifest).train
+    for name, config in read_stages(trained).items():
         stages.append(
             StageEntry(
                 name=name,
                 resolution=config.resolution,
                 low_resolution=config.low_resolution,
-                path=artifact.path("export"),
+                path=trained[name].path("export"),
                 sampling=sampling.get(name, SamplingConfig()),
             )
         )
@@ -66,10 +66,11 @@ def find_cascade(model: str, key: str) -> CascadeConfig:
         )
     run = Run(model)
     config, artifacts = run.record()["config"], run.artifacts()
-    missing = [name for name in ["encoder", *(f"train.{stage}" for stage in config["train"])] if name not in artifacts]
+    stages = [name for name, training in config["train"].items() if generates_images(training)]
+    missing = [name for name in ["encoder", *(f"train.{stage}" for stage in stages)] if name not in artifacts]
     if missing:
         raise UserError(f"{key}={model}: stage {missing[0]} is not finished there; `imagen-ray run` it first")
-    trained = {name: artifacts[f"train.{name}"] for name in config["train"]}
+    trained = {name: artifacts[f"train.{name}"] for name in stages}
     sampling = {
         name: SamplingConfig.model_validate(values, strict=False) for name, values in config["sample"]["stages"].items()
     }

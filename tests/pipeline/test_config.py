@@ -67,5 +67,5 @@ def test_a_bucket_that_a_stage_cannot_train_on_is_named() -> None:
 def test_configs_for_gpus_spend_no_compute_or_quality_for_nothing(name: str) -> None:
     config = load_config(str(ROOT / "configs" / name))
     assert (config.embed.dtype, config.embed.codec) == ("bfloat16", "int8")
-    assert config.pack.raw_up_to == config.train["base"].resolution  # the base does not learn from JPEGs
+    assert config.pack.raw_up_to == config.cascade()["base"].resolution  # the base does not learn from JPEGs
     assert not any(stage.activation_checkpointing for stage in config.train.values())

@@ -118,6 +118,9 @@ class Backbone:
     build: Callable[[Any], Any]  # config -> `Denoiser`, an nn.Module with fresh weights; imports torch on call
     conditions: Collection[str]  # supported fields of `Conditions`
     zero_at_start: str | None = None  # a weight that is zero until the first update: detects untrained networks
+    task: str = "diffusion"  # that trains it, an entry of `train.tasks.registry.TASKS`
+    # What the network takes in place of noisy images: (config, batch, pixels per side) -> tensor; None: noisy images.
+    make_input: Callable[[Any, int, int], Tensor] | None = None
     # Of another library's folder layout: reads the stage's description (None: a folder of another kind), loads the
     # network that it describes, and downloads a stage that a URL of a hub names (None: another path).
     read_folder: Callable[[str], FolderStage | None] | None = None

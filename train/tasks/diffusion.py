@@ -31,15 +31,14 @@ from train.diffusion.objective import (
 )
 from train.diffusion.samplers import ddim, sampling_log_snrs
 from train.diffusion.schedules import network_input
-from train.loader.loader import TRAIN, VALIDATION, Batch, Loader
-from train.loader.reader import Reader
+from train.loader.loader import Batch
 from train.loader.sampler import SampleRandom, sample_seed
 from train.loader.shard_index import ShardIndex
-from train.loop import train
 from train.models.backbones import build_denoiser
 from train.models.base import Conditions, DenoiserConfig, PaddedTextDenoiser
 from train.models.export import save_stage
 from train.tasks.diffusion_config import DiffusionStageConfig, DiffusionTrainingConfig
+from train.tasks.pack_training import train_on_pack
 
 GRID_STEPS = 16  # network evaluations for a grid of samples
 GOLDEN_RATIO = 0.6180339887498949  # multiples of it modulo 1 cover [0, 1) evenly, however many there are
@@ -192,23 +191,15 @@ def train_diffusion(
     """Trains a stage on this rank from pack shards and their embedding shards.
 
     ``index`` is the path of their `train.loader.shard_index.ShardIndex`, for the config's pixel columns and
-    ``min_original``; ``validate``: whether the pack has held-out rows. Returns the figures of `train.loop.train`, and
-    ``passed_over``: the number of row groups and images that could not be read.
+    ``min_original``; ``validate`` and the result are those of `train_on_pack`.
     """
     shards = ShardIndex.read(index)
     if shards.text_dim is None:
         raise UserError("train: nothing was kept to train on; look at the report's funnel and loosen select")
-    data = Reader(shards, config.data)
-
-    def make_loader(split: str) -> Loader:
-        min_original = config.min_original if split == TRAIN else 0  # few are held out: validate on all of them
-        return Loader.from_reader(data, split, seed, config.batch_size, config.crop, min_original)
-
     padded = config.denoiser_config().caption_tokens() is not None
     empty_text_LD = read_empty_text(str(shards.embed_path(0))) if padded else None
-    task, loader = DiffusionTask(config, shards.text_dim, empty_text_LD), make_loader(TRAIN)
-    result = train(task, config, loader, folder, seed, make_loader(VALIDATION) if validate else None)
-    return result | {"passed_over": len(loader.corrupt)}
+    task = DiffusionTask(config, shards.text_dim, empty_text_LD)
+    return train_on_pack(task, shards, validate, config, folder, seed)
 
 
 def read_empty_text(path: str) -> np.ndarray:

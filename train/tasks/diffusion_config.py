@@ -5,7 +5,7 @@ Sections are of arXiv 2205.11487.
 
 from __future__ import annotations
 
-from typing import Any, Self
+from typing import Any, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -14,7 +14,7 @@ from dataprep.io.pack_format import pixels_column
 from train.config import TrainConfig
 from train.diffusion.config import DiffusionConfig
 from train.loader.config import LoaderConfig
-from train.models.backbones import denoiser_config, is_preset, read_folder_stage
+from train.models.backbones import backbone_name, denoiser_config, find_backbone, is_preset, read_folder_stage
 from train.models.base import DenoiserConfig
 
 # Above this level less of the small image than of the noise is left in a network's low-resolution input.
@@ -23,6 +23,8 @@ MAX_RESIDUAL_LEVEL = 0.5
 
 class DiffusionStageConfig(Config):
     """What one cascade stage learns."""
+
+    trains: ClassVar[str] = "diffusion"  # the networks of this task, see `train.models.base.Backbone`
 
     resolution: int = Field(description="height and width of the generated images")
     low_resolution: int | None = Field(None, ge=1, description="resolution of the input image; None: the base stage")
@@ -47,10 +49,17 @@ class DiffusionStageConfig(Config):
         """Returns the network's config: the preset, its overrides, and the width of the text embeddings if given."""
         return denoiser_config(self.model, self.model_overrides | ({} if text_dim is None else {"text_dim": text_dim}))
 
+    def size_multiple(self) -> int:
+        """Returns the number that divides the height and width of every valid image."""
+        return self.denoiser_config().size_multiple()
+
+    def stored_sizes(self) -> tuple[int, ...]:
+        """Returns the resolutions of the packed images that training reads: its own, then the low one."""
+        return (self.resolution,) if self.low_resolution is None else (self.resolution, self.low_resolution)
+
     def pixel_columns(self) -> tuple[str, ...]:
         """Returns the pack columns that the stage reads: its own resolution, then the low one."""
-        sizes = (self.resolution, self.low_resolution)
-        return tuple(pixels_column(size) for size in sizes if size is not None)
+        return tuple(pixels_column(size) for size in self.stored_sizes())
 
     @model_validator(mode="before")
     @classmethod
@@ -72,6 +81,9 @@ class DiffusionStageConfig(Config):
     @model_validator(mode="after")
     def _check_stage(self) -> Self:
         config = self.denoiser_config()
+        task = find_backbone(backbone_name(config)).task
+        if task != self.trains:
+            raise ValueError(f"model={self.model} is trained by task: {task}; set it, or take another model")
         chosen = self.diffusion.model_dump(mode="json")
         for name, value in config.fixed_diffusion().items():
             if chosen[name] != value:
@@ -114,4 +126,5 @@ class DiffusionStageConfig(Config):
 class DiffusionTrainingConfig(DiffusionStageConfig, TrainConfig):
     """One diffusion stage of the cascade: keys of the task, of the training loop and of the loader."""
 
+    task: Literal["diffusion"] = Field("diffusion", description="a denoiser of images at one resolution")
     data: LoaderConfig = Field(LoaderConfig(), description="how training data is read")

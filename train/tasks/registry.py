@@ -11,6 +11,7 @@ from train.config import TrainConfig
 from train.tasks.clip_config import ClipTrainingConfig
 from train.tasks.diffusion_config import DiffusionTrainingConfig
 from train.tasks.t5_config import T5TrainingConfig
+from train.tasks.vq_config import VqTrainingConfig
 
 TrainFunction = Callable[..., dict[str, Any]]
 
@@ -34,6 +35,13 @@ def load_diffusion() -> TrainFunction:
     return train_diffusion
 
 
+def load_vq() -> TrainFunction:
+    """Imports `train_vq`."""
+    from train.tasks.vq import train_vq
+
+    return train_vq
+
+
 def load_clip() -> TrainFunction:
     """Imports `train_clip`."""
     from train.tasks.clip import train_clip
@@ -50,6 +58,7 @@ def load_t5() -> TrainFunction:
 
 TASKS: dict[str, TaskKind] = {
     "diffusion": TaskKind(DiffusionTrainingConfig, load_diffusion),
+    "vq": TaskKind(VqTrainingConfig, load_vq),
     "clip": TaskKind(ClipTrainingConfig, load_clip),
     "t5": TaskKind(T5TrainingConfig, load_t5),
 }

@@ -1,0 +1,88 @@
+"""Stages `train.<name>` of task `vq`: an autoencoder with a codebook each, on packed images."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from dataprep.io import storage
+from pipeline.runtime.context import Context
+from pipeline.runtime.training_data import INDEX_FILE, write_shard_index
+from pipeline.runtime.training_stage import train_on_cluster
+from pipeline.stages.base import Placement, StageConfig, StageInputs, StageType, always
+from pipeline.stages.initial_weights import check_origin, find_origin, list_origin_files
+from pipeline.stages.training_stages import describe_learning, list_trainings, place_weights
+from pipeline.store.artifact import Artifact
+from train.tasks.vq_config import VqTrainingConfig
+
+if TYPE_CHECKING:
+    from pipeline.config import RunConfig
+
+
+class VqTrainStageConfig(StageConfig):
+    """What a stage sees of the config."""
+
+    train: VqTrainingConfig
+    seed: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class VqInputs(StageInputs):
+    """Training pixels."""
+
+    pack: Artifact
+
+
+def list_instances(config: RunConfig) -> dict[str, StageConfig]:
+    """Returns a stage for each training with this task."""
+    return list_trainings(config, "vq", VqTrainStageConfig)
+
+
+def list_sources(config: RunConfig, name: str) -> list[str]:
+    """Returns the files of the weights that a stage begins from, if any, after checking that they fit its network."""
+    stage = config.train[name]
+    assert isinstance(stage, VqTrainingConfig)
+    if stage.init is None:
+        return []
+    key = f"train.{name}.init"
+    origin = find_origin(stage.init, f"train.{name}", key)
+    import torch
+
+    from train.initial_weights.fitting import list_model_tensors
+    from train.models.vq.autoencoder import VqAutoencoder
+
+    with torch.device("meta"):
+        tensors = list_model_tensors(VqAutoencoder(stage.autoencoder_config()))
+    check_origin(origin, stage.init, tensors, key)
+    return list_origin_files(origin)
+
+
+def train_rank(**arguments: Any) -> dict[str, Any]:
+    """Trains one rank, see `train.tasks.vq.train_vq`."""
+    from train.tasks.vq import train_vq
+
+    return train_vq(**arguments)
+
+
+def run(ctx: Context[VqTrainStageConfig, VqInputs]) -> None:
+    """Trains the autoencoder: checkpoints, log, and EMA weights with the codebook."""
+    pack, train = ctx.inputs.pack, ctx.config.train
+    index = ctx.path(INDEX_FILE)
+    write_shard_index(ctx, index, pack.files(), None, train.pixel_columns(), pack.content, train.min_original)
+    arguments = {"index": index, "validate": pack.manifest.counters["validation"] > 0}
+    train_on_cluster(ctx, train_rank, arguments, place_weights(ctx, train), ctx.config.seed)
+    storage.remove(index)
+
+
+STAGE = StageType(
+    name="train_vq",
+    run=run,
+    config=VqTrainStageConfig,
+    inputs=VqInputs,
+    instances=list_instances,
+    instance_sources=list_sources,
+    placement=always(Placement.GROUP),
+    kind="train",
+    counter="parameters",
+    learned=describe_learning,
+)

@@ -1,0 +1,108 @@
+"""Task `vq`: it learns to reconstruct, uses its codes, resumes exactly, and exports what it trained."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from tests.helpers.pictures import Pictures
+from tests.helpers.toys import StopError, rows, stop_after
+from train.diffusion.objective import to_model_range
+from train.loader.sampler import SampleRandom
+from train.loop import train
+from train.models.vq.stage_folder import load_autoencoder
+from train.tasks.vq import VqTask, peak_signal_to_noise
+from train.tasks.vq_config import VqTrainingConfig
+
+SETTINGS: dict[str, Any] = {
+    "resolution": 16,
+    "model": "vq-micro",
+    "model_overrides": {"codes": 32},
+    "codebook_decay": 0.9,
+    "steps": 20,
+    "batch_size": 8,
+    "learning_rate": 3e-3,
+    "warmup_steps": 2,
+    "log_every": 4,
+    "checkpoint_every": 6,
+    "zero_stage": 0,
+    "ema_decay": 0.9,
+}
+
+
+def run(folder: Path, stop: int | None = None, **changes: Any) -> dict[str, Any] | None:
+    """Trains on `Pictures`; with ``stop``, kills it after that step."""
+    config = VqTrainingConfig(**{**SETTINGS, **changes})
+    task = VqTask(config, config.batch_size)
+    on_event = stop_after(stop) if stop else None
+    try:
+        return train(task, config, Pictures(), str(folder), 0, Pictures(seed=1), on_event)
+    except StopError:
+        return None
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of an uninterrupted training."""
+    folder = tmp_path_factory.mktemp("whole")
+    run(folder)
+    return folder
+
+
+def test_it_learns_to_reconstruct_with_most_of_its_codes(tmp_path: Path) -> None:
+    run(tmp_path, steps=400, log_every=50, checkpoint_every=400, sample_every=400)
+    log = rows(tmp_path)
+    assert log[-1]["validation_psnr"] > 20 > log[0]["mse"] * 0 + 15  # grey images have about 10 dB
+    assert log[-1]["mse"] < 0.1 * log[0]["mse"] and log[-1]["codes_used"] > 0.5 and log[-1]["perplexity"] > 4
+    assert (tmp_path / "samples/step-00000400.png").exists()
+    image_BCHW = to_model_range(Pictures().first(8)["pixels_16"])
+    model = load_autoencoder(tmp_path / "export")
+    assert float(peak_signal_to_noise(model.decode(model.encode(image_BCHW)), image_BCHW).mean()) > 18
+
+
+@pytest.mark.parametrize("stop", [8, 16])
+def test_a_resumed_training_is_the_same(whole: Path, tmp_path: Path, stop: int) -> None:
+    assert run(tmp_path, stop) is None
+    run(tmp_path)
+    assert rows(tmp_path) == rows(whole)
+    ours, theirs = (load_file(folder / "export/model.safetensors") for folder in (tmp_path, whole))
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+    saved = [load_file(folder / "checkpoints/step-00000020/companions.safetensors") for folder in (tmp_path, whole)]
+    assert all(torch.equal(saved[0][name], saved[1][name]) for name in saved[1]) and "codebook|counts" in saved[0]
+
+
+def test_accumulation_does_not_change_the_training(whole: Path, tmp_path: Path) -> None:
+    run(tmp_path, accumulation=2)
+    for ours, theirs in zip(rows(tmp_path), rows(whole), strict=True):
+        assert {key: ours[key] for key in theirs} == pytest.approx(theirs, rel=1e-4, abs=1e-5)
+
+
+def test_validation_leaves_the_codebook_alone(tmp_path: Path) -> None:
+    run(tmp_path / "often", validate_every=2)
+    run(tmp_path / "once")
+    ours, theirs = (load_file(tmp_path / name / "export/model.safetensors") for name in ("often", "once"))
+    assert torch.equal(ours["codebook"], theirs["codebook"])
+
+
+def test_the_loss_is_the_error_plus_the_weighted_commitment() -> None:
+    config = VqTrainingConfig(**{**SETTINGS, "commitment": 0.5, "reconstruction": "l2"})
+    task = VqTask(config, 8)
+    model = task.build()
+    task.codebook.begin(model)
+    batch = Pictures().first(4)
+    random = SampleRandom(0, 0, batch["index"].tolist())
+    loss, metrics = task.loss(model, batch, random)
+    output = model(to_model_range(batch["pixels_16"]))
+    squared = (output.image_BCHW - to_model_range(batch["pixels_16"])).square().mean()
+    commitment = (output.latent_BDhw - output.quantised_BDhw).square().mean()
+    assert torch.allclose(loss, squared + 0.5 * commitment) and torch.allclose(metrics["mse"], squared)
+
+
+def test_peak_signal_to_noise_of_a_known_error() -> None:
+    one_BCHW = torch.zeros(2, 3, 4, 4)
+    other_BCHW = torch.stack([torch.full((3, 4, 4), 0.2), torch.full((3, 4, 4), 0.02)])
+    assert peak_signal_to_noise(other_BCHW, one_BCHW).tolist() == pytest.approx([20.0, 40.0], abs=1e-3)
