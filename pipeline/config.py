@@ -108,8 +108,8 @@ class RunConfig(Config):
             raise ValueError(
                 f"listing.source={self.listing.source!r} and section `subject` go together; set both, or neither"
             )
-        self._check_trainings()
         self._check_cascade()
+        self._check_trainings()
         self._check_batches()
         self._check_stage_names()
         return self

@@ -12,10 +12,11 @@ from PIL import Image
 from torch import Tensor
 
 from eval.sampling import image_editing
+from eval.sampling.generators import generate
 from eval.sampling.plan import SamplingPlan
 from eval.sampling.prompts import hash_prompt
 from eval.sampling.samples import Samples
-from eval.sampling.stage_sampler import SamplerInputs, pad_text, sample_stage
+from eval.sampling.stage_sampler import SamplerInputs, pad_text
 from eval.sampling.watermark import add_watermark, can_carry
 from train.diffusion.objective import to_pixels
 
@@ -50,7 +51,7 @@ def _sample_batch(plan: SamplingPlan, keys: Sequence[SampleKey], device: torch.d
         if plan.image_HWC is not None and from_base:
             edit = image_editing.edit_at(plan.image_HWC, plan.mask_HW, (width, height), device)
         seeds = [(plan.seed, hash_prompt(prompt), index, plan.numbers[name]) for prompt, index in keys]
-        x_BCHW = sample_stage(
+        x_BCHW = generate(
             stage, plan.settings[name], SamplerInputs(text, negative, x_BCHW, edit), seeds, (height, width)
         )
         sampled[name] = x_BCHW

@@ -49,6 +49,9 @@ class SamplingConfig(Config):
     strength: float = Field(
         default=1.0, gt=0, le=1, description="of image-to-image: time to start from; 1: from pure noise"
     )
+    temperature: float = Field(
+        default=1.0, ge=0, description="of a refinement stage: randomness of the codes; 0: the likeliest"
+    )
     resample: int = Field(default=4, ge=1, description="of inpainting: repetitions of each step")
 
     @model_validator(mode="after")

@@ -26,6 +26,7 @@ from train.models.base import Conditions, Denoiser
 START, AUGMENT, FIRST_STEP = 0, 1, 2  # last part of a noise seed: its purpose within one stage
 # Pixels that the network gets at once: 4 images of 1024 px, about 5 GiB of the paper's last stage.
 PIXELS = 2**22
+LowresInput = Mapping[str, Tensor]  # fields of `Conditions`: the low-resolution image, and the log-SNR of its noise
 
 
 @dataclass(frozen=True)
@@ -83,13 +84,9 @@ def sample_stage(
     def noise(number: int) -> Tensor:
         return sample_noise([(*numbers, number) for numbers in seeds], shape, device)
 
-    lowres: dict[str, Tensor] = {}
+    lowres: LowresInput = {}
     if inputs.lowres_BCHW is not None:
-        level = min(settings.lowres_level, stage.diffusion.lowres_max_level)  # never above the training range
-        level_B = torch.full((len(seeds),), level, device=device)
-        resized_BCHW = upsample_lowres(inputs.lowres_BCHW, (height, width), stage.diffusion.lowres_align_corners)
-        noised_BCHW, log_snr_B = augment_lowres(resized_BCHW, level_B, noise(AUGMENT), stage.diffusion)
-        lowres = {"lowres_BCHW": noised_BCHW, "lowres_log_snr_B": log_snr_B}
+        lowres = noise_lowres(stage, settings, inputs, noise(AUGMENT), (height, width))
     denoise = stage_denoiser(stage, settings, inputs, lowres)
     start = settings.strength if edit else 1.0
     log_snrs = evaluation_log_snrs(stage.diffusion, settings.steps, settings.spacing, start, settings.timesteps)
@@ -105,8 +102,20 @@ def sample_stage(
     return x_BCHW.clamp(-1, 1)
 
 
+def noise_lowres(
+    stage: LoadedStage, settings: SamplingConfig, inputs: SamplerInputs, noise_BCHW: Tensor, size: tuple[int, int]
+) -> LowresInput:
+    """Returns the low-resolution input of a super-resolution stage, resized to ``size`` and noised, and its log-SNR."""
+    assert inputs.lowres_BCHW is not None, "a super-resolution stage gets an image"
+    level = min(settings.lowres_level, stage.diffusion.lowres_max_level)  # never above the training range
+    level_B = torch.full((len(noise_BCHW),), level, device=noise_BCHW.device)
+    resized_BCHW = upsample_lowres(inputs.lowres_BCHW, size, stage.diffusion.lowres_align_corners)
+    noised_BCHW, log_snr_B = augment_lowres(resized_BCHW, level_B, noise_BCHW, stage.diffusion)
+    return {"lowres_BCHW": noised_BCHW, "lowres_log_snr_B": log_snr_B}
+
+
 def stage_denoiser(
-    stage: LoadedStage, settings: SamplingConfig, inputs: SamplerInputs, lowres: Mapping[str, Tensor]
+    stage: LoadedStage, settings: SamplingConfig, inputs: SamplerInputs, lowres: LowresInput
 ) -> GuidedDenoiser:
     """Returns the stage's guided denoiser; ``lowres``: the low-resolution input and its noise level."""
     text, negative, batch = inputs.text, inputs.negative, inputs.text.tokens_BLD.shape[0]
@@ -116,15 +125,15 @@ def stage_denoiser(
         if copies == 1:
             prompts = text
         elif negative is None:
-            prompts, kept = _concat_prompts([text] * copies), keep_B
+            prompts, kept = concat_prompts([text] * copies), keep_B
         else:  # the second half is not unconditional: it has the negative prompt
-            prompts = _concat_prompts([text, negative])
+            prompts = concat_prompts([text, negative])
         rest = {name: torch.cat([part] * copies) for name, part in lowres.items()}
         conditions = Conditions(prompts.tokens_BLD, prompts.mask_BL, kept)._replace(**rest)
         # On a GPU the network runs in bf16; the sampler's own steps stay in fp32.
         with torch.autocast(x_BCHW.device.type, torch.bfloat16, enabled=x_BCHW.device.type == "cuda"):
             seen_BCHW = network_input(x_BCHW, log_snr_B, stage.diffusion.schedule)
-            output = _call_in_parts(stage.model, seen_BCHW, log_snr_B, conditions)
+            output = call_in_parts(stage.model, seen_BCHW, log_snr_B, conditions, seen_BCHW[0, 0].numel())
         return (output if settings.learned_variance else split_variance(output, x_BCHW)[0]).float()
 
     interval = ALL_LEVELS
@@ -143,18 +152,21 @@ def stage_denoiser(
     )
 
 
-def _call_in_parts(model: Denoiser, x_BCHW: Tensor, log_snr_B: Tensor, conditions: Conditions) -> Tensor:
-    """Returns the network's output, float32; of a large batch part by part, with at most `PIXELS` pixels or one row."""
-    rows, whole = max(1, PIXELS // x_BCHW[0, 0].numel()), len(x_BCHW)
+def call_in_parts(model: Denoiser, x: Tensor, log_snr_B: Tensor, conditions: Conditions, pixels: int) -> Tensor:
+    """Returns the network's output, float32; of a large batch part by part, with at most `PIXELS` pixels or one row.
+
+    ``x``: what goes into the network; ``pixels``: those of an image.
+    """
+    rows, whole = max(1, PIXELS // pixels), len(x)
     outputs = []
     for start in range(0, whole, rows):
         part = slice(start, start + rows)
         given = Conditions(*(value if value is None else value[part] for value in conditions))
-        outputs.append(model(x_BCHW[part], log_snr_B[part], given).float())
+        outputs.append(model(x[part], log_snr_B[part], given).float())
     return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
 
 
-def _concat_prompts(batches: Sequence[EncodedPrompts]) -> EncodedPrompts:
+def concat_prompts(batches: Sequence[EncodedPrompts]) -> EncodedPrompts:
     """Concatenates batches, padded to the longest."""
     longest = max(batch.tokens_BLD.shape[1] for batch in batches)
     if all(batch.mask_BL is None and batch.tokens_BLD.shape[1] == longest for batch in batches):

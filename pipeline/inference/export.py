@@ -122,7 +122,8 @@ def _write_folder(
         else:
             from train.resume import read_weights  # imports DeepSpeed
 
-            tensors, step = read_weights(artifacts[f"train.{stage.name}"].path("checkpoints"), options.weights)
+            raw, step = read_weights(artifacts[f"train.{stage.name}"].path("checkpoints"), options.weights)
+            tensors = load_tensors(Path(stage.path)) | raw  # the first has parts that are not trained, if any
         save_stage(out / stage.name, tensors, model, settings["diffusion"], step, options.dtype, shard_bytes)
         load_stage(out / stage.name)  # checks that it can be sampled from
         stages.append(stage.model_copy(update={"path": stage.name}))

@@ -18,6 +18,7 @@ from pipeline.stages import (
     evaluate,
     listing,
     pack,
+    refinement,
     report,
     sample,
     score,
@@ -46,6 +47,7 @@ STAGES: dict[str, StageType] = {  # in this order; a stage stands after its inpu
     "card": card.STAGE,  # what the data set consists of
     "train": train.STAGE,  # one stage per entry of `train`: pack and embeddings -> checkpoints, EMA weights
     "train_vq": vq.STAGE,  # also of `train`, with task vq: pack -> autoencoders with a codebook
+    "train_refinement": refinement.STAGE,  # with task refinement: pack, embeddings and an autoencoder -> such stages
     "sample": sample.STAGE,  # prompts -> images through the cascade
     "evaluate": evaluate.STAGE,  # images -> metrics
     "report": report.STAGE,  # everything -> one HTML page

@@ -91,7 +91,7 @@ def test_how_the_batch_is_split_does_not_matter() -> None:
 
 def test_use_of_the_codes_is_measured() -> None:
     average, _ = begin()
-    for codes, used, perplexity in ([[0, 1, 2, 3], 4 / 6, 4.0], [[0, 0, 0, 0], 1 / 6, 1.0]):  # type: ignore[misc]
+    for codes, used, perplexity in ([[0, 1, 2, 3], 4 / 6, 4.0], [[0, 0, 0, 0], 1 / 6, 1.0]):
         chosen_Bhw = torch.tensor(codes).repeat(4).view(BATCH, 2, 2)
         average.observe(make_latents(), chosen_Bhw, random_at(0))
         metrics = average.end_update(True)

@@ -10,6 +10,7 @@ from dataprep.io.errors import UserError
 from train.models.base import Backbone, Denoiser, DenoiserConfig, FolderStage
 from train.models.diffusers_unet.backbone import DIFFUSERS_UNET
 from train.models.dit.backbone import DIT
+from train.models.refiner.backbone import REFINER
 from train.models.unet.backbone import UNET
 
 if TYPE_CHECKING:
@@ -19,6 +20,7 @@ BACKBONES: dict[str, Backbone] = {
     "unet": UNET,
     "diffusers_unet": DIFFUSERS_UNET,
     "dit": DIT,
+    "refiner": REFINER,
 }
 
 

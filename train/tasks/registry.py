@@ -10,6 +10,7 @@ from dataprep.io.errors import UserError
 from train.config import TrainConfig
 from train.tasks.clip_config import ClipTrainingConfig
 from train.tasks.diffusion_config import DiffusionTrainingConfig
+from train.tasks.refinement_config import RefinementTrainingConfig
 from train.tasks.t5_config import T5TrainingConfig
 from train.tasks.vq_config import VqTrainingConfig
 
@@ -42,6 +43,13 @@ def load_vq() -> TrainFunction:
     return train_vq
 
 
+def load_refinement() -> TrainFunction:
+    """Imports `train_refinement`."""
+    from train.tasks.refinement import train_refinement
+
+    return train_refinement
+
+
 def load_clip() -> TrainFunction:
     """Imports `train_clip`."""
     from train.tasks.clip import train_clip
@@ -59,6 +67,7 @@ def load_t5() -> TrainFunction:
 TASKS: dict[str, TaskKind] = {
     "diffusion": TaskKind(DiffusionTrainingConfig, load_diffusion),
     "vq": TaskKind(VqTrainingConfig, load_vq),
+    "refinement": TaskKind(RefinementTrainingConfig, load_refinement),
     "clip": TaskKind(ClipTrainingConfig, load_clip),
     "t5": TaskKind(T5TrainingConfig, load_t5),
 }

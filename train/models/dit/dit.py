@@ -54,7 +54,8 @@ class DiT(nn.Module):
     Large patches hold more numbers than a token, which can carry the clean image but not noise: train those for x0.
     """
 
-    def __init__(self, config: DiTConfig) -> None:
+    def __init__(self, config: DiTConfig, given: int | None = None, predicted: int | None = None) -> None:
+        """``given`` and ``predicted``: numbers of a patch that go in and out; None: those of the images."""
         super().__init__()
         self.config = config
         width, condition = config.width, config.condition_width
@@ -67,14 +68,14 @@ class DiT(nn.Module):
                 config.image_embedding_dim, config.context_width, condition
             )
         patch = config.patch**2 * config.image_channels
-        given = patch * (2 if config.lowres else 1)
+        given = given or patch * (2 if config.lowres else 1)
         self.narrow = nn.Linear(given, config.bottleneck) if config.bottleneck else None
         self.embed = nn.Linear(config.bottleneck or given, width)
         self.place = nn.Linear(COORDINATE_FEATURES, width) if config.positions else None
         self.modulation = nn.Linear(condition, MODULATIONS * width) if config.modulation == "shared" else None
         self.blocks = nn.ModuleList(DiTBlock(config, shifted=number % 2 == 1) for number in range(config.depth))
         self.norm_out = nn.RMSNorm(width, NORM_EPS, elementwise_affine=False)
-        self.modulation_out, self.out = nn.Linear(condition, 2 * width), nn.Linear(width, patch)
+        self.modulation_out, self.out = nn.Linear(condition, 2 * width), nn.Linear(width, predicted or patch)
         self.recompute = False
         self._initialise()
 
@@ -99,13 +100,23 @@ class DiT(nn.Module):
         """
         self._check_inputs(x_BCHW, conditions)
         lowres_BCHW, patch = conditions.lowres_BCHW, self.config.patch
-        vector_BE, text_BTK, mask_BT = self._condition(x_BCHW.shape[0], log_snr_B, conditions)
         if lowres_BCHW is not None:
             x_BCHW = torch.cat([x_BCHW, lowres_BCHW], dim=1)
         size = x_BCHW.shape[2] // patch, x_BCHW.shape[3] // patch
+        patches = self.out(self.transform(self.embed_patches(x_BCHW), size, log_snr_B, conditions))
+        output_BCHW = functional.pixel_shuffle(patches.transpose(1, 2).unflatten(2, size), patch)
+        return output_BCHW + lowres_BCHW if self.config.lowres_residual and lowres_BCHW is not None else output_BCHW
+
+    def embed_patches(self, x_BCHW: Tensor) -> Tensor:
+        """Returns an image as one token for each patch, (B, N, C)."""
         # pixel_unshuffle leaves the channels of a patch contiguous: (C, patch, patch).
-        x_BNC = functional.pixel_unshuffle(x_BCHW, patch).flatten(2).transpose(1, 2)
-        x_BNC = self.embed(x_BNC if self.narrow is None else self.narrow(x_BNC))
+        x_BNC = functional.pixel_unshuffle(x_BCHW, self.config.patch).flatten(2).transpose(1, 2)
+        tokens: Tensor = self.embed(x_BNC if self.narrow is None else self.narrow(x_BNC))
+        return tokens
+
+    def transform(self, x_BNC: Tensor, size: tuple[int, int], log_snr_B: Tensor, conditions: Conditions) -> Tensor:
+        """Returns the tokens (B, N, C) of a grid of ``size`` (height, width) after all blocks and the last norm."""
+        vector_BE, text_BTK, mask_BT = self._condition(x_BNC.shape[0], log_snr_B, conditions)
         if self.place is not None:
             x_BNC = x_BNC + self.place(coordinate_features(*size, x_BNC).flatten(2).transpose(1, 2))
         side = (self.config.window,) * 2 if self.config.window else size
@@ -122,9 +133,7 @@ class DiT(nn.Module):
             else:
                 x_BNC = block(x_BNC, condition, size)
         shift_BC, scale_BC = self.modulation_out(vector_BE).chunk(2, dim=1)
-        patches = self.out(modulate(self.norm_out(x_BNC), shift_BC, scale_BC))
-        output_BCHW = functional.pixel_shuffle(patches.transpose(1, 2).unflatten(2, size), patch)
-        return output_BCHW + lowres_BCHW if self.config.lowres_residual and lowres_BCHW is not None else output_BCHW
+        return modulate(self.norm_out(x_BNC), shift_BC, scale_BC)
 
     def _condition(self, batch: int, log_snr_B: Tensor, conditions: Conditions) -> tuple[Tensor, Tensor, Tensor | None]:
         """Returns the conditioning vector (B, E) after swish, context tokens (B, T, K) and their mask (B, T)."""

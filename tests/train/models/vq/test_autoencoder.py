@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import nn
@@ -41,8 +43,8 @@ def test_codes_are_the_nearest_entries() -> None:
 def test_gradients_pass_the_codebook_unchanged() -> None:
     """The encoder's output gets the gradient of what the decoder was given."""
     model = build().requires_grad_(True)
-    given = []
-    model.up[0].register_full_backward_hook(lambda module, into, out: given.append(into[0]))
+    given: list[Any] = []
+    model.up[0].register_full_backward_hook(lambda module, into, out: given.extend(into))
     output: VqOutput = model(torch.rand(1, 3, 8, 8) * 2 - 1)
     output.latent_BDhw.retain_grad()
     output.image_BCHW.square().sum().backward()
