@@ -20,9 +20,10 @@ from py3langid.langid import LanguageIdentifier
 
 from dataprep.annotate_config import AnnotateConfig, load_language_identifier
 from dataprep.images.decode import decode_rgb, read_shard_images
+from dataprep.images.faces import FaceDetector, load_detector
 from dataprep.images.formats import MAX_PIXELS
 from dataprep.io.parquet import read_table, write_table
-from dataprep.io.schemas import ANNOTATIONS, THUMBNAIL_SIDE
+from dataprep.io.schemas import ANNOTATIONS, FACES, THUMBNAIL_SIDE
 
 CJK = re.compile(r"[぀-ヿ㐀-䶿一-鿿가-힯豈-﫿]")
 
@@ -63,8 +64,10 @@ def annotate_shard(
         Counters: rows, ok, without_image; the latter two add up to the rows.
 
     Raises:
+        UserError: the face detector's file is missing or of another form.
         ValueError: tar and Parquet do not belong together, or an image has more than ``max_pixels``.
     """
+    detector = load_detector(config.faces) if config.faces else None
     columns = ["key", "caption", "status", "original_width", "original_height", "sha256"]
     images = read_shard_images(tar_path)
     annotated = []
@@ -75,18 +78,25 @@ def annotate_shard(
             key, data = next(images, (None, b""))
             if key != row["key"]:
                 raise ValueError(f"{tar_path}: image {key} where the table has {row['key']}; download the shard again")
-            measured |= _measure_image(data, max_pixels)
+            measured |= _measure_image(data, max_pixels, detector)
             width, height = row["original_width"], row["original_height"]
             measured |= {"width": width, "height": height, "aspect": max(width, height) / min(width, height)}
         annotated.append(measured | {"key": row["key"], "ok": row["status"] == "success", "sha256": row["sha256"]})
-    write_table(pa.Table.from_pylist(annotated, schema=ANNOTATIONS), out_path, "annotations")
+    schema = pa.schema([*ANNOTATIONS, *FACES]) if config.faces else ANNOTATIONS
+    write_table(pa.Table.from_pylist(annotated, schema=schema), out_path, "annotations")
     measured_rows = sum(row["ok"] for row in annotated)
     return {"rows": len(annotated), "ok": measured_rows, "without_image": len(annotated) - measured_rows}
 
 
-def _measure_image(data: bytes, max_pixels: int) -> dict[str, Any]:
+def _measure_image(data: bytes, max_pixels: int, detector: FaceDetector | None) -> dict[str, Any]:
     image = decode_rgb(data, max_pixels)
-    return {"bytes": len(data), "phash": compute_perceptual_hash(image), "thumbnail": compute_thumbnail(image)}
+    measured = {"bytes": len(data), "phash": compute_perceptual_hash(image), "thumbnail": compute_thumbnail(image)}
+    return measured | (_measure_faces(detector.detect(image)) if detector else {})
+
+
+def _measure_faces(boxes_N4: np.ndarray) -> dict[str, Any]:
+    areas = (boxes_N4[:, 2] - boxes_N4[:, 0]) * (boxes_N4[:, 3] - boxes_N4[:, 1])
+    return {"faces": len(boxes_N4), "largest_face": areas.max(initial=0.0), "face_boxes": boxes_N4.tolist()}
 
 
 def annotate_captions(captions: Iterable[str], identifier: LanguageIdentifier) -> Iterator[dict[str, Any]]:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from pydantic import Field, field_validator
 
+from dataprep.images.faces import FacesConfig
 from dataprep.io.config import Config
 
 if TYPE_CHECKING:
@@ -29,6 +30,9 @@ class AnnotateConfig(Config):
         min_length=1,
         strict=False,
         description="languages to choose from (ISO 639-1); with fewer, short captions are classified more reliably",
+    )
+    faces: FacesConfig | None = Field(
+        default=None, description="find faces, for select.max_faces, pack.blur_faces and the audit; null: do not look"
     )
 
     @field_validator("languages")

@@ -20,6 +20,7 @@ import pyarrow as pa
 
 from dataprep.images.aspect_buckets import find_nearest_bucket
 from dataprep.images.decode import decode_rgb, read_shard_images
+from dataprep.images.faces import blur_boxes
 from dataprep.images.formats import MAX_PIXELS
 from dataprep.images.pixel_encodings import PIXEL_ENCODINGS
 from dataprep.images.resize import resize_to_shape
@@ -39,13 +40,14 @@ def pack_shard(
     out_path: str | Path,
     config: PackConfig,
     max_pixels: int = MAX_PIXELS,
+    annotations_path: str | Path | None = None,
 ) -> dict[str, int]:
     """Packs the selected rows of one download shard, in their order.
 
     Columns: key, caption, captions, split, original_side, bucket (with ``config.aspects``), and one pixel column per
     resolution. ``captions`` lists the caption, then those of the columns ``config.captions``; a missing one is replaced
     by the first. Rows are sorted by split ("validation" last), then by bucket. ``selection_path`` None packs every row
-    that has an image, as split "train".
+    that has an image, as split "train". ``annotations_path`` is read for the faces of ``config.blur_faces``.
 
     Returns:
         Counters: rows, train, validation.
@@ -60,7 +62,10 @@ def pack_shard(
     described = {row["key"]: row for row in downloads.to_pylist()}
     shapes = {size: config.shapes(size) for size in config.resolutions}
     buckets = list(shapes[config.resolutions[0]])
+    faces = _read_faces(annotations_path, downloads) if config.blur_faces is not None else {}
     for key, image in _read_selected_images(tar_path, splits, max_pixels):
+        if config.blur_faces is not None:
+            image = blur_boxes(image, faces[key], config.blur_faces)
         found = described[key]
         texts = [found[name] for name in ("caption", *config.captions)]
         row = {"key": key, "caption": texts[0], "split": splits[key], "captions": [text or texts[0] for text in texts]}
@@ -127,6 +132,17 @@ def _read_splits(downloads: pa.Table, selection_path: str | Path | None) -> dict
     if not selection["key"].combine_chunks().equals(downloads["key"].combine_chunks()):
         raise ValueError(f"{selection_path}: not the rows of its download shard; select again")
     return {row["key"]: row["split"] for row in selection.to_pylist() if row["keep"]}
+
+
+def _read_faces(path: str | Path | None, downloads: pa.Table) -> dict[str, np.ndarray]:
+    """Returns {key: boxes (N, 4)} of every row with an image."""
+    assert path is not None, "pack.blur_faces without annotations"
+    table = read_table(path, "annotations", ["key", "face_boxes"])
+    if not table["key"].combine_chunks().equals(downloads["key"].combine_chunks()):
+        raise ValueError(f"{path}: not the rows of its download shard; annotate again")
+    rows = table.to_pylist()
+    boxes = {row["key"]: row["face_boxes"] for row in rows}
+    return {key: np.reshape(found, (-1, 4)) for key, found in boxes.items() if found is not None}
 
 
 def _read_selected_images(

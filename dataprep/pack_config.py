@@ -42,6 +42,12 @@ class PackConfig(Config):
     captions: tuple[str, ...] = Field(
         default=(), strict=False, description="listing columns with further captions of an image"
     )
+    blur_faces: float | None = Field(
+        default=None,
+        ge=0,
+        le=2,
+        description="blur faces that annotate.faces found, in boxes larger by this share, such as 0.3; null: do not",
+    )
 
     def encoding_of(self, size: int) -> str:
         """Returns the encoding of images of ``size``: raw, or a name in `PIXEL_ENCODINGS`."""

@@ -108,6 +108,11 @@ class RunConfig(Config):
             raise ValueError(
                 f"listing.source={self.listing.source!r} and section `subject` go together; set both, or neither"
             )
+        if self.pack.blur_faces is not None and self.annotate.faces is None:
+            raise ValueError(
+                f"pack.blur_faces={self.pack.blur_faces} blurs what annotate.faces finds; set annotate.faces, "
+                "such as {detector: cascade}, or pack.blur_faces to null"
+            )
         self._check_cascade()
         self._check_trainings()
         self._check_batches()

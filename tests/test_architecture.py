@@ -35,9 +35,9 @@ LEVELS: dict[str, tuple[tuple[str, ...], ...]] = {
     "imagen_ray": (("_run",), ("imagen_ray",)),
     "dataprep": (
         ("io",),
-        ("annotate_config", "card", "filters", "images", "synthetic", "text"),
-        ("annotate", "download", "listing", "pack_config"),
-        ("pack",),
+        ("card", "filters", "images", "synthetic", "text"),
+        ("annotate_config", "download", "listing", "pack_config"),
+        ("annotate", "pack"),
     ),
     "train": (
         ("beta_schedule",),

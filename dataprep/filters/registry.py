@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataprep.filters.base import Filter
 from dataprep.filters.caption import AlphaShare, Boilerplate, CaptionLength, CaptionWords, Language
 from dataprep.filters.exact_duplicates import DuplicatePair, ExactDuplicate, RepeatedCaption
+from dataprep.filters.faces import MaxFace, MaxFaces
 from dataprep.filters.image import Area, Downloaded, FileSize, MaxAspect, MinSide
 from dataprep.filters.near_duplicates import EmbeddingDuplicates, NearDuplicates
 from dataprep.filters.predictions import HEAD_FILTERS, Aesthetic, NsfwLabel
@@ -23,6 +24,8 @@ FILTERS: dict[str, type[Filter]] = {
     "caption_words": CaptionWords,
     "alpha_share": AlphaShare,
     "language": Language,
+    "faces": MaxFaces,
+    "largest_face": MaxFace,
     "nsfw_label": NsfwLabel,
     **HEAD_FILTERS,
     "aesthetic": Aesthetic,

@@ -26,3 +26,11 @@ ANNOTATIONS = pa.schema(
         "language_confidence": pa.float32(),
     }
 )
+# Further columns where `annotate.faces` is set.
+FACES = pa.schema(
+    {
+        "faces": pa.int32(),
+        "largest_face": pa.float32(),  # share of the image that its box takes
+        "face_boxes": pa.list_(pa.list_(pa.float32(), 4)),  # left, top, right, bottom: shares of width and height
+    }
+)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from dataprep.annotate_config import AnnotateConfig
+from dataprep.images.faces import find_model_files
 from pipeline.runtime.context import Context
 from pipeline.runtime.shard_worker import ShardTask
 from pipeline.stages.base import (
@@ -19,6 +21,9 @@ from pipeline.stages.base import (
     config_key,
 )
 from pipeline.store.artifact import Artifact
+
+if TYPE_CHECKING:
+    from pipeline.config import RunConfig
 
 
 class AnnotateStageConfig(StageConfig):
@@ -49,6 +54,11 @@ class AnnotateWorker:
         return annotate_shard(tar, table, task.output_table(), self.config, self.max_pixels)
 
 
+def list_sources(config: RunConfig) -> list[str]:
+    """Returns the face detector's files: their bytes count, and one that is missing is found before any work."""
+    return find_model_files(config.annotate.faces) if config.annotate.faces else []
+
+
 def run(ctx: Context[AnnotateStageConfig, AnnotateInputs]) -> None:
     """Annotates every downloaded shard."""
     arguments = {"config": ctx.config.annotate, "max_pixels": ctx.config.max_pixels}
@@ -61,6 +71,7 @@ STAGE = StageType(
     config=AnnotateStageConfig,
     inputs=AnnotateInputs,
     placement=always(Placement.SHARDS),
+    sources=list_sources,
     counter="ok",
     rows=Rows.ALIGNED,
     balance=RowBalance(

@@ -30,10 +30,11 @@ class PackStageConfig(StageConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class PackInputs(StageInputs):
-    """The pairs, and which of them are kept."""
+    """The pairs, which of them are kept, and where the faces are that are to be blurred."""
 
     download: Artifact
     select: Artifact
+    annotate: Artifact | None
 
 
 class PackWorker:
@@ -47,13 +48,15 @@ class PackWorker:
         from dataprep.pack import pack_shard
 
         tar, table, selection = task.tar("download"), task.table("download"), task.files.get("select.parquet")
-        return pack_shard(tar, table, selection, task.output_table(), self.config, self.max_pixels)
+        boxes = task.files.get("annotate.parquet")
+        return pack_shard(tar, table, selection, task.output_table(), self.config, self.max_pixels, boxes)
 
 
 def run(ctx: Context[PackStageConfig, PackInputs]) -> None:
     """Packs every shard."""
     arguments = {"config": ctx.config.pack, "max_pixels": ctx.config.max_pixels}
-    ctx.map_shards(PackWorker, arguments, ctx.join_shards(ctx.inputs.download, ctx.inputs.select))
+    read = [ctx.inputs.download, ctx.inputs.select, *([ctx.inputs.annotate] if ctx.inputs.annotate else [])]
+    ctx.map_shards(PackWorker, arguments, ctx.join_shards(*read))
 
 
 STAGE = StageType(
@@ -61,6 +64,7 @@ STAGE = StageType(
     run=run,
     config=PackStageConfig,
     inputs=PackInputs,
+    optional=lambda config, name: config.pack.blur_faces is not None,
     placement=always(Placement.SHARDS),
     rows=Rows.KEPT,
     balance=RowBalance(outcomes=("train", "validation"), written="rows", equal={"rows": "select.kept"}),

@@ -17,8 +17,9 @@ from dataprep.annotate import (
 from dataprep.annotate_config import AnnotateConfig
 from dataprep.download.config import DownloadConfig, FetchConfig
 from dataprep.download.shard import download_shard
+from dataprep.images.faces import FacesConfig
 from dataprep.io.parquet import read_table, write_table
-from tests.helpers.images import encoded, picture
+from tests.helpers.images import draw_face, encoded, picture
 from tests.helpers.web import Web
 
 
@@ -73,3 +74,22 @@ def test_perceptual_hash_ignores_size_and_encoding() -> None:
 def test_caption_statistics(caption: str, words: list[str], share: Any) -> None:
     assert count_words(caption) == words
     assert compute_alpha_share(caption) == pytest.approx(share)
+
+
+def test_faces_are_columns_where_they_are_looked_for(web: Web, tmp_path: Path) -> None:
+    image = picture(0, 200, 100)
+    image[2:98, 50:146] = draw_face(96)
+    urls = [web.put("/face.png", encoded(image)), web.url("/gone"), web.put("/none.png", encoded(picture(1)))]
+    write_table(pa.table({"url": urls, "caption": ["a", "b", "c"]}), tmp_path / "l.parquet", "listing")
+    config = DownloadConfig(fetch=FetchConfig(retries=0), image_size=100, encode_format="png", encode_quality=1)
+    download_shard(tmp_path / "l.parquet", 0, tmp_path, config, web.hosts)
+    files = tmp_path / "00000.tar", tmp_path / "00000.parquet"
+    annotate_shard(*files, tmp_path / "a.parquet", AnnotateConfig(faces=FacesConfig()))
+    rows = read_table(tmp_path / "a.parquet", "annotations").to_pylist()
+    assert [row["faces"] for row in rows] == [1, None, 0]
+    assert rows[0]["face_boxes"][0] == pytest.approx([0.25, 0.02, 0.73, 0.98], abs=0.1)
+    assert rows[0]["largest_face"] == pytest.approx(0.46, abs=0.1)
+    assert (rows[1]["face_boxes"], rows[1]["largest_face"]) == (None, None)
+    assert (rows[2]["face_boxes"], rows[2]["largest_face"]) == ([], 0.0)
+    annotate_shard(*files, tmp_path / "b.parquet", AnnotateConfig())
+    assert "faces" not in read_table(tmp_path / "b.parquet", "annotations").column_names

@@ -144,3 +144,22 @@ def test_a_selection_of_another_shard_is_refused(shard: tuple[Path, Path], tmp_p
     chosen = selection(tmp_path / "s.parquet", keys, [True] * 5, ["train"] * 5)  # the last has no image
     with pytest.raises(ValueError, match="4 of 5 selected images"):
         pack_shard(*shard, chosen, tmp_path / "p.parquet", PackConfig())
+
+
+def test_faces_are_blurred_in_the_pack_alone(shard: tuple[Path, Path], tmp_path: Path) -> None:
+    keys = read_table(shard[1], "download")["key"].to_pylist()
+    boxes = [[], [[0.25, 0.25, 0.75, 0.75]], [], [], None]
+    write_table(pa.table({"key": keys, "face_boxes": boxes}), tmp_path / "a.parquet", "annotations")
+    plain, blurred = PackConfig(resolutions=(64,)), PackConfig(resolutions=(64,), blur_faces=0.0)
+    pack_shard(*shard, None, tmp_path / "plain.parquet", plain)
+    pack_shard(*shard, None, tmp_path / "blurred.parquet", blurred, annotations_path=tmp_path / "a.parquet")
+    before, after = (
+        np.stack([np.frombuffer(data, np.uint8) for data in read_table(path, "pack")["pixels_64"].to_pylist()])
+        for path in (tmp_path / "plain.parquet", tmp_path / "blurred.parquet")
+    )
+    assert (before == after).all(axis=1).tolist() == [True, False, True, True]
+    changed = (before[1] != after[1]).reshape(64, 64, 3).any(axis=2)
+    assert changed[24:40, 24:40].mean() > 0.5 and not changed[:10].any() and not changed[:, :5].any()
+    write_table(pa.table({"key": keys[::-1], "face_boxes": boxes}), tmp_path / "other.parquet", "annotations")
+    with pytest.raises(ValueError, match="annotate again"):
+        pack_shard(*shard, None, tmp_path / "p.parquet", blurred, annotations_path=tmp_path / "other.parquet")

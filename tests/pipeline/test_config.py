@@ -42,6 +42,8 @@ def test_every_shipped_config_is_valid(name: str) -> None:
             "train.base={resolution: 16, model: micro-if, diffusion: {schedule: discrete}}",
             ["embed.pad=false", "embed.max_length=", "micro-if of train.base reads 77 tokens", "set pad to true"],
         ),
+        ("pack.blur_faces=0.3", ["pack.blur_faces=0.3", "set annotate.faces"]),
+        ("annotate.faces={detector: yunet}", ["annotate.faces", "detector=yunet needs model"]),
         ("cluster.ranks=3", ["train.base.batch_size=8", "cluster.ranks=3"]),
         ("train.base.accumulation=3", ["train.base", "batch_size=8", "accumulation=3"]),
     ],
