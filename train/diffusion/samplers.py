@@ -3,6 +3,7 @@
 ``denoise(x, log_snr_B) -> x_0`` is a denoiser (see guidance.py); ``log_snrs`` (steps + 1,) rises from noise to clean;
 ``noise(step) -> (B, C, H, W)`` returns the standard normal noise of a step; deterministic samplers do not call it.
 Each sampler evaluates the denoiser ``steps`` times, at all ``log_snrs`` but the last, and returns its last prediction.
+Some take other log-SNRs for each row too, (steps + 1, B): `ddim`, `dpmpp_2m` (`PER_ROW`).
 Light: importing it loads no torch, so that configs can take their choices from `SAMPLERS`.
 """
 
@@ -10,6 +11,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from functools import cache
+from itertools import count
 from typing import TYPE_CHECKING, Protocol, TypeAlias, runtime_checkable
 
 from train.diffusion.schedules import alpha_sigma, eps_from_x0
@@ -25,7 +28,10 @@ Sampler: TypeAlias = "Callable[[PredictX0, Tensor, Tensor, Noise], Tensor]"
 
 # Noise-to-signal ratios of 80 and 0.002: pure noise, and noise too weak for 8 bits (Karras et al. 2022).
 LEAST_LOG_SNR, MOST_LOG_SNR = -2 * math.log(80), -2 * math.log(0.002)
-UNIPC_ORDER = 3
+UNIPC_ORDER, DEIS_ORDER = 3, 4
+# Weights of the newest and of earlier slopes in a step, by how many there are (Adams-Bashforth, equal steps).
+ADAMS_BASHFORTH = ((1.0,), (3 / 2, -1 / 2), (23 / 12, -16 / 12, 5 / 12), (55 / 24, -59 / 24, 37 / 24, -9 / 24))
+QUADRATURE_NODES = 24  # of DEIS's integrals: more change no weight by 1e-9
 KARRAS_RHO = 7.0  # concentration of steps at low noise (Karras et al. 2022, equation 5)
 LEAST_LOG_VARIANCE = math.log(1e-20)  # of a posterior, as in diffusers' DDPMScheduler
 
@@ -167,7 +173,7 @@ def _extrapolate_x0(log_snrs: Tensor, step: int, x0_BCHW: Tensor, before: Tensor
     if before is None:
         return x0_BCHW
     ratio = (log_snrs[step] - log_snrs[step - 1]) / (log_snrs[step + 1] - log_snrs[step])
-    return x0_BCHW + (x0_BCHW - before) / (2 * float(ratio))
+    return x0_BCHW + (x0_BCHW - before) / (2 * (ratio.view(-1, 1, 1, 1) if ratio.ndim else float(ratio)))
 
 
 def unipc(denoise: PredictX0, x_BCHW: Tensor, log_snrs: Tensor, noise: Noise) -> Tensor:
@@ -216,13 +222,91 @@ def _unipc_step(x_BCHW: Tensor, known: Sequence[tuple[float, Tensor]], to: float
     return float(sigma / sigma_here) * x_BCHW - float(alpha) * scale * moved
 
 
+def deis(denoise: PredictX0, x_BCHW: Tensor, log_snrs: Tensor, noise: Noise) -> Tensor:
+    """DEIS of order 4 (tAB3), multistep: the noise is a polynomial in time (Zhang and Chen 2023, equations 14 and 15).
+
+    Time is that of the linear schedule, for which the paper found it best; the order is lower in the first steps.
+    """
+    return _extrapolate_noise(denoise, x_BCHW, log_snrs, DEIS_ORDER, _deis_weights)
+
+
+def ipndm(denoise: PredictX0, x_BCHW: Tensor, log_snrs: Tensor, noise: Noise) -> Tensor:
+    """Improved PNDM of order 4, multistep (Liu et al. 2022; Zhang and Chen 2023, appendix H.2, for the first steps).
+
+    Its weights are those of equal steps, whatever the steps: not of its order where they differ much, and robust.
+    """
+    weigh = lambda levels, then: ADAMS_BASHFORTH[len(levels) - 1]  # noqa: E731
+    return _extrapolate_noise(denoise, x_BCHW, log_snrs, len(ADAMS_BASHFORTH), weigh)
+
+
+def _extrapolate_noise(
+    denoise: PredictX0,
+    x_BCHW: Tensor,
+    log_snrs: Tensor,
+    order: int,
+    weigh: Callable[[Sequence[float], float], Sequence[float]],
+) -> Tensor:
+    """Samples by d(x / alpha) / d(sigma / alpha) = eps, with a mix of the last ``order`` predictions of the noise.
+
+    ``weigh(levels, then)`` gives their weights, which add up to 1, in a step from ``levels[0]`` to ``then``; ``levels``
+    are the log-SNRs of the predictions, newest first.
+    """
+    levels: list[float] = []
+    known: list[Tensor] = []  # newest first, as `levels`
+    for step in range(len(log_snrs) - 1):
+        now, then = log_snr_of_step(log_snrs, step, x_BCHW), log_snr_of_step(log_snrs, step + 1, x_BCHW)
+        x0_BCHW = denoise(x_BCHW, now)
+        if step == len(log_snrs) - 2:
+            return x0_BCHW
+        levels = [float(log_snrs[step]), *levels][:order]
+        known = [eps_from_x0(x0_BCHW, x_BCHW, now), *known][:order]
+        alpha, sigma = alpha_sigma(then)
+        x_BCHW = alpha * x0_BCHW + sigma * known[0]
+        # What the older ones change, apart: at pure noise the step is so long that rounding would be amplified.
+        to = float(log_snrs[step + 1])
+        length = alpha * (math.exp(-to / 2) - math.exp(-levels[0] / 2))
+        for weight, older in zip(weigh(levels, to)[1:], known[1:], strict=True):
+            x_BCHW = x_BCHW + length * weight * (older - known[0])
+    return x_BCHW
+
+
+def _deis_weights(levels: Sequence[float], then: float) -> list[float]:
+    """Returns the mean of each Lagrange polynomial in time over a step in sigma / alpha (equation 15, divided by it).
+
+    Time is sqrt(-log alpha^2), up to a factor that of the linear schedule, whose betas rise linearly.
+    """
+    times = [math.sqrt(math.log1p(math.exp(-level))) for level in levels]
+    begin, end = times[0], math.sqrt(math.log1p(math.exp(-then)))
+    weights = [0.0] * len(levels)
+    for node, share in _quadrature():
+        time = begin + (end - begin) * (node + 1) / 2
+        slope = time * math.exp(time**2) / math.sqrt(math.expm1(time**2))  # of sigma / alpha = sqrt(exp(time^2) - 1)
+        for index, own in enumerate(times):
+            others = (other for place, other in enumerate(times) if place != index)
+            weights[index] += share * slope * math.prod((time - other) / (own - other) for other in others)
+    total = sum(weights)
+    return [weight / total for weight in weights]
+
+
+@cache
+def _quadrature() -> list[tuple[float, float]]:
+    """Returns nodes in [-1, 1] and weights of Gauss and Legendre."""
+    import numpy as np
+
+    nodes, weights = np.polynomial.legendre.leggauss(QUADRATURE_NODES)
+    return list(zip(nodes.tolist(), weights.tolist(), strict=True))
+
+
 SAMPLERS: dict[str, Sampler] = {
     "ddpm": ddpm,
     "ddim": ddim,
     "dpmpp_2m": dpmpp_2m,
     "dpmpp_2m_sde": dpmpp_2m_sde,
     "unipc": unipc,
+    "deis": deis,
+    "ipndm": ipndm,
 }
+PER_ROW: dict[str, Sampler] = {"ddim": ddim, "dpmpp_2m": dpmpp_2m}
 
 
 def find_sampler(name: str) -> Sampler:
@@ -232,7 +316,29 @@ def find_sampler(name: str) -> Sampler:
     return SAMPLERS[name]
 
 
+def follow(sampler: Sampler, denoise: PredictX0, x_BCHW: Tensor, log_snrs: Tensor, noise: Noise) -> Tensor:
+    """Returns the point (B, C, H, W) that a sampler reaches at the last of ``log_snrs``, in as many evaluations.
+
+    A sampler returns its last prediction; here that is made to be the point which it is asked for.
+    """
+    calls = count(1)
+
+    def stop(at_BCHW: Tensor, log_snr_B: Tensor) -> Tensor:
+        return at_BCHW if next(calls) == len(log_snrs) else denoise(at_BCHW, log_snr_B)
+
+    return sampler(stop, x_BCHW, _append(log_snrs), noise)
+
+
+def _append(log_snrs: Tensor) -> Tensor:
+    """Adds a level beyond the last, for a step that is not taken."""
+    import torch
+
+    return torch.cat([log_snrs, log_snrs[-1:] + 1])
+
+
 def log_snr_of_step(log_snrs: Tensor, step: int, x_BCHW: Tensor) -> Tensor:
     """Returns ``log_snrs[step]`` for every row (B,), with the device and dtype of ``x_BCHW``."""
+    if log_snrs.ndim > 1:
+        return log_snrs[step].to(x_BCHW)
     # Filled on the device: a copy from the host would wait for it.
     return x_BCHW.new_full((x_BCHW.shape[0],), float(log_snrs[step]))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from itertools import pairwise
 from typing import Any, get_args
@@ -13,7 +14,17 @@ from torch import Tensor, nn
 from tests.helpers.gaussian import cosine, exact_denoiser, normal, step_noise
 from train.diffusion.config import SamplerName, Spacing
 from train.diffusion.guidance import GuidedDenoiser
-from train.diffusion.samplers import SAMPLERS, find_sampler, learned_std, posterior_mean_std, sampling_log_snrs
+from train.diffusion.samplers import (
+    ADAMS_BASHFORTH,
+    PER_ROW,
+    SAMPLERS,
+    _deis_weights,
+    find_sampler,
+    follow,
+    learned_std,
+    posterior_mean_std,
+    sampling_log_snrs,
+)
 from train.diffusion.schedules import (
     alpha_sigma,
     log_snr_at,
@@ -94,6 +105,94 @@ def test_each_step_is_that_of_diffusers(name: SamplerName, steps: int) -> None:
     assert len(ours) == len(theirs) == steps + 1
     for one, other in zip(ours, theirs, strict=True):
         torch.testing.assert_close(one, other, atol=1e-4, rtol=1e-4)
+
+
+def test_each_step_of_ipndm_is_that_of_diffusers() -> None:
+    pytest.importorskip("diffusers")
+    from diffusers import IPNDMScheduler
+
+    steps, sigmas = 9, torch.linspace(0.999, 0.05, 9, dtype=torch.float64)
+    scheduler: Any = IPNDMScheduler(trained_betas=[*sigmas.tolist(), 0.0])
+    scheduler.set_timesteps(steps)
+    log_snrs = torch.cat([torch.log((1 - sigmas**2) / sigmas**2), torch.tensor([30.0])]).float()
+    net, start = Net(), normal(2, 3, 8, 8)
+    theirs, x = [], start
+    for step, timestep in enumerate(scheduler.timesteps[:steps]):
+        theirs.append(x)
+        x = scheduler.step(net(x, log_snrs[step]), timestep, x).prev_sample
+    ours: list[Tensor] = []
+
+    def denoise(x: Tensor, at: Tensor) -> Tensor:
+        ours.append(x)
+        return x0_from_output("v", net(x, at[0]), x, at)  # what that scheduler takes a network to predict
+
+    SAMPLERS["ipndm"](denoise, start, log_snrs, torch.zeros)
+    assert len(ours) == len(theirs) == steps
+    for one, other in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(one, other, atol=1e-4, rtol=1e-4)
+
+
+def test_weights_of_deis_are_integrals_of_lagrange_polynomials() -> None:
+    from scipy.integrate import quad
+
+    def time(ratio: float) -> float:
+        return math.sqrt(math.log1p(ratio**2))  # sqrt(-log alpha^2) at sigma / alpha
+
+    for levels, then in (([-9.0], -4.0), ([-4.0, -9.0], 0.5), ([1.0, -1.0, -4.0, -18.0], 3.0), ([7.0, 5.0, 2.0], 9.0)):
+        begin, end = math.exp(-levels[0] / 2), math.exp(-then / 2)
+        nodes = [time(math.exp(-level / 2)) for level in levels]
+        for index, found in enumerate(_deis_weights(levels, then)):
+
+            def polynomial(ratio: float, own: int = index, nodes: list[float] = nodes) -> float:
+                others = [node for place, node in enumerate(nodes) if place != own]
+                return math.prod((time(ratio) - other) / (nodes[own] - other) for other in others)
+
+            wanted, _ = quad(polynomial, begin, end, epsabs=1e-12)
+            assert found == pytest.approx(wanted / (end - begin), abs=1e-8)
+
+
+def exact_point(start: Tensor, log_snrs: Tensor, mean: float, std: float) -> Tensor:
+    """Returns where the ODE ends that begins at ``start``, for data ~ N(mean, std^2): quantiles stay what they are."""
+    (alpha, sigma), (alpha_then, sigma_then) = alpha_sigma(log_snrs[:1]), alpha_sigma(log_snrs[-1:])
+    spread, spread_then = ((a**2 * std**2 + b**2).sqrt() for a, b in ((alpha, sigma), (alpha_then, sigma_then)))
+    return alpha_then * mean + spread_then / spread * (start - alpha * mean)
+
+
+@pytest.mark.parametrize(("name", "order"), [("ddim", 1), ("dpmpp_2m", 2), ("unipc", 3), ("ipndm", 2), ("deis", 4)])
+def test_the_error_falls_by_the_order_of_the_sampler(name: str, order: int) -> None:
+    # From so much noise that first steps, of lower order, do no harm; evenly in the time of the linear schedule.
+    start, errors = torch.linspace(-2, 2, 9, dtype=torch.float64).view(-1, 1, 1, 1), []
+    for steps in (128, 256):
+        times = torch.linspace(3.4, 0.8, steps + 1, dtype=torch.float64)
+        log_snrs = -(times.square().expm1()).log()
+        reached = follow(SAMPLERS[name], exact_denoiser(0.4, 0.3), start, log_snrs, torch.zeros)
+        errors.append(float((reached - exact_point(start, log_snrs, 0.4, 0.3)).abs().max()))
+    assert order - 0.3 < math.log2(errors[0] / errors[1]) < order + 0.5, errors
+
+
+def test_weights_of_equal_steps_integrate_polynomials() -> None:
+    for count, weights in enumerate(ADAMS_BASHFORTH, 1):
+        for power in range(count):
+            value = sum(weight * (-float(place)) ** power for place, weight in enumerate(weights))
+            assert value == pytest.approx(1 / (power + 1))  # the integral of t^power over a step from 0 to 1
+
+
+@pytest.mark.parametrize("name", sorted(PER_ROW))
+def test_rows_may_have_levels_of_their_own(name: str) -> None:
+    levels = torch.stack([torch.linspace(low, high, 6) for low, high in ((-9.0, 2.0), (-2.0, 7.0), (0.0, 1.0))], dim=1)
+    start, denoise = normal(3, 1, 2, 2), exact_denoiser(0.4, 0.3)
+    together = SAMPLERS[name](denoise, start, levels, torch.zeros)
+    for row in range(3):
+        alone = SAMPLERS[name](denoise, start[row : row + 1], levels[:, row], torch.zeros)
+        torch.testing.assert_close(together[row : row + 1], alone)
+    reached = follow(SAMPLERS[name], denoise, start, levels, torch.zeros)
+    torch.testing.assert_close(
+        denoise(reached, levels[-1]), SAMPLERS[name](denoise, start, extend(levels), torch.zeros)
+    )
+
+
+def extend(levels: Tensor) -> Tensor:
+    return torch.cat([levels, levels[-1:] + 1])
 
 
 @pytest.mark.parametrize("name", sorted(SAMPLERS))
