@@ -24,6 +24,7 @@ from dataprep.pack_config import PackConfig
 from dataprep.text.config import EmbedConfig
 from eval.clip.config import ScoreConfig
 from eval.metrics.config import EvaluateConfig
+from eval.sampling.config import SamplingConfig
 from pipeline.runtime.config import ClusterConfig
 from pipeline.stages.clip import ClipConfig
 from pipeline.stages.graph import STAGES
@@ -117,6 +118,7 @@ class RunConfig(Config):
         self._check_trainings()
         self._check_batches()
         self._check_stage_names()
+        self._check_fit()
         return self
 
     def _check_cascade(self) -> None:
@@ -169,10 +171,31 @@ class RunConfig(Config):
     def _check_stage_names(self) -> None:
         """Raises ValueError where `sample` or `evaluate` names a cascade stage that does not exist."""
         swept = self.evaluate.sweep.stage if self.evaluate.sweep else None
-        for key in [*self.sample.stages, *(name for name in (self.sample.evaluate_at, swept) if name)]:
+        named = [name for name in (self.sample.evaluate_at, swept) if name]
+        fitted = self.sample.fit.stages if self.sample.fit is not None else ()
+        for key in [*self.sample.stages, *self.sample.guides, *fitted, *named]:
             if key not in self.cascade():
                 known = ", ".join(self.cascade())
                 raise ValueError(f"sample: there is no cascade stage {key!r}; the stages are {known}")
+
+    def _check_fit(self) -> None:
+        """Raises ValueError for stages whose noise levels cannot be fitted, or that are not guided."""
+        fit = self.sample.fit
+        named = {"fit.stages": fit.stages if fit is not None else (), "guides": tuple(self.sample.guides)}
+        for key, names in named.items():
+            if other := next((name for name in names if self.cascade()[name].trains != "diffusion"), None):
+                raise ValueError(f"sample.{key}: {other} does not denoise, so it has no such thing; leave it out")
+        for name in fit.stages if fit is not None else ():
+            settings = self.sample.stages.get(name, SamplingConfig())
+            if fit is not None and settings.steps > fit.levels:
+                raise ValueError(
+                    f"sample.fit.levels={fit.levels}: sample.stages.{name}.steps={settings.steps} of them are chosen; "
+                    "set levels to more"
+                )
+            if settings.timesteps or settings.log_snrs:
+                raise ValueError(
+                    f"sample.fit.stages: {name} has noise levels of its own (timesteps or log_snrs); leave it out"
+                )
 
     def _check_buckets(self, name: str, stage: ImageTraining) -> None:
         """Raises ValueError for an aspect bucket that a stage cannot be trained on."""

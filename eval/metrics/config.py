@@ -112,7 +112,10 @@ def make_sweep_points(config: SweepConfig, base: SamplingConfig) -> list[SweepPo
         swept = "steps" if config.steps else "sampler"
         for sampler in config.samplers or (base.sampler,):
             steps = config.steps or (base.steps,)
-            points += [SweepPoint(swept, _replace(base, sampler=sampler, steps=count)) for count in steps]
+            levels = None if config.steps else base.log_snrs  # which would be in place of the steps
+            points += [
+                SweepPoint(swept, _replace(base, sampler=sampler, steps=count, log_snrs=levels)) for count in steps
+            ]
     return points
 
 

@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
 
 from dataprep.io.device_settings import pick_device
 from dataprep.io.errors import UserError
@@ -31,6 +32,7 @@ from eval.sampling.prompt_encoding import PromptEncoder, encode_prompts
 from eval.sampling.prompts import clean_prompt
 from eval.sampling.samples import Samples
 from eval.sampling.stage_sampler import LoadedStage
+from eval.sampling.stored_weights import StoredWeights, store_weights
 from eval.sampling.watermark import can_carry
 from train.models.export import digest_weights
 
@@ -46,13 +48,15 @@ class Cascade:
         clip: ClipSpec | None = None,
         watermark: str | None = None,
         adapters: Sequence[AdapterChoice] = (),
+        weights: StoredWeights = "whole",
     ) -> None:
         """``clip`` ranks candidates (`ClipScorer.load`); ``watermark`` is the text of an invisible mark.
 
-        ``adapters`` are those that are merged into ``stages`` and ``encoder``, for the images' metadata.
+        ``adapters`` are those that are merged into ``stages`` and ``encoder``, ``weights`` says how these are kept: for
+        the images' metadata.
         """
         self.stages, self.encoder, self.device = tuple(stages), encoder, torch.device(device)
-        self.clip, self.watermark, self.adapters = clip, watermark, tuple(adapters)
+        self.clip, self.watermark, self.adapters, self.weights = clip, watermark, tuple(adapters), weights
 
     @classmethod
     def from_pretrained(
@@ -62,16 +66,18 @@ class Cascade:
         watermark: str | None = None,
         adapters: Sequence[str] = (),
         compiled: bool = False,
+        weights: StoredWeights = "whole",
     ) -> Cascade:
         """Loads an exported cascade: a local folder with ``cascade.json``, the stages and the text encoder.
 
         ``device``: auto (a GPU if there is one), cpu, cuda or cuda:1. ``watermark`` replaces the folder's own;
         ``adapters`` are merged in, each ``[STAGE=]FILE[:WEIGHT]``. ``compiled``: with torch.compile, whose first call
-        of each size takes minutes; for many images. Raises UserError for a part that is missing, broken or untrained.
+        of each size takes minutes; for many images. ``weights``: how they are kept in memory, see `store_weights`.
+        Raises UserError for a part that is missing, broken or untrained.
         """
         config = resolve_paths(read_cascade(folder), folder)
         config = config.model_copy(update={"watermark": watermark or config.watermark})
-        return cls.from_config(config, device, [AdapterChoice.parse(text) for text in adapters], compiled)
+        return cls.from_config(config, device, [AdapterChoice.parse(text) for text in adapters], compiled, weights)
 
     @classmethod
     def from_config(
@@ -80,13 +86,19 @@ class Cascade:
         device: str = "auto",
         adapters: Sequence[AdapterChoice] = (),
         compiled: bool = False,
+        weights: StoredWeights = "whole",
     ) -> Cascade:
         """Loads the parts that ``config`` names by whole paths, or by hub names. Raises as `from_pretrained`."""
         device = pick_device(device)
         stages = load_stages(config, device, compiled)
         encoder = load_encoder(config, stages, device)
         clip = {"model": config.clip, "pretrained": config.clip_pretrained} if config.clip else None
-        return cls(stages, encoder, device, clip, config.watermark, apply_adapters(adapters, stages, encoder))
+        merged = apply_adapters(adapters, stages, encoder)
+        for stage in stages:
+            for network in (stage.model, stage.guide):
+                if isinstance(network, nn.Module):
+                    store_weights(network, weights)
+        return cls(stages, encoder, device, clip, config.watermark, merged, weights)
 
     def __call__(self, prompts: str | Sequence[str], num: int = 1, seed: int = 0, **options: Any) -> Samples:
         """`sample` with the fields of `SamplingOptions` and of `SamplingConfig` as keywords.
@@ -124,6 +136,8 @@ class Cascade:
         }
         if self.adapters:
             making["adapters"] = [vars(choice) for choice in self.adapters]
+        if self.weights != "whole":
+            making["weights"] = self.weights
         samples = replace(samples, making=making)
         return samples if options.best_of == 1 else self._pick_best(samples, options.best_of)
 
@@ -153,4 +167,5 @@ class Cascade:
         parts = [
             digest or digest_weights(stage.model.state_dict()) for digest, stage in zip(known, self.stages, strict=True)
         ]
+        parts += [stage.guide_digest for stage in self.stages]
         return hashlib.sha256("".join(parts).encode()).hexdigest()[:16]

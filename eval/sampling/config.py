@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from itertools import pairwise
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 from pydantic import Field, ValidationError, model_validator
 
@@ -12,12 +13,12 @@ from dataprep.io.config import Config
 from dataprep.io.errors import UserError
 from dataprep.io.storage import exists, read_json, write_json
 from dataprep.text.config import EncoderDtype
-from train.diffusion.config import SamplerName, StepSpacing, Threshold
+from train.diffusion.config import GuidanceConfig, SamplerName, StepSpacing
 
 CASCADE_FILE = "cascade.json"
 
 
-class SamplingConfig(Config):
+class SamplingConfig(GuidanceConfig):
     """Sampler settings of one stage."""
 
     sampler: SamplerName = Field(default="dpmpp_2m", description="name of the sampler")
@@ -29,17 +30,13 @@ class SamplingConfig(Config):
     timesteps: tuple[int, ...] | None = Field(
         default=None, strict=False, description="the steps of a discrete schedule by number, falling to 0; not `steps`"
     )
-    guidance: float = Field(default=3.0, ge=0, description="classifier-free guidance weight; 1: none")
-    guidance_rescale: float = Field(
-        default=0.0, ge=0, le=1, description="share of the contrast added by guidance that is removed again"
+    log_snrs: tuple[float, ...] | None = Field(
+        default=None,
+        strict=False,
+        description="noise levels of the evaluations, rising log-SNRs; not `steps` and `spacing`",
     )
-    guidance_interval: tuple[float, float] = Field(
-        default=(0.0, 1.0), strict=False, description="times between which guidance is on; 0: clean, 1: noise"
-    )
-    threshold: Threshold = Field(default="dynamic", description="clipping of the predicted clean image")
-    percentile: float = Field(default=0.995, gt=0, le=1, description="percentile of dynamic thresholding")
-    threshold_max: float | None = Field(
-        default=None, ge=1, description="largest bound of dynamic thresholding; None: the percentile, however large"
+    autoguidance: bool = Field(
+        default=True, description="guide away from the stage's weaker network, if it has one, in place of no caption"
     )
     learned_variance: bool = Field(
         default=True,
@@ -55,18 +52,36 @@ class SamplingConfig(Config):
     resample: int = Field(default=4, ge=1, description="of inpainting: repetitions of each step")
 
     @model_validator(mode="after")
-    def _check_interval(self) -> Self:
-        low, high = self.guidance_interval
-        if not 0 <= low <= high <= 1:
-            raise ValueError(f"guidance_interval {[low, high]} is no interval of [0, 1]; give low <= high")
-        return self
-
-    @model_validator(mode="after")
     def _check_timesteps(self) -> Self:
         given = self.timesteps
         if given is not None and (not given or given[-1] != 0 or any(a <= b for a, b in pairwise(given))):
             raise ValueError(f"timesteps {list(given)} do not fall to 0; give steps such as [999, 500, 0]")
         return self
+
+    @model_validator(mode="after")
+    def _check_log_snrs(self) -> Self:
+        given = self.log_snrs
+        if given is not None and (not given or any(a >= b for a, b in pairwise(given))):
+            raise ValueError(f"log_snrs {list(given)} do not rise; give noise levels such as [-20, -2, 1]")
+        if given is not None and self.timesteps is not None:
+            raise ValueError(f"log_snrs and timesteps {list(self.timesteps)} are two lists of one thing; give one")
+        return self
+
+    def count_evaluations(self) -> int:
+        """Returns how often a sampler evaluates the network from pure noise."""
+        given = self.log_snrs or self.timesteps
+        return self.steps if given is None else len(given)
+
+
+class FitConfig(Config):
+    """Noise levels of stages, fitted to them once they are trained; how many is `sample.stages.<name>.steps`."""
+
+    stages: tuple[str, ...] = Field(strict=False, min_length=1, description="cascade stages to fit levels to")
+    samples: int = Field(
+        256, ge=1, description="held-out captions whose trajectories are measured, as far as there are"
+    )
+    levels: int = Field(48, ge=2, le=1000, description="evaluations of a trajectory, of which some levels are taken")
+    batch_size: int = Field(16, ge=1, description="trajectories at a time; all their points are in memory")
 
 
 class StageEntry(Config):
@@ -78,6 +93,9 @@ class StageEntry(Config):
         default=None, ge=1, description="height and width of its input image; None: the base stage"
     )
     path: str = Field(description="its folder, relative to the cascade's")
+    guide: str | None = Field(
+        default=None, description="folder of a weaker network of the same kind, which guidance goes away from"
+    )
     sampling: SamplingConfig = Field(default=SamplingConfig(), description="default sampler settings")
 
 
@@ -109,6 +127,15 @@ class CascadeConfig(Config):
         return self
 
 
+def check_same_process(what: str, stage: Mapping[str, Any], other: Mapping[str, Any]) -> None:
+    """Raises UserError where another network has learned another process than a stage; both are JSON by name."""
+    for key in ("prediction", "schedule"):
+        if other.get(key) != stage.get(key):
+            raise UserError(
+                f"{what}: has diffusion.{key} {other.get(key)}, the stage {stage.get(key)}; name a network of the same"
+            )
+
+
 def read_cascade(folder: str | Path) -> CascadeConfig:
     """Reads ``cascade.json``; its paths stay relative. Raises UserError for a missing or invalid file."""
     path = str(Path(folder) / CASCADE_FILE)
@@ -131,6 +158,9 @@ def resolve_paths(config: CascadeConfig, folder: str | Path) -> CascadeConfig:
     def resolve(name: str | None) -> str | None:
         return str(Path(folder) / name) if name and (Path(folder) / name).exists() else name
 
-    stages = [stage.model_copy(update={"path": str(Path(folder) / stage.path)}) for stage in config.stages]
+    stages = [
+        stage.model_copy(update={"path": str(Path(folder) / stage.path), "guide": resolve(stage.guide)})
+        for stage in config.stages
+    ]
     names = {key: resolve(getattr(config, key)) for key in ("encoder", "clip", "clip_pretrained")}
     return config.model_copy(update={"stages": stages, **names})

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import cast
+from dataclasses import replace
+from typing import Any, cast
 
 import torch
 from pydantic import ValidationError
@@ -11,10 +12,10 @@ from torch import nn
 from dataprep.io.device_settings import configure_device
 from dataprep.io.errors import UserError
 from dataprep.text.encoder import TextEncoder
-from eval.sampling.config import CASCADE_FILE, CascadeConfig, StageEntry
+from eval.sampling.config import CASCADE_FILE, CascadeConfig, StageEntry, check_same_process
 from eval.sampling.stage_sampler import LoadedStage
 from train.diffusion.config import DiffusionConfig
-from train.models.base import PaddedTextDenoiser
+from train.models.base import Denoiser, PaddedTextDenoiser
 from train.models.export import load_stage
 
 
@@ -26,9 +27,9 @@ def load_stages(config: CascadeConfig, device: str | torch.device, compiled: boo
     configure_device(device)
     stages = [_load_entry(entry, device) for entry in config.stages]
     if compiled:
-        for stage in stages:
-            assert isinstance(stage.model, nn.Module)
-            stage.model.compile()
+        for network in (network for stage in stages for network in (stage.model, stage.guide) if network is not None):
+            assert isinstance(network, nn.Module)
+            network.compile()
     return stages
 
 
@@ -42,21 +43,23 @@ def load_encoder(config: CascadeConfig, stages: list[LoadedStage], device: str |
                 f"encoder {config.encoder}: width {encoder.dim}, stage {stage.entry.name} was trained on width "
                 f"{stage.model.config.text_dim}; name the encoder that it was trained with"
             )
-        _give_empty_text(config, stage, encoder)
+        for network in (stage.model, stage.guide):
+            if network is not None:
+                _give_empty_text(config, stage.entry.name, network, encoder)
     return encoder
 
 
-def _give_empty_text(config: CascadeConfig, stage: LoadedStage, encoder: TextEncoder) -> None:
+def _give_empty_text(config: CascadeConfig, stage: str, network: Denoiser, encoder: TextEncoder) -> None:
     """Gives a network that reads padding the text that stands for no prompt; UserError where prompts do not fit it."""
-    tokens = stage.model.config.caption_tokens()
+    tokens = network.config.caption_tokens()
     if tokens is None:
         return
     if not config.encoder_pad or encoder.max_length != tokens:
         raise UserError(
-            f"stage {stage.entry.name} reads {tokens} tokens with padding; set encoder_pad: true and max_length: "
+            f"stage {stage} reads {tokens} tokens with padding; set encoder_pad: true and max_length: "
             f"{tokens} in {CASCADE_FILE} (embed.pad and embed.max_length of a run)"
         )
-    cast(PaddedTextDenoiser, stage.model).set_empty_text(torch.from_numpy(encoder.encode([""])[0]))
+    cast(PaddedTextDenoiser, network).set_empty_text(torch.from_numpy(encoder.encode([""])[0]))
 
 
 def _load_entry(entry: StageEntry, device: str | torch.device) -> LoadedStage:
@@ -75,4 +78,15 @@ def _load_entry(entry: StageEntry, device: str | torch.device) -> LoadedStage:
         raise UserError(
             f"stage {entry.name}: resolution {entry.resolution} is not a multiple of {model.config.size_multiple()}"
         )
-    return LoadedStage(entry, model, diffusion, settings.get("digest", ""))
+    stage = LoadedStage(entry, model, diffusion, settings.get("digest", ""))
+    return stage if entry.guide is None else _add_guide(stage, entry.guide, settings["diffusion"], device)
+
+
+def _add_guide(stage: LoadedStage, folder: str, diffusion: dict[str, Any], device: str | torch.device) -> LoadedStage:
+    """Loads the weaker network of a stage; UserError where it does not take and give what the stage's does."""
+    what, (guide, settings) = f"stage {stage.entry.name}: guide {folder}", load_stage(folder, device)
+    check_same_process(what, diffusion, settings["diffusion"])
+    for key in ("text_dim", "lowres", "image_channels"):
+        if (theirs := getattr(guide.config, key)) != (ours := getattr(stage.model.config, key)):
+            raise UserError(f"{what}: has {key} {theirs}, the stage {ours}; name another network")
+    return replace(stage, guide=guide, guide_digest=settings.get("digest", ""))

@@ -71,13 +71,16 @@ class SamplingOptions:
 def override_sampling(entry: StageEntry, changes: SettingChanges) -> SamplingConfig:
     """Returns the stage's sampler settings under ``changes``.
 
-    Raises UserError for an unknown setting, naming the nearest one, and for an invalid value.
+    Another number or kind of steps replaces noise levels that are listed. Raises UserError for an unknown setting,
+    naming the nearest one, and for an invalid value.
     """
     _check_setting_names(changes)
     values = entry.sampling.model_dump()
     for key, value in changes.items():
         chosen = value.get(entry.name) if isinstance(value, Mapping) else value
         if chosen is not None:
+            if key in ("steps", "spacing", "timesteps") and "log_snrs" not in changes:
+                values["log_snrs"] = None
             values[key] = float(chosen) if isinstance(values[key], float) and isinstance(chosen, int) else chosen
     try:
         return SamplingConfig(**values)

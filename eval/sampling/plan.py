@@ -43,13 +43,16 @@ def make_plan(
     changes = dict(options.changes)
     if options.image is not None and options.mask is None and changes.get("strength") is None:
         changes["strength"] = DEFAULT_STRENGTH
+    settings = {stage.entry.name: override_sampling(stage.entry, changes) for stage in stages}
+    if options.negative:
+        _check_negative(stages, settings)
     image_HWC = None if options.image is None else image_editing.to_rgb(options.image)
     aspect = 1.0 if image_HWC is None else image_HWC.shape[1] / image_HWC.shape[0]
     mask = None if options.mask is None or image_HWC is None else image_editing.read_mask(options.mask, image_HWC)
     return SamplingPlan(
         stages=stages,
         numbers={stage.entry.name: number for number, stage in enumerate(cascade)},
-        settings={stage.entry.name: override_sampling(stage.entry, changes) for stage in stages},
+        settings=settings,
         size=(
             image_editing.check_size(stages, options.size)
             if options.size
@@ -61,6 +64,16 @@ def make_plan(
         image_HWC=image_HWC,
         mask_HW=mask,
     )
+
+
+def _check_negative(stages: Sequence[LoadedStage], settings: Mapping[str, SamplingConfig]) -> None:
+    """Raises UserError for a negative prompt where a weaker network has its place."""
+    for stage in stages:
+        if stage.guide is not None and settings[stage.entry.name].autoguidance:
+            raise UserError(
+                f"negative prompt: stage {stage.entry.name} is guided away from a weaker network instead; leave it "
+                "out, or set autoguidance=false"
+            )
 
 
 def select_stages(

@@ -5,7 +5,7 @@ Shape legend: B batch, C channels, H W height and width, L caption tokens, D tex
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -15,13 +15,13 @@ from torch import Tensor
 
 from eval.sampling.config import SamplingConfig, StageEntry
 from train.diffusion.config import DiffusionConfig
-from train.diffusion.guidance import ALL_LEVELS, GuidedDenoiser, LogSnrInterval
+from train.diffusion.guidance import GuidedDenoiser, guide_model
 from train.diffusion.inpainting import repaint
 from train.diffusion.noise import sample_noise
-from train.diffusion.objective import augment_lowres, evaluation_log_snrs, log_snr_at_time, upsample_lowres
+from train.diffusion.objective import augment_lowres, evaluation_log_snrs, upsample_lowres
 from train.diffusion.samplers import find_sampler
 from train.diffusion.schedules import add_noise, network_input, split_variance
-from train.models.base import Conditions, Denoiser
+from train.models.base import Conditions, Denoiser, TextEncodingDenoiser
 
 START, AUGMENT, FIRST_STEP = 0, 1, 2  # last part of a noise seed: its purpose within one stage
 # Pixels that the network gets at once: 4 images of 1024 px, about 5 GiB of the paper's last stage.
@@ -37,6 +37,8 @@ class LoadedStage:
     model: Denoiser
     diffusion: DiffusionConfig
     digest: str = ""  # of its weights, as stored; "": not stored
+    guide: Denoiser | None = None  # a weaker network to guide away from, in place of no caption
+    guide_digest: str = ""
 
 
 class EncodedPrompts(NamedTuple):
@@ -77,20 +79,13 @@ def sample_stage(
     An edit without a mask starts from its image noised to time ``strength``, with that share of the steps (SDEdit, Meng
     et al. 2022). One with a mask uses RePaint, whose ancestral steps replace the sampler.
     """
-    device, edit = inputs.text.tokens_BLD.device, inputs.edit
-    height, width = size or (stage.entry.resolution,) * 2
-    shape = (stage.model.config.image_channels, height, width)
-
-    def noise(number: int) -> Tensor:
-        return sample_noise([(*numbers, number) for numbers in seeds], shape, device)
-
-    lowres: LowresInput = {}
-    if inputs.lowres_BCHW is not None:
-        lowres = noise_lowres(stage, settings, inputs, noise(AUGMENT), (height, width))
-    denoise = stage_denoiser(stage, settings, inputs, lowres)
+    edit = inputs.edit
+    noise = _noise_of(stage, inputs, seeds, size)
+    denoise, x_BCHW = begin_sampling(stage, settings, inputs, seeds, size)
     start = settings.strength if edit else 1.0
-    log_snrs = evaluation_log_snrs(stage.diffusion, settings.steps, settings.spacing, start, settings.timesteps)
-    x_BCHW = noise(START)
+    log_snrs = evaluation_log_snrs(
+        stage.diffusion, settings.steps, settings.spacing, start, settings.timesteps, settings.log_snrs
+    )
     if edit and start < 1:
         x_BCHW = add_noise(edit.image.expand_as(x_BCHW), x_BCHW, log_snrs[:1].to(x_BCHW))
     step_noise = lambda step: noise(FIRST_STEP + step)  # noqa: E731
@@ -114,42 +109,71 @@ def noise_lowres(
     return {"lowres_BCHW": noised_BCHW, "lowres_log_snr_B": log_snr_B}
 
 
+def begin_sampling(
+    stage: LoadedStage,
+    settings: SamplingConfig,
+    inputs: SamplerInputs,
+    seeds: Sequence[Sequence[int]],
+    size: tuple[int, int] | None = None,
+) -> tuple[GuidedDenoiser, Tensor]:
+    """Returns the denoiser of a batch of `sample_stage`, and the noise (B, C, H, W) where it starts."""
+    noise = _noise_of(stage, inputs, seeds, size)
+    start_BCHW = noise(START)
+    lowres: LowresInput = {}
+    if inputs.lowres_BCHW is not None:
+        height, width = start_BCHW.shape[2:]
+        lowres = noise_lowres(stage, settings, inputs, noise(AUGMENT), (height, width))
+    return stage_denoiser(stage, settings, inputs, lowres), start_BCHW
+
+
+def _noise_of(
+    stage: LoadedStage, inputs: SamplerInputs, seeds: Sequence[Sequence[int]], size: tuple[int, int] | None
+) -> Callable[[int], Tensor]:
+    """Returns the noise (B, C, H, W) of a batch by its number."""
+    height, width = size or (stage.entry.resolution,) * 2
+    shape, device = (stage.model.config.image_channels, height, width), inputs.text.tokens_BLD.device
+    return lambda number: sample_noise([(*numbers, number) for numbers in seeds], shape, device)
+
+
 def stage_denoiser(
     stage: LoadedStage, settings: SamplingConfig, inputs: SamplerInputs, lowres: LowresInput
 ) -> GuidedDenoiser:
     """Returns the stage's guided denoiser; ``lowres``: the low-resolution input and its noise level."""
     text, negative, batch = inputs.text, inputs.negative, inputs.text.tokens_BLD.shape[0]
+    guide = stage.guide if settings.autoguidance else None
+    known: dict[tuple[Denoiser, int], Conditions] = {}  # by network and copies of the batch: the same at every step
 
-    def model(x_BCHW: Tensor, log_snr_B: Tensor, keep_B: Tensor) -> Tensor:
-        copies, kept = x_BCHW.shape[0] // batch, None  # None: every row has its caption
-        if copies == 1:
-            prompts = text
-        elif negative is None:
-            prompts, kept = concat_prompts([text] * copies), keep_B
-        else:  # the second half is not unconditional: it has the negative prompt
-            prompts = concat_prompts([text, negative])
-        rest = {name: torch.cat([part] * copies) for name, part in lowres.items()}
-        conditions = Conditions(prompts.tokens_BLD, prompts.mask_BL, kept)._replace(**rest)
+    def conditions_of(network: Denoiser, prompts: Sequence[EncodedPrompts], keep_B: Tensor | None) -> Conditions:
+        copies = len(prompts)
+        if (network, copies) not in known:
+            rest = {name: torch.cat([part] * copies) for name, part in lowres.items()}
+            tokens_BLD, mask_BL = prompts[0] if copies == 1 else concat_prompts(prompts)
+            found = Conditions(tokens_BLD, mask_BL, keep_B)._replace(**rest)
+            known[network, copies] = network.encode_text(found) if isinstance(network, TextEncodingDenoiser) else found
+        return known[network, copies]
+
+    def ask(
+        network: Denoiser, x_BCHW: Tensor, log_snr_B: Tensor, *prompts: EncodedPrompts, keep_B: Tensor | None = None
+    ) -> Tensor:
         # On a GPU the network runs in bf16; the sampler's own steps stay in fp32.
         with torch.autocast(x_BCHW.device.type, torch.bfloat16, enabled=x_BCHW.device.type == "cuda"):
             seen_BCHW = network_input(x_BCHW, log_snr_B, stage.diffusion.schedule)
-            output = call_in_parts(stage.model, seen_BCHW, log_snr_B, conditions, seen_BCHW[0, 0].numel())
+            output = call_in_parts(
+                network, seen_BCHW, log_snr_B, conditions_of(network, prompts, keep_B), seen_BCHW[0, 0].numel()
+            )
         return (output if settings.learned_variance else split_variance(output, x_BCHW)[0]).float()
 
-    interval = ALL_LEVELS
-    if settings.guidance_interval != (0.0, 1.0):  # less time is less noise, so a higher log-SNR
-        high, low = log_snr_at_time(stage.diffusion, torch.tensor(settings.guidance_interval)).tolist()
-        interval = LogSnrInterval(low, high)
-    return GuidedDenoiser(
-        model,
-        stage.diffusion.prediction,
-        settings.guidance,
-        settings.threshold,
-        settings.percentile,
-        interval,
-        settings.guidance_rescale,
-        settings.threshold_max,
-    )
+    def model(x_BCHW: Tensor, log_snr_B: Tensor, keep_B: Tensor) -> Tensor:
+        if len(x_BCHW) == batch:  # every row has its caption
+            return ask(stage.model, x_BCHW, log_snr_B, text)
+        if guide is not None:  # the second half is not unconditional: it is the weaker network's
+            networks, parts = (stage.model, guide), zip(x_BCHW.split(batch), log_snr_B.split(batch), strict=True)
+            return torch.cat([ask(network, *part, text) for network, part in zip(networks, parts, strict=True)])
+        if negative is not None:  # it has the negative prompt
+            return ask(stage.model, x_BCHW, log_snr_B, text, negative)
+        return ask(stage.model, x_BCHW, log_snr_B, text, text, keep_B=keep_B)
+
+    return guide_model(model, stage.diffusion, settings)
 
 
 def call_in_parts(model: Denoiser, x: Tensor, log_snr_B: Tensor, conditions: Conditions, pixels: int) -> Tensor:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -59,6 +59,9 @@ def sample_images(
     compiled: Annotated[
         bool, typer.Option("--compile", help="torch.compile the stages: minutes at first, then faster; for many images")
     ] = False,
+    weights: Annotated[
+        Literal["whole", "bfloat16", "int8"], typer.Option(help="how weights are kept in memory; int8: a quarter of it")
+    ] = "whole",
     as_json: AsJson = False,
 ) -> None:
     """Generate images from prompts. Also edits, inpaints and upscales an image."""
@@ -96,6 +99,7 @@ def sample_images(
         adapters=adapter or [],
         device=device,
         compiled=compiled,
+        weights=weights,
     )
     written = sample_run(folder, request)
     if as_json:

@@ -2,6 +2,7 @@
 
 OUT/cascade.json           the stages, their sampling settings, the encoder and CLIP
 OUT/<stage>/               config.json and model.safetensors, of large networks shards and their index
+OUT/<stage>_guide/         the same of a weaker network, where guidance goes away from one
 OUT/encoder/, OUT/clip/    the frozen models if they are files; hub names are kept in cascade.json
 OUT/README.md              the model card; metrics.json and datacard.md are copied from the run
 """
@@ -126,7 +127,8 @@ def _write_folder(
             tensors = load_tensors(Path(stage.path)) | raw  # the first has parts that are not trained, if any
         save_stage(out / stage.name, tensors, model, settings["diffusion"], step, options.dtype, shard_bytes)
         load_stage(out / stage.name)  # checks that it can be sampled from
-        stages.append(stage.model_copy(update={"path": stage.name}))
+        guide = None if stage.guide is None else _copy_model(stage.guide, out, f"{stage.name}_guide")
+        stages.append(stage.model_copy(update={"path": stage.name, "guide": guide}))
     changes: dict[str, object] = {"stages": stages, "encoder": _copy_model(config.encoder, out, ENCODER)}
     if config.clip is not None:
         changes["clip"] = _copy_model(config.clip, out, CLIP)

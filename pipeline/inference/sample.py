@@ -29,9 +29,11 @@ from eval.sampling.options import SamplingOptions, SettingChanges, SettingValue,
 from eval.sampling.png_metadata import is_ours, save_png
 from eval.sampling.prompt_files import read_prompt_file
 from eval.sampling.prompts import clean_prompt
+from eval.sampling.stored_weights import StoredWeights
 from eval.sampling.user_images import read_image, read_mask_image
 from pipeline.config import run_config_type
 from pipeline.stages.clip import read_clip_spec
+from pipeline.stages.schedule import place_levels
 from pipeline.stages.trained_cascade import copy_parts_here, trained_cascade
 from pipeline.store.run import RUN_FILE, Run
 from pipeline.terminal import console, progress
@@ -57,7 +59,8 @@ def run_cascade(run: Run) -> CascadeConfig:
     if "clip" in artifacts:
         clip = read_clip_spec(artifacts["clip"])
         more |= {"clip": str(clip["model"]), "clip_pretrained": clip["pretrained"]}
-    return copy_parts_here(trained_cascade(trained, config.sample.stages, artifacts["encoder"], **more))
+    sampling = place_levels(config.sample.stages, artifacts.get("schedule") if config.sample.fit else None)
+    return copy_parts_here(trained_cascade(trained, sampling, artifacts["encoder"], config.sample.guides, **more))
 
 
 def model_cascade(model: str, then: Sequence[str] = ()) -> CascadeConfig:
@@ -99,6 +102,7 @@ class SampleRequest:
     adapters: Sequence[str] = ()  # [STAGE=]FILE[:WEIGHT], or a run for FILE
     device: str = "auto"
     compiled: bool = False
+    weights: StoredWeights = "whole"
 
 
 def sample_run(folder: str, request: SampleRequest) -> list[Path]:
@@ -121,7 +125,13 @@ def sample_run(folder: str, request: SampleRequest) -> list[Path]:
     check_folder(request) if many else check_files(request)
     with postpone_collection():
         cascade = load_cascade(
-            folder, request.device, request.watermark, request.adapters, request.then, request.compiled
+            folder,
+            request.device,
+            request.watermark,
+            request.adapters,
+            request.then,
+            request.compiled,
+            request.weights,
         )
     options = replace(options, size=_parse_size(cascade, request))
     # One warning per prompt, each as a line of its own.
@@ -143,6 +153,7 @@ def load_cascade(
     adapters: Sequence[str] = (),
     then: Sequence[str] = (),
     compiled: bool = False,
+    weights: StoredWeights = "whole",
 ) -> Cascade:
     """Loads the cascade of a run, an exported one, or stages in diffusers' layout, with ``adapters`` in it.
 
@@ -150,7 +161,7 @@ def load_cascade(
     """
     choices, config = find_adapters(adapters), model_cascade(folder, then)
     config = config.model_copy(update={"watermark": watermark or config.watermark})
-    return Cascade.from_config(config, device, choices, compiled)
+    return Cascade.from_config(config, device, choices, compiled, weights)
 
 
 def find_adapters(texts: Sequence[str]) -> list[AdapterChoice]:

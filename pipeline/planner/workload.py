@@ -123,10 +123,26 @@ def _plan_sample(facts: PlanFacts) -> Workload:
     last = names.index(settings.evaluate_at) if settings.evaluate_at else len(names) - 1
     flops = 0.0
     for place, name in enumerate(names):
-        sampling = settings.stages.get(name, SamplingConfig())
-        evaluations = sampling.steps * (1 if sampling.guidance == 1 else 2)  # guided: with and without the caption
+        evaluations = _count_evaluations(facts, name)
         flops += (shown + (evaluated if place <= last else 0)) * evaluations * facts.sampling_flops[name]
     return Workload("gpu", shown + evaluated, flops=flops)
+
+
+def _count_evaluations(facts: PlanFacts, name: str) -> int:
+    """Returns how often a stage's network runs for an image; guided: with and without the caption."""
+    sampling = facts.config.sample.stages.get(name, SamplingConfig())
+    return sampling.count_evaluations() * (1 if sampling.guidance == 1 else 2)
+
+
+def _plan_schedule(facts: PlanFacts) -> Workload | None:
+    fit = facts.config.sample.fit
+    if fit is None:
+        return None
+    flops = 0.0
+    for name in fit.stages:
+        each = 1 if facts.config.sample.stages.get(name, SamplingConfig()).guidance == 1 else 2
+        flops += fit.samples * fit.levels * each * facts.sampling_flops[name]
+    return Workload("gpu", fit.samples * len(fit.stages), flops=flops)
 
 
 # Stage -> its work; None if the config does not have the work. train.* is planned apart.
@@ -139,6 +155,7 @@ WORKLOADS: dict[str, Callable[[PlanFacts], Workload | None]] = {
     "select": _plan_select,
     "pack": _plan_pack,
     "embed": _plan_embed,
+    "schedule": _plan_schedule,
     "sample": _plan_sample,
 }
 

@@ -14,7 +14,7 @@ from eval.sampling.config import SamplingConfig
 from pipeline.runtime.context import Context
 from pipeline.stages.base import Placement, StageConfig, StageInputs, StageType, always, config_key
 from pipeline.stages.clip import digest_clip, is_trained_here, read_clip_spec
-from pipeline.stages.sample import SampleStageConfig
+from pipeline.stages.sample import SampleConfig, SampleStageConfig
 from pipeline.stages.trained_cascade import trained_cascade
 from pipeline.stages.training_stages import read_stages
 from pipeline.store.artifact import Artifact, Shard
@@ -240,7 +240,7 @@ def _list_settings(ctx: EvaluateContext) -> list[SweptSetting]:
     cascade = read_stages(ctx.inputs.train)
     stage = sweep.stage or next(iter(cascade))
     size = cascade[stage].resolution
-    points = make_sweep_points(sweep, _read_sampling(ctx).get(stage, SamplingConfig()))
+    points = make_sweep_points(sweep, _read_sampling(ctx).stages.get(stage, SamplingConfig()))
     paths = [ctx.path(SWEEP_SET, shard_name(number, "parquet")) for number in range(len(points))]
     return [SweptSetting(point, stage, size, path) for point, path in zip(points, paths, strict=True)]
 
@@ -255,13 +255,13 @@ def _sample_sweep(
     sweep = ctx.config.evaluate.sweep
     if sweep is None or not settings:
         return
-    samples = first[: sweep.prompts]
+    samples, sampled = first[: sweep.prompts], _read_sampling(ctx)
     assert ctx.inputs.encoder is not None
-    text = {"max_length": ctx.config.max_length, "encoder_dtype": ctx.config.dtype}
+    text: dict[str, Any] = {"max_length": ctx.config.max_length, "encoder_dtype": ctx.config.dtype}
     text |= {"encoder_pad": ctx.config.pad, "encoder_lowercase": ctx.config.lowercase}
     arguments = {
         **models,
-        "cascade": trained_cascade(ctx.inputs.train, _read_sampling(ctx), ctx.inputs.encoder, **text),
+        "cascade": trained_cascade(ctx.inputs.train, sampled.stages, ctx.inputs.encoder, sampled.guides, **text),
         "stage": settings[0].stage,
         "points": [item.point for item in settings],
         "prompts": [(sample.prompt, sample.claim) for sample in samples],
@@ -283,7 +283,7 @@ def _measure_likelihood(ctx: EvaluateContext) -> dict[str, list[dict[str, float]
     if config is None:
         return {}
     assert inputs.encoder is not None
-    text = {"max_length": ctx.config.max_length, "encoder_dtype": ctx.config.dtype}
+    text: dict[str, Any] = {"max_length": ctx.config.max_length, "encoder_dtype": ctx.config.dtype}
     text |= {"encoder_pad": ctx.config.pad, "encoder_lowercase": ctx.config.lowercase}
     cascade = trained_cascade(inputs.train, {}, inputs.encoder, **text)
     arguments = {"cascade": cascade, "pack": inputs.pack.files(), "config": config}
@@ -296,9 +296,9 @@ def _measure_likelihood(ctx: EvaluateContext) -> dict[str, list[dict[str, float]
     return collect_likelihood([storage.read_json(path) for path in paths])
 
 
-def _read_sampling(ctx: EvaluateContext) -> dict[str, SamplingConfig]:
-    """Returns the sampler settings of the samples, by cascade stage."""
-    return SampleStageConfig.from_manifest(ctx.inputs.sample.manifest).sample.stages
+def _read_sampling(ctx: EvaluateContext) -> SampleConfig:
+    """Returns how the samples were generated."""
+    return SampleStageConfig.from_manifest(ctx.inputs.sample.manifest).sample
 
 
 def _uses_input(config: RunConfig, name: str) -> bool:

@@ -21,6 +21,7 @@ from pipeline.stages import (
     refinement,
     report,
     sample,
+    schedule,
     score,
     select,
     subject,
@@ -48,6 +49,7 @@ STAGES: dict[str, StageType] = {  # in this order; a stage stands after its inpu
     "train": train.STAGE,  # one stage per entry of `train`: pack and embeddings -> checkpoints, EMA weights
     "train_vq": vq.STAGE,  # also of `train`, with task vq: pack -> autoencoders with a codebook
     "train_refinement": refinement.STAGE,  # with task refinement: pack, embeddings and an autoencoder -> such stages
+    "schedule": schedule.STAGE,  # if asked for: noise levels of few evaluations, fitted to the trained stages
     "sample": sample.STAGE,  # prompts -> images through the cascade
     "evaluate": evaluate.STAGE,  # images -> metrics
     "report": report.STAGE,  # everything -> one HTML page

@@ -40,7 +40,7 @@ class LikelihoodWorker:
 
         stage = self.cascade.stages[task.id]
         found: list[dict[str, float]] = []
-        pairs = islice(_read_pairs(self.pack, stage.entry), self.config.images)
+        pairs = islice(read_pairs(self.pack, stage.entry), self.config.images)
         while part := list(islice(pairs, self.config.batch_size)):
             large, small, captions = zip(*part, strict=True)
             text = pad_text(self.cascade.encoder.encode(captions), self.cascade.device)
@@ -57,7 +57,7 @@ class LikelihoodWorker:
         return to_model_range(torch.from_numpy(np.stack(images)).to(self.cascade.device))
 
 
-def _read_pairs(pack: Sequence[str], entry: StageEntry) -> Iterator[ImagePair]:
+def read_pairs(pack: Sequence[str], entry: StageEntry) -> Iterator[ImagePair]:
     """Yields the validation images at the stage's resolution and at that of its input (the same for a base stage)."""
     for path in pack:
         with storage.local_copy(path) as local:

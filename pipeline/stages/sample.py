@@ -4,18 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pydantic import Field
 
 from dataprep.io.config import Config
-from eval.sampling.config import CascadeConfig, SamplingConfig
+from eval.sampling.config import CascadeConfig, FitConfig, SamplingConfig
 from eval.sampling.prompt_files import read_prompts, read_protocol
 from eval.sampling.prompts import EvalPrompt, clean_prompt, scene_prompts
 from pipeline.runtime.context import Context
 from pipeline.runtime.shard_worker import ShardTask
 from pipeline.stages.base import Placement, RowBalance, StageConfig, StageInputs, StageType, always, config_key
 from pipeline.stages.clip import ClipSpec, read_clip_spec
+from pipeline.stages.guides import list_guide_files
+from pipeline.stages.schedule import place_levels
 from pipeline.stages.trained_cascade import build_cascade, trained_cascade
 from pipeline.store.artifact import Artifact, Shard
 
@@ -28,6 +30,14 @@ class SampleConfig(Config):
     """What is generated once the cascade is trained."""
 
     stages: dict[str, SamplingConfig] = Field(default_factory=dict, description="sampler settings by cascade stage")
+    fit: FitConfig | None = Field(
+        None, description="fit noise levels to trained stages, for few evaluations; see docs/sampling.md"
+    )
+    guides: dict[str, str] = Field(
+        default_factory=dict,
+        description="weaker network by cascade stage, which its guidance goes away from (autoguidance): RUN, "
+        "RUN@FINGERPRINT, RUN:STAGE or an export",
+    )
     prompts: list[str] = Field(default_factory=list, description="prompts to show through the whole cascade")
     prompts_file: str | None = Field(None, description="more of them: a file of prompts; see docs/metrics.md")
     show: int = Field(8, ge=0, description="prompts of the embedded corpus to show through the whole cascade")
@@ -56,15 +66,16 @@ class SampleStageConfig(StageConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class SampleInputs(StageInputs):
-    """The cascade, the text encoder and the CLIP that chooses."""
+    """The cascade, the text encoder, the CLIP that chooses, and fitted noise levels, if asked for."""
 
     train: dict[str, Artifact]
     encoder: Artifact
     clip: Artifact
+    schedule: Artifact | None
 
 
 def list_sources(config: RunConfig) -> list[str]:
-    """Returns the user's prompt files, checked."""
+    """Returns the user's prompt files and those of weaker networks, checked."""
     sample = config.sample
     for prompt in sample.prompts:
         clean_prompt(prompt, "sample.prompts:")
@@ -72,7 +83,8 @@ def list_sources(config: RunConfig) -> list[str]:
         read_prompts(sample.prompts_file)
     if sample.evaluate_prompts is not None:
         read_protocol(sample.evaluate_prompts, sample.evaluate, config.seed)
-    return [path for path in (sample.prompts_file, sample.evaluate_prompts) if path is not None]
+    files = [path for path in (sample.prompts_file, sample.evaluate_prompts) if path is not None]
+    return files + list_guide_files(config)
 
 
 def list_prompts(config: SampleConfig, source: str, seed: int) -> list[tuple[Role, EvalPrompt]]:
@@ -166,9 +178,11 @@ class SampleWorker:
 def run(ctx: Context[SampleStageConfig, SampleInputs]) -> None:
     """Samples every prompt."""
     config, inputs = ctx.config.sample, ctx.inputs
-    text = {"max_length": ctx.config.max_length, "encoder_dtype": ctx.config.dtype}
+    text: dict[str, Any] = {"max_length": ctx.config.max_length, "encoder_dtype": ctx.config.dtype}
     text |= {"encoder_pad": ctx.config.pad, "encoder_lowercase": ctx.config.lowercase}
-    cascade = trained_cascade(inputs.train, config.stages, inputs.encoder, watermark=config.watermark, **text)
+    text |= {"watermark": config.watermark}
+    stages = place_levels(config.stages, inputs.schedule)
+    cascade = trained_cascade(inputs.train, stages, inputs.encoder, config.guides, **text)
     prompts = list_prompts(config, ctx.config.source, ctx.config.seed)
     arguments = {
         "cascade": cascade,
@@ -186,6 +200,7 @@ STAGE = StageType(
     run=run,
     config=SampleStageConfig,
     inputs=SampleInputs,
+    optional=lambda config, name: name != "schedule" or config.sample.fit is not None,
     placement=always(Placement.MODELS),
     sources=list_sources,
     kind="evaluation",

@@ -16,6 +16,7 @@ from eval.sampling.config import (
     resolve_paths,
 )
 from eval.sampling.folder_cascade import folder_cascade
+from pipeline.stages.guides import find_guides
 from pipeline.stages.text_encoder import encoder_location
 from pipeline.stages.training_stages import read_stages
 from pipeline.store.artifact import Artifact
@@ -28,15 +29,20 @@ if TYPE_CHECKING:
 
 
 def trained_cascade(
-    trained: Mapping[str, Artifact], sampling: Mapping[str, SamplingConfig], encoder: Artifact, **more: Any
+    trained: Mapping[str, Artifact],
+    sampling: Mapping[str, SamplingConfig],
+    encoder: Artifact,
+    guides: Mapping[str, str] | None = None,
+    **more: Any,
 ) -> CascadeConfig:
     """Returns the cascade of finished training stages by name; those that generate no images are left out.
 
     Args:
         sampling: sampler settings by stage name; stages that it lacks have the defaults.
+        guides: weaker networks by stage name, as `find_guides` takes them.
         more: other fields of `CascadeConfig`.
     """
-    stages = []
+    stages, weaker = [], find_guides(guides or {})
     for name, config in read_stages(trained).items():
         stages.append(
             StageEntry(
@@ -44,6 +50,7 @@ def trained_cascade(
                 resolution=config.resolution,
                 low_resolution=config.low_resolution,
                 path=trained[name].path("export"),
+                guide=weaker.get(name),
                 sampling=sampling.get(name, SamplingConfig()),
             )
         )
@@ -77,12 +84,12 @@ def find_cascade(model: str, key: str) -> CascadeConfig:
     embed = config["embed"]
     text = {"max_length": embed["max_length"], "encoder_dtype": embed["dtype"]}
     text |= {"encoder_pad": embed["pad"], "encoder_lowercase": embed["lowercase"]}
-    return trained_cascade(trained, sampling, artifacts["encoder"], **text)
+    return trained_cascade(trained, sampling, artifacts["encoder"], config["sample"]["guides"], **text)
 
 
 def list_cascade_files(config: CascadeConfig) -> list[str]:
     """Returns the files of a cascade's stages and of its text encoder, if that is a folder."""
-    folders = [stage.path for stage in config.stages]
+    folders = [folder for stage in config.stages for folder in (stage.path, stage.guide) if folder is not None]
     folders += [config.encoder] if storage.exists(config.encoder) else []
     return [storage.join(folder, name) for folder in folders for name in sorted(storage.list_files(folder))]
 
@@ -96,6 +103,14 @@ def build_cascade(config: CascadeConfig, device: str = "cpu") -> Cascade:
 
 def copy_parts_here(config: CascadeConfig) -> CascadeConfig:
     """Returns the cascade with folders in object stores replaced by copies on this machine."""
-    stages = [stage.model_copy(update={"path": storage.local_folder(stage.path)}) for stage in config.stages]
+    stages = [
+        stage.model_copy(
+            update={
+                "path": storage.local_folder(stage.path),
+                "guide": storage.local_folder(stage.guide) if stage.guide else None,
+            }
+        )
+        for stage in config.stages
+    ]
     clip = storage.local_folder(config.clip) if config.clip else None
     return config.model_copy(update={"stages": stages, "encoder": storage.local_folder(config.encoder), "clip": clip})

@@ -46,6 +46,14 @@ def test_every_shipped_config_is_valid(name: str) -> None:
         ("annotate.faces={detector: yunet}", ["annotate.faces", "detector=yunet needs model"]),
         ("cluster.ranks=3", ["train.base.batch_size=8", "cluster.ranks=3"]),
         ("train.base.accumulation=3", ["train.base", "batch_size=8", "accumulation=3"]),
+        ("sample.guides.top=runs/x", ["top", "base, sr32, sr64"]),
+        ("sample.fit={stages: [top]}", ["top", "base, sr32, sr64"]),
+        ("sample.fit={stages: []}", ["sample.fit.stages"]),
+        ("sample.fit={stages: [base], levels: 2}", ["sample.fit.levels=2", "stages.base.steps=3", "set levels to"]),
+        (
+            "sample={fit: {stages: [base]}, stages: {base: {log_snrs: [-20, 1]}}}",
+            ["sample.fit.stages: base has noise levels of its own"],
+        ),
     ],
 )
 def test_a_wrong_value_gives_one_line_that_helps(override: str, words: list[str]) -> None:

@@ -28,6 +28,42 @@ StepSpacing = Literal[Spacing, OwnSpacing]
 Threshold = Literal["none", "static", "dynamic"]
 
 
+class GuidanceConfig(Config):
+    """How the predictions of a network with and without its caption become one clean image."""
+
+    guidance: float = Field(default=3.0, ge=0, description="classifier-free guidance weight; 1: none")
+    guidance_rescale: float = Field(
+        default=0.0, ge=0, le=1, description="share of the contrast added by guidance that is removed again"
+    )
+    guidance_interval: tuple[float, float] = Field(
+        default=(0.0, 1.0), strict=False, description="times between which guidance is on; 0: clean, 1: noise"
+    )
+    guidance_parallel: float = Field(
+        default=1.0, ge=0, le=1, description="kept share of guidance along the predicted image (APG: 0); 1: all"
+    )
+    guidance_norm: float | None = Field(
+        default=None, gt=0, description="largest root mean square of what is guided by (APG); None: any"
+    )
+    guidance_momentum: float = Field(
+        default=0.0, gt=-1, lt=1, description="weight of earlier steps' guidance in a step (APG: -0.5)"
+    )
+    guidance_every: int = Field(
+        default=1, ge=1, description="steps per evaluation of what is guided away from; between, the last one counts"
+    )
+    threshold: Threshold = Field(default="dynamic", description="clipping of the predicted clean image")
+    percentile: float = Field(default=0.995, gt=0, le=1, description="percentile of dynamic thresholding")
+    threshold_max: float | None = Field(
+        default=None, ge=1, description="largest bound of dynamic thresholding; None: the percentile, however large"
+    )
+
+    @model_validator(mode="after")
+    def _check_interval(self) -> Self:
+        low, high = self.guidance_interval
+        if not 0 <= low <= high <= 1:
+            raise ValueError(f"guidance_interval {[low, high]} is no interval of [0, 1]; give low <= high")
+        return self
+
+
 class DiffusionConfig(Config):
     """Diffusion process of one stage, the same in training and sampling, and the loss weighting."""
 

@@ -69,13 +69,18 @@ def evaluation_log_snrs(
     spacing: StepSpacing = "time",
     start: float = 1.0,
     timesteps: Sequence[int] | None = None,
+    log_snrs: Sequence[float] | None = None,
 ) -> Tensor:
     """Returns the noise levels of a sampler, float32: those of its evaluations, rising, and the clean end.
 
     Takes ``steps`` from pure noise, and of these the last share ``start`` (SDEdit). ``spacing`` leading or linspace
     takes steps of the discrete process itself, and so do ``timesteps``, its steps by number, which replace ``steps``
-    and ``spacing``. Raises UserError for these without a discrete schedule, and for steps that it does not have.
+    and ``spacing``, as ``log_snrs`` do, levels by value. Raises UserError for these without a discrete schedule, and
+    for steps that it does not have.
     """
+    if log_snrs is not None:
+        given = torch.tensor(log_snrs[-max(1, round(len(log_snrs) * start)) :])
+        return torch.cat([given, torch.tensor([LOG_SNR_LIMIT])])
     if timesteps is None and spacing not in get_args(OwnSpacing):
         at_time, taken = partial(log_snr_at_time, config), max(1, round(steps * start))
         return sampling_log_snrs(at_time, taken, cast(Spacing, spacing), start)

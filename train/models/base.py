@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, runtime_checkable
 
 from pydantic import Field
 
@@ -15,6 +15,9 @@ from dataprep.io.config import Config
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+
+ENCODED_TEXT = ("encoded_text_BTC", "encoded_mask_BT", "encoded_pooled_BE")  # fields of `Conditions`
 
 
 class Conditions(NamedTuple):
@@ -30,6 +33,10 @@ class Conditions(NamedTuple):
     lowres_BCHW: Tensor | None = None  # low-resolution image, resized to H x W and noised
     lowres_log_snr_B: Tensor | None = None  # log-SNR of that noise
     image_embedding_BE: Tensor | None = None  # such as CLIP's image embedding
+    # What `TextEncodingDenoiser.encode_text` made of the text, in its place: the same in every call of a sampling.
+    encoded_text_BTC: Tensor | None = None
+    encoded_mask_BT: Tensor | None = None
+    encoded_pooled_BE: Tensor | None = None
     region_masks_BRHW: Tensor | None = None  # float in [0, 1], one mask per region of the image
     region_text_BRE: Tensor | None = None  # one text vector per region
 
@@ -95,6 +102,14 @@ class PaddedTextDenoiser(Denoiser, Protocol):
 
     def set_empty_text(self, text_LD: Tensor) -> None:
         """Sets the text encoder's output (L, D), padding included, for the empty text."""
+
+
+@runtime_checkable
+class TextEncodingDenoiser(Protocol):
+    """A denoiser whose part that reads the text alone can be computed once for many calls."""
+
+    def encode_text(self, conditions: Conditions) -> Conditions:
+        """Returns the conditions with the network's own features of the text in place of the text."""
 
 
 @dataclass(frozen=True, kw_only=True)

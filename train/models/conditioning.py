@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from train.models.base import Conditions
 from train.models.layers import split_heads
 
 
@@ -109,6 +110,26 @@ class TextConditioner(nn.Module):
             x_BTC = layer(x_BTC, mask_BT)
         x_BTC = self.norm_out(x_BTC)
         return x_BTC, mask_BT, self.pool_out(self.pool_norm(self.pool(x_BTC, mask_BT)))
+
+    def encode(self, conditions: Conditions) -> Conditions:
+        """Returns the conditions with the three of `forward` in place of the text."""
+        assert conditions.text_BLD is not None
+        tokens, mask, pooled = self(conditions.text_BLD, conditions.text_mask_BL, conditions.text_keep_B)
+        return conditions._replace(
+            text_BLD=None,
+            text_mask_BL=None,
+            text_keep_B=None,
+            encoded_text_BTC=tokens,
+            encoded_mask_BT=mask,
+            encoded_pooled_BE=pooled,
+        )
+
+    def read(self, conditions: Conditions) -> tuple[Tensor, Tensor | None, Tensor]:
+        """Returns the three of `forward`: as `encode` put them into the conditions, or of their text."""
+        if conditions.encoded_text_BTC is None:
+            conditions = self.encode(conditions)
+        assert conditions.encoded_text_BTC is not None and conditions.encoded_pooled_BE is not None
+        return conditions.encoded_text_BTC, conditions.encoded_mask_BT, conditions.encoded_pooled_BE
 
 
 def mask_keys(mask_BT: Tensor | None) -> Tensor | None:

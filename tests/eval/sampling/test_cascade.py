@@ -10,14 +10,19 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from dataprep.io.errors import UserError
 from eval.clip.scorer import ClipScorer
 from eval.sampling import loading, stage_sampler
 from eval.sampling.cascade import Cascade
+from eval.sampling.config import read_cascade, write_cascade
 from eval.sampling.watermark import has_watermark
-from tests.helpers.cascades import DIT_BASE, DIT_SR, SR, WordEncoder, difference, export, trained
+from tests.helpers.cascades import BASE, DIT_BASE, DIT_SR, SR, WordEncoder, difference, export, trained
+from tests.helpers.unets import unet_config
+from train.diffusion.config import DiffusionConfig
+from train.models.base import DenoiserConfig
 from train.models.export import save_stage
 
 IMAGE = Image.fromarray(np.random.default_rng(3).integers(0, 255, (20, 20, 3), np.uint8))
@@ -119,7 +124,7 @@ def test_the_call_overrides_defaults(folder: Path) -> None:
         ({"best_of": 0}, "best_of 0 is too small"),
         ({"best_of": 2}, "this cascade has no CLIP to choose by"),
         ({"guidence": 2.0}, r"setting 'guidence' is unknown; did you mean guidance\?"),
-        ({"colour": 2.0}, "setting 'colour' is unknown; take one of sampler, steps"),
+        ({"colour": 2.0}, "setting 'colour' is unknown; take one of guidance, "),
         ({"sampler": "euler"}, "sampler euler: "),
         ({"guidance_interval": (0.5, 0.2)}, r"guidance_interval \[0.5, 0.2\] is no interval"),
         ({"start_at": "sr"}, "start_at 'sr' enlarges an image; give it as image"),
@@ -146,6 +151,10 @@ def test_each_setting_of_a_stage_counts(folder: Path) -> None:
         {"guidance_interval": (0.4, 0.6)},
         {"spacing": "karras"},
         {"threshold": "none", "guidance": 9.0},
+        {"guidance_parallel": 0.0},
+        {"guidance_norm": 0.01},
+        {"guidance_momentum": -0.5},
+        {"guidance_every": 2},
     ):
         assert difference(plain, cascade("a cat", **settings).images[0]) > 0, settings
     assert difference(plain, cascade("a cat", sampler=None, guidance={"sr": None}).images[0]) == 0
@@ -163,6 +172,52 @@ def test_negative_prompt_replaces_the_unconditional_prediction(folder: Path) -> 
         difference(against[1], cascade("a cat", num=2, batch_size=1, negative="two big dogs in the rain").images[1])
         <= 1
     )
+
+
+def add_guide(folder: Path, network: Any, diffusion: DiffusionConfig | None = None) -> Path:
+    """Exports a cascade whose base is guided away from ``network``."""
+    export(folder)
+    settings = (diffusion or DiffusionConfig()).model_dump(mode="json")
+    save_stage(folder / "weak", network, network.config, settings, trained_steps=1)
+    config = read_cascade(folder)
+    base = config.stages[0].model_copy(update={"guide": "weak"})
+    write_cascade(folder, config.model_copy(update={"stages": [base, config.stages[1]]}))
+    return folder
+
+
+def test_guidance_goes_away_from_a_weaker_network(folder: Path, tmp_path: Path) -> None:
+    weak = trained(BASE)
+    torch.nn.init.normal_(weak.out.weight, generator=torch.Generator().manual_seed(4))
+    guided = Cascade.from_pretrained(add_guide(tmp_path / "weak", weak))
+    plain = Cascade.from_pretrained(folder)
+    images = [cascade("a cat", stop_at="base").images[0] for cascade in (plain, guided)]
+    assert difference(*images) > 0 and plain.digest != guided.digest
+    for options in ({"guidance": 1.0}, {"autoguidance": False}):  # then it has no part in the images
+        same = [cascade("a cat", stop_at="base", **options).images[0] for cascade in (plain, guided)]
+        assert difference(*same) == 0
+    # Away from the network itself there is no direction: guidance has no effect at any weight.
+    itself = Cascade.from_pretrained(add_guide(tmp_path / "same", trained(BASE)))
+    alone = plain("a cat", stop_at="base", guidance=1.0).images[0]
+    assert difference(itself("a cat", stop_at="base", guidance=7.0).images[0], alone) <= 1
+    with pytest.raises(UserError, match="negative prompt: stage base is guided away from a weaker network instead"):
+        guided("a cat", negative="a dog")
+    guided("a cat", negative="a dog", autoguidance=False)
+
+
+@pytest.mark.parametrize(
+    ("network", "diffusion", "message"),
+    [
+        (BASE, DiffusionConfig(prediction="eps"), "has diffusion.prediction eps, the stage v"),
+        (BASE, DiffusionConfig(schedule="flow"), "has diffusion.schedule flow, the stage cosine"),
+        (unet_config("micro-base", text_dim=9), None, "has text_dim 9, the stage 8"),
+        (SR, None, "has lowres True, the stage False"),
+    ],
+)
+def test_a_weaker_network_of_another_kind_is_refused(
+    tmp_path: Path, network: DenoiserConfig, diffusion: DiffusionConfig | None, message: str
+) -> None:
+    with pytest.raises(UserError, match=f"stage base: guide .*weak: {message}"):
+        Cascade.from_pretrained(add_guide(tmp_path / "c", trained(network), diffusion))
 
 
 def test_sizes_of_every_stage(folder: Path) -> None:

@@ -155,3 +155,24 @@ def test_images_are_clipped_without_a_threshold_too() -> None:
     settings = SamplingConfig(guidance=1, threshold="none", steps=1, sampler="ddim")
     image = sample_stage(stage, settings, SamplerInputs(pad_text([np.ones((1, 3))])), [(0, 0)])
     assert float(image.max()) == 1 and float(image.min()) == -1
+
+
+class EncodingDenoiser(RecordingDenoiser):
+    """Also counts how often its text is encoded."""
+
+    encoded = 0
+
+    def encode_text(self, conditions: Conditions) -> Conditions:
+        self.encoded += 1
+        return conditions
+
+
+@pytest.mark.parametrize(("guidance", "every"), [(3.0, 1), (3.0, 2), (1.0, 1)])
+def test_text_is_encoded_once_a_batch(guidance: float, every: int) -> None:
+    model = EncodingDenoiser()
+    stage = LoadedStage(StageEntry(name="base", resolution=16, path="."), model, DiffusionConfig())
+    settings = SamplingConfig(guidance=guidance, guidance_every=every, steps=6)
+    sample_stage(stage, settings, SamplerInputs(pad_text([np.ones((2, 3))] * 2)), [(0, 0), (0, 1)])
+    assert len(model.calls) == 6 and model.encoded == every  # once with and, if asked so, once without the other half
+    rows = [len(x) for x, _, _ in model.calls]
+    assert rows == ([4, 2] * 3 if every == 2 else [4 if guidance > 1 else 2] * 6)

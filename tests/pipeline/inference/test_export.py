@@ -81,6 +81,17 @@ def test_shards_and_types_load_as_the_same_cascade(run: Run, tmp_path: Path) -> 
     assert "Weights: EMA, bfloat16, safetensors." in (half / "README.md").read_text()
 
 
+def test_a_weaker_network_goes_along(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = export.run_cascade(run)
+    base = config.stages[0].model_copy(update={"guide": config.stages[0].path})
+    guided = config.model_copy(update={"stages": [base, config.stages[1]]})
+    monkeypatch.setattr(export, "run_cascade", lambda run: guided)
+    folder = export_run(run.root, tmp_path / "out", ExportOptions()).rename(tmp_path / "moved")
+    guided_stage, plain = load_stages(resolve_paths(read_cascade(folder), folder), "cpu")
+    assert (folder / "base_guide").is_dir() and guided_stage.guide is not None and plain.guide is None
+    assert guided_stage.guide_digest == guided_stage.digest
+
+
 def test_metadata_of_the_card_is_what_a_hub_reads(run: Run, tmp_path: Path) -> None:
     folder = export_run(run.root, tmp_path / "out", ExportOptions(licence="apache-2.0", datasets=("me/cats",)))
     data = ModelCard.load(folder / "README.md").data

@@ -11,17 +11,22 @@ import torch
 from torch import Tensor
 
 from tests.helpers.gaussian import normal
-from train.diffusion.config import Prediction
+from train.diffusion.config import DiffusionConfig, GuidanceConfig, Prediction
 from train.diffusion.guidance import (
+    ALL_LEVELS,
     GuidedDenoiser,
     LogSnrInterval,
     apply_guidance,
     apply_threshold,
     dynamic_threshold,
+    guide_model,
     rescale_guidance,
     static_threshold,
 )
+from train.diffusion.projected_guidance import DifferenceMemory, Projection, projected_guidance
 from train.diffusion.schedules import (
+    eps_from_x0,
+    log_snr_at,
     prediction_target,
     x0_from_output,
 )
@@ -103,6 +108,73 @@ def test_guidance_is_off_outside_of_its_interval() -> None:
     values = [float(denoise(normal(2, 1, 2, 2), torch.full((2,), at))[0, 0, 0, 0]) for at in (-3.0, -1.0, 2.0, 2.5)]
     assert rows == [2, 4, 4, 2]
     assert values == pytest.approx([0.2, 0.4, 0.4, 0.2])
+
+
+def test_an_interval_holds_for_each_row() -> None:
+    def model(x: Tensor, at: Tensor, keep: Tensor) -> Tensor:
+        return torch.where(keep.view(-1, 1, 1, 1), 0.2, 0.1).expand_as(x)
+
+    denoise = GuidedDenoiser(model, "x0", 3.0, interval=LogSnrInterval(-1.0, 2.0))
+    found = denoise(normal(3, 1, 2, 2), torch.tensor([-3.0, 0.0, 2.5]))
+    assert found[:, 0, 0, 0].tolist() == pytest.approx([0.2, 0.4, 0.2])
+
+
+def test_guidance_is_asked_for_every_other_step_and_used_again() -> None:
+    rows: list[int] = []
+
+    def model(x: Tensor, at: Tensor, keep: Tensor) -> Tensor:
+        rows.append(len(x))
+        other = 0.1 if at[0] < 2 else 0.0
+        return torch.where(keep.view(-1, 1, 1, 1), 0.2, other).expand_as(x)
+
+    denoise = GuidedDenoiser(model, "x0", 3.0, every=2)
+    values = [float(denoise(normal(2, 1, 2, 2), torch.full((2,), at))[0, 0, 0, 0]) for at in (0.0, 1.0, 2.0, 3.0)]
+    assert rows == [4, 2, 4, 2] and values == pytest.approx([0.4, 0.4, 0.6, 0.6])
+    rows.clear()
+    inside = GuidedDenoiser(model, "x0", 3.0, interval=LogSnrInterval(0.5, 9.0), every=2)
+    values = [float(inside(normal(2, 1, 2, 2), torch.full((2,), at))[0, 0, 0, 0]) for at in (0.0, 1.0, 1.5, 2.0)]
+    assert rows == [2, 4, 2, 4] and values == pytest.approx([0.2, 0.4, 0.4, 0.6])
+
+
+def test_settings_become_a_guided_denoiser() -> None:
+    settings = GuidanceConfig(
+        guidance=2.0,
+        guidance_rescale=0.3,
+        guidance_interval=(0.2, 1.0),
+        guidance_parallel=0.1,
+        guidance_norm=0.7,
+        guidance_momentum=-0.5,
+        guidance_every=3,
+        threshold="static",
+        threshold_max=1.5,
+    )
+    denoise = guide_model(lambda x, at, keep: x, DiffusionConfig(prediction="x0"), settings)
+    assert (
+        denoise.projection == (0.1, 0.7, -0.5)
+        and denoise.every == 3
+        and denoise.rescale == 0.3
+        and denoise.maximum == 1.5
+    )
+    ends = log_snr_at(torch.tensor([1.0, 0.2]), "cosine")
+    assert tuple(denoise.interval) == pytest.approx(ends.tolist())
+    assert guide_model(lambda x, at, keep: x, DiffusionConfig(), GuidanceConfig()).interval == ALL_LEVELS
+
+
+def test_projected_guidance_works_on_clean_images() -> None:
+    x, at = normal(2, 3, 4, 4), torch.tensor([-0.5, -0.5])
+    with_text, without = normal(2, 3, 4, 4, seed=1) / 3, normal(2, 3, 4, 4, seed=2) / 3  # clean images
+    projection = Projection(0.0, 0.2, -0.5)
+    found = []
+    for prediction in PREDICTIONS:
+
+        def model(x: Tensor, at: Tensor, keep: Tensor, prediction: Prediction = prediction) -> Tensor:
+            clean = torch.cat([with_text, without])
+            return prediction_target(prediction, clean, eps_from_x0(clean, x, at), at)
+
+        found.append(GuidedDenoiser(model, prediction, 4.0, "none", projection=projection)(x, at))
+    wanted = projected_guidance(with_text, with_text - without, 4.0, projection, DifferenceMemory())
+    for one in found:
+        torch.testing.assert_close(one, wanted, rtol=1e-4, atol=1e-4)
 
 
 def test_unknown_threshold_is_refused() -> None:

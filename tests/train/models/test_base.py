@@ -5,8 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 
-from tests.helpers.unets import make_inputs, predict, unet_config
-from train.models.base import Conditions, check_conditions
+from tests.helpers.dits import dit_config
+from tests.helpers.unets import make_inputs, predict, unet_config, wake
+from train.models.backbones import build_denoiser
+from train.models.base import Conditions, DenoiserConfig, TextEncodingDenoiser, check_conditions
 from train.models.unet.unet import UNet
 
 
@@ -34,3 +36,19 @@ def test_the_unet_refuses_what_it_does_not_support(name: str) -> None:
 def test_the_unet_needs_text() -> None:
     with pytest.raises(ValueError, match="needs text_BLD"):
         UNet(unet_config("micro-base"))(torch.zeros(1, 3, 16, 16), torch.zeros(1), Conditions())
+
+
+@pytest.mark.parametrize("config", [unet_config("micro-base"), dit_config("dit-micro-base")], ids=["unet", "dit"])
+@pytest.mark.parametrize("masked", [True, False])
+def test_text_encoded_once_gives_the_same_prediction(config: DenoiserConfig, masked: bool) -> None:
+    torch.manual_seed(0)
+    network, given = wake(build_denoiser(config)), make_inputs(config)
+    text, keep = given["text_BLD"], torch.tensor([True, False])
+    conditions = Conditions(text, given["text_mask_BL"], keep) if masked else Conditions(text)
+    assert isinstance(network, TextEncodingDenoiser)
+    encoded = network.encode_text(conditions)
+    assert encoded.text_BLD is None and encoded.text_keep_B is None
+    x, log_snr = given["x_BCHW"], given["log_snr_B"]
+    assert torch.equal(network(x, log_snr, encoded), network(x, log_snr, conditions))
+    other = network.encode_text(Conditions(text + 1))
+    assert not torch.equal(network(x, log_snr, other), network(x, log_snr, encoded))

@@ -6,10 +6,11 @@ from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
-from train.models.base import DenoiserConfig
+from train.models.base import ENCODED_TEXT, DenoiserConfig
 
 SUPPORTED_CONDITIONS = (
     *("text_BLD", "text_mask_BL", "text_keep_B", "lowres_BCHW", "lowres_log_snr_B", "image_embedding_BE"),
+    *ENCODED_TEXT,
 )
 
 

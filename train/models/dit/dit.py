@@ -137,8 +137,7 @@ class DiT(nn.Module):
 
     def _condition(self, batch: int, log_snr_B: Tensor, conditions: Conditions) -> tuple[Tensor, Tensor, Tensor | None]:
         """Returns the conditioning vector (B, E) after swish, context tokens (B, T, K) and their mask (B, T)."""
-        assert conditions.text_BLD is not None
-        text_BTK, mask_BT, vector_BE = self.text(conditions.text_BLD, conditions.text_mask_BL, conditions.text_keep_B)
+        text_BTK, mask_BT, vector_BE = self.text.read(conditions)
         vector_BE = vector_BE + self.noise(log_snr_B)
         if self.lowres_noise is not None:
             vector_BE = vector_BE + self.lowres_noise(conditions.lowres_log_snr_B)
@@ -161,6 +160,10 @@ class DiT(nn.Module):
             mask_BT = torch.cat([mask_BT.new_ones(mask_BT.shape[0], patches), mask_BT], dim=1)
         return mask_BT[:, None, None, :]
 
+    def encode_text(self, conditions: Conditions) -> Conditions:
+        """Returns the conditions with features of the text in its place, see `TextEncodingDenoiser`."""
+        return self.text.encode(conditions)
+
     def enable_recompute(self) -> None:
         """From now on keeps only the input of each block for the backward pass and recomputes the rest there."""
         self.recompute = True
@@ -170,7 +173,7 @@ class DiT(nn.Module):
         multiple, size = self.config.size_multiple(), tuple(x_BCHW.shape[2:])
         if size[0] % multiple or size[1] % multiple:
             raise ValueError(f"image of {size} pixels; height and width must be multiples of {multiple}")
-        if conditions.text_BLD is None:
+        if conditions.text_BLD is None and conditions.encoded_text_BTC is None:
             raise ValueError("the DiT needs text_BLD")
         if self.config.lowres and (conditions.lowres_BCHW is None or conditions.lowres_log_snr_B is None):
             raise ValueError("a super-resolution DiT needs lowres_BCHW and lowres_log_snr_B")

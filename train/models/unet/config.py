@@ -10,10 +10,13 @@ from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
-from train.models.base import DenoiserConfig
+from train.models.base import ENCODED_TEXT, DenoiserConfig
 
 AttentionKind = Literal["none", "self", "cross", "joint"]
-SUPPORTED_CONDITIONS = ("text_BLD", "text_mask_BL", "text_keep_B", "lowres_BCHW", "lowres_log_snr_B")
+SUPPORTED_CONDITIONS = (
+    *("text_BLD", "text_mask_BL", "text_keep_B", "lowres_BCHW", "lowres_log_snr_B"),
+    *ENCODED_TEXT,
+)
 
 
 class UNetConfig(DenoiserConfig):

@@ -171,10 +171,9 @@ class UNet(nn.Module):
 
         Requires text tokens; a super-resolution U-Net also the low-resolution image and its log-SNR.
         """
-        text_BLD, text_mask_BL, lowres_BCHW = conditions.text_BLD, conditions.text_mask_BL, conditions.lowres_BCHW
+        lowres_BCHW = conditions.lowres_BCHW
         self._check_inputs(x_BCHW, conditions)
-        assert text_BLD is not None
-        text_BTC, mask_BT, vector_BE = self.text(text_BLD, text_mask_BL, conditions.text_keep_B)
+        text_BTC, mask_BT, vector_BE = self.text.read(conditions)
         vector_BE = vector_BE + self.noise(log_snr_B)
         if self.lowres_noise is not None and lowres_BCHW is not None:
             vector_BE = vector_BE + self.lowres_noise(conditions.lowres_log_snr_B)
@@ -190,6 +189,10 @@ class UNet(nn.Module):
         output_BCHW: Tensor = self.out(functional.silu(self.norm_out(h_BCHW)))
         return output_BCHW + lowres_BCHW if self.config.lowres_residual and lowres_BCHW is not None else output_BCHW
 
+    def encode_text(self, conditions: Conditions) -> Conditions:
+        """Returns the conditions with features of the text in its place, see `TextEncodingDenoiser`."""
+        return self.text.encode(conditions)
+
     def enable_recompute(self) -> None:
         """From now on keeps only the input of each block for the backward pass and recomputes the rest there."""
         for module in self.modules():
@@ -201,7 +204,7 @@ class UNet(nn.Module):
         multiple, size = self.config.size_multiple(), tuple(x_BCHW.shape[2:])
         if size[0] % multiple or size[1] % multiple:
             raise ValueError(f"image of {size} pixels; height and width must be multiples of {multiple}")
-        if conditions.text_BLD is None:
+        if conditions.text_BLD is None and conditions.encoded_text_BTC is None:
             raise ValueError("the U-Net needs text_BLD")
         if self.config.lowres and (conditions.lowres_BCHW is None or conditions.lowres_log_snr_B is None):
             raise ValueError("a super-resolution U-Net needs lowres_BCHW and lowres_log_snr_B")
