@@ -9,7 +9,7 @@ shard.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -24,10 +24,19 @@ from dataprep.images.faces import blur_boxes
 from dataprep.images.formats import MAX_PIXELS
 from dataprep.images.pixel_encodings import PIXEL_ENCODINGS
 from dataprep.images.resize import resize_to_shape
+from dataprep.io.caption_mix import CAPTION
 from dataprep.io.errors import UserError
 from dataprep.io.failure_reasons import SUCCESS
-from dataprep.io.pack_format import BUCKET_COLUMN, ENCODING_KEY, ORIGINAL_SIDE, SHAPES_KEY, pixels_column
+from dataprep.io.pack_format import (
+    BUCKET_COLUMN,
+    CAPTIONS_KEY,
+    ENCODING_KEY,
+    ORIGINAL_SIDE,
+    SHAPES_KEY,
+    pixels_column,
+)
 from dataprep.io.parquet import read_table, write_table
+from dataprep.io.source_column import SOURCE_COLUMN
 from dataprep.pack_config import PackConfig
 
 VALIDATION = "validation"  # the split whose rows come last
@@ -41,22 +50,26 @@ def pack_shard(
     config: PackConfig,
     max_pixels: int = MAX_PIXELS,
     annotations_path: str | Path | None = None,
+    source_captions: Mapping[str, Sequence[str]] | None = None,
+    captions_path: str | Path | None = None,
 ) -> dict[str, int]:
     """Packs the selected rows of one download shard, in their order.
 
-    Columns: key, caption, captions, split, original_side, bucket (with ``config.aspects``), and one pixel column per
-    resolution. ``captions`` lists the caption, then those of the columns ``config.captions``; a missing one is replaced
-    by the first. Rows are sorted by split ("validation" last), then by bucket. ``selection_path`` None packs every row
-    that has an image, as split "train". ``annotations_path`` is read for the faces of ``config.blur_faces``.
+    Columns: key, caption, captions, split, original_side, listed_source (of several sources), bucket (with
+    ``config.aspects``), and one pixel column per resolution. ``captions`` lists those that ``config.captions`` names,
+    or ``source_captions`` of the shard's source; one that a row lacks is replaced by the row's own caption. They are
+    columns of the download shard, or of ``captions_path``, which is aligned with it. Rows are sorted by split
+    ("validation" last), then by bucket. ``selection_path`` None packs every row that has an image, as split "train".
+    ``annotations_path`` is read for the faces of ``config.blur_faces``.
 
     Returns:
         Counters: rows, train, validation.
 
     Raises:
-        UserError: a column of ``config.captions`` is missing.
-        ValueError: tar, table and selection do not belong together.
+        UserError: a column of captions is missing.
+        ValueError: tar, table, selection and captions do not belong together.
     """
-    downloads = _read_downloads(download_path, config)
+    downloads, names = _read_downloads(download_path, config, source_captions or {}, captions_path)
     splits = _read_splits(downloads, selection_path)
     rows: list[dict[str, Any]] = []
     described = {row["key"]: row for row in downloads.to_pylist()}
@@ -67,8 +80,9 @@ def pack_shard(
         if config.blur_faces is not None:
             image = blur_boxes(image, faces[key], config.blur_faces)
         found = described[key]
-        texts = [found[name] for name in ("caption", *config.captions)]
-        row = {"key": key, "caption": texts[0], "split": splits[key], "captions": [text or texts[0] for text in texts]}
+        own = found[CAPTION]
+        row = {"key": key, "caption": own, "split": splits[key], "captions": [found[name] or own for name in names]}
+        row[SOURCE_COLUMN] = found.get(SOURCE_COLUMN)
         row[ORIGINAL_SIDE] = min(found["original_width"], found["original_height"])
         row[BUCKET_COLUMN] = bucket = find_nearest_bucket(shapes[config.resolutions[0]], *image.shape[:2])
         for size in config.resolutions:
@@ -79,7 +93,7 @@ def pack_shard(
     if len(rows) != len(splits):
         raise ValueError(f"{tar_path}: {len(rows)} of {len(splits)} selected images; download the shard again")
     rows.sort(key=lambda row: (row["split"] == VALIDATION, buckets.index(row[BUCKET_COLUMN])))
-    schema = _build_schema(config)
+    schema = _build_schema(config, names, SOURCE_COLUMN in downloads.column_names)
     table = pa.table({name: [row[name] for row in rows] for name in schema.names}, schema=schema)
     write_pack(table, out_path, config)
     validation = sum(row["split"] == VALIDATION for row in rows)
@@ -102,7 +116,7 @@ def write_pack(table: pa.Table, path: str | Path, config: PackConfig) -> None:
         "pack",
         row_groups=_split_row_groups(table, config),
         compression=compression | dict.fromkeys(raw, config.compression),
-        use_dictionary=[name for name in ("split", BUCKET_COLUMN) if name in others],
+        use_dictionary=[name for name in ("split", SOURCE_COLUMN, BUCKET_COLUMN) if name in others],
         write_statistics=others,
         write_page_checksum=True,
     )
@@ -115,12 +129,30 @@ def _split_row_groups(table: pa.Table, config: PackConfig) -> list[int]:
     return [min(most, rows - start) for rows in runs for start in range(0, rows, most)]
 
 
-def _read_downloads(path: str | Path, config: PackConfig) -> pa.Table:
+def _read_downloads(
+    path: str | Path, config: PackConfig, by_source: Mapping[str, Sequence[str]], captions_path: str | Path | None
+) -> tuple[pa.Table, list[str]]:
+    """Returns the columns of a shard that a pack is made of, and the names of the captions to pack."""
     table = read_table(path, "download")
-    if missing := [name for name in config.captions if name not in table.column_names]:
+    if captions_path is not None:
+        written = read_table(captions_path, "columns")
+        if not written["key"].combine_chunks().equals(table["key"].combine_chunks()):
+            raise ValueError(f"{captions_path}: not the rows of its download shard; write the captions again")
+        for name in written.column_names:
+            if name not in ("key", *table.column_names):
+                table = table.append_column(name, written[name])
+    several = [SOURCE_COLUMN] if SOURCE_COLUMN in table.column_names else []
+    sources = pa.compute.unique(table[SOURCE_COLUMN].drop_null()).to_pylist() if several else []
+    if len(sources) > 1:
+        raise ValueError(f"{path}: rows of the sources {', '.join(sources)} in one shard; make the listing again")
+    source = sources[0] if sources else ""
+    names = list(by_source.get(source, config.captions))
+    if missing := [name for name in names if name not in table.column_names]:
+        key = f"listing.sources.{source}.captions" if source in by_source else "pack.captions"
         own = ", ".join(name for name in table.column_names if pa.types.is_string(table.schema.field(name).type))
-        raise UserError(f"pack.captions={missing[0]}: the listing has no such column (text columns: {own})")
-    return table.select(["key", "caption", "status", "original_width", "original_height", *config.captions])
+        raise UserError(f"{key}={missing[0]}: the listing has no such column (text columns: {own})")
+    wanted = ("key", CAPTION, "status", "original_width", "original_height", *several, *names)
+    return table.select(list(dict.fromkeys(wanted))), names
 
 
 def _read_splits(downloads: pa.Table, selection_path: str | Path | None) -> dict[str, str]:
@@ -164,12 +196,15 @@ def _encode_pixels(image: np.ndarray, size: int, config: PackConfig) -> bytes:
     return data.tobytes()
 
 
-def _build_schema(config: PackConfig) -> pa.Schema:
+def _build_schema(config: PackConfig, captions: Sequence[str], several_sources: bool) -> pa.Schema:
     fields = [pa.field(name, pa.string()) for name in ("key", "caption", "split")]
     fields.append(pa.field(ORIGINAL_SIDE, pa.int32()))
+    if several_sources:
+        fields.append(pa.field(SOURCE_COLUMN, pa.string()))
     if config.aspects:
         fields.append(pa.field(BUCKET_COLUMN, pa.string()))
-    fields.append(pa.field("captions", pa.list_(pa.string())))
+    named = {CAPTIONS_KEY: json.dumps(list(captions)).encode()}
+    fields.append(pa.field("captions", pa.list_(pa.string()), metadata=named))
     for size in config.resolutions:
         described = {ENCODING_KEY: config.encoding_of(size).encode()}
         if config.aspects:

@@ -9,6 +9,7 @@ from pydantic import Field, field_validator, model_validator
 
 from dataprep.images.aspect_buckets import compute_bucket_shapes
 from dataprep.images.pixel_encodings import PIXEL_ENCODINGS
+from dataprep.io.caption_mix import ONE_CAPTION, CaptionWeights
 from dataprep.io.config import Config, NameIn
 from dataprep.io.pack_format import ImageShape
 
@@ -39,8 +40,10 @@ class PackConfig(Config):
     compression: Literal["none", "lz4", "zstd"] = Field(
         default="none", description="compression of raw pixels; png and jpeg are already compressed"
     )
-    captions: tuple[str, ...] = Field(
-        default=(), strict=False, description="listing columns with further captions of an image"
+    captions: CaptionWeights = Field(
+        default=ONE_CAPTION,
+        description="which captions of an image to train on, and how often: column of the listing or name in "
+        "caption.prompts -> weight, `caption` being the image's own; a list: these and `caption`, equally often",
     )
     blur_faces: float | None = Field(
         default=None,

@@ -11,8 +11,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from dataprep.card.facts import NOT_GIVEN, is_synthetic, list_web_sources
 from dataprep.card.hub_metadata import list_main_languages
 from dataprep.io.pack_format import pixels_column
+from dataprep.io.source_column import SOURCE_COLUMN
 from dataprep.io.wording import count_of
 
 # The prefixes and terms that the specification asks for.
@@ -92,7 +94,8 @@ def build_croissant(
         "name": about["title"] or "imagen-ray dataset",
         "description": about["notes"] or f"{kept} kept of {count_of(facts['rows'], 'row')}.",
         "version": about["version"],
-        "license": about["licence"],
+        "license": about["licence"] or _list_licences(facts),
+        "isBasedOn": [_describe_source(source) for source in facts["sources"] if source["name"]],
         "url": about["url"],
         "citeAs": about["citation"],
         "datePublished": about["published"],
@@ -101,7 +104,7 @@ def build_croissant(
         "keywords": ["text-to-image", "image-caption pairs"],
         **_describe_responsibility(facts, funnel),
         "distribution": _list_files(folders),
-        "recordSet": _list_record_sets(encodings),
+        "recordSet": _list_record_sets(encodings, len(facts["sources"]) > 1),
     }
     return {name: value for name, value in document.items() if value}
 
@@ -124,15 +127,35 @@ def _list_files(folders: Mapping[str, str]) -> list[dict[str, Any]]:
     ]
 
 
-def _list_record_sets(encodings: Mapping[int, str]) -> list[dict[str, Any]]:
+def _list_licences(facts: Mapping[str, Any]) -> list[str]:
+    """Returns the licences that the config gives to sources, if it gives one to each."""
+    licences = [source.get("licence") for source in facts["sources"]]
+    return sorted(set(licences)) if None not in licences else []
+
+
+def _describe_source(source: Mapping[str, Any]) -> dict[str, Any]:
+    weight = f", with weight {source['weight']:g} at training" if "weight" in source else ""
+    known = {
+        "@type": "sc:Dataset",
+        "name": source["name"],
+        "description": f"{source['source']} {source['path']}: {source['kept']:,} of "
+        f"{count_of(source['rows'], 'row')} kept{weight}.",
+        "license": [licence for licence in source["licences"] if licence != NOT_GIVEN],
+    }
+    return {name: value for name, value in known.items() if value}
+
+
+def _list_record_sets(encodings: Mapping[int, str], several_sources: bool) -> list[dict[str, Any]]:
     pixels = {
         pixels_column(size): ("sc:ImageObject", f"image at {size} pixels, {encoding}")
         for size, encoding in encodings.items()
         if encoding != "raw"
     }
+    source = {SOURCE_COLUMN: ("sc:Text", "name of the source")} if several_sources else {}
+    rows, pairs = DOWNLOAD_COLUMNS | source, PACK_COLUMNS | source | pixels
     return [
-        _describe_records("download", "Rows of the source and what came of them", "download-table", DOWNLOAD_COLUMNS),
-        _describe_records("pairs", "Image-caption pairs to train on", "pack-table", PACK_COLUMNS | pixels),
+        _describe_records("download", "Rows of the source and what came of them", "download-table", rows),
+        _describe_records("pairs", "Image-caption pairs to train on", "pack-table", pairs),
     ]
 
 
@@ -157,8 +180,7 @@ def _describe_records(name: str, text: str, files: str, columns: Mapping[str, tu
 
 def _describe_responsibility(facts: Mapping[str, Any], funnel: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Returns the fields of Croissant RAI that the run knows."""
-    synthetic = facts["source"]["source"] == "scenes"
-    web = facts["source"]["source"] == "table"
+    synthetic, web = is_synthetic(facts), bool(list_web_sources(facts))
     missing = ", ".join(f"{reason}: {count:,}" for reason, count in facts["reasons"].items())
     contact = f" Requests: {facts['about']['contact']}." if facts["about"]["contact"] else ""
     return {
@@ -185,8 +207,12 @@ def _describe_responsibility(facts: Mapping[str, Any], funnel: Sequence[Mapping[
 
 
 def _tell_collection(facts: Mapping[str, Any], web: bool) -> str:
-    source = f"Listed in {facts['source'].get('path')}"
+    listed = f"Listed in {' and '.join(str(source.get('path')) for source in facts['sources'])}"
     if not web:
-        return f"{source}."
+        return f"{listed}."
     refused = sum(facts["opt_outs"].values())
-    return f"{source}, fetched from the web by URL; {count_of(refused, 'row')} left out since their owner opted out."
+    fetched = [f"{source['name']} " for source in list_web_sources(facts) if source["name"]]
+    return (
+        f"{listed}, {'and '.join(fetched)}fetched from the web by URL; {count_of(refused, 'row')} left out since their "
+        "owner opted out."
+    )

@@ -17,9 +17,12 @@ import pyarrow.parquet as pq
 
 from dataprep.card.config import CardConfig
 from dataprep.io.failure_reasons import FORGOTTEN
+from dataprep.io.source_column import SOURCE_COLUMN
 
 # Column names of licences in public lists, case-insensitive.
-LICENCE_NAMES = ("license", "licence", "license_name", "license_url", "rights")
+LICENCE_NAMES = ("listed_licence", "license", "licence", "license_name", "license_url", "rights")
+NOT_GIVEN = "not given"
+SYNTHETIC = "scenes"  # the kind of source that is the embedded corpus
 # Download reasons that are an opt-out of the owner.
 OPT_OUTS = ("robots_txt", "robots_tag", "tdm")
 SIDES = (64, 128, 256, 512, 1024, 2048)  # pixels: lower bounds of the classes of the shorter side
@@ -29,14 +32,23 @@ LISTED_HOSTS = 1_000  # hosts in the facts
 
 
 @dataclass
+class SourceData:
+    """Counts of the rows of one source."""
+
+    rows: int = 0
+    kept: int = 0
+    licences: Counter[str] = field(default_factory=Counter)  # of kept rows, as the source's column has them
+
+
+@dataclass
 class DataCounts:
-    """Counts over all shards."""
+    """Counts over all shards; those of ``sources`` are by the name of a source, "" where it is the only one."""
 
     rows: int = 0
     kept: int = 0
     statuses: Counter[str] = field(default_factory=Counter)
     reasons: Counter[str] = field(default_factory=Counter)  # of rows without an image
-    licences: Counter[str] = field(default_factory=Counter)  # of kept rows
+    sources: dict[str, SourceData] = field(default_factory=dict)
     languages: Counter[str] = field(default_factory=Counter)  # of kept rows
     sides: Counter[str] = field(default_factory=Counter)  # of kept rows
     splits: Counter[str] = field(default_factory=Counter)
@@ -50,8 +62,8 @@ def count_shard(download: str | Path, annotations: str | Path, selection: str | 
     names = pq.read_schema(download).names
     licence = next((name for name in names if name.lower() in LICENCE_NAMES), None)
     counts.licence_column = counts.licence_column or licence
-    wanted = ["url", "status", "reason", *([licence] if licence else [])]
-    fetched = pq.read_table(download, columns=wanted)
+    others = [name for name in (licence, SOURCE_COLUMN if SOURCE_COLUMN in names else None) if name]
+    fetched = pq.read_table(download, columns=["url", "status", "reason", *others])
     measured = pq.read_table(annotations, columns=["language", "width", "height"])
     verdicts = pq.read_table(selection, columns=["keep", "split"])
     keep = verdicts["keep"].combine_chunks()
@@ -59,13 +71,24 @@ def count_shard(download: str | Path, annotations: str | Path, selection: str | 
     counts.kept += pa.compute.sum(keep).as_py() or 0
     counts.statuses += _count_values(fetched["status"])
     counts.reasons += _count_values(fetched["reason"])
-    if licence:
-        counts.licences += _count_values(fetched[licence].cast(pa.string()).fill_null("not given").filter(keep))
+    own = _find_source(fetched, counts)
+    own.rows += fetched.num_rows
+    own.kept += pa.compute.sum(keep).as_py() or 0
+    given = fetched[licence].cast(pa.string()) if licence else pa.nulls(fetched.num_rows, pa.string())
+    own.licences += _count_values(pa.chunked_array([given.fill_null(NOT_GIVEN).filter(keep)]))
     counts.languages += _count_values(measured["language"].filter(keep))
     sides = pa.compute.min_element_wise(measured["width"], measured["height"]).filter(keep).to_pylist()
     counts.sides += Counter(_classify_side(side) for side in sides if side is not None)
     counts.splits += _count_values(verdicts["split"])
     _count_hosts(fetched["url"].filter(keep).to_pylist(), counts)
+
+
+def _find_source(fetched: pa.Table, counts: DataCounts) -> SourceData:
+    """Returns the counts of a shard's source. A shard without the column is of the only source."""
+    names = [""]
+    if SOURCE_COLUMN in fetched.column_names:
+        names = pa.compute.unique(fetched[SOURCE_COLUMN].drop_null()).to_pylist() or [FORGOTTEN]  # every row is blanked
+    return counts.sources.setdefault(names[0], SourceData())
 
 
 def _count_hosts(urls: Iterable[str | None], counts: DataCounts) -> None:
@@ -93,15 +116,16 @@ def _classify_side(side: int) -> str:
     return f"from {below[-1]}" if below else f"below {SIDES[0]}"
 
 
-def build_facts(counts: DataCounts, listing: Mapping[str, Any], config: CardConfig) -> dict[str, Any]:
-    """Returns the counts as JSON-able data in a fixed order; ``listing`` is the dumped config of the listing."""
-    source = {name: listing[name] for name in ("source", "path", "limit") if listing.get(name) is not None}
-    if listing["source"] == "scenes":
-        source["note"] = "rendered by this program: nothing in it is from a third party"
+def build_facts(counts: DataCounts, sources: Mapping[str, Mapping[str, Any]], config: CardConfig) -> dict[str, Any]:
+    """Returns the counts as JSON-able data in a fixed order; ``sources``: name -> dumped config of the source."""
     order = [f"below {SIDES[0]}", *(f"from {side}" for side in SIDES)]
+    described = [_describe_source(name, source, counts) for name, source in sources.items()]
+    licences: Counter[str] = Counter()
+    for source in described:
+        licences.update(source["licences"])
     return {
         "about": config.model_dump(),
-        "source": source,
+        "sources": described,
         "rows": counts.rows,
         "kept": counts.kept,
         "statuses": _sort_by_count(counts.statuses),
@@ -109,7 +133,7 @@ def build_facts(counts: DataCounts, listing: Mapping[str, Any], config: CardConf
         "opt_outs": {reason: counts.reasons[reason] for reason in OPT_OUTS},
         "forgotten": counts.reasons[FORGOTTEN],
         "licence_column": counts.licence_column,
-        "licences": _sort_by_count(counts.licences),
+        "licences": _sort_by_count(licences),
         "languages": _sort_by_count(counts.languages),
         "sides": {name: counts.sides[name] for name in order if counts.sides[name]},
         "splits": _sort_by_count(counts.splits),
@@ -119,6 +143,37 @@ def build_facts(counts: DataCounts, listing: Mapping[str, Any], config: CardConf
             "most_images": dict(list(_sort_by_count(counts.hosts).items())[:LISTED_HOSTS]),
         },
     }
+
+
+def _describe_source(name: str, source: Mapping[str, Any], counts: DataCounts) -> dict[str, Any]:
+    """Returns what is known of a source; rows without a licence of their own have the source's."""
+    own = counts.sources.get(name, SourceData())
+    licences = Counter(own.licences)
+    if source.get("licence") and (rest := licences.pop(NOT_GIVEN, 0)):
+        licences[source["licence"]] += rest
+    keys = ("source", "path", "subset", "split", "limit", "licence", "weight")
+    described = {"name": name} | {key: source[key] for key in keys if source.get(key) is not None}
+    if source["source"] == SYNTHETIC:
+        described["note"] = "rendered by this program: nothing in it is from a third party"
+    return described | {"rows": own.rows, "kept": own.kept, "licences": _sort_by_count(licences)}
+
+
+def describe_source(source: Mapping[str, Any]) -> str:
+    """Returns a source of the facts in words: its name if it has one, kind and path, and what else is known."""
+    known = [source["source"], *(str(source[key]) for key in ("path", "note") if key in source)]
+    known += [f"{key} {source[key]}" for key in ("subset", "split", "limit", "weight", "licence") if key in source]
+    return (f"{source['name']}: " if source["name"] else "") + ", ".join(known)
+
+
+def is_synthetic(facts: Mapping[str, Any]) -> bool:
+    """Returns whether all images are rendered by this program."""
+    return all(source["source"] == SYNTHETIC for source in facts["sources"])
+
+
+def list_web_sources(facts: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """Returns the sources whose images were fetched from the web by URL."""
+    kinds = ("table", "public", *(("dataset",) if facts["hosts"]["number"] else ()))
+    return [source for source in facts["sources"] if source["source"] in kinds]
 
 
 def _sort_by_count(counts: Counter[str]) -> dict[str, int]:

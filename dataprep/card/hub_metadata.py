@@ -6,6 +6,8 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from dataprep.card.facts import is_synthetic
+
 ISO_639_1 = re.compile(r"[a-z]{2}")
 SIZE_LETTERS = ("", "K", "M", "B", "T")
 
@@ -17,7 +19,7 @@ def build_hub_metadata(facts: Mapping[str, Any]) -> dict[str, Any]:
     licences of single images are in the card's text.
     """
     about = facts["about"]
-    synthetic = facts["source"]["source"] == "scenes"
+    synthetic = is_synthetic(facts)
     known = {
         "pretty_name": about["title"],
         "license": about["licence"],

@@ -7,10 +7,12 @@ from typing import Any
 
 import yaml
 
-from dataprep.card.facts import list_most_frequent
+from dataprep.card.facts import NOT_GIVEN, list_most_frequent, list_web_sources
 from dataprep.card.hub_metadata import build_hub_metadata
 from dataprep.io.markdown import format_table
 from dataprep.io.wording import count_of
+
+NOT_OF_ONE = ("name", "rows", "kept", "licences")  # of a source that is the only one: said elsewhere
 
 
 def render_card(
@@ -23,14 +25,14 @@ def render_card(
         funnel: one dict per filter: filter, in, dropped, kept, reason.
         artifacts: one dict per stage: stage, fingerprint, files, bytes, sha256.
     """
-    about, source = facts["about"], facts["source"]
+    about = facts["about"]
     metadata = yaml.safe_dump(build_hub_metadata(facts), sort_keys=False, allow_unicode=True).strip()
     lines = ["---", metadata, "---", "", f"# Data card{': ' + about['title'] if about['title'] else ''}", ""]
     lines += [about["notes"], ""] if about["notes"] else []
     lines += [
         f"{count_of(facts['kept'], 'image-caption pair')} kept of {count_of(facts['rows'], 'row')}.",
         "",
-        *_render_section("Source", source.items(), "key", "value"),
+        *_render_sources(facts["sources"]),
         *_render_section("Download", facts["statuses"].items(), "status", "rows"),
         *_render_section("Rows without an image, by reason", list_most_frequent(facts["reasons"]), "reason", "rows"),
         "## Opted out and forgotten",
@@ -59,15 +61,30 @@ def _render_funnel(funnel: Sequence[Mapping[str, Any]]) -> list[str]:
     return ["## Filters, in order", "", *_format_rows(rows, "filter", "drops rows with", "in", "dropped", "kept")]
 
 
+def _render_sources(sources: Sequence[Mapping[str, Any]]) -> list[str]:
+    if len(sources) == 1:
+        rows = [(key, value) for key, value in sources[0].items() if key not in NOT_OF_ONE]
+        return _render_section("Source", rows, "key", "value")
+    heads = ("name", "source", "path", "weight", "licence", "rows", "kept")
+    table = [[source.get(head, "") for head in heads] for source in sources]
+    note = "Weights are shares of the training samples; without any, rows count alike."
+    return ["## Sources", "", note, "", *_format_rows(table, *heads)]
+
+
 def _render_licences(facts: Mapping[str, Any]) -> list[str]:
-    if facts["licence_column"] is None:
-        return ["## Licences", "", "The list has no licence column.", ""]
-    title = f"Licences of the kept rows, from the list's column `{facts['licence_column']}`"
-    return _render_section(title, list_most_frequent(facts["licences"]), "licence", "rows")
+    sources, column = facts["sources"], facts["licence_column"]
+    if set(facts["licences"]) <= {NOT_GIVEN} and column is None:
+        return ["## Licences", "", "The list has no licence column, and the source's `licence` is not set.", ""]
+    origin = f"from the list's column `{column}`" if column else "as the config gives them"
+    if len(sources) == 1:
+        title = f"Licences of the kept rows, {origin}"
+        return _render_section(title, list_most_frequent(facts["licences"]), "licence", "rows")
+    rows = [(item["name"], *row) for item in sources for row in list_most_frequent(item["licences"])]
+    return _render_section("Licences of the kept rows, by source", rows, "source", "licence", "rows")
 
 
 def _render_hosts(facts: Mapping[str, Any]) -> list[str]:
-    if facts["source"]["source"] != "table":
+    if not list_web_sources(facts):
         return []
     hosts = facts["hosts"]
     number = count_of(hosts["number"], "host")

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from dataprep.card.facts import is_synthetic, list_web_sources
 from dataprep.card.hub_metadata import list_main_languages
 from dataprep.io.markdown import escape_cell, format_table
 from dataprep.io.wording import count_of
@@ -84,30 +85,31 @@ def _classify(number: int, bounds: Sequence[tuple[int, str]], beyond: str) -> st
 
 
 def _render_sources(facts: Mapping[str, Any], fetch: Mapping[str, Any]) -> list[str]:
-    source = facts["source"]
-    kind, path = source["source"], escape_cell(source.get("path"))
-    is_list, is_synthetic = kind == "table", kind == "scenes"
-    own = not is_list and not is_synthetic
+    lists, synthetic = list_web_sources(facts), is_synthetic(facts)
+    own = [source for source in facts["sources"] if source not in lists and not synthetic]
+    public = [f"The list of URLs `{_name_path(source)}`. Its name, publisher and licence: {OPEN}" for source in lists]
+    public += [f"Whether {_name_path(source)} is publicly available: {OPEN}" for source in own]
     texts = {
-        "2.1 Publicly available datasets": f"The list of URLs `{path}`. Its name, publisher and licence: {OPEN}"
-        if is_list
-        else f"Whether {path} is publicly available: {OPEN}"
-        if own
-        else NONE,
+        "2.1 Publicly available datasets": "\n\n".join(public) or NONE,
         "2.2 Private non-publicly available datasets obtained from third parties": OPEN if own else NONE,
         "2.4 User data": OPEN if own else NONE,
         "2.5 Synthetic data": "All images and captions are rendered by a program, by no other model."
-        if is_synthetic
+        if synthetic
         else f"Images or captions made by other models: {OPEN}",
-        "2.6 Other sources of data": NONE if not own else OPEN,
+        "2.6 Other sources of data": OPEN if own else NONE,
     }
-    crawled = _render_crawl(facts, fetch) if is_list else [NONE, ""]
+    crawled = _render_crawl(facts, fetch) if lists else [NONE, ""]
     lines = ["## 2. List of data sources", ""]
     for title, text in texts.items():
         if title.startswith("2.4"):
             lines += ["### 2.3 Data crawled and scraped from online sources", "", *crawled]
         lines += [f"### {title}", "", text, ""]
     return lines
+
+
+def _name_path(source: Mapping[str, Any]) -> str:
+    path = escape_cell(source.get("path"))
+    return f"{path} (licence: {escape_cell(source['licence'])})" if "licence" in source else path
 
 
 def _render_crawl(facts: Mapping[str, Any], fetch: Mapping[str, Any]) -> list[str]:
@@ -138,7 +140,7 @@ def _render_processing(
     unsafe = [(step["filter"], step["reason"], step["dropped"]) for step in funnel if step["filter"] in UNSAFE_FILTERS]
     all_filters = [(step["filter"], step["reason"], step["dropped"]) for step in funnel]
     heads = ("filter", "drops rows with", "#dropped")
-    web = facts["source"]["source"] == "table"
+    web = list_web_sources(facts)
     return [
         "## 3. Data processing aspects",
         "",

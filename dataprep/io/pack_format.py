@@ -12,6 +12,7 @@ ORIGINAL_SIDE = "original_side"  # column: shorter side of the fetched image, in
 BUCKET_COLUMN = "bucket"  # column: aspect bucket of the row
 ENCODING_KEY = b"encoding"  # field metadata of a pixel column: raw, or a format that OpenCV decodes
 SHAPES_KEY = b"shapes"  # field metadata of a pixel column: JSON {bucket: [height, width]}
+CAPTIONS_KEY = b"captions"  # field metadata of `captions`: JSON list of the names of a row's captions
 SQUARE = ""  # the only bucket of a pack of square images
 ImageShape = tuple[int, int]  # height and width in pixels
 
@@ -27,3 +28,9 @@ def stored_shapes(field: pa.Field, size: int) -> dict[str, ImageShape]:
     if shapes is None:
         return {SQUARE: (size, size)}
     return {bucket: (height, width) for bucket, (height, width) in json.loads(shapes).items()}
+
+
+def caption_names(field: pa.Field) -> list[str]:
+    """Returns the names of the captions of a row of a pack, in their order, from the field `captions`."""
+    names: list[str] = json.loads((field.metadata or {}).get(CAPTIONS_KEY, b'["caption"]'))
+    return names

@@ -1,4 +1,4 @@
-"""Images inside Parquet files, in the form of the Hugging Face Hub: a column of bytes, or of ``{bytes, path}``.
+"""Images inside Parquet and Arrow files, in the form of the Hugging Face Hub: bytes, or ``{bytes, path}``.
 
 The path of such an image is ``file.parquet#column:row``. Rows are read one after the other and a few at a time, since
 reading any row of a Parquet file means decoding the pages before it.
@@ -14,9 +14,10 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from dataprep.io.arrow_files import open_arrow
 from dataprep.io.storage import filesystem
 
-CELL = re.compile(r"(.+\.parquet)#(.+):(\d+)")
+CELL = re.compile(r"(.+\.(?:parquet|arrow))#(.+):(\d+)")
 IMAGE_NAMES = ("image", "img", "jpg", "jpeg", "png", "webp", "image_bytes", "image_data", "picture")
 ROWS = 16  # decoded at a time
 
@@ -48,12 +49,12 @@ def cell_path(file: str, column: str, row: int) -> str:
 
 
 def is_cell(path: str) -> bool:
-    """Returns whether ``path`` is that of an image inside a Parquet file."""
+    """Returns whether ``path`` is that of an image inside a table."""
     return CELL.fullmatch(path) is not None
 
 
 class CellReader:
-    """Reads images of Parquet files; close it after the last one."""
+    """Reads images of Parquet and Arrow files; close it after the last one."""
 
     def __init__(self) -> None:
         self._open = ExitStack()
@@ -80,20 +81,24 @@ class CellReader:
         return bytes(data)
 
     def _start(self, file: str, column: str, row: int) -> None:
-        """Begins at the first row of the row group that holds ``row``."""
+        """Begins at ``row`` or before it, at a place from which reading can begin."""
         self.close()
-        fs, inner = filesystem(file)
-        handle = self._open.enter_context(fs.open(inner, "rb"))
-        parquet = self._open.enter_context(pq.ParquetFile(handle))
-        group = first = 0
-        while group + 1 < parquet.num_row_groups and first + parquet.metadata.row_group(group).num_rows <= row:
-            first += parquet.metadata.row_group(group).num_rows
-            group += 1
-        nested = pa.types.is_struct(parquet.schema_arrow.field(column).type)
-        batches = parquet.iter_batches(
-            ROWS, list(range(group, parquet.num_row_groups)), [f"{column}.bytes" if nested else column]
-        )
-        columns = (batch.column(0) for batch in batches)
+        if file.endswith(".arrow"):
+            opened = self._open.enter_context(open_arrow(file))
+            nested, first = pa.types.is_struct(opened.schema.field(column).type), 0
+            columns = (batch.column(column) for batch in opened.batches)
+        else:
+            fs, inner = filesystem(file)
+            handle = self._open.enter_context(fs.open(inner, "rb"))
+            parquet = self._open.enter_context(pq.ParquetFile(handle))
+            group = first = 0
+            while group + 1 < parquet.num_row_groups and first + parquet.metadata.row_group(group).num_rows <= row:
+                first += parquet.metadata.row_group(group).num_rows
+                group += 1
+            nested = pa.types.is_struct(parquet.schema_arrow.field(column).type)
+            wanted = [f"{column}.bytes" if nested else column]
+            batches = parquet.iter_batches(ROWS, list(range(group, parquet.num_row_groups)), wanted)
+            columns = (batch.column(0) for batch in batches)
         self._values = (value for cells in columns for value in (cells.field("bytes") if nested else cells))
         self._place = (file, column, first)
 

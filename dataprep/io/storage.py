@@ -1,4 +1,4 @@
-"""Files on any fsspec URL (local path, s3://, gs://, memory://): atomic whole-file writes, hashes, listing.
+"""Files on any fsspec URL (local path, s3://, gs://, hf://, memory://): atomic whole-file writes, hashes, listing.
 
 A "path" is a string; local paths are plain, without ``file://``. A local write goes to a temporary name and is renamed;
 on object stores a plain put is already atomic.
@@ -29,10 +29,13 @@ from dataprep.io.plain_text import split_lines
 
 CHUNK = 1 << 20
 OBJECT_STORES = ("s3://", "s3a://", "gs://", "gcs://")
+HUB = "hf://"  # of Hugging Face; what is behind HF_ENDPOINT, with the token in HF_TOKEN
 # S3 client: retries throttled and broken requests with back-off for some minutes; gives up dead connections early.
 # ("adaptive" slows all requests down after one failure: a minute of trouble costs many.)
 S3_CLIENT = {"retries": {"max_attempts": 10, "mode": "standard"}, "connect_timeout": 10, "read_timeout": 60}
 LAG = 120.0  # seconds that a store's listing may lag behind its writes
+# Of a repository without a revision: it, its kind, and the path in it.
+HUB_PATH = re.compile(r"(hf://(datasets/|spaces/|(?!datasets/|spaces/|buckets/))[^/@]+/[^/@]+)((?:/.*)?)")
 MEMBER = re.compile(r"(.+\.tar)#(\d+)-(\d+)")
 
 
@@ -65,6 +68,22 @@ def filesystem(path: str) -> tuple[Any, str]:
     except (ImportError, ValueError) as error:
         hint = "pip install 'imagen-ray[gcs]'" if path.startswith(("gs://", "gcs://")) else "check the URL's scheme"
         raise UserError(f"{path}: cannot be reached ({error}); {hint}") from error
+
+
+def pin_revision(path: str) -> str:
+    """Returns a path on Hugging Face's hub with the commit that it stands for now, any other path as it is.
+
+    What is read under it later is then what was read first. Raises OSError where the hub does not answer.
+    """
+    match = HUB_PATH.fullmatch(path)
+    if match is None:
+        return path
+    from huggingface_hub import HfApi
+
+    kind = match[2].removesuffix("s/") or "model"
+    name = match[1].removeprefix(HUB + match[2])
+    found = HfApi(endpoint=filesystem(path)[0].endpoint).repo_info(name, repo_type=kind)
+    return f"{match[1]}@{found.sha}{match[3]}"
 
 
 def exists(path: str) -> bool:
@@ -245,7 +264,8 @@ def size(path: str) -> int | None:
 def identity(path: str) -> dict[str, Any]:
     """Returns what shows, without reading the file, that it may have changed: size, modified, tag.
 
-    "modified" is in seconds since 1970, "tag" the ETag or inode. Raises FileNotFoundError if there is no file.
+    "modified" is in seconds since 1970, "tag" the ETag, the hash of a git blob, or the inode. Raises FileNotFoundError
+    if there is no file.
     """
     fs, inner = filesystem(path)
     info = fs.info(inner)
@@ -254,7 +274,8 @@ def identity(path: str) -> dict[str, Any]:
     if isinstance(found, str):
         found = datetime.fromisoformat(found)
     modified = found.timestamp() if isinstance(found, datetime) else float(found)
-    return {"size": int(info["size"]), "modified": modified, "tag": str(info.get("ETag") or info.get("ino") or "")}
+    tag = info.get("ETag") or info.get("blob_id") or info.get("ino") or ""
+    return {"size": int(info["size"]), "modified": modified, "tag": str(tag)}
 
 
 def duplicate(source: str, target: str) -> None:
@@ -277,8 +298,13 @@ def duplicate(source: str, target: str) -> None:
 
 
 def sha256_file(path: str) -> tuple[str, int]:
-    """Returns the sha256 in hex and the size in bytes of the file at ``path``."""
+    """Returns the sha256 in hex and the size in bytes of the file at ``path``.
+
+    Of a large file on Hugging Face's hub the hub knows it.
+    """
     fs, inner = filesystem(path)
+    if path.startswith(HUB) and (known := fs.info(inner).get("lfs")):
+        return str(known["sha256"]), int(known["size"])
     digest, size = hashlib.sha256(), 0
     with fs.open(inner, "rb") as file:
         while block := file.read(CHUNK):

@@ -22,7 +22,7 @@ from dataprep.listing.account import Account
 from dataprep.listing.captions import Captions, find_caption, read_captions
 from dataprep.listing.column_names import CAPTION_NAMES, FILE_NAMES
 from dataprep.listing.columns import FILE_COLUMN, pick_column
-from dataprep.listing.config import ListingConfig
+from dataprep.listing.config import SourceConfig
 from dataprep.listing.read_options import ReadOptions
 from dataprep.listing.table_reader import read_batches, table_extension
 from dataprep.listing.text_decoding import DecodingError, decode_text
@@ -104,7 +104,7 @@ class ImageIndex:
 
 
 def read_caption_tables(
-    config: ListingConfig, root: str, tables: Sequence[str], images: Sequence[str], options: ReadOptions
+    config: SourceConfig, root: str, tables: Sequence[str], images: Sequence[str], options: ReadOptions
 ) -> tuple[dict[str, Captions], list[LostLine]]:
     """Reads the captions tables of a folder, which name images relative to themselves or to ``root``.
 
@@ -142,7 +142,7 @@ def _is_certain(table: str) -> bool:
     return stem != "labels" and table_extension(table) not in (".txt", ".json")
 
 
-def _read_lines(config: ListingConfig, root: str, table: str, options: ReadOptions) -> Iterator[tuple[str, Captions]]:
+def _read_lines(config: SourceConfig, root: str, table: str, options: ReadOptions) -> Iterator[tuple[str, Captions]]:
     """Yields the file that each line of a captions table names, empty if it names none, and its captions."""
     extension = ".csv" if table_extension(table) == ".txt" else None
     for batch in read_batches(storage.join(root, table), options, extension):

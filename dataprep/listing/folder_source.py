@@ -17,7 +17,7 @@ from dataprep.io.parquet import ROOT_KEY
 from dataprep.listing.account import Account
 from dataprep.listing.captions import Captions, build_caption_columns
 from dataprep.listing.columns import FILE_HASH, add_reasons
-from dataprep.listing.config import ListingConfig
+from dataprep.listing.config import SourceConfig
 from dataprep.listing.files import NOT_REGULAR, Found, list_folder
 from dataprep.listing.folder_captions import (
     CAPTION_SUFFIXES,
@@ -51,7 +51,7 @@ class FolderRow(NamedTuple):
     message: str | None = None
 
 
-def classify_files(config: ListingConfig, account: Account) -> FolderFiles:
+def classify_files(config: SourceConfig, account: Account) -> FolderFiles:
     """Lists the files of the folder. Raises UserError if there is no image."""
     assert config.path is not None
     path = config.path
@@ -95,7 +95,7 @@ def _read_head(path: str, name: str) -> bytes:
         return b""
 
 
-def find_files(config: ListingConfig) -> list[str]:
+def find_files(config: SourceConfig) -> list[str]:
     """Returns the images and caption files below the folder, sorted, also those that cannot be read.
 
     Raises UserError if there is no image.
@@ -107,7 +107,7 @@ def find_files(config: ListingConfig) -> list[str]:
     return [storage.join(config.path, item.name) for item in sorted(found)]
 
 
-def read_tables(config: ListingConfig, hashes: bool, account: Account) -> Iterator[pa.Table]:
+def read_tables(config: SourceConfig, hashes: bool, account: Account) -> Iterator[pa.Table]:
     """Yields one row per image below the folder, sorted by path, then the captions without an image.
 
     Without ``hashes`` the file hash is null.
@@ -129,7 +129,7 @@ def read_tables(config: ListingConfig, hashes: bool, account: Account) -> Iterat
         yield _build_table(rows[start : start + BATCH_ROWS], root, hashes)
 
 
-def _match_captions(config: ListingConfig, root: str, files: FolderFiles, account: Account) -> list[FolderRow]:
+def _match_captions(config: SourceConfig, root: str, files: FolderFiles, account: Account) -> list[FolderRow]:
     names = tuple(name for name in (config.caption_column,) if name is not None)
     options = ReadOptions(config.encoding, config.quotes, names, account)
     for item in files.tables:

@@ -1,4 +1,4 @@
-"""Reader of Parquet tables, whose images may be inside, as the Hugging Face Hub stores them."""
+"""Reader of Parquet and Arrow tables, whose images may be inside, as the Hugging Face Hub stores them."""
 
 from __future__ import annotations
 
@@ -10,21 +10,29 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from dataprep.io import storage
+from dataprep.io.arrow_files import open_arrow
 from dataprep.io.errors import UserError
 from dataprep.io.parquet_cells import find_image_column
 from dataprep.listing.csv_tables import check_names
 from dataprep.listing.read_options import BATCH_ROWS, Batch, ReadOptions
 
+ARROW = ".arrow"
+
 
 def read_schema(path: str) -> pa.Schema:
-    """Reads the schema of a Parquet file. Raises UserError if it is none."""
+    """Reads the schema of a Parquet or Arrow file, by its name. Raises UserError if it is none."""
     fs, inner = storage.filesystem(path)
+    is_arrow = path.lower().endswith(ARROW)
     try:
+        if is_arrow:
+            with open_arrow(path) as table:
+                return table.schema
         with fs.open(inner, "rb") as handle:
             return pq.read_schema(handle)
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         reason = " ".join(str(error).split())[:200]
-        raise UserError(f"listing.path {path}: not readable as .parquet ({reason}); check the file") from error
+        kind = ARROW if is_arrow else ".parquet"
+        raise UserError(f"listing.path {path}: not readable as {kind} ({reason}); check the file") from error
 
 
 def read_parquet(path: str, extension: str, options: ReadOptions) -> Iterator[Batch]:
@@ -34,26 +42,40 @@ def read_parquet(path: str, extension: str, options: ReadOptions) -> Iterator[Ba
         schema = file.schema_arrow
         check_names(path, schema.names)
         images = find_image_column(schema)
-        wanted = [name for name in schema.names if name != images]
         # Reading the images here would read the whole file twice.
         has_path = images is not None and pa.types.is_struct(schema.field(images).type)
+        wanted = [name for name in schema.names if name != images]
         leaves = [*wanted, f"{images}.path"] if has_path else wanted
         rows = 0
         for batch in file.iter_batches(batch_size=BATCH_ROWS, columns=leaves):
-            batch.validate(full=True)  # otherwise invalid UTF-8 would fail only where it is used
-            if not batch.num_rows:
-                continue
-            table = pa.Table.from_batches([batch]).replace_schema_metadata(None).select(wanted)
-            if has_path:
-                paths = batch.column(batch.schema.get_field_index(images)).field("path")
-                table = table.append_column(f"{images}_path", paths)
-            for name in options.as_text.intersection(table.column_names):
-                table = table.set_column(table.column_names.index(name), name, convert_to_text_column(table[name]))
-            rows += table.num_rows
-            options.account.records += table.num_rows
-            yield Batch(table)
+            if batch.num_rows:
+                yield _convert_batch(batch, images, options)
+                rows += batch.num_rows
         if rows != file.metadata.num_rows:
             raise UserError(f"listing.path {path}: {rows} rows read, {file.metadata.num_rows} in the footer")
+
+
+def read_arrow(path: str, extension: str, options: ReadOptions) -> Iterator[Batch]:
+    """As `read_parquet`, for an Arrow file."""
+    with open_arrow(path) as table:
+        check_names(path, table.schema.names)
+        images = find_image_column(table.schema)
+        for whole in table.batches:
+            for start in range(0, whole.num_rows, BATCH_ROWS):
+                yield _convert_batch(whole.slice(start, BATCH_ROWS), images, options)
+
+
+def _convert_batch(batch: pa.RecordBatch, images: str | None, options: ReadOptions) -> Batch:
+    """Returns a batch without its images; of these only their paths, as ``<images>_path``."""
+    wanted = [name for name in batch.schema.names if name != images]
+    table = pa.Table.from_batches([batch.select(wanted)]).replace_schema_metadata(None)
+    if images is not None and images in batch.schema.names and pa.types.is_struct(batch.schema.field(images).type):
+        table = table.append_column(f"{images}_path", batch.column(images).field("path"))
+    table.validate(full=True)  # otherwise invalid UTF-8 would fail only where it is used
+    for name in options.as_text.intersection(table.column_names):
+        table = table.set_column(table.column_names.index(name), name, convert_to_text_column(table[name]))
+    options.account.records += table.num_rows
+    return Batch(table)
 
 
 def find_conflicting_columns(schemas: Sequence[pa.Schema]) -> frozenset[str]:

@@ -1,4 +1,4 @@
-"""Reads tables (CSV, TSV, JSON, JSON lines, Parquet, lists of URLs) in batches, from any fsspec URL.
+"""Reads tables (CSV, TSV, JSON, JSON lines, Parquet, Arrow, lists of URLs) in batches, from any fsspec URL.
 
 Text formats give string columns only: a type inferred from the first rows could change, or fail, with later ones.
 """
@@ -14,7 +14,7 @@ import pyarrow as pa
 from dataprep.io.errors import UserError
 from dataprep.listing.csv_tables import read_csv, read_urls
 from dataprep.listing.json_tables import read_json, read_jsonl
-from dataprep.listing.parquet_tables import read_parquet
+from dataprep.listing.parquet_tables import read_arrow, read_parquet
 from dataprep.listing.read_options import COMPRESSIONS, Batch, ReadOptions
 
 READERS: dict[str, Callable[[str, str, ReadOptions], Iterator[Batch]]] = {
@@ -25,6 +25,7 @@ READERS: dict[str, Callable[[str, str, ReadOptions], Iterator[Batch]]] = {
     ".json": read_json,
     ".txt": read_urls,
     ".parquet": read_parquet,
+    ".arrow": read_arrow,
 }
 EXTENSIONS = tuple(READERS)
 

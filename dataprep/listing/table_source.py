@@ -1,9 +1,9 @@
-"""Tables as a source: lists of URLs, and Parquet with the images inside."""
+"""Tables as a source: lists of URLs, and Parquet and Arrow with the images inside."""
 
 from __future__ import annotations
 
 import posixpath
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 import pyarrow as pa
@@ -15,7 +15,7 @@ from dataprep.io.parquet_cells import cell_path, find_image_column
 from dataprep.listing.account import Account
 from dataprep.listing.column_names import CAPTION_NAMES, URL_NAMES
 from dataprep.listing.columns import FILE_HASH, normalise_columns, pick_column
-from dataprep.listing.config import ListingConfig
+from dataprep.listing.config import SourceConfig
 from dataprep.listing.files import find_matching_files
 from dataprep.listing.layouts import find_layout
 from dataprep.listing.parquet_tables import find_conflicting_columns, read_schema
@@ -25,10 +25,11 @@ from dataprep.listing.table_reader import EXTENSIONS, read_batches, table_extens
 # Of a folder; a .txt or .json between other tables is rather a note.
 LISTED_EXTENSIONS = tuple(extension for extension in EXTENSIONS if extension not in (".txt", ".json"))
 
+COLUMNAR = (".parquet", ".arrow")
 CELL_COLUMN = "\0cell"  # the places of images inside a table; no source has such a name
 
 
-def find_files(config: ListingConfig, account: Account | None = None) -> list[str]:
+def find_files(config: SourceConfig, account: Account | None = None) -> list[str]:
     """Returns the tables, sorted. Raises UserError if there is none."""
     assert config.path is not None
 
@@ -42,12 +43,14 @@ def find_files(config: ListingConfig, account: Account | None = None) -> list[st
     return find_matching_files(config.path, wanted, account, config.hidden_files)
 
 
-def read_tables(config: ListingConfig, hashes: bool, account: Account) -> Iterator[pa.Table]:
-    """Yields the rows of every table in order, in the listing's columns."""
-    files = find_files(config, account)
+def read_tables(
+    config: SourceConfig, hashes: bool, account: Account, files: Sequence[str] | None = None
+) -> Iterator[pa.Table]:
+    """Yields the rows of every table in order, in the listing's columns; ``files`` None: those of the path."""
+    files = files or find_files(config, account)
     options = make_options(config, account)
     if hashes and len(files) > 1:  # a check reads the first file alone
-        schemas = [read_schema(file) for file in files if table_extension(file) == ".parquet"]
+        schemas = [read_schema(file) for file in files if table_extension(file) in COLUMNAR]
         options = replace(options, as_text=find_conflicting_columns(schemas))
     root = posixpath.commonprefix(files).rpartition("/")[0]
     has_images = _find_images(config, files[0]) is not None
@@ -72,21 +75,21 @@ def read_tables(config: ListingConfig, hashes: bool, account: Account) -> Iterat
             yield table.replace_schema_metadata({ROOT_KEY: storage.absolute(root).encode()})
 
 
-def make_options(config: ListingConfig, account: Account) -> ReadOptions:
+def make_options(config: SourceConfig, account: Account) -> ReadOptions:
     """Returns how tables are read by ``config``."""
     names = tuple(name for name in (config.url_column, config.caption_column) if name is not None)
     return ReadOptions(config.encoding, config.quotes, names, account)
 
 
-def _find_images(config: ListingConfig, file: str) -> str | None:
-    """Returns the column of images inside a Parquet file; None for any other table."""
-    if table_extension(file) != ".parquet":
+def _find_images(config: SourceConfig, file: str) -> str | None:
+    """Returns the column of images inside a Parquet or Arrow file; None for any other table."""
+    if table_extension(file) not in COLUMNAR:
         return None
     column = find_image_column(read_schema(file))
     return None if config.url_column not in (None, column) else column
 
 
-def _read_urls(config: ListingConfig, file: str, batch: Batch, account: Account) -> pa.Table:
+def _read_urls(config: SourceConfig, file: str, batch: Batch, account: Account) -> pa.Table:
     names = batch.table.column_names
     layout = find_layout(config.layout, names)
     url = pick_column(file, names, config.url_column, layout.url if layout else URL_NAMES, "url_column")
@@ -96,14 +99,14 @@ def _read_urls(config: ListingConfig, file: str, batch: Batch, account: Account)
     return normalise_columns(batch.table, url, caption, layout, file, values=values, account=account)
 
 
-def _pick_caption(config: ListingConfig, file: str, names: list[str]) -> str:
+def _pick_caption(config: SourceConfig, file: str, names: list[str]) -> str:
     layout = find_layout(config.layout, names)
     captions = layout.caption if layout else CAPTION_NAMES
     return pick_column(file, names, config.caption_column, captions, "caption_column")
 
 
 def _read_images(
-    config: ListingConfig, file: str, batch: Batch, account: Account, place: tuple[str, str, int]
+    config: SourceConfig, file: str, batch: Batch, account: Account, place: tuple[str, str, int]
 ) -> pa.Table:
     """Reads rows whose images are inside the table: ``place`` is its relative name, the column, the first row."""
     relative, column, start = place

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import posixpath
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import IO, Any, NamedTuple
 
 import pyarrow as pa
@@ -21,7 +21,7 @@ from dataprep.io.parquet import ROOT_KEY
 from dataprep.listing.account import Account
 from dataprep.listing.captions import find_caption
 from dataprep.listing.columns import FILE_HASH, add_reasons, normalise_columns, pick_column
-from dataprep.listing.config import ListingConfig
+from dataprep.listing.config import SourceConfig
 from dataprep.listing.files import find_matching_files
 from dataprep.listing.json_tables import build_json_batch
 from dataprep.listing.layouts import find_layout
@@ -48,7 +48,7 @@ class TarRow(NamedTuple):
     message: str | None = None
 
 
-def find_files(config: ListingConfig, account: Account | None = None) -> list[str]:
+def find_files(config: SourceConfig, account: Account | None = None) -> list[str]:
     """Returns the tars, sorted. Raises UserError if there is none."""
     assert config.path is not None
 
@@ -58,9 +58,14 @@ def find_files(config: ListingConfig, account: Account | None = None) -> list[st
     return find_matching_files(config.path, [(is_tar, (".tar",))], account, config.hidden_files)
 
 
-def read_tables(config: ListingConfig, hashes: bool, account: Account) -> Iterator[pa.Table]:
-    """Yields the samples of every tar in order; an image's URL is relative to the common folder of all tars."""
-    files = find_files(config, account)
+def read_tables(
+    config: SourceConfig, hashes: bool, account: Account, files: Sequence[str] | None = None
+) -> Iterator[pa.Table]:
+    """Yields the samples of every tar in order; an image's URL is relative to the common folder of all tars.
+
+    ``files`` None: the tars of the path.
+    """
+    files = files or find_files(config, account)
     root = posixpath.commonprefix(files).rpartition("/")[0]
     full = storage.absolute(root)
     for file in files:
@@ -72,7 +77,7 @@ def read_tables(config: ListingConfig, hashes: bool, account: Account) -> Iterat
             yield listed.replace_schema_metadata({ROOT_KEY: full.encode()})
 
 
-def _read_rows(path: str, relative: str, config: ListingConfig, account: Account) -> Iterator[list[TarRow]]:
+def _read_rows(path: str, relative: str, config: SourceConfig, account: Account) -> Iterator[list[TarRow]]:
     """Yields the samples of the tar at ``path`` in order, in lists of bounded size.
 
     Raises UserError for a compressed, truncated or other file.
@@ -100,7 +105,7 @@ def _read_rows(path: str, relative: str, config: ListingConfig, account: Account
         ) from error
 
 
-def _read_sample(sample: Sample, handle: IO[bytes], relative: str, config: ListingConfig, account: Account) -> TarRow:
+def _read_sample(sample: Sample, handle: IO[bytes], relative: str, config: SourceConfig, account: Account) -> TarRow:
     members = sample.members
     first = min(place.start for place in members.values())
     image = choose_image(members, config.image_member)
@@ -162,7 +167,7 @@ def _read_caption(
     sample: Sample,
     handle: IO[bytes],
     relative: str,
-    config: ListingConfig,
+    config: SourceConfig,
     described: dict[str, Any],
     account: Account,
 ) -> Any:
@@ -183,7 +188,7 @@ def _read_caption(
     return find_caption(described)
 
 
-def _build_table(rows: list[TarRow], file: str, relative: str, config: ListingConfig, account: Account) -> pa.Table:
+def _build_table(rows: list[TarRow], file: str, relative: str, config: SourceConfig, account: Account) -> pa.Table:
     described = build_json_batch([row.described for row in rows])
     urls = [storage.member_path(relative, *row.image) for row in rows]
     columns: dict[str, Any] = {

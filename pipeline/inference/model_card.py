@@ -9,6 +9,7 @@ from typing import Any
 
 import yaml
 
+from dataprep.card.facts import describe_source
 from dataprep.io import storage
 from dataprep.io.markdown import escape_cell, format_table
 from dataprep.io.wording import count_of
@@ -93,7 +94,7 @@ def _describe_training(facts: Mapping[str, Any], record: Mapping[str, Any]) -> l
     lines = ["## Training data", ""]
     if facts:
         lines += [f"{count_of(facts['kept'], 'image-caption pair')}, kept of {count_of(facts['rows'], 'row')}.", ""]
-        lines += [f"- {name}: {escape_cell(value)}" for name, value in facts["source"].items()]
+        lines += [f"- source {escape_cell(describe_source(source))}" for source in facts["sources"]]
         lines.append(f"- licences: {_join_counts(facts['licences']) or 'not given by the list'}")
         lines.append(f"- languages of captions: {_join_counts(facts['languages'])}")
         lines += [f"- notes: {facts['about']['notes']}"] if facts["about"].get("notes") else []

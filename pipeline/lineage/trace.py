@@ -15,6 +15,8 @@ from rich.text import Text
 from dataprep.io import storage
 from dataprep.io.errors import UserError
 from dataprep.io.keys import SAMPLE_DIGITS, SHARD_DIGITS, sample_key, shard_name, split_key
+from dataprep.listing.config import ListingConfig, SourceConfig
+from dataprep.listing.writer import SOURCES_FILE
 from pipeline.stages.base import Learning, Rows, StageType
 from pipeline.stages.graph import STAGES, stage_type
 from pipeline.stages.initial_weights import describe_origin, read_origin
@@ -148,10 +150,21 @@ def _describe_source(
         return {}
     manifest = artifacts["listing"].manifest
     config = ListingStageConfig.from_manifest(manifest).listing
-    source: dict[str, Any] = {"source": config.source, "path": config.path, "row": shard * config.rows_per_shard + row}
+    first, part = _find_source(artifacts["listing"], config, shard)
+    place = (shard - first) * config.rows_per_shard + row
+    source: dict[str, Any] = {"source": part.source, "path": part.path, "row": place}
     source |= {"file": artifacts["listing"].path(shard_name(shard, "parquet")), "row_in_file": row}
     columns = {name: value for name, value in listed.items() if name not in ("url", "caption", "fingerprint")}
     return source | {"fingerprint": manifest.fingerprint, "columns": columns}
+
+
+def _find_source(listing: Artifact, config: ListingConfig, shard: int) -> tuple[int, SourceConfig]:
+    """Returns the first shard of the source of a listing shard, and that source."""
+    if not config.sources:
+        return 0, config
+    firsts = {name: int(counts["first_shard"]) for name, counts in listing.read_json(SOURCES_FILE).items()}
+    name = max((name for name in firsts if firsts[name] <= shard), key=lambda name: firsts[name])
+    return firsts[name], config.sources[name]
 
 
 def _describe_download(

@@ -17,6 +17,7 @@ from dataprep.images.pixel_encodings import PIXEL_ENCODINGS
 from dataprep.io import storage
 from dataprep.io.pack_format import pixels_column
 from dataprep.io.wording import count_of
+from dataprep.listing.config import SourceConfig
 from dataprep.pack_config import PackConfig
 from dataprep.text.embedding_codec import SCALE, STORED
 from pipeline.config import RunConfig
@@ -94,13 +95,19 @@ def count_urls(config: RunConfig, assumptions: Assumptions) -> tuple[int, str]:
     if config.subject is not None:
         kept = config.subject.class_images
         return round(kept / (1 - config.subject.share)) or 1, "subject.class_images and share"
-    found = sorted(glob.glob(listing.path)) if listing.path and storage.is_local(listing.path) else []
-    if listing.source == "table" and found and all(path.endswith(".parquet") for path in found):
+    counted = [_count_rows(source) for source in listing.list_sources().values()]
+    if any(rows is None for rows, _ in counted):
+        return assumptions.urls, "assumed"
+    return sum(rows or 0 for rows, _ in counted), " and ".join(dict.fromkeys(origin for _, origin in counted))
+
+
+def _count_rows(source: SourceConfig) -> tuple[int | None, str]:
+    """Returns the rows of a source, as far as the config or the footers of its files say, and where that is from."""
+    found = sorted(glob.glob(source.path)) if source.path and storage.is_local(source.path) else []
+    if source.source == "table" and found and all(path.endswith(".parquet") for path in found):
         rows = sum(pq.read_metadata(path).num_rows for path in found)
-        return min(rows, listing.limit or rows), f"counted in {count_of(len(found), 'file')}"
-    if listing.limit:
-        return listing.limit, "listing.limit"
-    return assumptions.urls, "assumed"
+        return min(rows, source.limit or rows), f"counted in {count_of(len(found), 'file')}"
+    return source.limit, "listing.limit"
 
 
 def _estimate_pixel_bytes(size: int, config: PackConfig, assumptions: Assumptions) -> float:

@@ -40,7 +40,7 @@ class PlanFacts:
     @property
     def captions(self) -> float:
         """Captions of all kept pairs."""
-        return self.rates.pairs * (1 + len(self.config.pack.captions))
+        return self.rates.pairs * len(self.config.pack.captions)
 
 
 @dataclass(frozen=True)

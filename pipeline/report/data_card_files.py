@@ -14,6 +14,7 @@ from dataprep.card.facts import DataCounts, build_facts, count_shard
 from dataprep.card.markdown import render_card
 from dataprep.card.training_content import render_training_content
 from dataprep.io import storage
+from dataprep.listing.config import ListingConfig
 from dataprep.pack_config import PackConfig
 from pipeline.store.artifact import Artifact
 from pipeline.store.run import Run
@@ -24,16 +25,19 @@ PUBLISHED = (CARD, CROISSANT, TRAINING_CONTENT)  # copied to the run folder, whi
 ALIGNED = ("download", "annotate", "select")  # stages whose row-aligned tables are counted
 
 
-def build_data_card(inputs: Mapping[str, Artifact], config: CardConfig | Mapping[str, Any]) -> dict[str, str]:
-    """Returns texts by file name: the card as Markdown and JSON, Croissant, and the summary of training content."""
-    config = config if isinstance(config, CardConfig) else CardConfig.model_validate(config)
+def build_data_card(inputs: Mapping[str, Artifact], config: CardConfig, listing: ListingConfig) -> dict[str, str]:
+    """Returns texts by file name: the card as Markdown and JSON, Croissant, and the summary of training content.
+
+    ``listing`` says of the sources what their rows do not: weights and licences.
+    """
     counts = DataCounts()
     tables = [{shard.id: shard.files["parquet"] for shard in inputs[stage].shards} for stage in ALIGNED]
     for shard in sorted(set.intersection(*(set(table) for table in tables))):
         with ExitStack() as stack:
             download, annotations, selection = (stack.enter_context(storage.local_copy(t[shard])) for t in tables)
             count_shard(download, annotations, selection, counts)
-    counted = build_facts(counts, inputs["listing"].manifest.config["listing"], config)
+    sources = {name: source.model_dump() for name, source in listing.list_sources().items()}
+    counted = build_facts(counts, sources, config)
     funnel = storage.read_json(inputs["select"].path("funnel.json"))
     artifacts = [_describe_artifact(artifact) for artifact in inputs.values()]
     whole = counted | {"funnel": funnel, "artifacts": artifacts}

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from dataprep.card.config import CardConfig
 from dataprep.io import storage
+from dataprep.listing.config import ListingConfig
 from pipeline.report.build import MARKDOWN, REPORT, build_pages
 from pipeline.report.data_card_files import CARD, build_data_card, publish_data_card
 from pipeline.store.artifact import Artifact, describe_file
@@ -33,7 +35,10 @@ def rebuild_pages(run: Run, artifacts: Sequence[Artifact]) -> list[str]:
             found = {name: artifact for name, artifact in inputs.items() if artifact is not None}
             # Counts name nobody, so the card of deleted inputs may stay.
             if len(found) == len(inputs):
-                _replace_files(run, artifact, build_data_card(found, artifact.manifest.config["card"]))
+                config = artifact.manifest.config
+                card = CardConfig.model_validate(config["card"], strict=False)
+                listing = ListingConfig.model_validate(config["listing"], strict=False)
+                _replace_files(run, artifact, build_data_card(found, card, listing))
         elif artifact.manifest.stage == "report":
             # Emptied before anything can fail, so that the images are gone in any case.
             _replace_files(run, artifact, {name: text for name, text in EMPTY.items() if artifact.has(name)})

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from dataprep.card.config import CardConfig
 from dataprep.io import storage
+from dataprep.listing.config import ListingConfig
 from pipeline.runtime.context import Context
 from pipeline.stages.base import StageConfig, StageInputs, StageType
 from pipeline.store.artifact import Artifact
@@ -15,6 +16,7 @@ class CardStageConfig(StageConfig):
     """What the stage sees of the config."""
 
     card: CardConfig
+    listing: ListingConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,7 +36,7 @@ def run(ctx: Context[CardStageConfig, CardInputs]) -> None:
     """Writes datacard.md and datacard.json, croissant.json and training_content.md."""
     from pipeline.report.data_card_files import build_data_card
 
-    for name, text in build_data_card(ctx.artifacts, ctx.config.card).items():
+    for name, text in build_data_card(ctx.artifacts, ctx.config.card, ctx.config.listing).items():
         storage.write_bytes(ctx.path(name), text.encode())
 
 

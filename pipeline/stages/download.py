@@ -9,11 +9,19 @@ from typing import Any
 
 from dataprep.download.config import DownloadConfig
 from dataprep.io.redact import FORGOTTEN_FILE, Forgotten, ForgottenList
-from dataprep.listing.config import ListingConfig
 from dataprep.synthetic.config import ScenesConfig
 from pipeline.runtime.context import Context
 from pipeline.runtime.shard_worker import ShardTask
-from pipeline.stages.base import Placement, RowBalance, Rows, StageConfig, StageInputs, StageType, always
+from pipeline.stages.base import (
+    Placement,
+    RowBalance,
+    Rows,
+    StageConfig,
+    StageInputs,
+    StageType,
+    always,
+    config_key,
+)
 from pipeline.store.artifact import Artifact, Shard
 from pipeline.store.markers import Marker
 
@@ -21,7 +29,8 @@ from pipeline.store.markers import Marker
 class DownloadStageConfig(StageConfig):
     """What the stage sees of the config."""
 
-    listing: ListingConfig
+    source: str = config_key("listing.source")
+    scenes: ScenesConfig = config_key("listing.scenes")
     download: DownloadConfig
     seed: int
 
@@ -74,10 +83,10 @@ def run(ctx: Context[DownloadStageConfig, DownloadInputs]) -> None:
     """Downloads every shard, then makes `retry_failed` more passes over the rows that failed for transient reasons."""
     from dataprep.download.shard import count_transient_failures
 
-    config, listing = ctx.config.download, ctx.config.listing
+    config = ctx.config.download
     # Not an argument of the worker: the passes that an earlier run with fewer passes made are taken over.
     once = config.model_copy(update={"retry_failed": 0})
-    scenes = listing.scenes if listing.source == "scenes" else None
+    scenes = ctx.config.scenes if ctx.config.source == "scenes" else None
     arguments: Mapping[str, Any] = {
         "config": once,
         "scenes": scenes,

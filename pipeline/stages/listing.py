@@ -5,7 +5,7 @@ from __future__ import annotations
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Self
 
 from dataprep.io import storage
 from dataprep.io.redact import FORGOTTEN_FILE, Forgotten
@@ -21,10 +21,14 @@ if TYPE_CHECKING:
 
 
 class ListingStageConfig(StageConfig):
-    """What the stage sees of the config."""
+    """What the stage sees of the config; weights, licences and captions of the sources are for later stages."""
 
     listing: ListingConfig
     seed: int
+
+    @classmethod
+    def from_run(cls, config: RunConfig, **given: Any) -> Self:
+        return super().from_run(config, listing=config.listing.without_training(), **given)
 
 
 @dataclass(frozen=True, kw_only=True)

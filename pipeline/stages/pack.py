@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Self
 
+from dataprep.io.caption_mix import without_weights
 from dataprep.pack_config import PackConfig
 from pipeline.runtime.context import Context
 from pipeline.runtime.shard_worker import ShardTask
@@ -20,12 +22,23 @@ from pipeline.stages.base import (
 )
 from pipeline.store.artifact import Artifact
 
+if TYPE_CHECKING:
+    from pipeline.config import RunConfig
+
 
 class PackStageConfig(StageConfig):
-    """What the stage sees of the config."""
+    """What the stage sees of the config: which captions to pack, but not how often to train on each."""
 
     pack: PackConfig
+    source_captions: dict[str, tuple[str, ...]]
     max_pixels: int = config_key("download.max_pixels")
+
+    @classmethod
+    def from_run(cls, config: RunConfig, **given: Any) -> Self:
+        pack = config.pack.model_copy(update={"captions": without_weights(config.pack.captions)})
+        sources = config.listing.list_sources()
+        captions = {name: (*one.captions,) for name, one in sources.items() if one.captions is not None}
+        return super().from_run(config, pack=pack, source_captions=captions, **given)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,21 +53,27 @@ class PackInputs(StageInputs):
 class PackWorker:
     """Packs the kept images of a shard at every training resolution."""
 
-    def __init__(self, config: PackConfig, max_pixels: int) -> None:
-        self.config, self.max_pixels = config, max_pixels
+    def __init__(
+        self, config: PackConfig, max_pixels: int, source_captions: dict[str, tuple[str, ...]] | None = None
+    ) -> None:
+        self.config, self.max_pixels, self.source_captions = config, max_pixels, source_captions
 
     def __call__(self, task: ShardTask) -> dict[str, int]:
         """Writes one Parquet file of the kept rows; of all downloaded rows where the shard has no selection."""
         from dataprep.pack import pack_shard
 
         tar, table, selection = task.tar("download"), task.table("download"), task.files.get("select.parquet")
-        boxes = task.files.get("annotate.parquet")
-        return pack_shard(tar, table, selection, task.output_table(), self.config, self.max_pixels, boxes)
+        boxes, out = task.files.get("annotate.parquet"), task.output_table()
+        return pack_shard(tar, table, selection, out, self.config, self.max_pixels, boxes, self.source_captions)
 
 
 def run(ctx: Context[PackStageConfig, PackInputs]) -> None:
     """Packs every shard."""
-    arguments = {"config": ctx.config.pack, "max_pixels": ctx.config.max_pixels}
+    arguments = {
+        "config": ctx.config.pack,
+        "source_captions": ctx.config.source_captions,
+        "max_pixels": ctx.config.max_pixels,
+    }
     read = [ctx.inputs.download, ctx.inputs.select, *([ctx.inputs.annotate] if ctx.inputs.annotate else [])]
     ctx.map_shards(PackWorker, arguments, ctx.join_shards(*read))
 

@@ -15,6 +15,7 @@ from pipeline.stages.model_files import EXPORT
 from pipeline.stages.text_encoder import find_text_width
 from pipeline.stages.training_stages import describe_learning, list_trainings, place_weights
 from pipeline.store.artifact import Artifact
+from train.loader.mix_config import DataMix
 from train.models.refiner.config import RefinerConfig
 from train.tasks.refinement_config import RefinementTrainingConfig
 
@@ -26,6 +27,7 @@ class RefinementStageConfig(StageConfig):
     """What a stage sees of the config."""
 
     train: RefinementTrainingConfig
+    mix: DataMix
     seed: int
 
 
@@ -89,7 +91,8 @@ def run(ctx: Context[RefinementStageConfig, RefinementInputs]) -> None:
     pack, embed, train = ctx.inputs.pack, ctx.inputs.embed, ctx.config.train
     index, content = ctx.path(INDEX_FILE), pack.content + embed.content
     write_shard_index(ctx, index, pack.files(), embed.files(), train.pixel_columns(), content, train.min_original)
-    arguments = {"index": index, "validate": pack.manifest.counters["validation"] > 0}
+    validate = pack.manifest.counters["validation"] > 0
+    arguments: dict[str, Any] = {"index": index, "validate": validate, "mix": ctx.config.mix}
     arguments["autoencoder"] = ctx.inputs.train[train.autoencoder].path(EXPORT)
     train_on_cluster(ctx, train_rank, arguments, place_weights(ctx, train), ctx.config.seed)
     storage.remove(index)

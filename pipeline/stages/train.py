@@ -16,6 +16,7 @@ from pipeline.stages.text_encoder import find_text_width
 from pipeline.stages.training_stages import describe_learning, list_trainings, place_weights
 from pipeline.store.artifact import Artifact
 from train.initial_weights.base import read_settings
+from train.loader.mix_config import DataMix
 from train.tasks.diffusion_config import DiffusionTrainingConfig
 
 if TYPE_CHECKING:
@@ -26,6 +27,7 @@ class TrainStageConfig(StageConfig):
     """What a stage sees of the config."""
 
     train: DiffusionTrainingConfig
+    mix: DataMix
     seed: int
 
 
@@ -91,7 +93,8 @@ def run(ctx: Context[TrainStageConfig, TrainInputs]) -> None:
     pack, embed, train = ctx.inputs.pack, ctx.inputs.embed, ctx.config.train
     index, content = ctx.path(INDEX_FILE), pack.content + embed.content
     write_shard_index(ctx, index, pack.files(), embed.files(), train.pixel_columns(), content, train.min_original)
-    arguments = {"index": index, "validate": pack.manifest.counters["validation"] > 0}
+    validate = pack.manifest.counters["validation"] > 0
+    arguments: dict[str, Any] = {"index": index, "validate": validate, "mix": ctx.config.mix}
     train_on_cluster(ctx, train_rank, arguments, place_weights(ctx, train), ctx.config.seed)
     storage.remove(index)
 

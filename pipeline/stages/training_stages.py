@@ -10,6 +10,7 @@ from pipeline.stages.base import Learning, Rows, StageConfig
 from pipeline.stages.initial_weights import ORIGIN_FILE, find_origin, place_init, write_origin
 from pipeline.store.artifact import Artifact, Manifest
 from train.config import TrainConfig
+from train.loader.mix_config import DataMix
 from train.tasks.cascade_config import CascadeTraining
 from train.tasks.diffusion_config import DiffusionTrainingConfig
 
@@ -23,13 +24,22 @@ class AnyTrainStageConfig(StageConfig):
     """What any stage `train.<name>` sees of the config; one that runs declares the config of its own task."""
 
     train: CascadeTraining
+    mix: DataMix
     seed: int
 
 
 def list_trainings(config: RunConfig, task: str, kind: type[StageConfig]) -> dict[str, StageConfig]:
     """Returns a stage's part of the config, a ``kind``, for each training of `train` with this task."""
     trainings = {name: training for name, training in config.train.items() if getattr(training, "task", None) == task}
-    return {f"train.{name}": kind.from_run(config, train=training) for name, training in trainings.items()}
+    mix = _mix_data(config)
+    return {f"train.{name}": kind.from_run(config, train=training, mix=mix) for name, training in trainings.items()}
+
+
+def _mix_data(config: RunConfig) -> DataMix:
+    """Returns the weights of sources and captions, which are beside the sources in the config."""
+    sources = config.listing.list_sources()
+    captions = {name: source.captions or config.pack.captions for name, source in sources.items()}
+    return DataMix(sources=config.listing.source_weights() or {}, captions=captions)
 
 
 def read_training(manifest: Manifest) -> TrainConfig:

@@ -13,6 +13,7 @@ from pipeline.stages.base import Placement, StageConfig, StageInputs, StageType,
 from pipeline.stages.initial_weights import check_origin, find_origin, list_origin_files
 from pipeline.stages.training_stages import describe_learning, list_trainings, place_weights
 from pipeline.store.artifact import Artifact
+from train.loader.mix_config import DataMix
 from train.tasks.vq_config import VqTrainingConfig
 
 if TYPE_CHECKING:
@@ -23,6 +24,7 @@ class VqTrainStageConfig(StageConfig):
     """What a stage sees of the config."""
 
     train: VqTrainingConfig
+    mix: DataMix
     seed: int
 
 
@@ -69,7 +71,8 @@ def run(ctx: Context[VqTrainStageConfig, VqInputs]) -> None:
     pack, train = ctx.inputs.pack, ctx.config.train
     index = ctx.path(INDEX_FILE)
     write_shard_index(ctx, index, pack.files(), None, train.pixel_columns(), pack.content, train.min_original)
-    arguments = {"index": index, "validate": pack.manifest.counters["validation"] > 0}
+    validate = pack.manifest.counters["validation"] > 0
+    arguments: dict[str, Any] = {"index": index, "validate": validate, "mix": ctx.config.mix}
     train_on_cluster(ctx, train_rank, arguments, place_weights(ctx, train), ctx.config.seed)
     storage.remove(index)
 

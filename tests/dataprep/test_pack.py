@@ -17,8 +17,9 @@ from dataprep.images.decode import read_shard_rgb
 from dataprep.images.pixel_encodings import PIXEL_ENCODINGS, PixelEncoding
 from dataprep.images.resize import resize_square
 from dataprep.io.errors import UserError
-from dataprep.io.pack_format import ENCODING_KEY
+from dataprep.io.pack_format import ENCODING_KEY, caption_names
 from dataprep.io.parquet import read_table, write_table
+from dataprep.io.source_column import SOURCE_COLUMN
 from dataprep.pack import pack_shard
 from dataprep.pack_config import PackConfig
 from tests.helpers.images import encoded, picture
@@ -89,12 +90,19 @@ def test_several_captions(web: Web, tmp_path: Path) -> None:
     write_table(pa.table(columns), tmp_path / "l.parquet", "listing")
     download_shard(tmp_path / "l.parquet", 0, tmp_path, DownloadConfig(image_size=40), web.hosts)
     shard = tmp_path / "00000.tar", tmp_path / "00000.parquet"
-    pack_shard(*shard, None, tmp_path / "p.parquet", PackConfig(resolutions=(8,), captions=("alt", "title")))
+    pack_shard(
+        *shard,
+        None,
+        tmp_path / "p.parquet",
+        PackConfig(resolutions=(8,), captions={"caption": 1, "alt": 1, "title": 2}),
+    )
     table = read_table(tmp_path / "p.parquet", "pack")
     assert table["captions"].to_pylist() == [["one", "1", "i"], ["two", "two", "ii"]]
     assert table["caption"].to_pylist() == ["one", "two"]
     with pytest.raises(UserError, match=r"pack.captions=tags: .*alt, title"):
-        pack_shard(*shard, None, tmp_path / "p.parquet", PackConfig(resolutions=(8,), captions=("tags",)))
+        pack_shard(
+            *shard, None, tmp_path / "p.parquet", PackConfig(resolutions=(8,), captions={"caption": 1, "tags": 1})
+        )
 
 
 @pytest.mark.parametrize("compression", ["none", "lz4", "zstd"])
@@ -163,3 +171,32 @@ def test_faces_are_blurred_in_the_pack_alone(shard: tuple[Path, Path], tmp_path:
     write_table(pa.table({"key": keys[::-1], "face_boxes": boxes}), tmp_path / "other.parquet", "annotations")
     with pytest.raises(ValueError, match="annotate again"):
         pack_shard(*shard, None, tmp_path / "p.parquet", blurred, annotations_path=tmp_path / "other.parquet")
+
+
+def write_sources(folder: Path, web: Web, sources: list[str | None]) -> tuple[Path, Path]:
+    urls = [web.put(f"/{index}.png", encoded(picture(index, 40, 40))) for index in range(len(sources))]
+    columns = {"url": urls, "caption": ["one", "two"], "alt": ["1", None], SOURCE_COLUMN: sources}
+    write_table(pa.table(columns), folder / "l.parquet", "listing")
+    download_shard(folder / "l.parquet", 0, folder, DownloadConfig(image_size=40), web.hosts)
+    return folder / "00000.tar", folder / "00000.parquet"
+
+
+def test_a_source_packs_its_own_captions(web: Web, tmp_path: Path) -> None:
+    shard = write_sources(tmp_path, web, ["web", "web"])
+    config, out = PackConfig(resolutions=(8,)), tmp_path / "p.parquet"
+    pack_shard(*shard, None, out, config, source_captions={"web": ("alt",), "photos": ("caption",)})
+    table = read_table(out, "pack")
+    assert table["captions"].to_pylist() == [["1"], ["two"]] and table["caption"].to_pylist() == ["one", "two"]
+    assert caption_names(table.schema.field("captions")) == ["alt"]
+    assert table[SOURCE_COLUMN].to_pylist() == ["web", "web"]
+    assert pq.read_metadata(out).row_group(0).column(4).statistics.has_min_max  # what the index of shards reads
+    pack_shard(*shard, None, out, config, source_captions={"photos": ("alt",)})
+    assert caption_names(read_table(out, "pack").schema.field("captions")) == ["caption"]
+    with pytest.raises(UserError, match=r"listing.sources.web.captions=tags: the listing has no such column"):
+        pack_shard(*shard, None, out, config, source_captions={"web": ("tags",)})
+
+
+def test_rows_of_two_sources_are_in_two_shards(web: Web, tmp_path: Path) -> None:
+    shard = write_sources(tmp_path, web, ["web", "photos"])
+    with pytest.raises(ValueError, match="rows of the sources web, photos in one shard"):
+        pack_shard(*shard, None, tmp_path / "p.parquet", PackConfig(resolutions=(8,)))

@@ -113,7 +113,7 @@ def make_run(
     commit(run, "pack", [], {"pack": {"resolutions": [SIZE]}})
     storage.write_bytes(run.stage_folder("train.base", "f" * 20) + "/log.jsonl", LOG)
     stage = {"resolution": SIZE, "low_resolution": None, "model": "micro-base", "steps": 100, "batch_size": 4}
-    commit(run, "train.base", ["pack"], {"train": stage, "seed": 0})
+    commit(run, "train.base", ["pack"], {"train": stage, "mix": {}, "seed": 0})
     storage.write_json(run.stage_folder("encoder", "f" * 20) + "/model.json", {"model": "t5"})
     commit(run, "encoder", [], {})
     folder = Path(run.stage_folder("sample", f"{int(1000 * right):020x}"))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,8 +11,9 @@ import cv2
 import numpy as np
 import pyarrow as pa
 
-from dataprep.io.pack_format import ENCODING_KEY, pixels_column
+from dataprep.io.pack_format import CAPTIONS_KEY, ENCODING_KEY, pixels_column
 from dataprep.io.parquet import write_table
+from dataprep.io.source_column import SOURCE_COLUMN
 from dataprep.text.embedding_codec import encode_embedding
 
 COLOURS = {"red": (220, 40, 40), "green": (40, 200, 60), "blue": (50, 60, 220), "yellow": (230, 210, 40)}
@@ -51,8 +54,13 @@ def write_pack(
     raw_up_to: int = 16,
     rows: int = 1000,
     captions: int = 1,
+    source: str | None = None,
+    names: Sequence[str] | None = None,
 ) -> str:
-    """Writes a pack shard of images ``start`` to ``stop``, ``rows`` per row group; every eighth is for validation."""
+    """Writes a pack shard of images ``start`` to ``stop``, ``rows`` per row group; every eighth is for validation.
+
+    ``source`` is the source of all, ``names`` those of the captions.
+    """
     indices = range(start, stop)
     columns: dict[str, list[Any]] = {
         "key": [f"{index:05d}" for index in indices],
@@ -60,9 +68,13 @@ def write_pack(
         "split": ["validation" if index % 8 == 7 else "train" for index in indices],
     }
     fields = [pa.field(name, pa.string()) for name in columns]
+    if source is not None:
+        columns[SOURCE_COLUMN] = [source] * len(indices)
+        fields.append(pa.field(SOURCE_COLUMN, pa.string()))
     numbers = [""] if captions == 1 else [f" #{number}" for number in range(captions)]
     columns["captions"] = [[make_caption(index) + number for number in numbers] for index in indices]
-    fields.append(pa.field("captions", pa.list_(pa.string())))
+    named = {CAPTIONS_KEY: json.dumps(names).encode()} if names else None
+    fields.append(pa.field("captions", pa.list_(pa.string()), metadata=named))
     for size in sizes:
         encoding = "raw" if size <= raw_up_to else "png"
         images = [make_image(index, size) for index in indices]

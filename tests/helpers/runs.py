@@ -343,7 +343,9 @@ def _metrics(made: Made, out: Path) -> dict[str, int]:
 
 
 def _card(made: Made, out: Path) -> dict[str, int]:
-    for name, text in build_data_card({stage: made.artifacts[stage] for stage in DATA}, CardConfig()).items():
+    inputs = {stage: made.artifacts[stage] for stage in DATA}
+    listing = ListingConfig.model_validate(inputs["listing"].manifest.config["listing"])
+    for name, text in build_data_card(inputs, CardConfig(), listing).items():
         (out / name).write_text(text)
     assert {CARD, FACTS} <= {path.name for path in out.iterdir()}
     return {}

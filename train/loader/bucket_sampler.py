@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from train.loader.mixed_sampler import MixedOrder, SourceMix
 from train.loader.sampler import WHOLE, SampleOrder, Share, sample_seed
 
 
@@ -26,7 +27,8 @@ class BucketPosition(NamedTuple):
 class BucketOrder:
     """As `SampleOrder`, for row groups with buckets ``bucket_of`` and global batches of ``global_batch``.
 
-    The positions of a call belong to one global batch. The groups of a window are split among buckets by rows.
+    The positions of a call belong to one global batch. The groups of a window are split among buckets by rows. With
+    ``mix`` the stream of each bucket is a `MixedOrder`, and a bucket has as much of an epoch as its rows weigh.
     """
 
     CACHED = 4
@@ -38,18 +40,24 @@ class BucketOrder:
         window_groups: int,
         seed: int,
         global_batch: int,
+        mix: SourceMix | None = None,
     ) -> None:
         self.group_rows, self.bucket_of = np.asarray(group_rows, np.int64), np.asarray(bucket_of)
         self.first = np.concatenate([[0], np.cumsum(self.group_rows)])
-        self.rows, self.seed, self.global_batch = int(self.first[-1]), seed, global_batch
+        self.seed, self.global_batch = seed, global_batch
         self.members = [np.flatnonzero(self.bucket_of == bucket) for bucket in np.unique(self.bucket_of)]
-        self.orders = []
+        self.orders: list[SampleOrder | MixedOrder] = []
         for number, groups in enumerate(self.members):
-            rows = self.group_rows[groups]
-            share = round(window_groups * int(rows.sum()) / max(1, self.rows))
-            self.orders.append(SampleOrder(rows, max(1, share), sample_seed(seed, number, 0, "bucket")))
+            rows, own_seed = self.group_rows[groups], sample_seed(seed, number, 0, "bucket")
+            window = max(1, round(window_groups * int(rows.sum()) / max(1, int(self.first[-1]))))
+            if mix is None:
+                self.orders.append(SampleOrder(rows, window, own_seed))
+            else:
+                part, size = mix.select(groups, self.group_rows)
+                self.orders.append(MixedOrder(rows, part, window, own_seed, size))
         self.windows = max(order.windows for order in self.orders)
         self.sizes = np.array([order.rows for order in self.orders], np.int64)
+        self.rows = int(self.sizes.sum())
         self._rounds: dict[int, np.ndarray] = {}
 
     def taken(self, rounds: int) -> np.ndarray:

@@ -21,6 +21,8 @@ from dataprep.io.pack_format import ImageShape
 from train.loader.bucket_sampler import BucketOrder
 from train.loader.config import LoaderConfig
 from train.loader.host_memory import empty_host
+from train.loader.mix_config import DataMix
+from train.loader.mixed_sampler import MixedOrder
 from train.loader.reader import CorruptDataError, Reader
 from train.loader.row_group import RowGroup
 from train.loader.sampler import WHOLE, SampleOrder, Share, sample_seed
@@ -30,6 +32,7 @@ from train.loader.window_cache import WindowCache
 
 log = logging.getLogger(__name__)
 Batch = dict[str, Any]
+RowOrder = SampleOrder | BucketOrder | MixedOrder
 PIXEL = np.dtype(np.uint8)
 TRAIN, VALIDATION = "train", "validation"  # splits of a pack
 
@@ -40,13 +43,13 @@ class Stream(ABC):
     ``order`` maps positions to rows; by default an epoch is a uniform permutation.
     """
 
-    def __init__(self, rows: int, seed: int, global_batch: int, order: SampleOrder | BucketOrder | None = None) -> None:
+    def __init__(self, rows: int, seed: int, global_batch: int, order: RowOrder | None = None) -> None:
         if rows < 1:
             raise UserError("training data: 0 rows are left to train on; loosen the filters or give more data")
         if global_batch < 1:
             raise UserError(f"batch_size={global_batch}: give 1 or more")
         self.rows, self.seed, self.global_batch = rows, seed, global_batch
-        self.order: SampleOrder | BucketOrder = order or SampleOrder([rows], 1, seed)
+        self.order: RowOrder = order or SampleOrder([rows], 1, seed)
         self.share = WHOLE  # part of each window that this rank reads
         self._positions: dict[tuple[int, bool], np.ndarray] = {}
 
@@ -126,12 +129,12 @@ class Loader(Stream):
     A batch holds ``key`` and ``caption`` (lists of str), ``index`` int64 (B,), each pixel column as uint8 (B, H, W, C)
     of one shape (with aspect buckets, a batch is of one bucket: `train.loader.bucket_sampler`), and with embeddings
     the captions, in `batch` as ``text_BLD`` float32, zero-padded to the longest, and ``text_mask_BL`` bool. Of several
-    captions per image, one is chosen at random per image and epoch.
+    captions per image, one is chosen at random per image and epoch, by the weights of `DataMix.captions`.
 
     ``split`` selects the rows of a split (None: all); ``min_original`` those whose original had at least this shorter
     side, in pixels. ``crop`` cuts the same random crop from every pixel column: ``crop`` pixels of the largest,
     proportionally fewer of smaller ones. Row groups are prefetched one window ahead: about two windows are in memory,
-    split among the ranks.
+    split among the ranks. ``mix``: how sources, of the split "train", and captions are mixed.
 
     Raises UserError for missing columns, shards that are not aligned, an empty split, or an invalid crop; a batch
     raises CorruptDataError unless ``config.on_corrupt`` is skip.
@@ -148,9 +151,10 @@ class Loader(Stream):
         crop: int | None = None,
         config: LoaderConfig = LoaderConfig(),  # noqa: B008 (frozen)
         min_original: int = 0,
+        mix: DataMix = DataMix(),  # noqa: B008 (frozen)
     ) -> None:
         index = index_shards(pack_paths, embed_paths, columns, min_original)
-        self._open(Reader(index, config), split, seed, global_batch, crop, min_original)
+        self._open(Reader(index, config, mix), split, seed, global_batch, crop, min_original)
 
     @classmethod
     def from_reader(
@@ -181,7 +185,7 @@ class Loader(Stream):
         self.window, self.skip = WindowCache(self.reader, order), data.config.on_corrupt == "skip"
         self.corrupt: dict[str, str] = {}  # skipped so far: row group, or key of a row -> reason
 
-    def _order(self, seed: int, global_batch: int, split: str | None) -> SampleOrder | BucketOrder:
+    def _order(self, seed: int, global_batch: int, split: str | None) -> RowOrder:
         rows, window, bucket_of = self.reader.rows, self.reader.groups_per_window(), self.reader.bucket_of
         held, needed = window * float(rows.mean()), 2 * global_batch * len(self.reader.buckets)
         if split == TRAIN and window < len(rows) and held < needed:
@@ -192,10 +196,11 @@ class Loader(Stream):
                 *(self.reader.config.window_mb, held, global_batch),
                 math.ceil(self.reader.config.window_mb * needed / held),
             )
+        mix = self.reader.mix_sources() if split == TRAIN else None
         # Crops have one shape whatever the shape of the image: no bucket batches are needed.
         if self.crop is not None or len(self.reader.buckets) == 1 or global_batch < 1:
-            return SampleOrder(rows, window, seed)
-        order = BucketOrder(rows, bucket_of, window, seed, global_batch)
+            return SampleOrder(rows, window, seed) if mix is None else MixedOrder(rows, mix, window, seed)
+        order = BucketOrder(rows, bucket_of, window, seed, global_batch, mix)
         for name, size in zip(self.reader.buckets, order.sizes.tolist(), strict=True):
             if size < global_batch:
                 log.warning(
@@ -299,9 +304,10 @@ class Loader(Stream):
 
     def _choose_caption(self, part: RowGroup, position: int) -> int:
         """Returns which of its captions the row at a position gets."""
-        return (
-            sample_seed(self.seed, 0, position, "caption") % part.captions_per_row if part.captions_per_row > 1 else 0
-        )
+        if part.captions_per_row == 1:
+            return 0
+        drawn = sample_seed(self.seed, 0, position, "caption") / 2**63
+        return min(int(np.searchsorted(part.caption_ends, drawn, side="right")), part.captions_per_row - 1)
 
 
 def unpack_batch(batch: Batch) -> Batch:

@@ -14,6 +14,8 @@ from dataprep.io.errors import UserError
 from dataprep.io.pack_format import ORIGINAL_SIDE, ImageShape
 from train.loader.config import LoaderConfig
 from train.loader.disk_cache import RowGroupCache
+from train.loader.mix_config import DataMix
+from train.loader.mixed_sampler import SourceMix
 from train.loader.pack_files import EMBEDDING_COLUMNS, open_parquet
 from train.loader.row_group import RowGroup, make_row_group
 from train.loader.shard_index import ShardIndex, select_rows
@@ -36,11 +38,12 @@ class CorruptDataError(RuntimeError):
 class Reader:
     """Row groups of indexed shards. One serves every split of a training: `select` gives the row groups of one.
 
-    The constructor reads nothing.
+    ``mix`` says how often each caption is chosen, and how sources are mixed in the split that is trained on. The
+    constructor reads nothing.
     """
 
-    def __init__(self, index: ShardIndex, config: LoaderConfig) -> None:
-        self.index, self.config, self.pixels = index, config, index.pixels
+    def __init__(self, index: ShardIndex, config: LoaderConfig, mix: DataMix = DataMix()) -> None:  # noqa: B008 (frozen)
+        self.index, self.config, self.mix, self.pixels = index, config, mix, index.pixels
         self.columns, self.with_text = tuple(index.pixels), index.text_dim is not None
         local = storage.is_local(index.pack_path(0))
         self.threads = 1 if local else REMOTE_READS
@@ -89,7 +92,8 @@ class Reader:
 class SplitReader:
     """The row groups of a split, numbered from 0, see `Reader.select`.
 
-    ``rows`` are the selected rows of each, int64 (groups,), and ``bucket_of`` the number of its bucket in ``buckets``.
+    ``rows`` are the selected rows of each, int64 (groups,), ``bucket_of`` the number of its bucket in ``buckets``, and
+    ``source_of`` that of its source in ``sources``.
     """
 
     def __init__(self, reader: Reader, split: str | None, min_original: int) -> None:
@@ -111,10 +115,15 @@ class SplitReader:
             raise UserError(f"training data: no row of split {split!r}{large} (splits: {found}); loosen the filters")
         self.rows, self.shard, self.group = rows[rows > 0], shard_of[at], group_of[at]
         self.stored_rows = index.entries("rows")[at]  # of the row groups, selected or not
-        names, all_buckets = index.encode("bucket")
-        used, self.bucket_of = np.unique(names[at], return_inverse=True)
-        self.buckets = [all_buckets[number] for number in used]
+        self.buckets, self.bucket_of = self._number_values("bucket", at)
+        self.sources, self.source_of = self._number_values("source", at)
         self.verified = np.zeros(len(at), dtype=bool)
+
+    def _number_values(self, column: str, at: np.ndarray) -> tuple[list[str], np.ndarray]:
+        """Returns the values of an index column in the entries ``at``, and the number of each entry's value."""
+        numbers, names = self.reader.index.encode(column)
+        used, value_of = np.unique(numbers[at], return_inverse=True)
+        return [names[number] for number in used], value_of
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -122,6 +131,21 @@ class SplitReader:
     def groups_per_window(self) -> int:
         """Returns `Reader.groups_per_window`."""
         return self.reader.groups_per_window()
+
+    def mix_sources(self) -> SourceMix | None:
+        """Returns how `Reader.mix` mixes the sources of the row groups; None if it does not.
+
+        Raises UserError for a source of which no row is left.
+        """
+        weights = self.reader.mix.sources
+        if not weights:
+            return None
+        if missing := sorted(set(weights) - set(self.sources)):
+            raise UserError(
+                f"listing.sources.{missing[0]}.weight={weights[missing[0]]:g}: no row of split {self.split!r} is of "
+                "this source; loosen the filters, or leave the source out"
+            )
+        return SourceMix(self.source_of, np.array([weights[name] for name in self.sources]))
 
     def group_of_each_bucket(self) -> list[int]:
         """Returns the number of one row group of each bucket."""
@@ -143,7 +167,8 @@ class SplitReader:
             pack = reader.read_columns(pack_path, group, columns, verify)
             embed = reader.read_columns(embed_path, group, EMBEDDING_COLUMNS, verify) if embed_path else None
             stored = {column: (reader.pixels[column].encoding, shape) for column, shape in self.shapes(number).items()}
-            part = make_row_group(name, self._selected_rows(number, pack), pack, embed, stored)
+            weights = reader.mix.captions.get(self.sources[self.source_of[number]])
+            part = make_row_group(name, self._selected_rows(number, pack), pack, embed, stored, weights)
         except UserError:
             raise
         except (pa.ArrowException, OSError, ValueError) as error:

@@ -5,6 +5,7 @@ Shape legend: T tokens of all rows of a row group, L tokens of one row, D text w
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 
@@ -15,7 +16,7 @@ import simplejpeg
 import torch
 
 from dataprep.io.errors import UserError
-from dataprep.io.pack_format import ImageShape
+from dataprep.io.pack_format import ImageShape, caption_names
 from dataprep.text.embedding_codec import view_stored
 from train.loader.jpeg_crop import cut_jpeg
 from train.loader.pack_files import RAW
@@ -78,16 +79,27 @@ class RowGroup:
     keys: list[str]
     captions: list[list[str]]  # all captions per row
     pixels: dict[str, PixelColumn]
-    captions_per_row: int
+    caption_ends: np.ndarray  # float (captions per row,): the share of choices that fall on each caption, summed up
     text: TextColumn | None  # the n-th caption of row r is at r * captions_per_row + n
+
+    @property
+    def captions_per_row(self) -> int:
+        """The number of captions of each row."""
+        return len(self.caption_ends)
 
 
 def make_row_group(
-    name: str, kept: np.ndarray, pack: pa.Table, embed: pa.Table | None, stored: dict[str, tuple[str, ImageShape]]
+    name: str,
+    kept: np.ndarray,
+    pack: pa.Table,
+    embed: pa.Table | None,
+    stored: dict[str, tuple[str, ImageShape]],
+    weights: Mapping[str, float] | None = None,
 ) -> RowGroup:
     """Builds a row group from its tables, each column a single chunk; ``stored``: (encoding, shape) per pixel column.
 
-    Raises ValueError for inconsistent bytes, UserError if ``embed`` has other rows than ``pack``.
+    ``weights``: how often each caption is chosen, by name; None: all equally often. Raises ValueError for inconsistent
+    bytes, UserError if ``embed`` has other rows than ``pack`` or a caption has no weight.
     """
     keys = pack.column("key").to_pylist()
     captions = pack.column("captions").to_pylist()
@@ -100,7 +112,20 @@ def make_row_group(
         if embed.column("key").to_pylist() != [key for key in keys for _ in range(per_row)]:
             raise UserError(f"{name}: embeddings and pack do not have the same rows in the same order; run embed again")
         text = _view_text(embed)
-    return RowGroup(name, kept, keys, captions, pixels, per_row, text)
+    return RowGroup(name, kept, keys, captions, pixels, _sum_weights(name, pack, per_row, weights), text)
+
+
+def _sum_weights(name: str, pack: pa.Table, captions: int, weights: Mapping[str, float] | None) -> np.ndarray:
+    """Returns `RowGroup.caption_ends`."""
+    each = [1.0] * captions
+    if weights is not None:
+        names = caption_names(pack.schema.field("captions"))
+        if set(names) != set(weights):
+            raise UserError(
+                f"{name}: has the captions {', '.join(names)}, the config weighs {', '.join(weights)}; run pack again"
+            )
+        each = [weights[caption] for caption in names]
+    return np.cumsum(each) / sum(each)
 
 
 def _view_pixels(array: pa.Array, encoding: str, shape: ImageShape) -> PixelColumn:

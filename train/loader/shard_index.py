@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -23,6 +23,7 @@ from dataprep.io import storage
 from dataprep.io.errors import UserError
 from dataprep.io.pack_format import BUCKET_COLUMN, ORIGINAL_SIDE, SQUARE
 from dataprep.io.parquet import check_kind, write_table
+from dataprep.io.source_column import SOURCE_COLUMN
 from train.loader.pack_files import EMBEDDING_COLUMNS, StoredPixels, open_parquet, read_pixel_encoding
 
 REMOTE_SHARDS = 32  # shards of object storage that are indexed at a time: a matter of latency
@@ -36,6 +37,7 @@ SCHEMA = pa.schema(
         "group": pa.list_(pa.int32()),  # number of the row group in the shard
         "rows": pa.list_(pa.int32()),  # of the row group
         "bucket": pa.list_(pa.string()),  # its aspect bucket
+        "source": pa.list_(pa.string()),  # the source of its rows
         "bytes": pa.list_(pa.int64()),  # uncompressed, of the columns that training reads; in the group's first entry
         "split": pa.list_(pa.string()),
         "kept": pa.list_(pa.int32()),  # rows of the split
@@ -180,8 +182,8 @@ def _index_shard(pack: str, embed: str | None, columns: tuple[str, ...], min_ori
             f"{pack}: it or its embedding shard is not a readable Parquet file ({error}); run its stage again"
         ) from error
     entries = [
-        (group, rows[group], bucket, 0 if nth else size[group], split, kept, large)
-        for group, (bucket, splits) in enumerate(counts)
+        (group, rows[group], bucket, source, 0 if nth else size[group], split, kept, large)
+        for group, (bucket, source, splits) in enumerate(counts)
         for nth, (split, kept, large) in enumerate(splits)
     ]
     lists = zip(*entries, strict=True) if entries else [()] * len(LISTS)
@@ -189,8 +191,16 @@ def _index_shard(pack: str, embed: str | None, columns: tuple[str, ...], min_ori
     return ShardIndex(pa.Table.from_pylist([row], schema=SCHEMA), pixels, text_dim, min_original)
 
 
-def _count_rows(file: pq.ParquetFile, path: str, min_original: int) -> Iterator[tuple[str, list[tuple[str, int, int]]]]:
-    """Yields per row group its bucket and its splits: name, rows, and how many of these are large enough."""
+class GroupCounts(NamedTuple):
+    """A row group: its bucket and source, and its splits: name, rows, and how many of these are large enough."""
+
+    bucket: str
+    source: str
+    splits: list[tuple[str, int, int]]
+
+
+def _count_rows(file: pq.ParquetFile, path: str, min_original: int) -> Iterator[GroupCounts]:
+    """Yields the counts of each row group."""
     names = _selecting_columns(file, path, min_original)
     groups = [file.metadata.row_group(index) for index in range(file.metadata.num_row_groups)]
     ranges = [_read_ranges(group, names, min_original) for group in groups]
@@ -198,10 +208,11 @@ def _count_rows(file: pq.ParquetFile, path: str, min_original: int) -> Iterator[
     read, start = file.read_row_groups(unclear, columns=names) if unclear else None, 0
     for index, (group, clear) in enumerate(zip(groups, ranges, strict=True)):
         if not group.num_rows:
-            yield SQUARE, []
+            yield GroupCounts(SQUARE, "", [])
         elif clear is not None:
             large = group.num_rows if clear.get(ORIGINAL_SIDE, 0) >= min_original else 0
-            yield clear.get(BUCKET_COLUMN, SQUARE), [(clear["split"], group.num_rows, large)]
+            kinds = clear.get(BUCKET_COLUMN, SQUARE), clear.get(SOURCE_COLUMN, "")
+            yield GroupCounts(*kinds, [(clear["split"], group.num_rows, large)])
         else:
             assert read is not None
             part, start = read.slice(start, group.num_rows), start + group.num_rows
@@ -213,7 +224,8 @@ def _selecting_columns(file: pq.ParquetFile, path: str, min_original: int) -> li
     present = file.schema_arrow.names
     if min_original and ORIGINAL_SIDE not in present:
         raise UserError(f"{path}: no column {ORIGINAL_SIDE}, which min_original={min_original} needs; run pack again")
-    return ["split", *([BUCKET_COLUMN] if BUCKET_COLUMN in present else []), *([ORIGINAL_SIDE] if min_original else [])]
+    kinds = [name for name in (BUCKET_COLUMN, SOURCE_COLUMN) if name in present]
+    return ["split", *kinds, *([ORIGINAL_SIDE] if min_original else [])]
 
 
 def _read_ranges(group: pq.RowGroupMetaData, names: Sequence[str], min_original: int) -> dict[str, Any] | None:
@@ -229,18 +241,20 @@ def _read_ranges(group: pq.RowGroupMetaData, names: Sequence[str], min_original:
     return least if least.keys() == set(names) else None
 
 
-def _count_values(part: pa.Table, name: str, min_original: int) -> tuple[str, list[tuple[str, int, int]]]:
-    """Counts the rows of a row group by their values, see `_count_rows`."""
-    bucket = SQUARE
-    if BUCKET_COLUMN in part.column_names:
-        buckets = pc.unique(part[BUCKET_COLUMN]).to_pylist()
-        if len(buckets) > 1:
-            raise UserError(f"{name} has images of several buckets; run pack again")
-        bucket = str(buckets[0])
+def _count_values(part: pa.Table, name: str, min_original: int) -> GroupCounts:
+    """Counts the rows of a row group by their values."""
+    kinds = {BUCKET_COLUMN: SQUARE, SOURCE_COLUMN: ""}
+    for column, called in ((BUCKET_COLUMN, "buckets"), (SOURCE_COLUMN, "sources")):
+        if column in part.column_names:
+            values = pc.unique(part[column]).to_pylist()
+            if len(values) > 1:
+                raise UserError(f"{name} has images of several {called}; run pack again")
+            kinds[column] = str(values[0])
     large = select_rows(part, None, min_original)
     splits = pc.unique(part["split"]).to_pylist()
     own = {str(split): select_rows(part, str(split), 0) for split in splits}
-    return bucket, [(split, int(rows.sum()), int((rows & large).sum())) for split, rows in own.items()]
+    counts = [(split, int(rows.sum()), int((rows & large).sum())) for split, rows in own.items()]
+    return GroupCounts(kinds[BUCKET_COLUMN], kinds[SOURCE_COLUMN], counts)
 
 
 def select_rows(part: pa.Table, split: str | None, min_original: int) -> np.ndarray:

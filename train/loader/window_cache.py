@@ -8,6 +8,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 import numpy as np
 
 from train.loader.bucket_sampler import BucketOrder
+from train.loader.mixed_sampler import MixedOrder
 from train.loader.reader import SplitReader
 from train.loader.row_group import RowGroup
 from train.loader.sampler import SampleOrder, Share
@@ -16,7 +17,7 @@ from train.loader.sampler import SampleOrder, Share
 class WindowCache:
     """Futures of row groups by their number. Thread-safe."""
 
-    def __init__(self, reader: SplitReader, order: SampleOrder | BucketOrder) -> None:
+    def __init__(self, reader: SplitReader, order: SampleOrder | BucketOrder | MixedOrder) -> None:
         self.reader, self.order = reader, order
         self.pool = ThreadPoolExecutor(reader.threads, "row-groups")
         self.lock = threading.Lock()

@@ -32,6 +32,7 @@ from train.diffusion.objective import (
 from train.diffusion.samplers import ddim, sampling_log_snrs
 from train.diffusion.schedules import network_input
 from train.loader.loader import Batch
+from train.loader.mix_config import DataMix
 from train.loader.sampler import SampleRandom, sample_seed
 from train.loader.shard_index import ShardIndex
 from train.models.backbones import build_denoiser
@@ -186,12 +187,17 @@ class DiffusionTask:
 
 
 def train_diffusion(
-    index: str, validate: bool, config: DiffusionTrainingConfig, folder: str, seed: int
+    index: str,
+    validate: bool,
+    config: DiffusionTrainingConfig,
+    folder: str,
+    seed: int,
+    mix: DataMix = DataMix(),  # noqa: B008 (frozen)
 ) -> dict[str, Any]:
     """Trains a stage on this rank from pack shards and their embedding shards.
 
     ``index`` is the path of their `train.loader.shard_index.ShardIndex`, for the config's pixel columns and
-    ``min_original``; ``validate`` and the result are those of `train_on_pack`.
+    ``min_original``; ``validate``, ``mix`` and the result are those of `train_on_pack`.
     """
     shards = ShardIndex.read(index)
     if shards.text_dim is None:
@@ -199,7 +205,7 @@ def train_diffusion(
     padded = config.denoiser_config().caption_tokens() is not None
     empty_text_LD = read_empty_text(str(shards.embed_path(0))) if padded else None
     task = DiffusionTask(config, shards.text_dim, empty_text_LD)
-    return train_on_pack(task, shards, validate, config, folder, seed)
+    return train_on_pack(task, shards, validate, config, folder, seed, mix)
 
 
 def read_empty_text(path: str) -> np.ndarray:

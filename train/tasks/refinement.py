@@ -17,6 +17,7 @@ from dataprep.io import storage
 from dataprep.io.errors import UserError
 from train.diffusion.objective import to_model_range, to_pixels
 from train.loader.loader import Batch
+from train.loader.mix_config import DataMix
 from train.loader.sampler import SampleRandom
 from train.loader.shard_index import ShardIndex
 from train.models.base import Conditions
@@ -126,7 +127,13 @@ class RefinementTask(DiffusionTask):
 
 
 def train_refinement(
-    index: str, validate: bool, autoencoder: str, config: RefinementTrainingConfig, folder: str, seed: int
+    index: str,
+    validate: bool,
+    autoencoder: str,
+    config: RefinementTrainingConfig,
+    folder: str,
+    seed: int,
+    mix: DataMix = DataMix(),  # noqa: B008 (frozen)
 ) -> dict[str, Any]:
     """Trains a stage on this rank from pack shards and their embedding shards; ``autoencoder``: a local folder or URL.
 
@@ -136,4 +143,4 @@ def train_refinement(
     if shards.text_dim is None:
         raise UserError("train: nothing was kept to train on; look at the report's funnel and loosen select")
     task = RefinementTask(config, shards.text_dim, storage.local_folder(autoencoder))
-    return train_on_pack(task, shards, validate, config, folder, seed)
+    return train_on_pack(task, shards, validate, config, folder, seed, mix)

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from train.codebook import CodebookAverage
 from train.diffusion.objective import to_model_range, to_pixels
 from train.loader.loader import Batch
+from train.loader.mix_config import DataMix
 from train.loader.sampler import SampleRandom
 from train.loader.shard_index import ShardIndex
 from train.models.vq.autoencoder import VqAutoencoder, VqOutput
@@ -81,10 +82,18 @@ def peak_signal_to_noise(one_BCHW: Tensor, other_BCHW: Tensor) -> Tensor:
     return 10 * torch.log10(4 / squared_B.clamp(min=1e-10))
 
 
-def train_vq(index: str, validate: bool, config: VqTrainingConfig, folder: str, seed: int) -> dict[str, Any]:
+def train_vq(
+    index: str,
+    validate: bool,
+    config: VqTrainingConfig,
+    folder: str,
+    seed: int,
+    mix: DataMix = DataMix(),  # noqa: B008 (frozen)
+) -> dict[str, Any]:
     """Trains an autoencoder on this rank from pack shards.
 
     ``index`` is the path of their `train.loader.shard_index.ShardIndex`, for the config's pixel column and
-    ``min_original``; ``validate`` and the result are those of `train_on_pack`.
+    ``min_original``; ``validate``, ``mix`` and the result are those of `train_on_pack`.
     """
-    return train_on_pack(VqTask(config, config.batch_size), ShardIndex.read(index), validate, config, folder, seed)
+    task = VqTask(config, config.batch_size)
+    return train_on_pack(task, ShardIndex.read(index), validate, config, folder, seed, mix)

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from dataprep.card.facts import list_most_frequent
+from dataprep.card.facts import describe_source, list_most_frequent
 from dataprep.io import storage
 from pipeline.report import charts
 from pipeline.report.data_card_files import FACTS
@@ -19,7 +19,7 @@ EXAMPLES = 18  # kept pairs shown
 
 
 def collect_data(inputs: ReportInputs) -> SectionContent:
-    """Collects ``histograms`` (titles by name), ``kept``, ``embedding``, ``card`` and ``card_tables``."""
+    """Collects ``histograms`` (titles by name), ``kept``, ``embedding``, ``card``, ``card_tables`` and ``sources``."""
     artifacts = inputs.artifacts
     select = artifacts["select"]
     threshold = select.manifest.config.get("clip.min_similarity")
@@ -74,7 +74,7 @@ def _collect_card(artifacts: Mapping[str, Artifact]) -> dict[str, Any]:
     shown = [
         {"title": title, "head": head, "rows": list_most_frequent(counts)} for title, head, counts in tables if counts
     ]
-    return {"card": facts, "card_tables": shown}
+    return {"card": facts, "card_tables": shown, "sources": [describe_source(source) for source in facts["sources"]]}
 
 
 SECTION = ReportSection("Data", collect_data, Path(__file__).with_suffix(".html.jinja"))

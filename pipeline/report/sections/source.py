@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 
 from dataprep.io import storage
 from dataprep.listing.account import LEFT_OUT, NOTED
-from dataprep.listing.writer import ACCOUNT_FILE
+from dataprep.listing.writer import ACCOUNT_FILE, SOURCES_FILE
 from pipeline.report.section import ReportInputs, ReportSection, SectionContent
 from pipeline.store.artifact import Artifact
 
@@ -27,6 +27,8 @@ def collect_source(inputs: ReportInputs) -> SectionContent:
     tables: list[dict[str, Any]] = [
         {"title": "Records of the source", "columns": ["what", "#count"], "rows": list(_count_records(counters))}
     ]
+    if listing.has(SOURCES_FILE):
+        tables.append(_count_by_source(listing))
     wanted = {name.removeprefix(PREFIX) for name in counters if name.startswith(PREFIX)}
     wanted |= {WITHOUT_CAPTION} if counters.get("without_caption") else set()
     if wanted:
@@ -40,6 +42,17 @@ def collect_source(inputs: ReportInputs) -> SectionContent:
         ]
         tables.append({"title": "Left out and noted", "columns": ["what", "#count", "the first"], "rows": rows})
     return SectionContent({"tables": tables})
+
+
+def _count_by_source(listing: Artifact) -> dict[str, Any]:
+    """Returns the table of several sources: what each is, and what became of its rows."""
+    described = listing.manifest.config["listing"]["sources"]
+    rows = []
+    for name, counts in listing.read_json(SOURCES_FILE).items():
+        config = described[name]
+        rows.append((name, config["source"], config["path"], counts["rows"], counts["usable"], counts["shards"]))
+    columns = ["source", "kind", "path", "#rows", "#that can have an image", "#shards"]
+    return {"title": "Sources", "columns": columns, "rows": rows}
 
 
 def _count_records(counters: dict[str, int]) -> Iterator[tuple[str, int]]:

@@ -10,9 +10,11 @@ import pytest
 import yaml
 
 from dataprep.card.config import CardConfig
+from dataprep.card.croissant import build_croissant
 from dataprep.card.facts import MOST, DataCounts, build_facts, count_shard
 from dataprep.card.markdown import render_card
 from dataprep.io.parquet import write_table
+from dataprep.io.source_column import SOURCE_COLUMN
 
 FUNNEL = [{"filter": "min_side", "reason": "shorter side below 64 pixels", "in": 4, "dropped": 1, "kept": 3}]
 ARTIFACTS = [{"stage": "listing", "fingerprint": "f", "files": 1, "bytes": 12345, "sha256": "ab"}]
@@ -50,7 +52,8 @@ def told(paths: tuple[Path, Path, Path], config: CardConfig | None = None, times
     counts = DataCounts()
     for _ in range(times):
         count_shard(*paths, counts)
-    return build_facts(counts, {"source": "table", "path": "list.csv", "limit": None}, config or CardConfig())
+    sources = {"": {"source": "table", "path": "list.csv", "limit": None}}
+    return build_facts(counts, sources, config or CardConfig())
 
 
 def test_counts_add_up_over_shards(tmp_path: Path) -> None:
@@ -65,7 +68,12 @@ def test_counts_add_up_over_shards(tmp_path: Path) -> None:
     assert found["sides"] == {"below 64": 2, "from 64": 2, "from 256": 2}
     assert found["splits"] == {"train": 4, "validation": 2}
     assert found["hosts"] == {"number": 1, "exact": True, "most_images": {"a.test": 6}}
-    assert found["source"] == {"source": "table", "path": "list.csv"}
+    (source,) = found["sources"]
+    assert source == {"name": "", "source": "table", "path": "list.csv"} | {
+        "rows": 10,
+        "kept": 6,
+        "licences": found["licences"],
+    }
 
 
 def test_a_download_without_licences_says_so(tmp_path: Path) -> None:
@@ -90,7 +98,7 @@ def test_the_card_has_its_sections(tmp_path: Path) -> None:
         "imagen-ray forget RUN URL",
     ):
         assert part in text, part
-    scenes = build_facts(DataCounts(), {"source": "scenes", "path": None}, CardConfig())
+    scenes = build_facts(DataCounts(), {"": {"source": "scenes", "path": None}}, CardConfig())
     assert "nothing in it is from a third party" in render_card(scenes, [], [])
 
 
@@ -106,7 +114,7 @@ def test_values_from_a_list_cannot_leave_their_cell(tmp_path: Path) -> None:
 def test_long_tails_are_summed(tmp_path: Path, kinds: int) -> None:
     counts = DataCounts()
     counts.reasons.update({f"reason {index:02d}": kinds - index for index in range(kinds)})
-    text = render_card(build_facts(counts, {"source": "table"}, CardConfig()), [], [])
+    text = render_card(build_facts(counts, {"": {"source": "table"}}, CardConfig()), [], [])
     lines = [line for line in text.splitlines() if line.startswith("| reason ")]
     assert len(lines) - 1 == min(kinds, MOST)  # one is the head
     assert ("| 5 others | 15 |" in text) == (kinds > MOST)
@@ -122,3 +130,64 @@ def test_hosts_take_bounded_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     paths = shard(tmp_path, url=[f"http://{name}.test/" for name in "abcde"])
     hosts = told(paths)["hosts"]
     assert (hosts["number"], hosts["exact"]) == (1, False)
+
+
+SOURCES = {
+    "web": {"source": "table", "path": "list.csv", "weight": 7.0, "licence": "cc-by-4.0"},
+    "photos": {"source": "folder", "path": "photos", "weight": 2.0, "licence": "cc0-1.0"},
+    "tars": {"source": "webdataset", "path": "set.tar", "weight": 1.0, "licence": None},
+}
+
+
+def of_several(folder: Path) -> dict[str, Any]:
+    """A shard of each source; the web's has a licence column, with a null."""
+    counts = DataCounts()
+    for name in SOURCES:
+        (folder / name).mkdir()
+        columns: dict[str, Any] = {SOURCE_COLUMN: [name] * 5}
+        columns |= {"listed_licence": ["MIT", None, "MIT", None, None]} if name == "web" else {}
+        count_shard(*shard(folder / name, **columns), counts)
+    return build_facts(counts, SOURCES, CardConfig())
+
+
+def test_licences_are_told_by_source(tmp_path: Path) -> None:
+    facts = of_several(tmp_path)
+    assert [source["licences"] for source in facts["sources"]] == [
+        {"MIT": 2, "cc-by-4.0": 1},  # the row's own licence, else the source's
+        {"cc0-1.0": 3},
+        {"not given": 3},
+    ]
+    assert [(source["rows"], source["kept"]) for source in facts["sources"]] == [(5, 3)] * 3
+    assert facts["licences"] == {"cc0-1.0": 3, "not given": 3, "MIT": 2, "cc-by-4.0": 1}
+    text = render_card(facts, [], [])
+    for line in (
+        "| web | table | list.csv | 7.0 | cc-by-4.0 | 5 | 3 |",
+        "| web | MIT | 2 |",
+        "| photos | cc0-1.0 | 3 |",
+        "| tars | not given | 3 |",
+    ):
+        assert line in text, line
+
+
+def test_croissant_has_the_sources_with_their_licences(tmp_path: Path) -> None:
+    document = build_croissant(of_several(tmp_path), [], {"download": "d", "pack": "p"}, {16: "raw"})
+    based = {item["name"]: item for item in document["isBasedOn"]}
+    assert based["web"]["license"] == ["MIT", "cc-by-4.0"] and based["photos"]["license"] == ["cc0-1.0"]
+    assert "license" not in based["tars"] and "license" not in document  # one of them is not known
+    assert "3 of 5 rows kept, with weight 7 at training" in based["web"]["description"]
+    assert "list.csv and photos and set.tar, web fetched from the web by URL" in document["rai:dataCollection"]
+    assert all(any("listed_source" in field["@id"] for field in records["field"]) for records in document["recordSet"])
+    facts = of_several_known(tmp_path)
+    assert build_croissant(facts, [], {"download": "d", "pack": "p"}, {})["license"] == ["cc-by-4.0", "cc0-1.0"]
+
+
+def of_several_known(folder: Path) -> dict[str, Any]:
+    known = {name: SOURCES[name] for name in ("web", "photos")}
+    return build_facts(DataCounts(), known, CardConfig())
+
+
+def test_a_shard_that_was_forgotten_whole_is_of_no_source(tmp_path: Path) -> None:
+    counts = DataCounts()
+    count_shard(*shard(tmp_path, **{SOURCE_COLUMN: pa.nulls(5, pa.string())}), counts)
+    found = build_facts(counts, SOURCES, CardConfig())["sources"]
+    assert counts.rows == 5 and [source["rows"] for source in found] == [0, 0, 0]

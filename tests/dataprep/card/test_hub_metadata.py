@@ -16,7 +16,7 @@ from dataprep.card.markdown import render_card
 def count(kept: int = 3, source: str = "table", **config: Any) -> dict[str, Any]:
     counts = DataCounts(rows=kept, kept=kept)
     counts.languages.update({"en": 990, "zh": 10, "fr": 9, "unknown": 500})
-    return build_facts(counts, {"source": source, "path": "list.csv"}, CardConfig(**config))
+    return build_facts(counts, {"": {"source": source, "path": "list.csv"}}, CardConfig(**config))
 
 
 def test_the_hub_reads_the_card() -> None:

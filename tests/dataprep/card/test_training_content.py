@@ -22,7 +22,7 @@ def render(source: str = "table", funnel: list[dict[str, Any]] | None = None, **
     counts.hosts.update({f"host-{index:02d}.test": 100 - index for index in range(25)})
     counts.reasons.update({"robots_txt": 7, "tdm": 1})
     counts.languages.update({"en": 5})
-    facts = build_facts(counts, {"source": source, "path": "list|.csv"}, CardConfig(**config))
+    facts = build_facts(counts, {"": {"source": source, "path": "list|.csv"}}, CardConfig(**config))
     fetch = FetchConfig(obey_tdm=False, user_agent="bot/1 (mail@a.test)").model_dump()
     return render_training_content(facts, FUNNEL if funnel is None else funnel, fetch, tokens=20_000_000)
 

@@ -10,9 +10,12 @@ import pytest
 
 from dataprep.card.config import CardConfig
 from dataprep.io.parquet import read_table
+from dataprep.listing.config import ListingConfig
 from pipeline.report.data_card_files import CROISSANT, TRAINING_CONTENT, build_data_card
 from pipeline.store.run import Run
 from tests.helpers.runs import DATA
+
+LISTING = ListingConfig(source="table", path="list.csv")
 
 
 @pytest.fixture
@@ -22,7 +25,7 @@ def croissant(run: Run) -> Path:
     config = CardConfig(
         title="Zebras", licence="https://spdx.org/licenses/CC-BY-4.0", creator="Zoo", contact="a@b.test"
     )
-    texts = build_data_card({stage: artifacts[stage] for stage in DATA}, config)
+    texts = build_data_card({stage: artifacts[stage] for stage in DATA}, config, LISTING)
     path = Path(run.path(CROISSANT))
     path.write_text(texts[CROISSANT])
     return path
@@ -61,5 +64,5 @@ def test_a_file_that_is_missing_is_seen(croissant: Path, run: Run) -> None:
 
 def test_the_summary_is_written_beside_it(run: Run) -> None:
     artifacts = run.artifacts()
-    texts = build_data_card({stage: artifacts[stage] for stage in DATA}, CardConfig())
+    texts = build_data_card({stage: artifacts[stage] for stage in DATA}, CardConfig(), LISTING)
     assert texts[TRAINING_CONTENT].startswith("# Public summary of training content\n")
