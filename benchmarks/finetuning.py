@@ -19,12 +19,10 @@ from typing import Any
 
 import cv2
 import numpy as np
-import pyarrow as pa
 from PIL import Image
 
 from benchmarks.result import make_claim, write_result
-from dataprep.io.pack_format import ENCODING_KEY, pixels_column
-from dataprep.io.parquet import write_table
+from benchmarks.training_data import write_training_data
 from dataprep.synthetic.grammar import (
     WIDE_PALETTE,
     Claim,
@@ -35,8 +33,6 @@ from dataprep.synthetic.grammar import (
 )
 from dataprep.synthetic.renderer import draw_scene
 from dataprep.synthetic.subject import SUBJECT, SUBJECT_IMAGES, draw_subject
-from dataprep.text.config import EmbedConfig
-from dataprep.text.embed import embed_shard
 from dataprep.text.encoder import TextEncoder
 from eval.metrics.composition import check_image, find_shapes
 from eval.sampling.cascade import Cascade
@@ -45,7 +41,6 @@ from eval.sampling.options import SamplingOptions
 from pipeline.stages.train import TrainStageConfig
 from pipeline.stages.trained_cascade import find_cascade
 from pipeline.store.run import Run
-from train.loader.shard_index import index_shards
 from train.tasks.diffusion import train_diffusion
 from train.tasks.diffusion_config import DiffusionTrainingConfig
 
@@ -70,25 +65,8 @@ class Bench:
 
     def write_data(self, examples: Sequence[Example]) -> str:
         """Packs images and embeds captions; returns the path of their index."""
-        folder = self._new_folder("data")
-        column, pack, embed = pixels_column(self.size), folder / "pack.parquet", folder / "embed.parquet"
-        captions = [caption for _, caption in examples]
         pixels = [cv2.resize(image, (self.size, self.size), interpolation=cv2.INTER_AREA) for image, _ in examples]
-        columns = {
-            "key": [f"{number:06d}" for number in range(len(examples))],
-            "caption": captions,
-            "split": ["train"] * len(examples),
-            "captions": [[caption] for caption in captions],
-            column: [image.tobytes() for image in pixels],
-        }
-        fields = [pa.field(name, pa.string()) for name in ("key", "caption", "split")]
-        fields.append(pa.field("captions", pa.list_(pa.string())))
-        fields.append(pa.field(column, pa.binary(), metadata={ENCODING_KEY: b"raw"}))
-        write_table(pa.table(columns, schema=pa.schema(fields)), pack, "pack", [len(examples)], use_dictionary=False)
-        embed_shard(pack, embed, self.encoder, EmbedConfig())
-        index = folder / "index.parquet"
-        index_shards([str(pack)], [str(embed)], (column,)).write(str(index))
-        return str(index)
+        return write_training_data(self._new_folder("data"), pixels, [text for _, text in examples], self.encoder)
 
     def train(self, index: str, steps: int, seed: int, **changes: Any) -> Path:
         """Trains the base; returns its folder."""

@@ -15,6 +15,9 @@ from train.models.adapters.config import AdapterConfig
 SHARD_FROM = 1_000_000_000  # parameters from which `zero_stage` auto shards: below, a rank's states take 20 GB at most
 COMPILE_FROM = 2000  # updates from which `compile` auto compiles: it takes minutes, and saves a share of each update
 
+# Optimizers that ZeRO's flat shards do not serve: what they need whole matrices for.
+WHOLE_MATRICES = {"adafactor": "keeps a row and a column of each matrix", "muon": "makes updates of whole matrices"}
+
 # Appendix F of arXiv 2205.11487: the base trains with Adafactor, the super-resolution models with Adam. One thing is
 # not the paper's: F.1 takes optax.adafactor with its defaults, which multiply each update by the root mean square of
 # its parameter. Our learning rate is absolute, so its 1e-4 makes updates some 50 times larger than there; try a rate
@@ -63,7 +66,9 @@ class TrainConfig(Config):
     steps: int = Field(1000, ge=1, description="optimizer updates")
     batch_size: int = Field(32, ge=1, description="samples per update, over all ranks and accumulation")
     accumulation: int = Field(1, ge=1, description="micro-batches per update on each rank")
-    optimizer: Literal["adamw", "adafactor"] = Field("adamw", description="adafactor: little state, zero_stage 0 only")
+    optimizer: Literal["adamw", "adafactor", "muon"] = Field(
+        "adamw", description="adafactor: little state; muon: orthogonal updates of matrices; both: zero_stage 0 only"
+    )
     learning_rate: float = Field(1e-3, gt=0, description="peak learning rate")
     warmup_steps: int = Field(100, ge=0, description="updates of linear warm-up")
     schedule: LrScheduleName = Field("cosine", description="learning rate after the warm-up")
@@ -139,15 +144,15 @@ class TrainConfig(Config):
             raise ValueError(
                 f"offload=all moves parameters, which zero_stage={self.zero_stage} does not shard; set zero_stage to 3"
             )
-        if self.optimizer == "adafactor" and self.zero_stage not in ("auto", 0):
+        if self.optimizer != "adamw" and self.zero_stage not in ("auto", 0):
             raise ValueError(
-                f"optimizer=adafactor keeps a row and a column of each matrix, which zero_stage={self.zero_stage} "
+                f"optimizer={self.optimizer} {WHOLE_MATRICES[self.optimizer]}, which zero_stage={self.zero_stage} "
                 "flattens and splits; set zero_stage=0, or optimizer=adamw"
             )
-        if self.optimizer == "adafactor" and self.offload != "none":
+        if self.optimizer != "adamw" and self.offload != "none":
             raise ValueError(
-                f"optimizer=adafactor runs without ZeRO, which offload={self.offload} requires; set offload=none, or "
-                "optimizer=adamw"
+                f"optimizer={self.optimizer} runs without ZeRO, which offload={self.offload} requires; set "
+                "offload=none, or optimizer=adamw"
             )
         if self.compile is True and self.resolve_stage(0) == 3:
             raise ValueError(
@@ -161,7 +166,7 @@ class TrainConfig(Config):
             return self.zero_stage
         if self.offload == "all":
             return 3
-        if self.optimizer == "adafactor":
+        if self.optimizer != "adamw":
             return 0
         return 2 if self.offload == "optimizer" or parameters >= SHARD_FROM else 0
 

@@ -28,6 +28,7 @@ from dataprep.io.errors import UserError
 from train.config import TrainConfig
 from train.deepspeed_config import clips_gradients, deepspeed_config
 from train.malloc import keep_freed_memory, return_freed_memory
+from train.muon import MuonEma
 from train.optimizers import EMA, AdafactorEma, AdamWEma, parameter_groups
 from train.replica_engine import ReplicaEngine, prepare_compilation
 
@@ -319,10 +320,13 @@ class Engine:
             safe_set_full_optimizer_state(param, value, slot)
 
 
-def _create_optimizer(groups: list[dict[str, Any]], config: TrainConfig) -> AdamWEma | AdafactorEma:
+def _create_optimizer(groups: list[dict[str, Any]], config: TrainConfig) -> AdamWEma | AdafactorEma | MuonEma:
     if config.optimizer == "adafactor":
         return AdafactorEma(groups, config.learning_rate, config.ema_decay)
-    return AdamWEma(groups, config.learning_rate, config.ema_decay, betas=(config.beta1, config.beta2))
+    betas = (config.beta1, config.beta2)
+    if config.optimizer == "muon":
+        return MuonEma(groups, config.learning_rate, config.ema_decay, betas=betas)
+    return AdamWEma(groups, config.learning_rate, config.ema_decay, betas=betas)
 
 
 def _resolve(config: TrainConfig, device: torch.device, parameters: int) -> TrainConfig:

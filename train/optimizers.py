@@ -35,7 +35,7 @@ def _leave_compiler_unloaded() -> None:
 _leave_compiler_unloaded()
 
 
-class _CountedUpdates:
+class CountedUpdates:
     """Counts the updates of each parameter on the host: read from the device, a count would wait for its queue.
 
     Per parameter, since ZeRO 3 updates its groups of parameters one after another, each by a step of the optimizer.
@@ -65,7 +65,7 @@ class _CountedUpdates:
             torch._foreach_lerp_(emas, params, 1 - ema_decay_at(update, self.ema_decay))
 
 
-class AdamWEma(_CountedUpdates, torch.optim.AdamW):
+class AdamWEma(CountedUpdates, torch.optim.AdamW):
     """torch's fused AdamW; after each update ``ema <- lerp(ema, weight, 1 - decay)`` in the state slot ``ema``.
 
     With ``skip`` set, `step` does nothing.
@@ -108,7 +108,7 @@ class AdamWEma(_CountedUpdates, torch.optim.AdamW):
         self._update_ema(self._count(params), self.state)
 
 
-class AdafactorEma(_CountedUpdates, torch.optim.Optimizer):
+class AdafactorEma(CountedUpdates, torch.optim.Optimizer):
     """Adafactor (Shazeer & Stern 2018, algorithms 4 and 5) without momentum, with a given learning rate, and the EMA.
 
     Clips updates to a root mean square of 1. ``lr`` is absolute, as for Adam: scaled by the parameter's magnitude, as

@@ -12,6 +12,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from train.muon import MuonEma
 from train.optimizers import AdafactorEma, AdamWEma
 
 
@@ -21,7 +22,9 @@ class ReplicaEngine:
     Every trained parameter has to take part in every loss.
     """
 
-    def __init__(self, module: nn.Module, optimizer: AdamWEma | AdafactorEma, accumulation: int, world: int) -> None:
+    def __init__(
+        self, module: nn.Module, optimizer: AdamWEma | AdafactorEma | MuonEma, accumulation: int, world: int
+    ) -> None:
         self.optimizer, self.accumulation, self.micro = optimizer, accumulation, 0
         self.model = module
         if world > 1:

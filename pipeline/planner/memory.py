@@ -15,7 +15,8 @@ ZeRO 3 does not shard parameters of up to 1e5 elements.
 
 Frozen parameters, beside an adapter, count as weights (and as gathered) alone.
 
-Adafactor (ZeRO 0 only) keeps a row and a column of each matrix instead of 8 P. Offloaded state is in machine memory.
+Adafactor (ZeRO 0 only) keeps a row and a column of each matrix instead of 8 P, Muon (ZeRO 0 only) one moment, 4 P.
+Offloaded state is in machine memory.
 The step makes the fp32 partition of the gradients, 4 P / N, when no activations are live.
 `benchmarks/zero_memory.py` and `benchmarks/plan.py` hold this against what training processes hold.
 """
@@ -24,13 +25,26 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from pipeline.planner.catalog import Assumptions, Machine
 from pipeline.planner.network import Activations
 from train.config import SHARD_FROM
 from train.deepspeed_config import CONTIGUOUS_ABOVE, MAX_BUCKET, MAX_LIVE
 
+
+class OptimizerMemory(NamedTuple):
+    """An optimizer's name in texts, and the bytes per parameter of its moments."""
+
+    title: str
+    moments: float
+
+
+OPTIMIZERS = {
+    "adamw": OptimizerMemory("AdamW", 8.0),
+    "adafactor": OptimizerMemory("Adafactor", 0.001),
+    "muon": OptimizerMemory("Muon", 4.0),  # of matrices, which are nearly all
+}
 HOST_SHARE = 0.9  # of a machine's own memory that offloaded state may take
 Offload = Literal["none", "optimizer", "all"]
 
@@ -46,7 +60,7 @@ class MemorySetting:
     precision: str
 
     def __str__(self) -> str:
-        parts = ["Adafactor" if self.optimizer == "adafactor" else "AdamW", f"ZeRO {self.zero}"]
+        parts = [OPTIMIZERS[self.optimizer].title, f"ZeRO {self.zero}"]
         parts += ["recompute"] if self.recompute else []
         parts += {"none": [], "optimizer": ["optimizer offloaded"], "all": ["all offloaded"]}[self.offload]
         return ", ".join(parts)
@@ -100,7 +114,7 @@ def estimate_memory(
     activations = followed.with_gradients(micro_batch) if setting.zero >= 2 else followed.of(micro_batch)
     everything = parameters + followed.frozen
     weights, gradients = float(own * everything), float(summed * parameters)
-    moments = 0.001 if setting.optimizer == "adafactor" else 8.0
+    moments = OPTIMIZERS[setting.optimizer].moments
     if setting.zero == 0:
         return Memory(weights, gradients, moments * parameters, 4.0 * parameters, 0, activations, 0)
     optimizer, ema = (4 + moments) * parameters / ranks, 4.0 * parameters / ranks
@@ -146,9 +160,9 @@ def list_settings(optimizer: str, precision: str, parameters: int = 0) -> Iterat
 
     ZeRO 0 only for models of which `zero_stage` auto shards nothing.
     """
-    if optimizer == "adafactor":
+    if optimizer != "adamw":
         for recompute in (False, True):
-            yield MemorySetting("adafactor", 0, "none", recompute, precision)
+            yield MemorySetting(optimizer, 0, "none", recompute, precision)
     for recompute in (False, True):
         for zero in (0, 1, 2, 3) if parameters < SHARD_FROM else (1, 2, 3):
             yield MemorySetting("adamw", zero, "none", recompute, precision)

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from dataprep.text.embedding_codec import CODECS
+from pipeline.planner.memory import OPTIMIZERS
 from pipeline.planner.workload import PlanFacts
 from train.tasks.diffusion_config import DiffusionTrainingConfig
 
@@ -73,7 +74,7 @@ def plan_volumes(facts: PlanFacts) -> list[StorageVolume]:
 
 def count_checkpoint_bytes(stage: DiffusionTrainingConfig) -> float:
     """Returns the bytes per parameter of a checkpoint: weight, EMA and moments in fp32."""
-    return 8.0 if stage.optimizer == "adafactor" else 16.0
+    return 8.0 + OPTIMIZERS[stage.optimizer].moments
 
 
 def sum_bytes(volumes: list[StorageVolume]) -> float:

@@ -70,15 +70,21 @@ class StageModel:
 
     @cached_property
     def forward(self) -> int:
-        """FLOPs of a forward pass of one training sample."""
-        return count_forward_flops(self.layout, self.side, self.tokens)
+        """FLOPs of a forward pass of one training sample, in the mean over the updates."""
+        early = min(1.0, self.config.half_size_steps / self.config.steps)
+        small = count_forward_flops(self.layout, self.side // 2, self.tokens) if early else 0
+        return round(early * small + (1 - early) * self._full)
 
     @cached_property
     def whole(self) -> int:
         """FLOPs of a forward pass of a whole image, as in sampling."""
         if self.side == self.config.resolution:
-            return self.forward
+            return self._full
         return count_forward_flops(self.layout, self.config.resolution, self.tokens)
+
+    @cached_property
+    def _full(self) -> int:
+        return count_forward_flops(self.layout, self.side, self.tokens)
 
     @property
     def update_flops(self) -> float:

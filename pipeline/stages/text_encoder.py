@@ -124,7 +124,7 @@ def run(ctx: Context[EncoderStageConfig, EncoderInputs]) -> None:
         # bfloat16: half the memory, on the head node
         ctx.counters["dim"] = TextEncoder.from_folder(storage.local_folder(str(model)), "bfloat16").dim
     else:
-        captions = [caption for path in ctx.inputs.download.files() for caption in _read_captions(path)]
+        captions = [caption for path in ctx.inputs.download.files() for caption in read_captions(path)]
         _pretrain(ctx, config.pretrain, captions)
         model = None
     storage.write_json(ctx.path(MODEL_FILE), {"model": resolve_model_name(model)})
@@ -140,7 +140,8 @@ def _pretrain(ctx: Context[EncoderStageConfig, EncoderInputs], config: T5Trainin
     train_on_cluster(ctx, train_rank, arguments, config, ctx.config.seed)
 
 
-def _read_captions(path: str) -> list[str]:
+def read_captions(path: str) -> list[str]:
+    """Returns the captions of a download shard's images that were fetched."""
     from dataprep.io.parquet import read_table
 
     table = read_table(path, "download", ["caption", "status"])

@@ -20,6 +20,7 @@ from tests.helpers.toys import run as run_toy
 from train import optimizers
 from train.config import TrainConfig
 from train.engine import Engine
+from train.muon import MuonEma
 from train.optimizers import AdafactorEma, AdamWEma, parameter_groups
 
 
@@ -143,30 +144,32 @@ def make_gradients(model: nn.Module) -> None:
         param.grad = torch.randn_like(param)
 
 
-@pytest.mark.parametrize("kind", [AdamWEma, AdafactorEma])
+@pytest.mark.parametrize("kind", [AdamWEma, AdafactorEma, MuonEma])
 def test_an_update_never_waits_for_the_device(kind: type) -> None:
-    model = nn.Sequential(*(nn.Linear(8, 8) for _ in range(20)))
+    model = nn.Sequential(*(nn.Linear(16, 16) for _ in range(20)))
     optimizer = kind(parameter_groups(model, 0.1), lr=0.1, ema_decay=0.9)
     make_gradients(model)
     optimizer.step()
     with at_most_waits(0) as calls:
         optimizer.step()
-    # Adafactor's means are per tensor; all else is for many tensors at once.
+    # Adafactor's means and Muon's views are per tensor; all else is for many tensors at once.
     assert calls.total() < (12 if kind is AdamWEma else 12 * 40)
 
 
-@pytest.mark.parametrize("changes", [{}, {"optimizer": "adafactor"}, {"precision": "bf16"}], ids=str)
+@pytest.mark.parametrize(
+    "changes", [{}, {"optimizer": "adafactor"}, {"optimizer": "muon"}, {"precision": "bf16"}], ids=str
+)
 def test_an_update_of_the_engine_waits_once_for_the_norm(changes: dict[str, Any]) -> None:
-    engine = Engine(nn.Sequential(*(nn.Linear(8, 8) for _ in range(20))), TrainConfig(zero_stage=0, **changes))
+    engine = Engine(nn.Sequential(*(nn.Linear(16, 16) for _ in range(20))), TrainConfig(zero_stage=0, **changes))
     for _ in range(2):
-        engine.backward(engine(torch.randn(4, 8)).square().mean())
+        engine.backward(engine(torch.randn(4, 16)).square().mean())
         with at_most_waits(1):
             assert engine.step(0.1).applied
     with at_most_waits(0):
         assert engine.updates() == 2
 
 
-@pytest.mark.parametrize("kind", [AdamWEma, AdafactorEma])
+@pytest.mark.parametrize("kind", [AdamWEma, AdafactorEma, MuonEma])
 def test_the_number_of_updates_can_be_set(kind: type) -> None:
     """As after a resume: the next update has the decays of that number."""
     ours, theirs = nn.Parameter(torch.ones(3, 2)), nn.Parameter(torch.ones(3, 2))
@@ -196,7 +199,7 @@ def test_adafactor_keeps_a_row_and_a_column_of_a_kernel() -> None:
     assert state["row"].shape == (8,) and state["column"].shape == (36,)
 
 
-@pytest.mark.parametrize("kind", [AdamWEma, AdafactorEma])
+@pytest.mark.parametrize("kind", [AdamWEma, AdafactorEma, MuonEma])
 def test_skip_changes_nothing(kind: type) -> None:
     param = nn.Parameter(torch.ones(3))
     optimizer = kind([param], lr=0.1, ema_decay=0.9)
@@ -209,7 +212,8 @@ def test_skip_changes_nothing(kind: type) -> None:
 @pytest.mark.parametrize(
     "settings",
     [{"zero_stage": stage} for stage in (0, 1, 2, 3)]
-    + [{"zero_stage": 0, "optimizer": "adafactor"}, {"zero_stage": 2, "offload": "optimizer"}],
+    + [{"zero_stage": 0, "optimizer": name} for name in ("adafactor", "muon")]
+    + [{"zero_stage": 2, "offload": "optimizer"}],
     ids=str,
 )
 def test_ema_is_correct_under_zero(settings: dict) -> None:

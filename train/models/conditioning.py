@@ -33,11 +33,14 @@ class NoiseEmbedding(nn.Module):
 
 
 class TextBlock(nn.Module):
-    """Pre-norm transformer block over the caption tokens: self-attention, then a GELU network of 2x width."""
+    """Pre-norm transformer block over the caption tokens: self-attention, then a GELU network of 2x width.
 
-    def __init__(self, width: int, heads: int) -> None:
+    ``directions``: heads look, by turns, at all tokens, back and ahead (`direction_mask`).
+    """
+
+    def __init__(self, width: int, heads: int, directions: bool = False) -> None:
         super().__init__()
-        self.heads = heads
+        self.heads, self.directions = heads, directions
         self.norm_attention, self.norm_hidden = nn.LayerNorm(width), nn.LayerNorm(width)
         self.qkv, self.project = nn.Linear(width, 3 * width), nn.Linear(width, width)
         self.hidden, self.out = nn.Linear(width, 2 * width), nn.Linear(2 * width, width)
@@ -47,7 +50,11 @@ class TextBlock(nn.Module):
 
     def forward(self, x_BTC: Tensor, mask_BT: Tensor | None) -> Tensor:
         q, k, v = (split_heads(part, self.heads) for part in self.qkv(self.norm_attention(x_BTC)).chunk(3, dim=-1))
-        mixed = functional.scaled_dot_product_attention(q, k, v, attn_mask=mask_keys(mask_BT))
+        mask = mask_keys(mask_BT)
+        if self.directions:
+            mask_GTT = direction_mask(self.heads, x_BTC.shape[1], x_BTC.device)
+            mask = mask_GTT if mask is None else mask & mask_GTT
+        mixed = functional.scaled_dot_product_attention(q, k, v, attn_mask=mask)
         x_BTC = x_BTC + self.project(mixed.transpose(1, 2).flatten(2))
         return x_BTC + self.out(functional.gelu(self.hidden(self.norm_hidden(x_BTC))))
 
@@ -72,15 +79,15 @@ class TextConditioner(nn.Module):
 
     A learned null token always comes first, so that every row has a token to attend to: an unconditional row (``keep``
     False) and an empty caption see only the null token, for any padded length. ``layers`` > 0 adds position features
-    and a small transformer, which helps with a weak text encoder.
+    and a small transformer, which helps with a weak text encoder; ``directions`` as in `TextBlock`.
     """
 
-    def __init__(self, text_dim: int, width: int, layers: int, pooled_width: int) -> None:
+    def __init__(self, text_dim: int, width: int, layers: int, pooled_width: int, directions: bool = False) -> None:
         super().__init__()
         heads = max(count for count in range(1, max(1, width // 32) + 1) if width % count == 0)  # about 32 wide
         self.norm, self.project = nn.LayerNorm(text_dim), nn.Linear(text_dim, width)
         self.null = nn.Parameter(torch.randn(width) * 0.5)
-        self.layers = nn.ModuleList(TextBlock(width, heads) for _ in range(layers))
+        self.layers = nn.ModuleList(TextBlock(width, heads, directions) for _ in range(layers))
         self.norm_out = nn.LayerNorm(width)
         self.pool = AttentionPool(width, heads)
         self.pool_norm, self.pool_out = nn.LayerNorm(width), nn.Linear(width, pooled_width)
@@ -135,6 +142,20 @@ class TextConditioner(nn.Module):
 def mask_keys(mask_BT: Tensor | None) -> Tensor | None:
     """Returns a mask of keys for every head and query (B, 1, 1, T); None without a mask: SDPA's fastest kernel."""
     return None if mask_BT is None else mask_BT[:, None, None, :]
+
+
+def direction_mask(heads: int, length: int, device: torch.device) -> Tensor:
+    """Returns which key each head's query sees, bool (G, T, T): head 0 all, 1 those before it, 2 those after, 3 all ...
+
+    Every query sees itself and the null token, which is the first. What stands before a word and what after it, such as
+    the two sides of "left of", are different sums then, where position features would leave an exclusive or to learn
+    (as the directional attention of Shen et al. 2018, section 4.1).
+    """
+    place_T = torch.arange(length, device=device)
+    back_TT = place_T[:, None] >= place_T
+    ahead_TT = (place_T[:, None] <= place_T) | (place_T == 0)
+    kinds = (torch.ones_like(back_TT), back_TT, ahead_TT)
+    return torch.stack([kinds[head % 3] for head in range(heads)])
 
 
 def position_features(length: int, width: int, device: torch.device) -> Tensor:

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple, cast
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from dataprep.io.errors import UserError
 from dataprep.io.parquet import read_schema
@@ -116,8 +117,13 @@ class DiffusionTask:
     def prepare(self, batch: Batch, random: SampleRandom) -> Batch:
         """Adds ``inputs``, the `DenoisingInputs` of the batch."""
         x0_BCHW = to_model_range(batch[self.columns[0]])
+        if 0 <= random.step < self.config.half_size_steps:  # validation's step is below 0
+            x0_BCHW = functional.avg_pool2d(x0_BCHW, 2)
         keep_B = random.uniform("keep") >= self.config.text_drop
         conditions = self._conditions(batch, random, x0_BCHW.shape[-2:])._replace(text_keep_B=keep_B)
+        if self.config.token_drop:
+            mask_BL = hide_tokens(batch["text_mask_BL"], random, self.config.token_drop)
+            conditions = conditions._replace(text_mask_BL=mask_BL)
         t_B = spread_times(random)
         noised = noise_images(x0_BCHW, t_B, random.normal("noise", *x0_BCHW.shape[1:]), self.config.diffusion)
         return batch | {"inputs": DenoisingInputs(noised, t_B, conditions)}
@@ -214,6 +220,14 @@ def read_empty_text(path: str) -> np.ndarray:
     if packed is None:
         raise UserError(f"{path}: embedded without padding, which the network reads; set embed.pad: true")
     return unpack_embedding(packed)
+
+
+def hide_tokens(mask_BL: Tensor, random: SampleRandom, share: float) -> Tensor:
+    """Returns the mask of a batch's tokens with each of them hidden at random; bool (B, L), False at hidden ones.
+
+    Whether a token is hidden does not depend on the padding of its batch.
+    """
+    return mask_BL & (random.uniform("tokens", mask_BL.shape[1]) >= share)
 
 
 def spread_times(random: SampleRandom) -> Tensor:

@@ -44,6 +44,12 @@ class DiffusionStageConfig(Config):
     text_drop: float = Field(
         0.1, ge=0, le=1, description="share of samples trained without text, for classifier-free guidance (2.2)"
     )
+    token_drop: float = Field(
+        0.0,
+        ge=0,
+        lt=1,
+        description="share of caption tokens hidden in training, so that each word is learned without the others too",
+    )
 
     def denoiser_config(self, text_dim: int | None = None) -> DenoiserConfig:
         """Returns the network's config: the preset, its overrides, and the width of the text embeddings if given."""
@@ -60,6 +66,12 @@ class DiffusionStageConfig(Config):
     def pixel_columns(self) -> tuple[str, ...]:
         """Returns the pack columns that the stage reads: its own resolution, then the low one."""
         return tuple(pixels_column(size) for size in self.stored_sizes())
+
+    half_size_steps: int = Field(
+        0,
+        ge=0,
+        description="the first so many updates train on images of half the size, at a quarter of the cost; of a base",
+    )
 
     @model_validator(mode="before")
     @classmethod
@@ -111,6 +123,16 @@ class DiffusionStageConfig(Config):
             raise ValueError(
                 f"diffusion.lowres_max_level={level}: model={self.model} adds its output to the small image as it is "
                 f"given, with its noise, so it cannot begin as that image above {MAX_RESIDUAL_LEVEL}; set it to 0.3"
+            )
+        if self.half_size_steps and (self.low_resolution or side % (2 * config.size_multiple())):
+            raise ValueError(
+                f"half_size_steps={self.half_size_steps}: is for a base whose resolution, halved, is a multiple of "
+                f"{config.size_multiple()} for model={self.model}; set it to 0"
+            )
+        if self.token_drop and config.caption_tokens() is not None:
+            raise ValueError(
+                f"token_drop={self.token_drop}: model={self.model} reads padding, so a hidden token is not as if it "
+                "were missing; set it to 0"
             )
         part = config.needs_whole_images()
         if self.crop is not None and self.crop < self.resolution and part:

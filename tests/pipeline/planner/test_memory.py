@@ -105,6 +105,12 @@ def test_a_micro_batch_divides_the_ranks_share_and_is_the_largest_that_fits() ->
         assert count_device_bytes(larger, machine(80), ASSUMED) > 80e9
 
 
+def test_muon_keeps_one_moment_of_whole_matrices() -> None:
+    first = next(iter(list_settings("muon", "fp32", 10)))
+    assert str(first) == "Muon, ZeRO 0"
+    assert estimate_memory(MILLION, first, 1, NONE, 1).states == 16 * MILLION
+
+
 def test_adafactor_is_tried_first_where_the_config_has_it() -> None:
     large, small = fit(141, "adafactor"), fit(24, "adafactor")
     assert large is not None and large.setting.optimizer == "adafactor"

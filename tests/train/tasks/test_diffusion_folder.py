@@ -94,6 +94,7 @@ def test_a_folder_says_what_its_network_and_process_are(folder: Path) -> None:
         ({"diffusion": {"betas": {"kind": "linear"}}}, "diffusion.betas=.*linear.*has learned .*squaredcos_cap_v2"),
         ({"low_resolution": 8}, "is not a super-resolution model"),
         ({"crop": 8}, "has self-attention, which is another on whole images"),
+        ({"token_drop": 0.1}, "reads padding, so a hidden token is not as if it were missing; set it to 0"),
         ({"resolution": 15}, "needs sizes that are multiples of 2"),
         ({"model": "hf://DeepFloyd/IF-I-XL-v1.0"}, "download it .`hf download DeepFloyd/IF-I-XL-v1.0`. and give the"),
     ],

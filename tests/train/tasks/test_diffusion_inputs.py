@@ -24,7 +24,7 @@ from train.loader.feed import to_device
 from train.loader.loader import Batch
 from train.loader.sampler import SampleRandom
 from train.models.base import Conditions
-from train.tasks.diffusion import GRID_STEPS, DiffusionTask
+from train.tasks.diffusion import GRID_STEPS, DiffusionTask, hide_tokens
 from train.tasks.diffusion_config import DiffusionStageConfig
 
 ROWS, SIDE, LOW = 2000, 16, 4
@@ -80,6 +80,30 @@ def test_captions_are_kept_except_a_share_of_text_drop(method: str, drop: float)
 def test_the_dropped_captions_differ_between_steps() -> None:
     keeps = [observe(step=step)[3].text_keep_B for step in (3, 4)]
     assert not torch.equal(*keeps)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("share", [0.1, 0.6])
+def test_tokens_are_hidden_by_a_share_of_token_drop(share: float) -> None:
+    conditions, given = observe(token_drop=share)[3], make_batch()["text_mask_BL"]
+    assert conditions.text_mask_BL is not None and conditions.text_BLD is make_batch()["text_BLD"]
+    assert not (conditions.text_mask_BL & ~given).any()  # padding stays padding
+    hidden = 1 - float(conditions.text_mask_BL.sum() / given.sum())
+    assert abs(hidden - share) < 4 * (share * (1 - share) / int(given.sum())) ** 0.5
+
+
+def test_hidden_tokens_do_not_depend_on_padding() -> None:
+    random = SampleRandom(0, 3, range(50))
+    short, long = (hide_tokens(torch.ones(50, length, dtype=torch.bool), random, 0.5) for length in (7, 40))
+    assert torch.equal(short, long[:, :7]) and 0.4 < float(long.float().mean()) < 0.6
+
+
+def test_the_first_updates_have_images_of_half_the_size() -> None:
+    _, x, log_snr, _, _ = observe(step=3, half_size_steps=4)
+    clean = scaled(make_batch()[f"pixels_{SIDE}"])
+    halved = clean.unflatten(2, (SIDE // 2, 2)).unflatten(4, (SIDE // 2, 2)).mean((3, 5))
+    assert_standard_normal(find_noise(x, halved, log_snr))
+    for step in (4, -1):  # afterwards, and in validation
+        assert observe(step=step, half_size_steps=4)[1].shape[-2:] == (SIDE, SIDE)
 
 
 def test_the_noisy_image_has_the_noise_that_is_told() -> None:

@@ -44,6 +44,10 @@ class DiTConfig(DenoiserConfig):
     )
     context_width: int = Field(default=128, ge=8, multiple_of=4, description="width of the caption tokens inside")
     text_layers: int = Field(default=0, ge=0, description="transformer blocks over the caption tokens")
+    text_directions: bool = Field(
+        default=False,
+        description="of these, heads that look back or ahead only: easier word order; from 3 heads of 32 on",
+    )
     condition_width: int = Field(default=384, ge=8, description="width of noise embedding + pooled text")
     image_embedding_dim: int = Field(
         default=0, ge=0, description="width of the image embedding that it is conditioned on; 0: none"

@@ -61,7 +61,9 @@ class DiT(nn.Module):
         width, condition = config.width, config.condition_width
         self.noise = NoiseEmbedding(NOISE_FEATURES, condition)
         self.lowres_noise = NoiseEmbedding(NOISE_FEATURES, condition) if config.lowres else None
-        self.text = TextConditioner(config.text_dim, config.context_width, config.text_layers, condition)
+        self.text = TextConditioner(
+            config.text_dim, config.context_width, config.text_layers, condition, config.text_directions
+        )
         self.image_embedding = None
         if config.image_embedding_dim:
             self.image_embedding = ImageEmbeddingConditioner(

@@ -56,6 +56,10 @@ class UNetConfig(DenoiserConfig):
     dropout: float = Field(default=0.0, ge=0, lt=1, description="dropout before the last convolution of each block")
     context_width: int = Field(default=128, ge=8, description="width of the caption tokens inside the U-Net")
     text_layers: int = Field(default=0, ge=0, description="transformer blocks over the caption tokens")
+    text_directions: bool = Field(
+        default=False,
+        description="of these, heads that look back or ahead only: easier word order; from 3 heads of 32 on",
+    )
     condition_width: int = Field(default=256, ge=8, description="width of noise embedding + pooled text")
 
     @model_validator(mode="after")

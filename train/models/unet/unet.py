@@ -117,7 +117,7 @@ class UNet(nn.Module):
         context, condition = config.context_width, config.condition_width
         self.noise = NoiseEmbedding(config.channels, condition)
         self.lowres_noise = NoiseEmbedding(config.channels, condition) if config.lowres else None
-        self.text = TextConditioner(config.text_dim, context, config.text_layers, condition)
+        self.text = TextConditioner(config.text_dim, context, config.text_layers, condition, config.text_directions)
         self.stem = nn.Conv2d(config.image_channels * (2 if config.lowres else 1), config.channels, 3, padding=1)
         self.place = nn.Conv2d(COORDINATE_FEATURES, config.channels, 1) if config.positions else None
         self.shrink, self.down, self.up, self.grow = (nn.ModuleList() for _ in range(4))

@@ -1,0 +1,84 @@
+"""Floating-point operations of training, counted while one update runs: two per multiplication of a matrix product.
+
+Convolutions, attention, and matrix products of the optimizer count; what goes element by element does not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from dataprep.io.pack_format import pixels_column
+from pipeline.config import run_config_type
+from pipeline.stages.text_encoder import encoder_location, read_captions
+from pipeline.store.run import Run
+from train.config import TrainConfig
+from train.engine import Engine
+from train.loader.config import LoaderConfig
+from train.loader.feed import DeviceFeed
+from train.loader.loader import TRAIN, CaptionLoader, Loader, Stream
+from train.loader.reader import Reader
+from train.loader.shard_index import index_shards
+from train.loop import build_model
+from train.task import PreparingTask, Task
+from train.tasks.clip import ClipTask
+from train.tasks.diffusion import DiffusionTask
+from train.tasks.diffusion_config import DiffusionTrainingConfig
+from train.tasks.t5 import T5Task
+
+
+def count_training(task: Task, config: TrainConfig, loader: Stream) -> int:
+    """Returns the operations of all updates: as many as the first and, where sizes change, as the last ones have.
+
+    But for the length of captions, which differs a little between batches.
+    """
+    small = min(config.steps, config.half_size_steps) if isinstance(config, DiffusionTrainingConfig) else 0
+    total = count_update(task, config, loader, 0) * small if small else 0
+    return total + count_update(task, config, loader, small) * (config.steps - small)
+
+
+def count_update(task: Task, config: TrainConfig, loader: Stream, step: int = 0) -> int:
+    """Returns the operations of update ``step`` of fresh weights: forward and backward pass, and the optimizer.
+
+    Runs it, without ZeRO, on this machine.
+    """
+    config = config.model_copy(update={"zero_stage": 0, "offload": "none", "compile": False, "init": None})
+    engine = Engine(build_model(task, config, 0), config)
+    feed = DeviceFeed(engine.device, 0, task.prepare if isinstance(task, PreparingTask) else None)
+    # Attention as two products, which are counted; its kernel for CPUs is not.
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        for micro in range(config.accumulation):
+            stored = loader.stored_batch(step, 0, 1, micro, config.accumulation)
+            batch, random = feed.receive(feed.send(stored, step))
+            loss, _ = task.loss(engine, batch, random)
+            engine.backward(loss)
+            engine.step(config.learning_rate)
+    return int(counter.get_total_flops())
+
+
+def count_run(run: Run) -> dict[str, int]:
+    """Returns the operations of every training of a finished run, by stage: all updates as the first."""
+    return {
+        stage: count_update(task, config, loader) * config.steps for stage, task, config, loader in _list_trainings(run)
+    }
+
+
+def _list_trainings(run: Run) -> Iterator[tuple[str, Task, TrainConfig, Stream]]:
+    """Yields stage, task, config and batches of every training of a run, as its stages make them."""
+    config, artifacts = run_config_type().model_validate(run.record()["config"], strict=False), run.artifacts()
+    pack, embed = artifacts["pack"].files(), artifacts["embed"].files()
+    if (encoder := config.encoder.pretrain) is not None:
+        captions = [caption for path in artifacts["download"].files() for caption in read_captions(path)]
+        yield "encoder", T5Task(encoder, captions), encoder, CaptionLoader(captions, config.seed, encoder.batch_size)
+    if (clip := config.clip.train) is not None:
+        # Of the kept images: those of the pairs are removed at the end of the stage.
+        data = Reader(index_shards(pack, None, (pixels_column(clip.image_size),)), LoaderConfig())
+        loader = Loader.from_reader(data, None, config.seed, clip.batch_size)
+        yield "clip", ClipTask(clip, encoder_location(artifacts["encoder"])), clip, loader
+    for name, stage in config.train.items():
+        index = index_shards(pack, embed, stage.pixel_columns())
+        assert index.text_dim is not None
+        loader = Loader.from_reader(Reader(index, stage.data), TRAIN, config.seed, stage.batch_size, stage.crop)
+        yield f"train.{name}", DiffusionTask(stage, index.text_dim), stage, loader

@@ -1,0 +1,34 @@
+"""Operations of an update against the closed form of matrix products."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from benchmarks.flops import count_update
+from tests.helpers.toys import ToyData, ToyTask, config
+from train.muon import ITERATIONS
+
+PRODUCT = 2 * 8 * 8 * 33  # of a batch of 8 with one of the two matrices of the toy
+
+
+@pytest.mark.parametrize("accumulation", [1, 2])
+def test_an_update_counts_forward_and_backward_products(accumulation: int) -> None:
+    # Two forward, two for the weights, and one for the hidden layer; the input has no gradient.
+    assert count_update(ToyTask(), config(accumulation=accumulation, zero_stage=2), ToyData()) == 5 * PRODUCT
+
+
+def test_the_products_of_the_optimizer_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(
+        ToyTask, "build", lambda self: nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 20), nn.Linear(20, 8))
+    )
+    plain = count_update(ToyTask(), config(), ToyData())
+    monkeypatch.setattr("train.muon.LEAST_SIDE", 8)
+    muon = count_update(ToyTask(), config(optimizer="muon"), ToyData())
+    square = 2 * 8**3
+    # Per matrix: its Gram matrix, its square in each iteration, two more products after it, and the last of all.
+    small = square + ITERATIONS * square + (ITERATIONS - 1) * 3 * square + square
+    wide = 2 * 8 * 8 * 20 * 2 + ITERATIONS * square + (ITERATIONS - 1) * 3 * square
+    assert muon - plain == small + 2 * wide
+    assert torch.is_grad_enabled()

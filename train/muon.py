@@ -1,0 +1,135 @@
+"""Muon with the exponential moving average of the weights: orthogonal updates of matrices, Adam's of all else.
+
+The momentum of a matrix is replaced by the nearest semi-orthogonal matrix, approximately (Jordan et al. 2024,
+"Muon: an optimizer for hidden layers in neural networks"), scaled so that its root mean square is about Adam's: then
+both take one learning rate and one weight decay (Liu et al. 2025, arXiv 2502.16982, section 2.2).
+
+Shape legend: N matrices of one shape, R rows, C columns, R <= C.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from train.optimizers import EMA, CountedUpdates
+
+LEAST_SIDE = 16  # rows and columns from which a parameter counts as a matrix; smaller ones, such as outputs, take Adam
+RMS = 0.2  # root mean square of an update at a learning rate of 1, as Adam's typically is
+# Quintic that moves singular values of (0, 1] to about 1 (Jordan et al. 2024), applied so many times.
+QUINTIC, ITERATIONS = (3.4445, -4.7750, 2.0315), 5
+
+
+class MuonEma(CountedUpdates, torch.optim.Optimizer):
+    """Muon with Nesterov momentum for matrices and kernels, AdamW for all else, and the EMA in the slot ``ema``.
+
+    A kernel counts as the matrix (first axis, all others). So does the table of an embedding, for which Muon is not
+    meant. ``betas`` are those of AdamW. With ``skip`` set, `step` does nothing. Never waits for the device.
+    """
+
+    EPS = 1e-8
+
+    def __init__(
+        self,
+        params: Iterable[Any],
+        lr: float,
+        ema_decay: float,
+        momentum: float = 0.95,
+        betas: tuple[float, float] = (0.9, 0.99),
+        weight_decay: float = 0.0,
+    ) -> None:
+        super().__init__(params, {"lr": lr, "weight_decay": weight_decay}, ema_decay=ema_decay)
+        self.momentum, self.betas = momentum, betas
+
+    @staticmethod
+    def slots(shape: torch.Size) -> tuple[str, ...]:
+        """Returns the names of the state tensors of a parameter of this shape."""
+        return ("momentum", EMA) if is_matrix(shape) else ("exp_avg", "exp_avg_sq", EMA)
+
+    def allocate(self, params: Iterable[Tensor]) -> None:
+        """Creates the state of ``params`` without one: zero moments, the EMA equal to the weight."""
+        for param in params:
+            if not self.state[param]:
+                names = self.slots(param.shape)
+                state = {name: torch.zeros_like(param) for name in names if name != EMA}
+                self.state[param] = state | {EMA: param.detach().clone()}
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
+        """Updates weights and EMA in place from the gradients."""
+        if self.skip:
+            return
+        for group in self.param_groups:
+            params = [param for param in group["params"] if param.grad is not None]
+            self.allocate(params)
+            if decay := group["lr"] * group["weight_decay"]:
+                torch._foreach_mul_(params, 1 - decay)
+            by_count = self._count(params)
+            for update, counted in by_count.items():
+                self._step_vectors([param for param in counted if not is_matrix(param.shape)], update, group["lr"])
+            by_shape: dict[tuple[int, int], list[Tensor]] = {}
+            for param in params:
+                if is_matrix(param.shape):
+                    by_shape.setdefault((param.shape[0], param[0].numel()), []).append(param)
+            for matrices in by_shape.values():
+                self._step_matrices(matrices, group["lr"])
+            self._update_ema(by_count, self.state)
+
+    def _step_matrices(self, params: Sequence[Tensor], rate: float) -> None:
+        """Updates matrices of one shape."""
+        grads = [param.grad for param in params if param.grad is not None]
+        momenta = [self.state[param]["momentum"] for param in params]
+        torch._foreach_lerp_(momenta, grads, 1 - self.momentum)
+        ahead = torch._foreach_lerp(grads, momenta, self.momentum)  # Nesterov's
+        update_NRC = orthogonalise(torch.stack([value.flatten(1) for value in ahead]))
+        rows, columns = update_NRC.shape[1:]
+        scale = -rate * RMS * math.sqrt(max(rows, columns))
+        for param, update_RC in zip(params, update_NRC, strict=True):
+            param.add_(update_RC.reshape(param.shape), alpha=scale)
+
+    def _step_vectors(self, params: Sequence[Tensor], update: int, rate: float) -> None:
+        """Updates all other parameters by Adam, at its ``update``-th update (from 1)."""
+        if not params:
+            return
+        first, second = self.betas
+        grads = [param.grad for param in params if param.grad is not None]
+        means, squares = ([self.state[param][name] for param in params] for name in ("exp_avg", "exp_avg_sq"))
+        torch._foreach_lerp_(means, grads, 1 - first)
+        torch._foreach_mul_(squares, second)
+        torch._foreach_addcmul_(squares, grads, grads, 1 - second)
+        sizes = torch._foreach_sqrt(squares)
+        torch._foreach_div_(sizes, math.sqrt(1 - second**update))
+        torch._foreach_add_(sizes, self.EPS)
+        torch._foreach_addcdiv_(list(params), means, sizes, -rate / (1 - first**update))
+
+
+def is_matrix(shape: torch.Size) -> bool:
+    """Returns whether a parameter of this shape has an orthogonal update."""
+    return len(shape) >= 2 and min(shape[0], math.prod(shape[1:])) >= LEAST_SIDE
+
+
+def orthogonalise(x_NRC: Tensor) -> Tensor:
+    """Returns matrices with the singular vectors of ``x_NRC`` and singular values of about 1 (0.7 to 1.2).
+
+    Values below about 1/1000 of a matrix's Frobenius norm stay smaller. The iteration runs on the smaller Gram matrix
+    alone: each step multiplies from one side by a polynomial of it, and all of them commute. For kernels that is a
+    third of the operations.
+    """
+    if x_NRC.shape[1] > x_NRC.shape[2]:
+        return orthogonalise(x_NRC.transpose(1, 2)).transpose(1, 2)
+    x_NRC = x_NRC.float()
+    x_NRC = x_NRC / (x_NRC.norm(dim=(1, 2), keepdim=True) + 1e-7)
+    one, three, five = QUINTIC
+    gram_NRR, product_NRR = x_NRC @ x_NRC.mT, None
+    identity_RR = torch.eye(gram_NRR.shape[1], dtype=gram_NRR.dtype, device=gram_NRR.device)
+    for iteration in range(ITERATIONS):
+        step_NRR = torch.baddbmm(gram_NRR, gram_NRR, gram_NRR, beta=three, alpha=five) + one * identity_RR
+        product_NRR = step_NRR if product_NRR is None else step_NRR @ product_NRR
+        if iteration + 1 < ITERATIONS:
+            gram_NRR = step_NRR @ gram_NRR @ step_NRR
+    assert product_NRR is not None
+    return product_NRR @ x_NRC
