@@ -14,7 +14,7 @@ def find_dependence(block: TextBlock, head: int) -> Tensor:
     """Returns bool (T, T): whether token t's output of one head's attention depends on token s."""
     width = block.project.out_features // block.heads
     with torch.no_grad():
-        nn.init.normal_(block.qkv.weight)
+        nn.init.normal_(block.qkv.weight, std=0.1)  # no softmax that sees one token alone
         block.project.weight.zero_()
         block.project.weight[:, head * width : (head + 1) * width].normal_()
     x_BTC = torch.randn(1, LENGTH, block.project.out_features)
