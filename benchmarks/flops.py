@@ -1,12 +1,13 @@
-"""Floating-point operations of training, counted while one update runs: two per multiplication of a matrix product.
+"""Floating-point operations of training, counted while a few updates run: two per multiplication of a matrix product.
 
 Convolutions, attention, and matrix products of the optimizer count; what goes element by element does not.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
+import numpy as np
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -28,41 +29,49 @@ from train.tasks.diffusion import DiffusionTask
 from train.tasks.diffusion_config import DiffusionTrainingConfig
 from train.tasks.t5 import T5Task
 
+SAMPLED = 4  # updates of one size that are counted
+
 
 def count_training(task: Task, config: TrainConfig, loader: Stream) -> int:
-    """Returns the operations of all updates: as many as the first and, where sizes change, as the last ones have.
-
-    But for the length of captions, which differs a little between batches.
-    """
+    """Returns the operations of all updates, from `SAMPLED` of each size: the length of captions differs by batch."""
     small = min(config.steps, config.half_size_steps) if isinstance(config, DiffusionTrainingConfig) else 0
-    total = count_update(task, config, loader, 0) * small if small else 0
-    return total + count_update(task, config, loader, small) * (config.steps - small)
+    return sum(
+        round(np.mean(count_updates(task, config, loader, spread_steps(start, stop))) * (stop - start))
+        for start, stop in ((0, small), (small, config.steps))
+        if start < stop
+    )
 
 
-def count_update(task: Task, config: TrainConfig, loader: Stream, step: int = 0) -> int:
-    """Returns the operations of update ``step`` of fresh weights: forward and backward pass, and the optimizer.
+def spread_steps(start: int, stop: int) -> list[int]:
+    """Returns at most `SAMPLED` steps, evenly from ``start`` to before ``stop``."""
+    return sorted({start + (stop - start) * number // SAMPLED for number in range(SAMPLED)})
 
-    Runs it, without ZeRO, on this machine.
+
+def count_updates(task: Task, config: TrainConfig, loader: Stream, steps: Sequence[int]) -> list[int]:
+    """Returns the operations of updates of fresh weights: forward and backward pass, and the optimizer.
+
+    Runs them, without ZeRO, on this machine.
     """
     config = config.model_copy(update={"zero_stage": 0, "offload": "none", "compile": False, "init": None})
     engine = Engine(build_model(task, config, 0), config)
     feed = DeviceFeed(engine.device, 0, task.prepare if isinstance(task, PreparingTask) else None)
-    # Attention as two products, which are counted; its kernel for CPUs is not.
-    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
-        for micro in range(config.accumulation):
-            stored = loader.stored_batch(step, 0, 1, micro, config.accumulation)
-            batch, random = feed.receive(feed.send(stored, step))
-            loss, _ = task.loss(engine, batch, random)
-            engine.backward(loss)
-            engine.step(config.learning_rate)
-    return int(counter.get_total_flops())
+    found = []
+    for step in steps:
+        # Attention as two products, which are counted; its kernel for CPUs is not.
+        with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+            for micro in range(config.accumulation):
+                stored = loader.stored_batch(step, 0, 1, micro, config.accumulation)
+                batch, random = feed.receive(feed.send(stored, step))
+                loss, _ = task.loss(engine, batch, random)
+                engine.backward(loss)
+                engine.step(config.learning_rate)
+        found.append(int(counter.get_total_flops()))
+    return found
 
 
 def count_run(run: Run) -> dict[str, int]:
-    """Returns the operations of every training of a finished run, by stage: all updates as the first."""
-    return {
-        stage: count_update(task, config, loader) * config.steps for stage, task, config, loader in _list_trainings(run)
-    }
+    """Returns the operations of every training of a finished run, by stage."""
+    return {stage: count_training(task, config, loader) for stage, task, config, loader in _list_trainings(run)}
 
 
 def _list_trainings(run: Run) -> Iterator[tuple[str, Task, TrainConfig, Stream]]:

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from benchmarks.flops import count_update
+from benchmarks.flops import count_training, count_updates, spread_steps
 from tests.helpers.toys import ToyData, ToyTask, config
 from train.muon import ITERATIONS
 
@@ -16,16 +16,22 @@ PRODUCT = 2 * 8 * 8 * 33  # of a batch of 8 with one of the two matrices of the 
 @pytest.mark.parametrize("accumulation", [1, 2])
 def test_an_update_counts_forward_and_backward_products(accumulation: int) -> None:
     # Two forward, two for the weights, and one for the hidden layer; the input has no gradient.
-    assert count_update(ToyTask(), config(accumulation=accumulation, zero_stage=2), ToyData()) == 5 * PRODUCT
+    toy = config(accumulation=accumulation, zero_stage=2)
+    assert count_updates(ToyTask(), toy, ToyData(), [0, 7]) == [5 * PRODUCT] * 2
+    assert count_training(ToyTask(), toy, ToyData()) == 5 * PRODUCT * toy.steps
+
+
+def test_counted_updates_are_spread_over_those_of_a_size() -> None:
+    assert spread_steps(0, 20) == [0, 5, 10, 15] and spread_steps(7, 9) == [7, 8]
 
 
 def test_the_products_of_the_optimizer_count(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
         ToyTask, "build", lambda self: nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 20), nn.Linear(20, 8))
     )
-    plain = count_update(ToyTask(), config(), ToyData())
+    (plain,) = count_updates(ToyTask(), config(), ToyData(), [0])
     monkeypatch.setattr("train.muon.LEAST_SIDE", 8)
-    muon = count_update(ToyTask(), config(optimizer="muon"), ToyData())
+    (muon,) = count_updates(ToyTask(), config(optimizer="muon"), ToyData(), [0])
     square = 2 * 8**3
     # Per matrix: its Gram matrix, its square in each iteration, two more products after it, and the last of all.
     small = square + ITERATIONS * square + (ITERATIONS - 1) * 3 * square + square
