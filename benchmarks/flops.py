@@ -70,7 +70,7 @@ def count_updates(task: Task, config: TrainConfig, loader: Stream, steps: Sequen
 
 
 def count_run(run: Run) -> dict[str, int]:
-    """Returns the operations of every training of a finished run, by stage."""
+    """Returns the operations of the text encoder's, CLIP's and the cascade's trainings of a finished run, by stage."""
     return {stage: count_training(task, config, loader) for stage, task, config, loader in _list_trainings(run)}
 
 
@@ -86,7 +86,7 @@ def _list_trainings(run: Run) -> Iterator[tuple[str, Task, TrainConfig, Stream]]
         data = Reader(index_shards(pack, None, (pixels_column(clip.image_size),)), LoaderConfig())
         loader = Loader.from_reader(data, None, config.seed, clip.batch_size)
         yield "clip", ClipTask(clip, encoder_location(artifacts["encoder"])), clip, loader
-    for name, stage in config.train.items():
+    for name, stage in config.cascade().items():
         index = index_shards(pack, embed, stage.pixel_columns())
         assert index.text_dim is not None
         loader = Loader.from_reader(Reader(index, stage.data), TRAIN, config.seed, stage.batch_size, stage.crop)

@@ -64,7 +64,7 @@ class Laboratory:
     def measure(self, config: RunConfig, seed: int, name: str) -> Row:
         """Trains a variant on ``flops`` operations with a seed; returns what it cost and how good it is."""
         began = time.process_time()
-        stage, pretrain, scenes = config.train["base"], config.encoder.pretrain, config.listing.scenes
+        stage, pretrain, scenes = config.cascade()["base"], config.encoder.pretrain, config.listing.scenes
         assert pretrain is not None and scenes is not None
         corpus = self._open_corpus(scenes, seed, stage.resolution)
         encoder, encoder_flops = self._train_encoder(pretrain, scenes, corpus, seed)

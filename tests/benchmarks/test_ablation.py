@@ -31,7 +31,7 @@ def test_every_variant_is_a_valid_config_and_changes_something(path: Path) -> No
 def test_a_mixture_has_the_changes_of_each() -> None:
     mixed, plain = mix_config("related+text_layers"), mix_config(BASE)
     assert mixed.listing.scenes is not None and mixed.listing.scenes.related_share == 0.6
-    assert mixed.train["base"].model_overrides["text_layers"] == 4
+    assert mixed.cascade()["base"].model_overrides["text_layers"] == 4
     assert plain.listing.scenes is not None and mixed.listing.scenes.count == plain.listing.scenes.count
     assert mix_config("text_layers+related") == mixed and mix_config("base+related") == mix_config("related")
 
