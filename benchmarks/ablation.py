@@ -69,7 +69,8 @@ def split_mixture(mixture: str) -> list[str]:
 
 def mix_config(mixture: str) -> RunConfig:
     """Returns the demo's config with the changes of every variant of a mixture; UserError where two change one key."""
-    tree, changed = parse_yaml(DEMO.read_bytes(), str(DEMO)), {}
+    tree = parse_yaml(DEMO.read_bytes(), str(DEMO))
+    changed: dict[tuple[str, ...], tuple[str, Any]] = {}
     for name in split_mixture(mixture):
         for key, value in flatten(read_variant(name)["changes"]).items():
             if changed.setdefault(key, (name, value))[1] != value:
