@@ -46,6 +46,7 @@ LEVELS: dict[str, tuple[tuple[str, ...], ...]] = {
             *("preemption", "timing", "watchdog"),
         ),
         ("config", "optimizers"),
+        ("muon",),
         ("deepspeed_config", "loader", "replica_engine", "trackers"),
         ("codebook", "logger"),
         ("engine", "task"),
