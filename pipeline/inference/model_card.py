@@ -11,6 +11,7 @@ import yaml
 
 from dataprep.card.facts import describe_source
 from dataprep.io import storage
+from dataprep.io.hub import HUB_PREFIX
 from dataprep.io.markdown import escape_cell, format_table
 from dataprep.io.wording import count_of
 from dataprep.synthetic.grammar import ATTRIBUTES
@@ -21,7 +22,6 @@ from pipeline.report.data_card_files import FACTS
 from pipeline.stages.initial_weights import describe_origin, read_origin
 from pipeline.store.run import Run
 from pipeline.units import format_decimal, format_percent
-from train.initial_weights.hub import PREFIX
 from train.models.export import CONFIG_FILE
 from train.models.weight_files import count_parameters
 
@@ -47,7 +47,7 @@ def render_model_card(
     metrics = _read_json(run.path("metrics.json"))
     origins = {name: origin for name, artifact in artifacts.items() if (origin := read_origin(artifact)) is not None}
     paths = {origin["path"] for origin in origins.values()}
-    began = sorted(path.removeprefix(PREFIX) for path in paths if path.startswith(PREFIX))
+    began = sorted(path.removeprefix(HUB_PREFIX) for path in paths if path.startswith(HUB_PREFIX))
     metadata = make_card_metadata(run, config, facts | {"title": title}, metrics, licence, datasets, began)
     lines = ["---", yaml.safe_dump(metadata, sort_keys=False, allow_unicode=True).strip(), "---", "", f"# {title}", ""]
     lines += [*_describe_use(config), *_describe_parts(config, out, weights), *_describe_training(facts, record)]

@@ -12,6 +12,7 @@ from typing import Any
 
 from dataprep.io import storage
 from dataprep.io.errors import UserError
+from dataprep.io.hub import HUB_PREFIX
 from dataprep.io.markdown import read_front_matter
 from eval.sampling.config import CASCADE_FILE
 from pipeline.stages.model_files import EXPORT, MODEL_FILE
@@ -46,7 +47,7 @@ def find_origin(init: InitConfig, stage: str, key: str) -> Origin:
 
     Raises UserError where there is no such run, stage or file.
     """
-    if init.source.startswith("hf://"):
+    if init.source.startswith(HUB_PREFIX):
         return Origin(init.source, init.source, init.weights, init.licence)
     match = REFERENCE.fullmatch(init.source)
     assert match is not None

@@ -10,6 +10,7 @@ from pydantic import Field, model_validator
 from dataprep.io import storage
 from dataprep.io.config import Config
 from dataprep.io.errors import UserError
+from dataprep.io.hub import HUB_PREFIX
 from dataprep.io.pipeline_folder import encoder_folders
 from pipeline.runtime.context import Context
 from pipeline.runtime.training_stage import train_on_cluster
@@ -98,7 +99,7 @@ def find_encoder_origin(config: T5TrainingConfig) -> Origin:
     key = "encoder.pretrain.init"
     origin = find_origin(config.init, "encoder", key)
     folder = origin.model or origin.path
-    if not folder.startswith("hf://") and not storage.exists(storage.join(folder, "tokenizer.json")):
+    if not folder.startswith(HUB_PREFIX) and not storage.exists(storage.join(folder, "tokenizer.json")):
         raise UserError(
             f"{key}={config.init.source}: has no tokenizer (tokenizer.json), without which its weights mean nothing; "
             "name the run, its export, or a folder with both"

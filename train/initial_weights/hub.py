@@ -3,37 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from functools import cache
 from typing import TYPE_CHECKING
 
 from dataprep.io.errors import UserError
+from dataprep.io.hub import HUB_PREFIX, WantedFiles, download_model
 from train.initial_weights.base import Shape, WeightSource
-from train.initial_weights.library_folders import DIFFUSERS, TRANSFORMERS
+from train.initial_weights.library_folders import DIFFUSERS, TRANSFORMERS, UNET
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-PREFIX = "hf://"
-FILES = ["*.json", "*.safetensors", "unet/*.json", "unet/*.safetensors", "README.md"]
+WANTED = WantedFiles(folders=("", UNET), weights=("", UNET))
 
 
-@cache
-def download_model(path: str) -> str:
-    """Returns the local folder of ``hf://owner/name``; downloads what is not in the hub's cache."""
-    from huggingface_hub import snapshot_download
-
-    name = path.removeprefix(PREFIX)
-    try:
-        return str(snapshot_download(name, allow_patterns=FILES))
-    except (OSError, ValueError) as error:  # the library's own errors are OSErrors and ValueErrors
-        reason = " ".join(str(error).split())[:200]
-        raise UserError(
-            f"{path}: not found on the hub or not reachable ({reason}); check the name, or give a folder"
-        ) from error
+def download_weights(path: str) -> str:
+    """Returns the local folder of ``hf://owner/name``, with the configs and weights that a training begins from."""
+    return download_model(path, WANTED)
 
 
 def _layout(path: str) -> WeightSource:
-    folder = download_model(path)
+    folder = download_weights(path)
     for source in (DIFFUSERS, TRANSFORMERS):
         if source.recognise(folder):
             return source
@@ -42,17 +31,19 @@ def _layout(path: str) -> WeightSource:
 
 def list_files(path: str) -> list[str]:
     """Returns the downloaded files that count."""
-    return _layout(path).list_files(download_model(path))
+    return _layout(path).list_files(download_weights(path))
 
 
 def read_shapes(path: str, kind: str) -> Mapping[str, Shape]:
     """Returns the shapes of all tensors."""
-    return _layout(path).shapes(download_model(path), kind)
+    return _layout(path).shapes(download_weights(path), kind)
 
 
 def load(path: str, kind: str) -> Mapping[str, Tensor]:
     """Returns all tensors."""
-    return _layout(path).load(download_model(path), kind)
+    return _layout(path).load(download_weights(path), kind)
 
 
-HUB = WeightSource("a hub model (hf://owner/name)", lambda path: path.startswith(PREFIX), list_files, read_shapes, load)
+HUB = WeightSource(
+    "a hub model (hf://owner/name)", lambda path: path.startswith(HUB_PREFIX), list_files, read_shapes, load
+)

@@ -10,6 +10,7 @@ from typing import Any, ClassVar, Literal, Self
 from pydantic import Field, model_validator
 
 from dataprep.io.config import Config
+from dataprep.io.hub import HUB_PREFIX
 from dataprep.io.pack_format import pixels_column
 from train.config import TrainConfig
 from train.diffusion.config import DiffusionConfig
@@ -81,8 +82,9 @@ class DiffusionStageConfig(Config):
         So the config itself holds all that training needs, on every machine.
         """
         model = data.get("model") if isinstance(data, dict) else None
-        if isinstance(model, str) and model.startswith("hf://"):
-            raise ValueError(f"model={model}: download it (`hf download {model[5:]}`) and give the folder")
+        if isinstance(model, str) and model.startswith(HUB_PREFIX):
+            name = model.removeprefix(HUB_PREFIX)
+            raise ValueError(f"model={model}: download it (`hf download {name}`) and give the folder")
         if not isinstance(model, str) or is_preset(model) or (stage := read_folder_stage(model)) is None:
             return data
         overrides = stage.model.model_dump(mode="json") | dict(data.get("model_overrides") or {})

@@ -21,8 +21,9 @@ from torch.nn import functional
 from dataprep.io import storage
 from dataprep.io.device_copy import send
 from dataprep.io.errors import UserError
+from dataprep.io.hub import HUB_PREFIX
 from dataprep.io.model_imports import import_transformers
-from train.initial_weights.hub import PREFIX, download_model
+from train.initial_weights.hub import download_weights
 from train.loader.loader import Batch, CaptionLoader
 from train.loader.sampler import SampleRandom
 from train.loop import train
@@ -175,7 +176,7 @@ class T5Task:
 
 def load_trained_tokenizer(folder: str) -> PreTrainedTokenizerFast:
     """Loads the tokenizer of a T5 (a local folder, a URL or ``hf://NAME``); UserError for one without sentinels."""
-    local = download_model(folder) if folder.startswith(PREFIX) else storage.local_folder(folder)
+    local = download_weights(folder) if folder.startswith(HUB_PREFIX) else storage.local_folder(folder)
     tokenizer = import_transformers().AutoTokenizer.from_pretrained(local)
     if tokenizer.convert_tokens_to_ids("<extra_id_0>") in (None, tokenizer.unk_token_id):
         raise UserError(f"encoder.pretrain.init: the tokenizer of {folder} has no sentinels (<extra_id_0>); name a T5")

@@ -10,13 +10,13 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from dataprep.io.errors import UserError
+from dataprep.io.hub import download_model
 from tests.helpers import toys
 from tests.helpers.cascades import BASE, trained
 from tests.helpers.diffusers_folders import build_pipeline
 from tests.helpers.encoders import save_encoder
 from train.diffusion.config import DiffusionConfig
 from train.init_config import InitConfig
-from train.initial_weights import hub
 from train.initial_weights.fitting import load_initial_weights
 from train.initial_weights.registry import WEIGHT_SOURCES, find_weight_source
 from train.models.adapters.config import AdapterConfig
@@ -115,7 +115,8 @@ def test_a_torn_checkpoint_is_refused(tmp_path: Path) -> None:
 
 def test_a_hub_model_is_read_like_its_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = write_diffusers(tmp_path / "if")
-    hub.download_model.cache_clear()
+    download_model.cache_clear()
+    monkeypatch.setattr("huggingface_hub.HfApi.list_repo_files", lambda self, name: ["config.json"])
     monkeypatch.setattr("huggingface_hub.snapshot_download", lambda name, **_: str(folder / name.partition("/")[2]))
     (folder / "model").symlink_to(folder)
     assert check("hf://owner/model", "hub").keys() == {"a", "b"}
@@ -128,7 +129,8 @@ def test_a_hub_that_does_not_answer_is_one_line(monkeypatch: pytest.MonkeyPatch)
     def fail(*_: object, **__: object) -> str:
         raise OSError("offline\nmode")
 
-    hub.download_model.cache_clear()
+    download_model.cache_clear()
+    monkeypatch.setattr("huggingface_hub.HfApi.list_repo_files", fail)
     monkeypatch.setattr("huggingface_hub.snapshot_download", fail)
     with pytest.raises(UserError, match=r"hf://owner/model: not found on the hub or not reachable \(offline mode\)"):
         check("hf://owner/model", "hub")

@@ -14,12 +14,13 @@ from dataprep.io.errors import UserError
 from dataprep.io.storage import read_json, read_json_lines
 from eval.sampling.config import SamplingConfig, StageEntry
 from eval.sampling.stage_sampler import LoadedStage, SamplerInputs, pad_text, sample_stage
+from tests.helpers.diffusers_folders import save_pipeline
 from tests.helpers.packs import make_embedding, write_embeddings, write_pack
 from tests.helpers.toys import short_config
 from train.diffusion.config import DiffusionConfig
 from train.loader.loader import Loader
 from train.loop import train
-from train.models.backbones import BACKBONES, backbone_name, build_denoiser, denoiser_config
+from train.models.backbones import BACKBONES, backbone_name, build_denoiser, denoiser_config, find_stage_folder
 from train.models.base import Backbone, Conditions, DenoiserConfig, check_conditions
 from train.models.export import load_stage
 from train.tasks.diffusion import DiffusionTask
@@ -106,3 +107,14 @@ def test_unknown_preset_is_refused() -> None:
 def test_overrides_are_validated() -> None:
     with pytest.raises(ValueError, match="chanels"):
         denoiser_config("micro-base", {"chanels": 3})
+
+
+def test_a_stage_of_the_hub_is_the_folder_that_it_is_downloaded_to(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = save_pipeline(tmp_path / "one")
+    files = [str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()]
+    monkeypatch.setattr("huggingface_hub.HfApi.list_repo_files", lambda self, name: files)
+    monkeypatch.setattr("huggingface_hub.snapshot_download", lambda name, **_: str(folder))
+    assert find_stage_folder("hf://owner/stage") == str(folder)
+    assert find_stage_folder(str(tmp_path)) is None

@@ -5,13 +5,23 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from dataprep.io.hub import HUB_PREFIX, WantedFiles, download_model
+from dataprep.io.pipeline_folder import PIPELINE_FILE
 from train.models.base import Backbone
 from train.models.diffusers_unet.config import SUPPORTED_CONDITIONS, DiffusersUNetConfig
-from train.models.diffusers_unet.folder_config import read_folder_config
+from train.models.diffusers_unet.folder_config import NOISING, SCHEDULER, UNET, read_folder_config
 from train.models.diffusers_unet.presets import PRESETS
 
 if TYPE_CHECKING:
     from train.models.diffusers_unet.network import DiffusersUNet
+
+TEXT_ENCODER = "text_encoder"
+WANTED = WantedFiles(
+    folders=(UNET, SCHEDULER, NOISING, TEXT_ENCODER, "tokenizer"),
+    weights=(UNET, TEXT_ENCODER),
+    half=True,  # networks compute in float32 or bfloat16 all the same
+    needed=(PIPELINE_FILE, UNET),
+)
 
 
 def build_diffusers_unet(config: DiffusersUNetConfig) -> DiffusersUNet:
@@ -30,9 +40,7 @@ def load_diffusers_unet(folder: str, config: DiffusersUNetConfig) -> DiffusersUN
 
 def download_diffusers_unet(name: str) -> str | None:
     """Returns the folder of a stage on the hub, downloaded on first use; None where ``name`` is not ``hf://...``."""
-    from train.models.diffusers_unet.hub import download_folder
-
-    return download_folder(name)
+    return download_model(name, WANTED) if name.startswith(HUB_PREFIX) else None
 
 
 def write_diffusers_unet(
