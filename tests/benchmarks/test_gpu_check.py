@@ -23,7 +23,7 @@ def options(out: Path, *words: str) -> argparse.Namespace:
 
 @pytest.mark.slow  # processes that import everything, a pipeline and a training that is killed
 def test_every_part_runs_on_a_cpu(tmp_path: Path) -> None:
-    assert check_all(options(tmp_path)) == 0
+    assert check_all(options(tmp_path, "--seconds", "1400")) == 0
     results = {path.stem: json.loads(path.read_text()) for path in tmp_path.iterdir()}
     assert set(results) == {f"gpu_{name}" for name in list_parts(TINY)}
     for name, result in results.items():
