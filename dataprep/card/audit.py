@@ -105,7 +105,7 @@ def build_audit(counts: AuditCounts, hosts: Mapping[str, int]) -> dict[str, Any]
 
 
 def _find_associated(group: str, counts: AuditCounts) -> list[dict[str, Any]]:
-    found = []
+    found: list[dict[str, Any]] = []
     for word, together in counts.beside[group].items():
         if together < LEAST_TOGETHER or word in TERMS:
             continue

@@ -15,6 +15,7 @@ from urllib.parse import urlsplit
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from dataprep.card.audit import AuditCounts, build_audit
 from dataprep.card.config import CardConfig
 from dataprep.io.failure_reasons import FORGOTTEN
 from dataprep.io.source_column import SOURCE_COLUMN
@@ -54,6 +55,7 @@ class DataCounts:
     splits: Counter[str] = field(default_factory=Counter)
     hosts: Counter[str] = field(default_factory=Counter)  # of the URLs of kept rows, without "www."
     hosts_dropped: bool = False
+    audit: AuditCounts = field(default_factory=AuditCounts)  # of kept rows
     licence_column: str | None = None
 
 
@@ -64,7 +66,8 @@ def count_shard(download: str | Path, annotations: str | Path, selection: str | 
     counts.licence_column = counts.licence_column or licence
     others = [name for name in (licence, SOURCE_COLUMN if SOURCE_COLUMN in names else None) if name]
     fetched = pq.read_table(download, columns=["url", "status", "reason", *others])
-    measured = pq.read_table(annotations, columns=["language", "width", "height"])
+    looked = "faces" in pq.read_schema(annotations).names
+    measured = pq.read_table(annotations, columns=["language", "width", "height", "caption", *(["faces"] * looked)])
     verdicts = pq.read_table(selection, columns=["keep", "split"])
     keep = verdicts["keep"].combine_chunks()
     counts.rows += fetched.num_rows
@@ -80,6 +83,8 @@ def count_shard(download: str | Path, annotations: str | Path, selection: str | 
     sides = pa.compute.min_element_wise(measured["width"], measured["height"]).filter(keep).to_pylist()
     counts.sides += Counter(_classify_side(side) for side in sides if side is not None)
     counts.splits += _count_values(verdicts["split"])
+    counts.audit.add_captions(measured["caption"].filter(keep).to_pylist())
+    counts.audit.add_faces(measured["faces"].filter(keep).to_pylist() if looked else ())
     _count_hosts(fetched["url"].filter(keep).to_pylist(), counts)
 
 
@@ -142,6 +147,7 @@ def build_facts(counts: DataCounts, sources: Mapping[str, Mapping[str, Any]], co
             "exact": not counts.hosts_dropped,
             "most_images": dict(list(_sort_by_count(counts.hosts).items())[:LISTED_HOSTS]),
         },
+        "audit": build_audit(counts.audit, counts.hosts),
     }
 
 

@@ -44,6 +44,7 @@ def render_card(
         *_render_licences(facts),
         *_render_hosts(facts),
         *_render_section("Languages of the kept captions", list_most_frequent(facts["languages"]), "language", "rows"),
+        *_render_audit(facts["audit"]),
         *_render_section("Shorter side of the kept originals", facts["sides"].items(), "pixels", "rows"),
         *_render_section("Splits", facts["splits"].items(), "split", "rows"),
         *_render_artifacts(artifacts),
@@ -91,6 +92,31 @@ def _render_hosts(facts: Mapping[str, Any]) -> list[str]:
     title = f"Hosts of the kept images: {number if hosts['exact'] else f'more than {number}'}"
     rows = list_most_frequent(hosts["most_images"])
     return _render_section(title, rows, "host", "rows")
+
+
+def _render_audit(audit: Mapping[str, Any]) -> list[str]:
+    """Renders who and where the captions speak of; "Audit" says what such counts cannot tell."""
+    people = [
+        (
+            group,
+            count,
+            ", ".join(f"{item['word']} ({item['captions']}, {item['lift']:g}x)" for item in audit["beside"][group]),
+        )
+        for group, count in audit["people"].items()
+    ]
+    note = (
+        "Captions of kept rows that name somebody of a group, by words (English, Chinese, French, German, Spanish), "
+        "and the words that stand beside: captions with both, and how many times as often as anywhere. Captions that "
+        "do not say who is in the image count for nobody; what an image shows is not looked at."
+    )
+    lines = ["## Audit", "", note, "", *_format_rows(people, "people", "captions", "beside")]
+    if audit["countries"]:
+        lines += ["By the country code of the host (a host need not stand where its images are from):", ""]
+        lines += _format_rows(list_most_frequent(audit["countries"]), "country code", "images")
+    if audit["faces"]:
+        lines += ["Faces that `annotate.faces` found; no detector finds all:", ""]
+        lines += _format_rows(list(audit["faces"].items()), "faces", "images")
+    return lines
 
 
 def _render_artifacts(artifacts: Sequence[Mapping[str, Any]]) -> list[str]:

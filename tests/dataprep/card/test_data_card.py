@@ -13,7 +13,7 @@ from dataprep.card.config import CardConfig
 from dataprep.card.croissant import build_croissant
 from dataprep.card.facts import MOST, DataCounts, build_facts, count_shard
 from dataprep.card.markdown import render_card
-from dataprep.io.parquet import write_table
+from dataprep.io.parquet import read_table, write_table
 from dataprep.io.source_column import SOURCE_COLUMN
 
 FUNNEL = [{"filter": "min_side", "reason": "shorter side below 64 pixels", "in": 4, "dropped": 1, "kept": 3}]
@@ -35,6 +35,7 @@ def shard(folder: Path, **columns: Any) -> tuple[Path, Path, Path]:
         | columns,
         "annotations": {
             "language": ["en", "en", "zh", "en", "en"],
+            "caption": ["a woman", "a man and a woman", "红色圆形", "a boy", ""],
             "width": pa.array([64, 300, 40, 5, None], pa.int32()),
             "height": pa.array([640, 301, 90, 5, None], pa.int32()),
         },
@@ -74,6 +75,21 @@ def test_counts_add_up_over_shards(tmp_path: Path) -> None:
         "kept": 6,
         "licences": found["licences"],
     }
+
+
+def test_people_hosts_and_faces_of_kept_rows_are_audited(tmp_path: Path) -> None:
+    paths = shard(tmp_path, url=[f"https://{host}/" for host in ("a.fr", "www.b.fr", "c.com", "d.de", "e.de")])
+    table = read_table(paths[1], "annotations").append_column("faces", pa.array([1, 2, 0, 1, None], pa.int32()))
+    write_table(table, paths[1], "annotations")
+    found = told(paths, times=5)
+    audit = found["audit"]
+    assert (audit["people"]["women"], audit["people"]["men"], audit["people"]["boys"]) == (10, 5, 0)
+    assert audit["countries"] == {"fr": 10}
+    assert audit["faces"] == {"0": 5, "1": 5, "2": 5}
+    text = render_card(found, FUNNEL, ARTIFACTS)
+    for part in ("## Audit", "| women | 10 |", "| men | 5 | and (5, 3x) |", "| fr | 10 |", "no detector finds all"):
+        assert part in text, part
+    assert "no detector" not in render_card(told(shard(tmp_path)), FUNNEL, ARTIFACTS)
 
 
 def test_a_download_without_licences_says_so(tmp_path: Path) -> None:
