@@ -8,71 +8,39 @@ A small denoiser is trained for 60 updates in every combination of ZeRO stage, r
 uninterrupted; interrupted at five points and resumed unchanged; interrupted at the same points and resumed at another
 world size each time; and with everything changed at each resume. An interruption saves nothing. Every run is compared
 with an uninterrupted run of one process without ZeRO: the loss and the sample positions of every update, and the
-exported EMA. A run that was resumed unchanged is also compared bit by bit with the uninterrupted run of its kind.
+exported EMA. A run that was resumed unchanged is also compared bit by bit with the uninterrupted run of its kind. So,
+at one and two ranks, are the tasks that train more than a network by its own loss: an autoencoder with a codebook and a
+discriminator, a refinement stage, a diffusion stage with a discriminator.
 """
 
 from __future__ import annotations
 
 import contextlib
 import itertools
-import json
 import sys
 import tempfile
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 import torch.distributed as dist
-from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from safetensors.torch import load_file
 
 from benchmarks import ranks
+from benchmarks.equality_tasks import BATCH, TASKS, record
 from benchmarks.result import make_claim, read_rows, write_result
 from dataprep.io.storage import read_json_lines
 from train.config import TrainConfig
-from train.loader.loader import Batch, Stream
-from train.loader.sampler import SampleRandom
 from train.loop import train
 
-STEPS, EVERY, BATCH, ROWS, WIDTH = 60, 7, 8, 50, 8
+STEPS, EVERY = 60, 7
 STOPS = (9, 20, 31, 42, 53)  # 2 to 4 updates after a checkpoint
 WORLDS, STAGES = (1, 2, 4), (0, 1, 2, 3)
 TOLERANCE = 1e-5  # relative, of a loss; absolute, of the EMA: fp32 sums in another order, over 60 updates
 JOBS = 12  # per group of processes: DeepSpeed and gloo keep threads of each job
 Job = dict[str, Any]  # folder, world, stop (None: run to the end), settings of TrainConfig
 Case = tuple[str, list[Job]]  # name, and the jobs that run one after another in one folder
-
-
-class Vectors(Stream):
-    """`ROWS` random vectors of `WIDTH` numbers."""
-
-    def __init__(self) -> None:
-        super().__init__(ROWS, 0, BATCH)
-        self.x = torch.randn(ROWS, WIDTH, generator=torch.Generator().manual_seed(1))
-
-    def gather(self, rows: np.ndarray, positions: np.ndarray) -> Batch:
-        return {"key": [str(row) for row in rows], "x": self.x[rows]}
-
-
-class Denoise:
-    """Denoises the vectors; records the positions it sees. Most parameters divide unevenly among ranks."""
-
-    def __init__(self, seen: Path) -> None:
-        self.seen = seen
-
-    def build(self) -> nn.Module:
-        return nn.Sequential(nn.Linear(WIDTH, 33, bias=False), nn.SiLU(), nn.Linear(33, 33), nn.Linear(33, WIDTH + 1))
-
-    def loss(self, model: Callable[..., Any], batch: Batch, random: SampleRandom) -> tuple[Tensor, dict[str, Tensor]]:
-        with open(self.seen, "a", encoding="utf-8") as file:
-            file.write(json.dumps([random.step, random.indices]) + "\n")
-        error = model(batch["x"] + random.normal("noise", WIDTH))[:, :WIDTH] - batch["x"]
-        return error.square().mean(), {}
-
-    def export(self, folder: str, weights: dict[str, Tensor], step: int) -> None:
-        save_file(weights, Path(folder) / "weights.safetensors")
 
 
 class Interrupted(Exception):  # noqa: N818
@@ -90,9 +58,10 @@ def run_job(job: Job) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     settings = {"steps": STEPS, "batch_size": BATCH, "checkpoint_every": EVERY, "log_every": 1, "warmup_steps": 5}
     config = TrainConfig.model_validate(settings | job["settings"])
-    task = Denoise(folder / f"seen-{job['attempt']}-{dist.get_rank()}.jsonl")
+    task, data = TASKS[job["task"]](folder / f"inputs-{dist.get_rank()}", config.accumulation)
+    task = record(task, folder / f"seen-{job['attempt']}-{dist.get_rank()}.jsonl")
     with contextlib.suppress(Interrupted):
-        train(task, config, Vectors(), str(folder), 0, on_event=on_event)
+        train(task, config, data, str(folder), 0, on_event=on_event)
 
 
 def run_rank(number: int, world: int, jobs: list[Job]) -> None:
@@ -131,21 +100,25 @@ def has_same_samples(folder: Path) -> bool:
     return right and steps == set(range(STEPS))
 
 
-def name_case(settings: dict[str, int], world: int) -> str:
+def name_case(settings: dict[str, int], world: int, task: str) -> str:
     """Returns the name of a case."""
-    return f"ZeRO {settings['zero_stage']}, {world} rank{'s'[: world > 1]}, accumulation {settings['accumulation']}"
+    name = f"ZeRO {settings['zero_stage']}, {world} rank{'s'[: world > 1]}, accumulation {settings['accumulation']}"
+    return f"{task}, {name}" if task else name
 
 
 def make_cases(
-    stages: tuple[int, ...] = STAGES, worlds: tuple[int, ...] = WORLDS, accumulations: tuple[int, ...] = (1, 2)
+    stages: tuple[int, ...] = STAGES,
+    worlds: tuple[int, ...] = WORLDS,
+    accumulations: tuple[int, ...] = (1, 2),
+    task: str = "",
 ) -> list[Case]:
     """Returns the cases; those at another world size only if there are several ``worlds``."""
     table: list[Case] = []
     for stage, world, accumulation in itertools.product(stages, worlds, accumulations):
         settings = {"zero_stage": stage, "accumulation": accumulation}
-        name, first = name_case(settings, world), worlds.index(world)
-        table.append((name, [{"world": world, "stop": None, "settings": settings}]))
-        same = [{"world": world, "stop": stop, "settings": settings} for stop in (*STOPS, None)]
+        name, first = name_case(settings, world, task), worlds.index(world)
+        table.append((name, [{"task": task, "world": world, "stop": None, "settings": settings}]))
+        same = [{"task": task, "world": world, "stop": stop, "settings": settings} for stop in (*STOPS, None)]
         table.append((f"{name}: stopped 5 times", same))
         if len(worlds) == 1:
             continue
@@ -170,18 +143,21 @@ def _change_settings(stages: tuple[int, ...], accumulations: tuple[int, ...], st
 def measure_cases(folder: Path, table: list[Case]) -> list[dict[str, Any]]:
     """Runs the cases; returns a row per case: largest error of a loss (relative) and of the EMA, exactness, samples."""
     plain = {"zero_stage": 0, "accumulation": 1}
-    reference: Job = {"world": 1, "stop": None, "settings": plain, "folder": str(folder / "reference"), "attempt": 0}
+    references: dict[str, Job] = {}
+    for number, task in enumerate(dict.fromkeys(jobs[0]["task"] for _, jobs in table)):
+        place = str(folder / f"reference-{number}")
+        references[task] = {"task": task, "world": 1, "stop": None, "settings": plain, "folder": place, "attempt": 0}
     for number, (_, jobs) in enumerate(table):
         for attempt, job in enumerate(jobs):
             job |= {"folder": str(folder / f"{number:03d}"), "attempt": attempt}
-    run_all([reference] + [jobs[0] for _, jobs in table])
+    run_all([*references.values()] + [jobs[0] for _, jobs in table])
     for at in range(1, max(len(jobs) for _, jobs in table)):
         run_all([jobs[at] for _, jobs in table if len(jobs) > at])
-    right, found = read_losses(folder / "reference"), []
-    weights = load_file(folder / "reference/export/weights.safetensors")
+    found = []
     whole = {name: folder / f"{number:03d}" for number, (name, _) in enumerate(table)}
     for number, (name, jobs) in enumerate(table):
-        here = folder / f"{number:03d}"
+        here, reference = folder / f"{number:03d}", Path(references[jobs[0]["task"]]["folder"])
+        right, weights = read_losses(reference), load_file(reference / "export/weights.safetensors")
         ours, ema = read_losses(here), load_file(here / "export/weights.safetensors")
         row = {"case": name, "loss_error": float(np.max(np.abs(ours - right) / right))}
         row["ema_error"] = max(float((ema[key] - weights[key]).abs().max()) for key in weights)
@@ -190,7 +166,7 @@ def measure_cases(folder: Path, table: list[Case]) -> list[dict[str, Any]]:
         if len(jobs) > 1 and all(
             (job["world"], job["settings"]) == (jobs[0]["world"], jobs[0]["settings"]) for job in jobs
         ):
-            unbroken = whole[name.partition(":")[0]]
+            unbroken = whole[name.partition(": stopped")[0]]
             theirs = load_file(unbroken / "export/weights.safetensors")
             exact = np.array_equal(ours, read_losses(unbroken))
             row["bit_identical"] = bool(exact and all(torch.equal(ema[key], theirs[key]) for key in theirs))
@@ -223,6 +199,7 @@ def report_cases(rows: list[dict[str, Any]], part: str) -> None:
 def main() -> None:
     """Measures and writes the result."""
     part, table = "".join(sys.argv[1:2]), make_cases()
+    table += [case for task in TASKS if task for case in make_cases(worlds=(1, 2), accumulations=(1,), task=task)]
     ranks.warm_up()
     with tempfile.TemporaryDirectory() as folder:
         rows = measure_cases(Path(folder), [case for case in table if part in case[0]])

@@ -48,7 +48,7 @@ LEVELS: dict[str, tuple[tuple[str, ...], ...]] = {
         ("config", "optimizers"),
         ("muon",),
         ("deepspeed_config", "loader", "replica_engine", "trackers"),
-        ("codebook", "logger"),
+        ("adversary", "codebook", "logger"),
         ("engine", "task"),
         ("checkpoint_files", "host_copies"),
         ("checkpoint", "resume"),

@@ -30,9 +30,10 @@ class VqTrainStageConfig(StageConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class VqInputs(StageInputs):
-    """Training pixels."""
+    """Training pixels; and for a discriminator that sees captions their embeddings, row-aligned."""
 
     pack: Artifact
+    embed: Artifact | None
 
 
 def list_instances(config: RunConfig) -> dict[str, StageConfig]:
@@ -40,10 +41,15 @@ def list_instances(config: RunConfig) -> dict[str, StageConfig]:
     return list_trainings(config, "vq", VqTrainStageConfig)
 
 
+def list_embeddings(config: RunConfig, name: str) -> tuple[str, ...]:
+    """Returns the stage of the embeddings, if they are needed."""
+    adversarial = _find_training(config, name).adversarial
+    return ("embed",) if adversarial is not None and adversarial.text else ()
+
+
 def list_sources(config: RunConfig, name: str) -> list[str]:
     """Returns the files of the weights that a stage begins from, if any, after checking that they fit its network."""
-    stage = config.train[name]
-    assert isinstance(stage, VqTrainingConfig)
+    stage = _find_training(config, name)
     if stage.init is None:
         return []
     key = f"train.{name}.init"
@@ -59,6 +65,12 @@ def list_sources(config: RunConfig, name: str) -> list[str]:
     return list_origin_files(origin)
 
 
+def _find_training(config: RunConfig, name: str) -> VqTrainingConfig:
+    training = config.train[name]
+    assert isinstance(training, VqTrainingConfig)
+    return training
+
+
 def train_rank(**arguments: Any) -> dict[str, Any]:
     """Trains one rank, see `train.tasks.vq.train_vq`."""
     from train.tasks.vq import train_vq
@@ -68,9 +80,10 @@ def train_rank(**arguments: Any) -> dict[str, Any]:
 
 def run(ctx: Context[VqTrainStageConfig, VqInputs]) -> None:
     """Trains the autoencoder: checkpoints, log, and EMA weights with the codebook."""
-    pack, train = ctx.inputs.pack, ctx.config.train
-    index = ctx.path(INDEX_FILE)
-    write_shard_index(ctx, index, pack.files(), None, train.pixel_columns(), pack.content, train.min_original)
+    pack, embed, train = ctx.inputs.pack, ctx.inputs.embed, ctx.config.train
+    index, captions = ctx.path(INDEX_FILE), embed.files() if embed is not None else None
+    content = pack.content + (embed.content if embed is not None else "")
+    write_shard_index(ctx, index, pack.files(), captions, train.pixel_columns(), content, train.min_original)
     validate = pack.manifest.counters["validation"] > 0
     arguments: dict[str, Any] = {"index": index, "validate": validate, "mix": ctx.config.mix}
     train_on_cluster(ctx, train_rank, arguments, place_weights(ctx, train), ctx.config.seed)
@@ -83,6 +96,8 @@ STAGE = StageType(
     config=VqTrainStageConfig,
     inputs=VqInputs,
     instances=list_instances,
+    optional=lambda config, name: False,
+    instance_inputs=list_embeddings,
     instance_sources=list_sources,
     placement=always(Placement.GROUP),
     kind="train",

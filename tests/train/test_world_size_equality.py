@@ -18,12 +18,13 @@ import json, sys
 from pathlib import Path
 from benchmarks import equality, ranks
 ranks.warm_up()
-print(json.dumps(equality.measure_cases(Path(sys.argv[1]), equality.make_cases(*json.loads(sys.argv[2])))))
+table = [case for what in json.loads(sys.argv[2]) for case in equality.make_cases(*what)]
+print(json.dumps(equality.measure_cases(Path(sys.argv[1]), table)))
 """
 
 
-def measure(folder: Path, *what: tuple[int, ...]) -> list[dict[str, Any]]:
-    """Returns the table's rows for these stages, sizes and accumulations, measured in separate processes."""
+def measure(folder: Path, *what: tuple[Any, ...]) -> list[dict[str, Any]]:
+    """Returns the table's rows for these stages, sizes, accumulations and tasks, measured in separate processes."""
     env = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     words = [sys.executable, "-c", SCRIPT, str(folder), json.dumps(what)]
     done = subprocess.run(words, env=env, capture_output=True, text=True, timeout=1000, check=False)
@@ -40,7 +41,7 @@ def assert_equal(rows: list[dict[str, Any]]) -> None:
 
 
 def test_two_ranks_with_zero_3_interrupted_five_times(tmp_path: Path) -> None:
-    rows = measure(tmp_path, (3,), (2,), (1,))
+    rows = measure(tmp_path, ((3,), (2,), (1,)))
     assert [(row["attempts"], "bit_identical" in row) for row in rows] == [(1, False), (6, True)]
     assert_equal(rows)
 
@@ -48,6 +49,15 @@ def test_two_ranks_with_zero_3_interrupted_five_times(tmp_path: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.timeout(1100)
 def test_sizes_and_stages_change_at_each_resume(tmp_path: Path) -> None:
-    rows = measure(tmp_path, (0, 3), (1, 2), (2, 1))
+    rows = measure(tmp_path, ((0, 3), (1, 2), (2, 1)))
     assert sum("another size, stage" in row["case"] for row in rows) == 2
+    assert_equal(rows)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1100)
+def test_every_task_is_the_same_at_any_number_of_ranks_and_any_stage(tmp_path: Path) -> None:
+    tasks = ("vq with a discriminator", "refinement", "diffusion with a discriminator")
+    rows = measure(tmp_path, *(((stage,), (2,), (1,), task) for task in tasks for stage in (0, 2, 3)))
+    assert len(rows) == 18
     assert_equal(rows)

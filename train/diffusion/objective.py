@@ -122,15 +122,15 @@ def noise_images(x0_BCHW: Tensor, u_B: Tensor, noise_BCHW: Tensor, config: Diffu
 
 
 def denoising_loss(predict: PredictOutput, noised: NoisedImages, config: DiffusionConfig) -> tuple[Tensor, Tensor]:
-    """Returns the weighted loss per sample (B,), and the predicted clean image (B, C, H, W), detached.
+    """Returns the weighted loss per sample (B,), and the predicted clean image (B, C, H, W).
 
     A learned variance is not trained: the error is that of the prediction alone.
     """
     seen_BCHW = network_input(noised.x_BCHW, noised.log_snr_B, config.schedule, noised.scales)
     output_BCHW, _ = split_variance(predict(seen_BCHW, noised.log_snr_B), noised.x_BCHW)
     loss_B = LOSSES[config.loss](output_BCHW.float() - noised.target_BCHW, noised.weight_B, config)
-    clean = output_BCHW.detach().float()
-    x0_hat_BCHW = x0_from_output(config.prediction, clean, noised.x_BCHW, noised.log_snr_B, noised.scales)
+    output_BCHW = output_BCHW.float()
+    x0_hat_BCHW = x0_from_output(config.prediction, output_BCHW, noised.x_BCHW, noised.log_snr_B, noised.scales)
     return loss_B, x0_hat_BCHW
 
 

@@ -17,10 +17,12 @@ from torch.nn import functional
 from dataprep.io.errors import UserError
 from dataprep.io.parquet import read_schema
 from dataprep.text.embedding_codec import EMPTY_TEXT_KEY, unpack_embedding
+from train.adversary import Adversary, make_adversary
 from train.diffusion.guidance import GuidedDenoiser
 from train.diffusion.likelihood import NATS_TO_BITS
 from train.diffusion.objective import (
     NoisedImages,
+    PredictOutput,
     augment_lowres,
     bound_ends,
     denoising_loss,
@@ -38,7 +40,9 @@ from train.loader.sampler import SampleRandom, sample_seed
 from train.loader.shard_index import ShardIndex
 from train.models.backbones import build_denoiser
 from train.models.base import Conditions, DenoiserConfig, PaddedTextDenoiser
+from train.models.discriminator import pool_text
 from train.models.export import save_stage
+from train.task import Companion
 from train.tasks.diffusion_config import DiffusionStageConfig, DiffusionTrainingConfig
 from train.tasks.pack_training import train_on_pack
 
@@ -57,13 +61,22 @@ class DenoisingInputs(NamedTuple):
 class DiffusionTask:
     """A stage for the training loop; ``text_dim`` is the width of the text embeddings.
 
-    ``empty_text_LD``: the embedding of the empty text, which a `PaddedTextDenoiser` needs.
+    ``empty_text_LD``: the embedding of the empty text, which a `PaddedTextDenoiser` needs; ``adversary``: judges what a
+    super-resolution stage predicts.
     """
 
     component = "unet"
 
-    def __init__(self, config: DiffusionStageConfig, text_dim: int, empty_text_LD: np.ndarray | None = None) -> None:
+    def __init__(
+        self,
+        config: DiffusionStageConfig,
+        text_dim: int,
+        empty_text_LD: np.ndarray | None = None,
+        adversary: Adversary | None = None,
+    ) -> None:
         self.config, self.text_dim, self.empty_text_LD = config, text_dim, empty_text_LD
+        self.adversary = adversary
+        self.companions: dict[str, Companion] = {} if adversary is None else {"adversary": adversary}
         self.columns = config.pixel_columns()
 
     def denoiser_config(self) -> DenoiserConfig:
@@ -78,9 +91,22 @@ class DiffusionTask:
         return model
 
     def loss(self, model: Callable[..., Any], batch: Batch, random: SampleRandom) -> tuple[Tensor, dict[str, Tensor]]:
-        """Returns the mean weighted loss (scalar), and ``x0_mse``, the unweighted error of the clean image."""
-        loss_B, _, error = self._sample_losses(model, batch, random)
-        return loss_B.mean(), {"x0_mse": error}
+        """Returns the mean weighted loss (scalar), and ``x0_mse``, the unweighted error of the clean image.
+
+        And the adversarial term, if any, with what `Adversary.play` logs.
+        """
+        inputs = self._inputs(batch, random)
+        loss_B, x0_hat_BCHW = denoising_loss(bind(model, inputs.conditions), inputs.noised, self.config.diffusion)
+        loss, metrics = loss_B.mean(), {"x0_mse": image_error(x0_hat_BCHW, inputs)}
+        if self.adversary is None:
+            return loss, metrics
+        text_BLD, text_BE = inputs.conditions.text_BLD, None
+        if self.adversary.sees_text and text_BLD is not None:
+            text_BE = pool_text(text_BLD, inputs.conditions.text_mask_BL)
+        # The more noise, the more of a good prediction is a mean of many images: alpha^2 is what it counts.
+        share_B = inputs.noised.log_snr_B.float().sigmoid()
+        term, judged = self.adversary.play(x0_hat_BCHW, inputs.noised.x0_BCHW, text_BE, random, share_B)
+        return loss + term, metrics | judged
 
     def validate(
         self, model: Callable[..., Any], batch: Batch, random: SampleRandom
@@ -89,26 +115,22 @@ class DiffusionTask:
 
         With ``weighting: elbo`` also the bits per dimension and their parts (docs/diffusion.md, equation 10).
         """
-        batch = batch if "inputs" in batch else self.prepare(batch, random)
-        loss_B, t_B, error = self._sample_losses(model, batch, random)
-        metrics = {"x0_mse": error}
+        inputs = self._inputs(batch, random)
+        loss_B, x0_hat_BCHW = denoising_loss(bind(model, inputs.conditions), inputs.noised, self.config.diffusion)
+        metrics = {"x0_mse": image_error(x0_hat_BCHW, inputs)}
         for quarter in range(4):
-            inside_B = ((t_B * 4).long() == quarter).float()
+            inside_B = ((inputs.t_B * 4).long() == quarter).float()
             metrics[f"loss_noise_{quarter + 1}of4"] = torch.stack([(loss_B * inside_B).sum(), inside_B.sum()])
         if self.config.diffusion.weighting == "elbo":
-            noise_BCHW = random.normal("latent", *batch["inputs"].noised.x0_BCHW.shape[1:])
-            metrics |= self._measure_bits(model, batch["inputs"], noise_BCHW, loss_B)
+            noise_BCHW = random.normal("latent", *inputs.noised.x0_BCHW.shape[1:])
+            metrics |= self._measure_bits(model, inputs, noise_BCHW, loss_B)
         return loss_B.mean(), metrics
 
     def _measure_bits(
         self, model: Callable[..., Any], inputs: DenoisingInputs, noise_BCHW: Tensor, loss_B: Tensor
     ) -> dict[str, Tensor]:
         """Returns the bound's bits per dimension, whose integral ``loss_B`` is, by part and by quarter of time."""
-
-        def predict(x_BCHW: Tensor, log_snr_B: Tensor) -> Tensor:
-            output_BCHW: Tensor = model(x_BCHW, log_snr_B, inputs.conditions)
-            return output_BCHW
-
+        predict = bind(model, inputs.conditions)
         prior_B, reconstruction_B = bound_ends(predict, inputs.noised.x0_BCHW, noise_BCHW, self.config.diffusion)
         bits = {"per_dim": prior_B + reconstruction_B + loss_B, "prior": prior_B, "reconstruction": reconstruction_B}
         bits |= {f"noise_{quarter + 1}of4": loss_B * ((inputs.t_B * 4).long() == quarter) for quarter in range(4)}
@@ -128,18 +150,9 @@ class DiffusionTask:
         noised = noise_images(x0_BCHW, t_B, random.normal("noise", *x0_BCHW.shape[1:]), self.config.diffusion)
         return batch | {"inputs": DenoisingInputs(noised, t_B, conditions)}
 
-    def _sample_losses(
-        self, model: Callable[..., Any], batch: Batch, random: SampleRandom
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Returns the weighted loss per sample (B,), its time (B,), and the mean error of the clean image."""
+    def _inputs(self, batch: Batch, random: SampleRandom) -> DenoisingInputs:
         inputs: DenoisingInputs = (batch if "inputs" in batch else self.prepare(batch, random))["inputs"]
-
-        def predict(x_BCHW: Tensor, log_snr_B: Tensor) -> Tensor:
-            output_BCHW: Tensor = model(x_BCHW, log_snr_B, inputs.conditions)
-            return output_BCHW
-
-        loss_B, x0_hat_BCHW = denoising_loss(predict, inputs.noised, self.config.diffusion)
-        return loss_B, inputs.t_B, (x0_hat_BCHW.clamp(-1, 1) - inputs.noised.x0_BCHW).square().mean()
+        return inputs
 
     def _conditions(self, batch: Batch, random: SampleRandom, size: Sequence[int]) -> Conditions:
         """Text of the batch; for super-resolution the low-resolution image at ``size`` (height, width).
@@ -192,6 +205,21 @@ class DiffusionTask:
         save_stage(folder, weights, self.denoiser_config(), self.config.diffusion.model_dump(mode="json"), step)
 
 
+def bind(model: Callable[..., Any], conditions: Conditions) -> PredictOutput:
+    """Returns the network as a function of the noisy image and its log-SNR."""
+
+    def predict(x_BCHW: Tensor, log_snr_B: Tensor) -> Tensor:
+        output_BCHW: Tensor = model(x_BCHW, log_snr_B, conditions)
+        return output_BCHW
+
+    return predict
+
+
+def image_error(x0_hat_BCHW: Tensor, inputs: DenoisingInputs) -> Tensor:
+    """Returns the mean squared error of predicted clean images, clipped to their range."""
+    return (x0_hat_BCHW.detach().clamp(-1, 1) - inputs.noised.x0_BCHW).square().mean()
+
+
 def train_diffusion(
     index: str,
     validate: bool,
@@ -210,7 +238,9 @@ def train_diffusion(
         raise UserError("train: nothing was kept to train on; look at the report's funnel and loosen select")
     padded = config.denoiser_config().caption_tokens() is not None
     empty_text_LD = read_empty_text(str(shards.embed_path(0))) if padded else None
-    task = DiffusionTask(config, shards.text_dim, empty_text_LD)
+    channels = config.denoiser_config().image_channels
+    adversary = make_adversary(config.adversarial, channels, shards.text_dim, config.accumulation, seed)
+    task = DiffusionTask(config, shards.text_dim, empty_text_LD, adversary)
     return train_on_pack(task, shards, validate, config, folder, seed, mix)
 
 

@@ -17,6 +17,7 @@ from train.diffusion.config import DiffusionConfig
 from train.loader.config import LoaderConfig
 from train.models.backbones import backbone_name, denoiser_config, find_backbone, is_preset, read_folder_stage
 from train.models.base import DenoiserConfig
+from train.tasks.adversarial_config import AdversarialConfig
 
 # Above this level less of the small image than of the noise is left in a network's low-resolution input.
 MAX_RESIDUAL_LEVEL = 0.5
@@ -50,6 +51,10 @@ class DiffusionStageConfig(Config):
         ge=0,
         lt=1,
         description="share of caption tokens hidden in training, so that each word is learned without the others too",
+    )
+
+    adversarial: AdversarialConfig | None = Field(
+        None, description="a discriminator of what a super-resolution stage predicts; None: the loss alone counts"
     )
 
     def denoiser_config(self, text_dim: int | None = None) -> DenoiserConfig:
@@ -151,4 +156,22 @@ class DiffusionTrainingConfig(DiffusionStageConfig, TrainConfig):
     """One diffusion stage of the cascade: keys of the task, of the training loop and of the loader."""
 
     task: Literal["diffusion"] = Field("diffusion", description="a denoiser of images at one resolution")
+
+    @model_validator(mode="after")
+    def _check_adversarial(self) -> Self:
+        if self.adversarial is None:
+            return self
+        if self.low_resolution is None:
+            raise ValueError(
+                "adversarial is for super-resolution: without a small image, what a base stage predicts at high noise "
+                "is a blur that any discriminator tells from an image; leave it out"
+            )
+        if self.diffusion.prediction == "eps":
+            raise ValueError(
+                "adversarial judges the predicted image, which diffusion.prediction=eps gives with an error that grows "
+                "without bound with the noise; set it to x0 or v"
+            )
+        self.adversarial.check(self.crop or self.resolution, self.steps)
+        return self
+
     data: LoaderConfig = Field(LoaderConfig(), description="how training data is read")

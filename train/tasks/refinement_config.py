@@ -36,6 +36,10 @@ class RefinementTrainingConfig(DiffusionTrainingConfig):
 
     @model_validator(mode="after")
     def _check_unused(self) -> Self:
+        if self.adversarial is not None:
+            raise ValueError("adversarial: no gradient passes chosen codes; give it to the autoencoder's entry")
+        if self.token_drop:
+            raise ValueError(f"token_drop={self.token_drop}: only a diffusion stage has it; leave it out")
         default = DiffusionConfig()
         for name in self.diffusion.model_fields_set:
             if name not in LOWRES_KEYS and getattr(self.diffusion, name) != getattr(default, name):

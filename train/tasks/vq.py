@@ -12,12 +12,14 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from train.adversary import Adversary, make_adversary
 from train.codebook import CodebookAverage
 from train.diffusion.objective import to_model_range, to_pixels
 from train.loader.loader import Batch
 from train.loader.mix_config import DataMix
 from train.loader.sampler import SampleRandom
 from train.loader.shard_index import ShardIndex
+from train.models.discriminator import pool_text
 from train.models.vq.autoencoder import VqAutoencoder, VqOutput
 from train.models.vq.stage_folder import save_autoencoder
 from train.task import Companion
@@ -28,21 +30,31 @@ from train.tasks.vq_config import VqStageConfig, VqTrainingConfig
 class VqTask:
     """An autoencoder for the training loop; ``batch_size`` is that of an update."""
 
-    def __init__(self, config: VqStageConfig, batch_size: int) -> None:
-        self.config, self.column = config, config.pixel_columns()[0]
+    def __init__(self, config: VqStageConfig, batch_size: int, adversary: Adversary | None = None) -> None:
+        self.config, self.column, self.adversary = config, config.pixel_columns()[0], adversary
         self.codebook = CodebookAverage(config.codebook_decay, config.revive_below, batch_size)
         self.companions: dict[str, Companion] = {"codebook": self.codebook}
+        if adversary is not None:
+            self.companions["adversary"] = adversary
 
     def build(self) -> nn.Module:
         """Returns a fresh autoencoder."""
         return VqAutoencoder(self.config.autoencoder_config())
 
     def loss(self, model: Callable[..., Any], batch: Batch, random: SampleRandom) -> tuple[Tensor, dict[str, Tensor]]:
-        """Returns the mean error of the image plus the commitment (scalar), and both apart, with the squared error."""
+        """Returns the mean error of the image plus the commitment (scalar), and both apart, with the squared error.
+
+        And the adversarial term, if any, with what `Adversary.play` logs.
+        """
         image_BCHW = to_model_range(batch[self.column])
         output: VqOutput = model(image_BCHW)
         self.codebook.observe(output.latent_BDhw, output.codes_Bhw, random)
-        return self._sum_losses(image_BCHW, output)
+        loss, metrics = self._sum_losses(image_BCHW, output)
+        if self.adversary is None:
+            return loss, metrics
+        text_BE = pool_text(batch["text_BLD"], batch["text_mask_BL"]) if self.adversary.sees_text else None
+        term, judged = self.adversary.play(output.image_BCHW, image_BCHW, text_BE, random)
+        return loss + term, metrics | judged
 
     def validate(
         self, model: Callable[..., Any], batch: Batch, random: SampleRandom
@@ -93,7 +105,11 @@ def train_vq(
     """Trains an autoencoder on this rank from pack shards.
 
     ``index`` is the path of their `train.loader.shard_index.ShardIndex`, for the config's pixel column and
-    ``min_original``; ``validate``, ``mix`` and the result are those of `train_on_pack`.
+    ``min_original``, with embeddings for a discriminator that sees captions; ``validate``, ``mix`` and the result are
+    those of `train_on_pack`.
     """
-    task = VqTask(config, config.batch_size)
-    return train_on_pack(task, ShardIndex.read(index), validate, config, folder, seed, mix)
+    shards = ShardIndex.read(index)
+    channels = config.autoencoder_config().image_channels
+    adversary = make_adversary(config.adversarial, channels, shards.text_dim, config.accumulation, seed)
+    task = VqTask(config, config.batch_size, adversary)
+    return train_on_pack(task, shards, validate, config, folder, seed, mix)

@@ -11,6 +11,7 @@ from dataprep.io.pack_format import pixels_column
 from train.config import TrainConfig
 from train.loader.config import LoaderConfig
 from train.models.vq.config import VqConfig, vq_config
+from train.tasks.adversarial_config import AdversarialConfig
 
 
 class VqStageConfig(Config):
@@ -33,6 +34,10 @@ class VqStageConfig(Config):
         ge=0,
         lt=1,
         description="a code is dead, and moved, that gets less than this share of an equal part of the positions",
+    )
+
+    adversarial: AdversarialConfig | None = Field(
+        None, description="a discriminator of the decoded images; None: the error alone counts"
     )
 
     def autoencoder_config(self) -> VqConfig:
@@ -72,6 +77,8 @@ class VqTrainingConfig(VqStageConfig, TrainConfig):
 
     @model_validator(mode="after")
     def _check_loop(self) -> Self:
+        if self.adversarial is not None:
+            self.adversarial.check(self.crop or self.resolution, self.steps)
         if self.adapter is not None:
             raise ValueError("adapter: an autoencoder of this size is trained whole; leave adapter out")
         if self.activation_checkpointing:

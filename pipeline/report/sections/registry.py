@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pipeline.report.section import ReportSection
-from pipeline.report.sections import data, funnel, memorisation, metrics, run, samples, source, summary, training
+from pipeline.report.sections import codes, data, funnel, memorisation, metrics, run, samples, source, summary, training
 
 SECTIONS: dict[str, ReportSection] = {
     "summary": summary.SECTION,
@@ -14,5 +14,6 @@ SECTIONS: dict[str, ReportSection] = {
     "funnel": funnel.SECTION,
     "data": data.SECTION,
     "training": training.SECTION,
+    "codes": codes.SECTION,
     "run": run.SECTION,
 }

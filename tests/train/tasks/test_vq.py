@@ -9,8 +9,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tests.helpers.pictures import Pictures
+from tests.helpers.pictures import TEXT, Pictures
 from tests.helpers.toys import StopError, rows, stop_after
+from train.adversary import make_adversary
 from train.diffusion.objective import to_model_range
 from train.loader.sampler import SampleRandom
 from train.loop import train
@@ -34,10 +35,14 @@ SETTINGS: dict[str, Any] = {
 }
 
 
+ADVERSARIAL: dict[str, Any] = {"width": 8, "layers": 2, "start": 4, "ramp": 4, "r1_every": 2, "weight": 0.1}
+
+
 def run(folder: Path, stop: int | None = None, **changes: Any) -> dict[str, Any] | None:
     """Trains on `Pictures`; with ``stop``, kills it after that step."""
     config = VqTrainingConfig(**{**SETTINGS, **changes})
-    task = VqTask(config, config.batch_size)
+    adversary = make_adversary(config.adversarial, 3, TEXT, config.accumulation, 0)
+    task = VqTask(config, config.batch_size, adversary)
     on_event = stop_after(stop) if stop else None
     try:
         return train(task, config, Pictures(), str(folder), 0, Pictures(seed=1), on_event)
@@ -63,6 +68,38 @@ def test_it_learns_to_reconstruct_with_most_of_its_codes(tmp_path: Path) -> None
     found = float(peak_signal_to_noise(model.decode(model.encode(image_BCHW)), image_BCHW).mean())
     grey = float(peak_signal_to_noise(image_BCHW.mean((2, 3), keepdim=True).expand_as(image_BCHW), image_BCHW).mean())
     assert found > grey + 3 and log[-1]["validation_psnr"] > grey + 3
+
+
+@pytest.fixture(scope="module")
+def contested(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of an uninterrupted training with a discriminator."""
+    folder = tmp_path_factory.mktemp("contested")
+    run(folder, adversarial=ADVERSARIAL)
+    return folder
+
+
+@pytest.mark.parametrize("stop", [8, 16])
+def test_with_a_discriminator_a_resumed_training_is_the_same(contested: Path, tmp_path: Path, stop: int) -> None:
+    assert run(tmp_path, stop, adversarial=ADVERSARIAL) is None
+    run(tmp_path, adversarial=ADVERSARIAL)
+    assert rows(tmp_path) == rows(contested)
+    ours, theirs = (load_file(folder / "export/model.safetensors") for folder in (tmp_path, contested))
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+
+
+def test_with_a_discriminator_accumulation_does_not_change_the_training(contested: Path, tmp_path: Path) -> None:
+    run(tmp_path, adversarial=ADVERSARIAL, accumulation=2)
+    for ours, theirs in zip(rows(tmp_path), rows(contested), strict=True):
+        same = [key for key in theirs if key != "adversarial_diversity"]  # which is of a micro-batch
+        assert {key: ours[key] for key in same} == pytest.approx({key: theirs[key] for key in same}, rel=1e-3, abs=1e-4)
+
+
+def test_the_discriminator_begins_at_its_start(whole: Path, contested: Path) -> None:
+    first, later = rows(contested)[0], rows(contested)[-1]
+    assert first["adversarial_discriminator"] == first["adversarial_grad_norm"] == 0
+    assert first["loss"] == rows(whole)[0]["loss"] and later["loss"] != rows(whole)[-1]["loss"]
+    named = {"generator", "discriminator", "r1", "logit_real", "logit_made", "diversity", "grad_norm"}
+    assert {f"adversarial_{name}" for name in named} <= set(later) and later["adversarial_grad_norm"] > 0
 
 
 @pytest.mark.parametrize("stop", [8, 16])
