@@ -22,6 +22,7 @@ from dataprep.io.seeds import MAX_SEED
 from dataprep.listing.config import ListingConfig
 from dataprep.pack_config import PackConfig
 from dataprep.text.config import EmbedConfig
+from eval.captioning.config import CaptionConfig
 from eval.clip.config import ScoreConfig
 from eval.metrics.config import EvaluateConfig
 from eval.sampling.config import SamplingConfig
@@ -77,6 +78,7 @@ class RunConfig(Config):
     clip: ClipConfig
     score: ScoreConfig = ScoreConfig()
     select: SelectConfig = SelectConfig()
+    caption: CaptionConfig = CaptionConfig()
     pack: PackConfig = PackConfig()
     embed: EmbedConfig = EmbedConfig()
     card: CardConfig = CardConfig()
@@ -114,12 +116,28 @@ class RunConfig(Config):
                 f"pack.blur_faces={self.pack.blur_faces} blurs what annotate.faces finds; set annotate.faces, "
                 "such as {detector: cascade}, or pack.blur_faces to null"
             )
+        self._check_captions()
         self._check_cascade()
         self._check_trainings()
         self._check_batches()
         self._check_stage_names()
         self._check_fit()
         return self
+
+    def list_captions(self) -> dict[str, dict[str, float]]:
+        """Returns how often each caption of an image is trained on: source -> caption -> weight."""
+        sources = self.listing.list_sources()
+        return {name: source.captions or self.pack.captions for name, source in sources.items()}
+
+    def _check_captions(self) -> None:
+        """Raises ValueError where captions would be written that nothing is trained on."""
+        used = {name for captions in self.list_captions().values() for name in captions}
+        if self.caption.model is not None and not used.intersection(self.caption.prompts):
+            names = ", ".join(self.caption.prompts)
+            raise ValueError(
+                f"caption.model={self.caption.model}: nothing is trained on the captions that it would write "
+                f"({names}); name those to train on in pack.captions, or leave the model out"
+            )
 
     def _check_cascade(self) -> None:
         """Raises ValueError for stages that cannot follow each other, or that the embedded captions do not serve."""

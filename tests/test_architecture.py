@@ -56,7 +56,7 @@ LEVELS: dict[str, tuple[tuple[str, ...], ...]] = {
         ("loop",),
         ("tasks",),
     ),
-    "eval": (("clip",), ("sampling",), ("metrics",), ("judging",)),
+    "eval": (("captioning", "clip"), ("sampling",), ("metrics",), ("judging",)),
     "pipeline": (
         ("profile", "terminal", "units"),
         ("store",),

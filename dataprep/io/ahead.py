@@ -1,4 +1,4 @@
-"""Work ahead of a consumer, in threads, in order. Light: loads nothing heavy."""
+"""Work ahead of a consumer, in threads, in order, and batches of it. Light: loads nothing heavy."""
 
 from __future__ import annotations
 
@@ -42,3 +42,15 @@ def map_ahead(
         finally:
             for future in waiting:
                 future.cancel()
+
+
+def group_batches(items: Iterable[Item], size: int) -> Iterator[list[Item]]:
+    """Yields ``items`` in lists of ``size``, the last one of what is left."""
+    batch = []
+    for item in items:
+        batch.append(item)
+        if len(batch) == size:
+            yield batch
+            batch = []
+    if batch:
+        yield batch

@@ -52,6 +52,16 @@ def import_transformers(models: bool = True) -> ModuleType:
     return transformers
 
 
+def import_transformers_vision() -> ModuleType:
+    """Returns the module transformers for models that see images: the processors of many need torchvision.
+
+    Call it before `import_transformers` in a process: what that takes for absent stays so, and then only models whose
+    processors need no torchvision can be loaded.
+    """
+    declare_torchvision_operators()
+    return import_transformers()
+
+
 @functools.cache
 def _import_base() -> ModuleType:
     """Imports transformers itself, which imports models when they are asked for."""

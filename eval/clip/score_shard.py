@@ -11,7 +11,7 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
-from dataprep.io.ahead import map_ahead, read_ahead
+from dataprep.io.ahead import group_batches, map_ahead, read_ahead
 from dataprep.io.device_copy import HostCopy, pin
 from dataprep.io.parquet import read_table, write_table
 from eval.clip.heads import Head
@@ -79,7 +79,7 @@ def score_shard(
 def _prepare_batches(
     pairs: Iterable[tuple[str, Tensor]], captions: Mapping[str, str], scorer: ClipScorer
 ) -> Iterator[PreparedPairs]:
-    for batch in _group_batches(pairs, scorer.batch_size):
+    for batch in group_batches(pairs, scorer.batch_size):
         keys = [key for key, _ in batch]
         parts = batched([pixels for _, pixels in batch], scorer.image_batch)
         pixels = [pin(torch.stack(list(part)), scorer.device) for part in parts]
@@ -108,14 +108,3 @@ def _score_batch(batch: EncodedPairs, heads: Sequence[Head], embeddings: bool) -
     if embeddings:
         columns["clip_embedding"] = [feature.astype("<f2").tobytes() for feature in image_BD]
     return {key: {name: values[row] for name, values in columns.items()} for row, key in enumerate(batch.prepared.keys)}
-
-
-def _group_batches(items: Iterable[tuple[str, Tensor]], size: int) -> Iterator[list[tuple[str, Tensor]]]:
-    batch = []
-    for item in items:
-        batch.append(item)
-        if len(batch) == size:
-            yield batch
-            batch = []
-    if batch:
-        yield batch

@@ -21,6 +21,7 @@ from torch import nn
 
 from dataprep.io.device_settings import pick_device
 from dataprep.io.errors import UserError
+from eval.captioning.prompt_expander import PromptExpander, expand_prompts
 from eval.clip.scorer import ClipScorer, ClipSpec
 from eval.sampling.adapters import AdapterChoice, apply_adapters
 from eval.sampling.cascade_sampler import sample_plan
@@ -49,14 +50,17 @@ class Cascade:
         watermark: str | None = None,
         adapters: Sequence[AdapterChoice] = (),
         weights: StoredWeights = "whole",
+        expander: PromptExpander | None = None,
     ) -> None:
         """``clip`` ranks candidates (`ClipScorer.load`); ``watermark`` is the text of an invisible mark.
 
         ``adapters`` are those that are merged into ``stages`` and ``encoder``, ``weights`` says how these are kept: for
-        the images' metadata.
+        the images' metadata. ``expander`` writes prompts out: what it writes is drawn, and everything else, noise and
+        ranking too, goes by the prompt.
         """
         self.stages, self.encoder, self.device = tuple(stages), encoder, torch.device(device)
         self.clip, self.watermark, self.adapters, self.weights = clip, watermark, tuple(adapters), weights
+        self.expander = expander
 
     @classmethod
     def from_pretrained(
@@ -98,7 +102,8 @@ class Cascade:
             for network in (stage.model, stage.guide):
                 if isinstance(network, nn.Module):
                     store_weights(network, weights)
-        return cls(stages, encoder, device, clip, config.watermark, merged, weights)
+        expander = PromptExpander.load(config.expand, device) if config.expand else None
+        return cls(stages, encoder, device, clip, config.watermark, merged, weights, expander)
 
     def __call__(self, prompts: str | Sequence[str], num: int = 1, seed: int = 0, **options: Any) -> Samples:
         """`sample` with the fields of `SamplingOptions` and of `SamplingConfig` as keywords.
@@ -121,8 +126,11 @@ class Cascade:
         options = replace(options, negative=clean_prompt(options.negative, "negative prompt"))
         stages = self.span(options.start_at, options.stop_at)
         check_options(options, stages[0].entry, [stage.entry.name for stage in self.stages])
-        texts = encode_prompts(self.encoder, [*prompts, options.negative], options.overlong)
+        expanded = expand_prompts(self.expander, prompts)
+        drawn = [expanded.get(prompt, prompt) for prompt in prompts]
+        texts = encode_prompts(self.encoder, [*drawn, options.negative], options.overlong)
         plan = make_plan(self.stages, stages, options, texts)
+        plan = replace(plan, texts={prompt: texts[text] for prompt, text in zip(prompts, drawn, strict=True)})
         keys = [(prompt, index) for prompt in prompts for index in range(options.num * options.best_of)]
         samples = sample_plan(plan, keys, options.batch_size, self.device, self.watermark)
         marked = self.watermark if can_carry(plan.size) else None
@@ -138,7 +146,9 @@ class Cascade:
             making["adapters"] = [vars(choice) for choice in self.adapters]
         if self.weights != "whole":
             making["weights"] = self.weights
-        samples = replace(samples, making=making)
+        if self.expander is not None:
+            making["expand"] = self.expander.config.model
+        samples = replace(samples, making=making, expanded=expanded)
         return samples if options.best_of == 1 else self._pick_best(samples, options.best_of)
 
     def span(self, start_at: str | None = None, stop_at: str | None = None) -> tuple[LoadedStage, ...]:
@@ -168,4 +178,5 @@ class Cascade:
             digest or digest_weights(stage.model.state_dict()) for digest, stage in zip(known, self.stages, strict=True)
         ]
         parts += [stage.guide_digest for stage in self.stages]
+        parts += [self.expander.config.model_dump_json()] if self.expander else []  # it draws other images of a prompt
         return hashlib.sha256("".join(parts).encode()).hexdigest()[:16]

@@ -13,6 +13,7 @@ from dataprep.io.config import Config
 from dataprep.io.errors import UserError
 from dataprep.io.storage import exists, read_json, write_json
 from dataprep.text.config import EncoderDtype
+from eval.captioning.config import ExpandConfig
 from train.diffusion.config import GuidanceConfig, SamplerName, StepSpacing
 
 CASCADE_FILE = "cascade.json"
@@ -114,6 +115,9 @@ class CascadeConfig(Config):
     clip: str | None = Field(default=None, description="CLIP that ranks samples: folder or open_clip name; None: none")
     clip_pretrained: str | None = Field(default=None, description="open_clip tag or weights file, for `clip`")
     watermark: str | None = Field(default=None, description="text of the invisible watermark; None: no watermark")
+    expand: ExpandConfig | None = Field(
+        default=None, description="language model that writes prompts out before they are drawn; None: none"
+    )
 
     @model_validator(mode="after")
     def _check_chain(self) -> Self:

@@ -22,11 +22,14 @@ class Samples:
     by_stage: dict[str, list[Image.Image]]  # images of every stage that ran; those of the last one are `images`
     scores: list[float] | None = None  # CLIP scores, with best_of
     making: Mapping[str, Any] = field(default_factory=dict)  # shared by all images: seed, model, settings
+    expanded: Mapping[str, str] = field(default_factory=dict)  # prompt -> what was drawn in its place, if written out
 
     def info(self, number: int) -> dict[str, Any]:
         """Returns the metadata of image ``number``, as `eval.sampling.png_metadata.save_png` writes it."""
         score = None if self.scores is None else round(self.scores[number], 4)
-        return {"prompt": self.prompts[number], "index": self.indices[number], "score": score, **self.making}
+        prompt = self.prompts[number]
+        drawn = {"expanded": self.expanded[prompt]} if prompt in self.expanded else {}
+        return {"prompt": prompt, **drawn, "index": self.indices[number], "score": score, **self.making}
 
     def select(self, numbers: Sequence[int], scores: Sequence[float]) -> Samples:
         """Returns the images ``numbers`` alone, with their scores out of ``scores`` of all images."""

@@ -50,6 +50,10 @@ def sample_images(
     watermark: Annotated[
         str | None, typer.Option(metavar="TEXT", help="embed this text as an invisible watermark")
     ] = None,
+    expand: Annotated[
+        str | None,
+        typer.Option(metavar="FOLDER|no", help="language model that writes prompts out before they are drawn"),
+    ] = None,
     adapter: Annotated[
         list[str] | None,
         typer.Option(metavar="[STAGE=]FILE[:WEIGHT]", help="LoRA file, or a run that trained some; repeatable"),
@@ -96,6 +100,7 @@ def sample_images(
         aspect=aspect,
         assignments=assign or [],
         watermark=watermark,
+        expand=expand,
         adapters=adapter or [],
         device=device,
         compiled=compiled,

@@ -130,6 +130,7 @@ def _write_folder(
         guide = None if stage.guide is None else _copy_model(stage.guide, out, f"{stage.name}_guide")
         stages.append(stage.model_copy(update={"path": stage.name, "guide": guide}))
     changes: dict[str, object] = {"stages": stages, "encoder": _copy_model(config.encoder, out, ENCODER)}
+    changes["expand"] = None  # another's model, for which `sample --expand` is
     if config.clip is not None:
         changes["clip"] = _copy_model(config.clip, out, CLIP)
     if config.clip_pretrained is not None:

@@ -19,6 +19,7 @@ from dataprep.io.outputs import check_output_file, check_output_folder
 from dataprep.io.plain_text import check_text
 from dataprep.io.wording import count_of
 from dataprep.io.yaml_text import parse_yaml
+from eval.captioning.config import ExpandConfig
 from eval.sampling import image_editing
 from eval.sampling.adapters import AdapterChoice
 from eval.sampling.batch_folder import sample_folder
@@ -39,6 +40,7 @@ from pipeline.store.run import RUN_FILE, Run
 from pipeline.terminal import console, progress
 from train.models.backbones import find_stage_folder
 
+NO_EXPANSION = "no"
 ADAPTER = "export/adapter.safetensors"  # of a training stage
 
 
@@ -55,7 +57,7 @@ def run_cascade(run: Run) -> CascadeConfig:
     trained = {name: artifacts[f"train.{name}"] for name in stages}
     more: dict[str, Any] = {"max_length": config.embed.max_length, "encoder_dtype": config.embed.dtype}
     more |= {"encoder_pad": config.embed.pad, "encoder_lowercase": config.embed.lowercase}
-    more |= {"watermark": config.sample.watermark}
+    more |= {"watermark": config.sample.watermark, "expand": config.sample.expand}
     if "clip" in artifacts:
         clip = read_clip_spec(artifacts["clip"])
         more |= {"clip": str(clip["model"]), "clip_pretrained": clip["pretrained"]}
@@ -99,6 +101,7 @@ class SampleRequest:
     aspect: str | None = None  # W:H
     assignments: Sequence[str] = ()  # sampler settings as KEY=VALUE or STAGE.KEY=VALUE
     watermark: str | None = None
+    expand: str | None = None  # folder of a language model that writes prompts out, "no" for none
     adapters: Sequence[str] = ()  # [STAGE=]FILE[:WEIGHT], or a run for FILE
     device: str = "auto"
     compiled: bool = False
@@ -132,6 +135,7 @@ def sample_run(folder: str, request: SampleRequest) -> list[Path]:
             request.then,
             request.compiled,
             request.weights,
+            request.expand,
         )
     options = replace(options, size=_parse_size(cascade, request))
     # One warning per prompt, each as a line of its own.
@@ -154,13 +158,18 @@ def load_cascade(
     then: Sequence[str] = (),
     compiled: bool = False,
     weights: StoredWeights = "whole",
+    expand: str | None = None,
 ) -> Cascade:
     """Loads the cascade of a run, an exported one, or stages in diffusers' layout, with ``adapters`` in it.
 
-    ``watermark`` replaces its own; ``then``: the stages after ``folder``, for stages in diffusers' layout.
+    ``watermark`` replaces its own; ``then``: the stages after ``folder``, for stages in diffusers' layout; ``expand``:
+    the language model that writes prompts out in place of the cascade's own, `NO_EXPANSION` for none.
     """
     choices, config = find_adapters(adapters), model_cascade(folder, then)
-    config = config.model_copy(update={"watermark": watermark or config.watermark})
+    expander = config.expand
+    if expand is not None:
+        expander = None if expand == NO_EXPANSION else ExpandConfig(model=expand)
+    config = config.model_copy(update={"watermark": watermark or config.watermark, "expand": expander})
     return Cascade.from_config(config, device, choices, compiled, weights)
 
 

@@ -98,7 +98,7 @@ def collect_kept_examples(download: Artifact, select: Artifact, count: int) -> l
 
 
 def load_examples(download: Artifact, places: Sequence[RowKey]) -> list[dict[str, Any]]:
-    """Returns caption, note and image of each row, in order, without rows that were forgotten since."""
+    """Returns key, caption, note and image of each row, in order, without rows that were forgotten since."""
     shards = {shard.id: shard for shard in download.shards}
     wanted: dict[int, list[str]] = defaultdict(list)
     for shard, key in places:
@@ -116,5 +116,7 @@ def load_examples(download: Artifact, places: Sequence[RowKey]) -> list[dict[str
         row, data = rows[key], images.get(key)
         if row["error_message"] != FORGOTTEN:
             src = encode_thumbnail_url(data) if data else None
-            items.append({"caption": row["caption"], "note": row["error_message"] or row["url"], "src": src})
+            items.append(
+                {"key": key, "caption": row["caption"], "note": row["error_message"] or row["url"], "src": src}
+            )
     return items

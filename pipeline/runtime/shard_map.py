@@ -73,7 +73,7 @@ def map_shards(
         pool = ctx.pools.pop(key, None)
         if pool is None:
             ctx.close_pools()  # kept workers of other arguments hold the resources
-            pool = _make_pool(ctx, on_gpu)
+            pool = _make_pool(ctx, on_gpu, getattr(worker, "process_kind", ""))
         try:
             call = _ShardCall(ctx.stage, key, [ray.put((worker, arguments))], folder, subfolder, fingerprint)
             failed = _finish_shards(ctx, pool, call, waiting, done)
@@ -108,12 +108,12 @@ def _finish_shards(
     return failed
 
 
-def _make_pool(ctx: Context[Any, Any], on_gpu: bool) -> ActorPool:
+def _make_pool(ctx: Context[Any, Any], on_gpu: bool, kind: str) -> ActorPool:
     """Returns a pool of processes as large as the config, the cluster and other stages allow."""
     requested = StageResources() if ctx.trains else ctx.cluster.stage_resources(ctx.stage)
     need, shares = resolve_actor_need(requested, on_gpu), ctx.shares
     return ActorPool(
-        ProcessSpec(need),
+        ProcessSpec(need, kind=kind),
         ctx.stage,
         lambda: shares.max_workers(ctx.stage, need) if shares else None,
         requested.max_actors,

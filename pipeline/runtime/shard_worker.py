@@ -34,7 +34,8 @@ class ShardTask:
 class ShardWorker(Protocol):
     """Processes one shard per call; the constructor loads what all shards share (a model, a server).
 
-    Reads only its constructor's arguments and the tasks: a shard's fingerprint covers exactly these.
+    Reads only its constructor's arguments and the tasks: a shard's fingerprint covers exactly these. A class with an
+    attribute ``process_kind`` shares its processes with workers of the same kind alone.
     """
 
     def __call__(self, task: ShardTask) -> dict[str, int]:

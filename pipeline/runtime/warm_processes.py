@@ -26,11 +26,12 @@ class ProcessSpec:
 
     need: WorkerNeed
     threads: int = 1  # of OpenMP
+    kind: str = ""  # of workers that cannot share a process with others, see `ShardWorker.process_kind`
 
     @property
     def key(self) -> str:
         """Equal for equal specs."""
-        return json.dumps([self.need.to_ray(), self.threads], sort_keys=True)
+        return json.dumps([self.need.to_ray(), self.threads, self.kind], sort_keys=True)
 
     def environment(self) -> dict[str, str]:
         """Returns the environment variables of such a process."""

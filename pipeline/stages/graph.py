@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from pipeline.stages import (
     annotate,
+    caption,
     card,
     clip,
     download,
@@ -43,6 +44,7 @@ STAGES: dict[str, StageType] = {  # in this order; a stage stands after its inpu
     "clip": clip.STAGE,  # a CLIP: checked, or trained on the pairs
     "score": score.STAGE,  # pairs -> CLIP similarity, heads
     "select": select.STAGE,  # columns and rules -> keep or drop, with the reason
+    "caption": caption.STAGE,  # if asked for: kept images -> further captions by a vision-language model
     "pack": pack.STAGE,  # kept images -> one column per training resolution
     "embed": embed.STAGE,  # kept captions -> text embeddings
     "card": card.STAGE,  # what the data set consists of

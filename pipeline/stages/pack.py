@@ -43,11 +43,12 @@ class PackStageConfig(StageConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class PackInputs(StageInputs):
-    """The pairs, which of them are kept, and where the faces are that are to be blurred."""
+    """The pairs, which are kept, the faces that are to be blurred, and the captions that were written, if any."""
 
     download: Artifact
     select: Artifact
     annotate: Artifact | None
+    caption: Artifact | None
 
 
 class PackWorker:
@@ -62,9 +63,10 @@ class PackWorker:
         """Writes one Parquet file of the kept rows; of all downloaded rows where the shard has no selection."""
         from dataprep.pack import pack_shard
 
-        tar, table, selection = task.tar("download"), task.table("download"), task.files.get("select.parquet")
-        boxes, out = task.files.get("annotate.parquet"), task.output_table()
-        return pack_shard(tar, table, selection, out, self.config, self.max_pixels, boxes, self.source_captions)
+        inputs = task.tar("download"), task.table("download"), task.files.get("select.parquet")
+        boxes, captions = task.files.get("annotate.parquet"), task.files.get("caption.parquet")
+        settings = self.config, self.max_pixels
+        return pack_shard(*inputs, task.output_table(), *settings, boxes, self.source_captions, captions)
 
 
 def run(ctx: Context[PackStageConfig, PackInputs]) -> None:
@@ -74,8 +76,14 @@ def run(ctx: Context[PackStageConfig, PackInputs]) -> None:
         "source_captions": ctx.config.source_captions,
         "max_pixels": ctx.config.max_pixels,
     }
-    read = [ctx.inputs.download, ctx.inputs.select, *([ctx.inputs.annotate] if ctx.inputs.annotate else [])]
+    inputs = ctx.inputs
+    read = [item for item in (inputs.download, inputs.select, inputs.annotate, inputs.caption) if item is not None]
     ctx.map_shards(PackWorker, arguments, ctx.join_shards(*read))
+
+
+def uses_input(config: RunConfig, name: str) -> bool:
+    """Returns whether the stage reads an input that not every run has."""
+    return {"annotate": config.pack.blur_faces is not None, "caption": config.caption.model is not None}[name]
 
 
 STAGE = StageType(
@@ -83,7 +91,7 @@ STAGE = StageType(
     run=run,
     config=PackStageConfig,
     inputs=PackInputs,
-    optional=lambda config, name: config.pack.blur_faces is not None,
+    optional=uses_input,
     placement=always(Placement.SHARDS),
     rows=Rows.KEPT,
     balance=RowBalance(outcomes=("train", "validation"), written="rows", equal={"rows": "select.kept"}),

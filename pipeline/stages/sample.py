@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pydantic import Field
 
 from dataprep.io.config import Config
+from eval.captioning.config import ExpandConfig
 from eval.sampling.config import CascadeConfig, FitConfig, SamplingConfig
 from eval.sampling.prompt_files import read_prompts, read_protocol
 from eval.sampling.prompts import EvalPrompt, clean_prompt, scene_prompts
@@ -17,6 +19,7 @@ from pipeline.runtime.shard_worker import ShardTask
 from pipeline.stages.base import Placement, RowBalance, StageConfig, StageInputs, StageType, always, config_key
 from pipeline.stages.clip import ClipSpec, read_clip_spec
 from pipeline.stages.guides import list_guide_files
+from pipeline.stages.model_files import list_model_files, resolve_model_name
 from pipeline.stages.schedule import place_levels
 from pipeline.stages.trained_cascade import build_cascade, trained_cascade
 from pipeline.store.artifact import Artifact, Shard
@@ -50,6 +53,9 @@ class SampleConfig(Config):
     batch_size: int = Field(16, ge=1, description="images generated at a time")
     watermark: str | None = Field(None, description="text of an invisible watermark, for images of 32 pixels or more")
     prompts_per_shard: int = Field(32, ge=1, description="prompts per unit of work")
+    expand: ExpandConfig | None = Field(
+        None, description="a language model that writes every prompt out before it is drawn; see docs/captions.md"
+    )
 
 
 class SampleStageConfig(StageConfig):
@@ -75,7 +81,7 @@ class SampleInputs(StageInputs):
 
 
 def list_sources(config: RunConfig) -> list[str]:
-    """Returns the user's prompt files and those of weaker networks, checked."""
+    """Returns the user's prompt files, checked, those of weaker networks, and of the model that writes prompts out."""
     sample = config.sample
     for prompt in sample.prompts:
         clean_prompt(prompt, "sample.prompts:")
@@ -84,7 +90,8 @@ def list_sources(config: RunConfig) -> list[str]:
     if sample.evaluate_prompts is not None:
         read_protocol(sample.evaluate_prompts, sample.evaluate, config.seed)
     files = [path for path in (sample.prompts_file, sample.evaluate_prompts) if path is not None]
-    return files + list_guide_files(config)
+    own = sample.expand.model if sample.expand is not None and Path(sample.expand.model).exists() else None
+    return files + list_guide_files(config) + (list_model_files(own) if own is not None else [])
 
 
 def list_prompts(config: SampleConfig, source: str, seed: int) -> list[tuple[Role, EvalPrompt]]:
@@ -175,12 +182,17 @@ class SampleWorker:
         return found
 
 
+def _place_expander(config: ExpandConfig | None) -> ExpandConfig | None:
+    """Returns the config with the model's name as workers elsewhere understand it."""
+    return config and config.model_copy(update={"model": resolve_model_name(config.model)})
+
+
 def run(ctx: Context[SampleStageConfig, SampleInputs]) -> None:
     """Samples every prompt."""
     config, inputs = ctx.config.sample, ctx.inputs
     text: dict[str, Any] = {"max_length": ctx.config.max_length, "encoder_dtype": ctx.config.dtype}
     text |= {"encoder_pad": ctx.config.pad, "encoder_lowercase": ctx.config.lowercase}
-    text |= {"watermark": config.watermark}
+    text |= {"watermark": config.watermark, "expand": _place_expander(config.expand)}
     stages = place_levels(config.stages, inputs.schedule)
     cascade = trained_cascade(inputs.train, stages, inputs.encoder, config.guides, **text)
     prompts = list_prompts(config, ctx.config.source, ctx.config.seed)

@@ -37,9 +37,7 @@ def list_trainings(config: RunConfig, task: str, kind: type[StageConfig]) -> dic
 
 def _mix_data(config: RunConfig) -> DataMix:
     """Returns the weights of sources and captions, which are beside the sources in the config."""
-    sources = config.listing.list_sources()
-    captions = {name: source.captions or config.pack.captions for name, source in sources.items()}
-    return DataMix(sources=config.listing.source_weights() or {}, captions=captions)
+    return DataMix(sources=config.listing.source_weights() or {}, captions=config.list_captions())
 
 
 def read_training(manifest: Manifest) -> TrainConfig:

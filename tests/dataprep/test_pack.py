@@ -200,3 +200,17 @@ def test_rows_of_two_sources_are_in_two_shards(web: Web, tmp_path: Path) -> None
     shard = write_sources(tmp_path, web, ["web", "photos"])
     with pytest.raises(ValueError, match="rows of the sources web, photos in one shard"):
         pack_shard(*shard, None, tmp_path / "p.parquet", PackConfig(resolutions=(8,)))
+
+
+def test_written_captions_are_packed_beside_the_images_own(web: Web, tmp_path: Path) -> None:
+    shard = write_sources(tmp_path, web, ["web", "web"])
+    keys = read_table(shard[1], "download")["key"].to_pylist()
+    written = {"key": keys, "long": ["a long one", None], "alt": ["not this", "one"]}
+    write_table(pa.table(written), tmp_path / "c.parquet", "columns")
+    config = PackConfig(resolutions=(8,), captions={"caption": 1, "long": 2, "alt": 1})
+    pack_shard(*shard, None, tmp_path / "p.parquet", config, captions_path=tmp_path / "c.parquet")
+    table = read_table(tmp_path / "p.parquet", "pack")
+    assert table["captions"].to_pylist() == [["one", "a long one", "1"], ["two", "two", "two"]]  # the source's own alt
+    write_table(pa.table(written | {"key": keys[::-1]}), tmp_path / "c.parquet", "columns")
+    with pytest.raises(ValueError, match="not the rows of its download shard; write the captions again"):
+        pack_shard(*shard, None, tmp_path / "p.parquet", config, captions_path=tmp_path / "c.parquet")

@@ -3,7 +3,19 @@
 from __future__ import annotations
 
 from pipeline.report.section import ReportSection
-from pipeline.report.sections import codes, data, funnel, memorisation, metrics, run, samples, source, summary, training
+from pipeline.report.sections import (
+    captions,
+    codes,
+    data,
+    funnel,
+    memorisation,
+    metrics,
+    run,
+    samples,
+    source,
+    summary,
+    training,
+)
 
 SECTIONS: dict[str, ReportSection] = {
     "summary": summary.SECTION,
@@ -13,6 +25,7 @@ SECTIONS: dict[str, ReportSection] = {
     "source": source.SECTION,
     "funnel": funnel.SECTION,
     "data": data.SECTION,
+    "captions": captions.SECTION,
     "training": training.SECTION,
     "codes": codes.SECTION,
     "run": run.SECTION,

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from dataprep.io.ahead import map_ahead, read_ahead
+from dataprep.io.ahead import group_batches, map_ahead, read_ahead
 
 
 def test_read_ahead_keeps_order_bounds_and_errors() -> None:
@@ -57,3 +57,10 @@ def test_map_ahead_keeps_order_and_bounds_in_several_threads() -> None:
     with pytest.raises(ZeroDivisionError):
         next(taken)
     assert list(map_ahead(square, [], threads=2)) == []
+
+
+@pytest.mark.parametrize(("count", "sizes"), [(0, []), (3, [3]), (4, [4]), (9, [4, 4, 1])])
+def test_batches_have_everything_in_order(count: int, sizes: list[int]) -> None:
+    batches = list(group_batches(range(count), 4))
+    assert [len(batch) for batch in batches] == sizes
+    assert [item for batch in batches for item in batch] == list(range(count))

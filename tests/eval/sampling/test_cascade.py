@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import warnings
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -14,6 +15,8 @@ import torch
 from PIL import Image
 
 from dataprep.io.errors import UserError
+from eval.captioning.config import ExpandConfig
+from eval.captioning.prompt_expander import PromptExpander
 from eval.clip.scorer import ClipScorer
 from eval.sampling import loading, stage_sampler
 from eval.sampling.cascade import Cascade
@@ -293,6 +296,30 @@ def test_clip_picks_the_best(folder: Path, monkeypatch: pytest.MonkeyPatch) -> N
     assert best.scores is not None
     assert best.scores == pytest.approx([light[number] / 255 for number in wanted], abs=1e-5)
     assert best.info(1)["score"] == round(best.scores[1], 4)
+
+
+class Spells:
+    """Writes a prompt out as what it is told."""
+
+    def __init__(self, **written: str) -> None:
+        self.config, self.written = ExpandConfig(model="a model"), written
+
+    def expand(self, prompts: Sequence[str]) -> dict[str, str]:
+        return {prompt: self.written[prompt] for prompt in prompts if prompt in self.written}
+
+
+def test_what_a_prompt_is_written_out_to_is_drawn_in_its_place(folder: Path) -> None:
+    plain = Cascade.from_pretrained(folder)(["cat", "dog"], seed=4, negative="cat")
+    cascade = Cascade.from_pretrained(folder)
+    cascade.expander = cast(PromptExpander, Spells(cat="two big dogs in the rain"))
+    samples = cascade(["cat", "dog"], seed=4, negative="cat")
+    assert difference(samples.images[0], plain.images[0]) > 2
+    assert difference(samples.images[1], plain.images[1]) == 0  # neither it nor the negative prompt is written out
+    assert samples.prompts == ["cat", "dog"]
+    info = samples.info(0)
+    assert (info["prompt"], info["expanded"], info["expand"]) == ("cat", "two big dogs in the rain", "a model")
+    assert "expanded" not in samples.info(1)
+    assert info["model"] != plain.info(0)["model"]  # another folder of many prompts
 
 
 def test_metadata_of_an_image(folder: Path) -> None:

@@ -43,9 +43,7 @@ class Recorder:
 def cascade(monkeypatch: pytest.MonkeyPatch) -> Recorder:
     recorder = Recorder()
 
-    def load(
-        folder: str, device: str, watermark: str | None, adapters: Sequence[str], then: Sequence[str], compiled: bool
-    ) -> Recorder:
+    def load(folder: str, device: str, watermark: str | None, adapters: Sequence[str], *more: Any) -> Recorder:
         recorder.watermark, recorder.adapters = watermark, list(adapters)
         return recorder
 

@@ -5,26 +5,19 @@ The driver is this file: ``python test_embed_kills.py FOLDER OUT`` embeds the pa
 
 from __future__ import annotations
 
-import os
 import random
-import shutil
-import signal
-import subprocess
 import sys
-import tempfile
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
-import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from tests.helpers.encoders import WORDS, save_encoder
-from tests.helpers.paths import ROOT
+from tests.helpers.stage_kills import count_done, run_and_kill, run_to_end, short_folder
 
-ROWS, TIMEOUT = 60, 900
+ROWS = 60
 
 
 def run_embed(folder: Path, out: Path) -> None:
@@ -44,52 +37,10 @@ def run_embed(folder: Path, out: Path) -> None:
     map_shards(make_context(out, "embed", retries=0), EmbedWorker, arguments, shards)
 
 
-def start_driver(folder: Path, out: Path) -> subprocess.Popen[str]:
-    scratch = str(folder / "tmp")  # leftovers of a killed Ray are deleted with the test's folder
-    env = os.environ | {"RAY_TMPDIR": scratch, "TMPDIR": scratch, "PYTHONPATH": str(ROOT)}
-    words = [sys.executable, __file__, str(folder), str(out)]
-    return subprocess.Popen(
-        words, env=env, text=True, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, start_new_session=True
-    )
-
-
-def run_to_end(folder: Path, out: Path) -> dict[str, bytes]:
-    """Runs to the end; returns every output file."""
-    process = start_driver(folder, out)
-    _, err = process.communicate(timeout=TIMEOUT)
-    assert process.returncode == 0, err
-    return {path.name: path.read_bytes() for path in sorted(out.rglob("*.parquet"))}
-
-
-def count_done(out: Path) -> int:
-    return len(list(out.rglob(".shards/*.json")))
-
-
-def run_and_kill(folder: Path, out: Path, shards: int, delay: float) -> None:
-    """Runs until ``shards`` more are committed and ``delay`` seconds longer, then kills the driver and its Ray."""
-    wanted, process = count_done(out) + shards, start_driver(folder, out)
-    deadline = time.monotonic() + TIMEOUT
-    while count_done(out) < wanted and process.poll() is None:
-        assert time.monotonic() < deadline
-        time.sleep(0.005)
-    time.sleep(delay)
-    assert process.poll() is None, process.communicate()
-    tree = psutil.Process(process.pid).children(recursive=True)
-    os.killpg(process.pid, signal.SIGKILL)
-    for child in tree:
-        try:
-            child.kill()
-        except psutil.NoSuchProcess:
-            continue
-    process.communicate(timeout=TIMEOUT)
-
-
 @pytest.fixture
 def folder() -> Iterator[Path]:
-    path = Path(tempfile.mkdtemp(prefix="kill-"))  # short: Ray's sockets live in it
-    (path / "tmp").mkdir()
-    yield path
-    shutil.rmtree(path, ignore_errors=True)
+    with short_folder() as path:
+        yield path
 
 
 def write_packs(folder: Path, shards: int) -> None:
@@ -110,19 +61,19 @@ def test_embeddings_survive_kills(folder: Path, tmp_path: Path, kills: int) -> N
     shards = 4 * kills + 2
     write_packs(folder, shards)
     save_encoder(folder / "encoder", "t5", num_layers=4, d_model=128, d_ff=512)
-    whole = run_to_end(folder, tmp_path / "whole")
+    whole = run_to_end(__file__, folder, tmp_path / "whole")
     numbers = random.Random(1)
     counts: list[int] = []
     for number in range(kills):
         # Leave at least one shard for each of the remaining kills.
         most = min(3, (shards - count_done(tmp_path / "out")) // (kills - number) - 1)
-        run_and_kill(folder, tmp_path / "out", numbers.randint(0, max(0, most)), numbers.uniform(0, 0.3))
+        run_and_kill(__file__, folder, tmp_path / "out", numbers.randint(0, max(0, most)), numbers.uniform(0, 0.3))
         counts.append(count_done(tmp_path / "out"))
         for path in (tmp_path / "out").rglob("*.parquet"):
             assert path.read_bytes() == whole[path.name]  # a file with its final name is complete
     print(f"{kills} kills, after {counts} of {shards} shards")
     assert count_done(tmp_path / "out") < shards
-    assert run_to_end(folder, tmp_path / "out") == whole
+    assert run_to_end(__file__, folder, tmp_path / "out") == whole
     paths = sorted((tmp_path / "out").rglob("*.parquet"))
     keys = [key for path in paths for key in pq.read_table(path)["key"].to_pylist()]
     assert keys == [f"{number:05d}{row:04d}" for number in range(shards) for row in range(ROWS)]
