@@ -5,9 +5,9 @@
     python -m benchmarks.ablation                                # the table of what is there
 
 A variant is a file of `benchmarks/ablations/`: ``about`` says what it is, ``changes`` are keys of configs/demo.yaml. A
-name a+b has the changes of both, ``base`` has none. Every training, text encoder and base together, has the same number
-of operations (`--flops`), counted; so a cheaper network gets more updates. Rows go to `--folder` as they are finished,
-and a finished one is not run again.
+name a+b has the changes of both over those of ``base``, the demo's first recipe; ``demo`` is configs/demo.yaml itself.
+Every training, text encoder and base together, has the same number of operations (`--flops`), counted; so a cheaper
+network gets more updates. Rows go to `--folder` as they are finished, and a finished one is not run again.
 
 A screening is a design of Plackett and Burman (Biometrika 33, 1946): each variant is on in half of the mixtures, so
 that all of them measure the effect of each. Effects are fitted to all rows by least squares, one term per variant
@@ -35,7 +35,8 @@ from pipeline.config import RunConfig
 from pipeline.config_loading import validate_config
 from pipeline.store.fingerprint import hash_json
 
-VARIANTS, BASE = Path(__file__).parent / "ablations", "base"
+VARIANTS = Path(__file__).parent / "ablations"
+BASE, RECIPE = "base", "demo"  # the recipe that variants change; configs/demo.yaml as it is
 DEMO = Path(__file__).parents[1] / "configs" / "demo.yaml"
 # First row of the designs of eight and of twelve; the others are its rotations, and one with every variant off.
 PLACKETT_BURMAN = ((1, 1, 1, 0, 1, 0, 0), (1, 1, 0, 1, 1, 1, 0, 0, 0, 1, 0))
@@ -63,12 +64,15 @@ def read_variant(name: str) -> Tree:
 
 
 def split_mixture(mixture: str) -> list[str]:
-    """Returns the names of the variants of a mixture, sorted; none of ``base``."""
-    return sorted(set(mixture.split("+")) - {BASE, ""})
+    """Returns the names of the variants of a mixture, sorted; none of ``base`` and ``demo``."""
+    return sorted(set(mixture.split("+")) - {BASE, RECIPE, ""})
 
 
 def mix_config(mixture: str) -> RunConfig:
-    """Returns the demo's config with the changes of every variant of a mixture; UserError where two change one key."""
+    """Returns the config of a mixture: the demo's, with the changes of `BASE` and over them those of every variant.
+
+    Raises UserError where two variants change one key differently.
+    """
     tree = parse_yaml(DEMO.read_bytes(), str(DEMO))
     changed: dict[tuple[str, ...], tuple[str, Any]] = {}
     for name in split_mixture(mixture):
@@ -77,7 +81,8 @@ def mix_config(mixture: str) -> RunConfig:
                 raise UserError(
                     f"{mixture}: {changed[key][0]} and {name} both change {'.'.join(key)}; take one of them"
                 )
-    for key, (_, value) in changed.items():
+    base = {} if mixture == RECIPE else flatten(read_variant(BASE)["changes"])
+    for key, value in (base | {key: value for key, (_, value) in changed.items()}).items():
         set_value(tree, key, value)
     return validate_config(tree)
 
@@ -141,22 +146,30 @@ def fit_effects(rows: Sequence[Mapping[str, Any]], measure: Callable[[Mapping[st
 
 
 def fit_all(rows: Sequence[Mapping[str, Any]]) -> list[Tree]:
-    """Returns the effect of every variant on every measure."""
-    return [{"measure": title} | effect for title, measure in MEASURES.items() for effect in fit_effects(rows, measure)]
+    """Returns the effect of every variant on every measure, for each number of operations by itself."""
+    return [
+        {"operations": budget, "measure": title} | effect
+        for budget in sorted({row["budget"] for row in rows})
+        for title, measure in MEASURES.items()
+        for effect in fit_effects([row for row in rows if row["budget"] == budget], measure)
+    ]
 
 
 def compare_mixtures(rows: Sequence[Mapping[str, Any]]) -> list[Tree]:
-    """Returns mean, least value and number of seeds of each mixture for every measure, the best first."""
+    """Returns mean, least value and number of seeds of each mixture for every measure.
+
+    Those of most operations come first, among these the best.
+    """
     found = []
-    for mixture in sorted({row["mixture"] for row in rows}):
-        own = [row for row in rows if row["mixture"] == mixture]
-        entry: Tree = {"mixture": mixture, "seeds": len(own), "steps": own[0]["steps"]}
+    for budget, mixture in sorted({(row["budget"], row["mixture"]) for row in rows}):
+        own = [row for row in rows if (row["budget"], row["mixture"]) == (budget, mixture)]
+        entry: Tree = {"operations": budget, "mixture": mixture, "seeds": len(own), "steps": own[0]["steps"]}
         for title, measure in MEASURES.items():
             entry[title] = round(float(np.mean([measure(row) for row in own])), 4)
         entry["worst, seen"] = min(row["seen"]["all"] for row in own)
         entry["worst, held out"] = min(row["heldout"]["all"] for row in own)
         found.append(entry | {name: round(float(np.mean([row[name] for row in own])), 4) for name in ("en", "zh")})
-    return sorted(found, key=lambda entry: -entry["all, seen"] - entry["all, held out"])
+    return sorted(found, key=lambda entry: (-entry["operations"], -entry["all, seen"] - entry["all, held out"]))
 
 
 def print_table(rows: Sequence[Mapping[str, Any]]) -> None:
@@ -189,10 +202,10 @@ def run_row(mixture: str, seed: int, folder: Path, flops: float, prompts: int) -
     return found | {"mixture": mixture}
 
 
-def read_rows(folder: Path, flops: float) -> list[Tree]:
-    """Returns the finished rows of a number of operations below ``folder``, the first finished first."""
+def read_rows(folder: Path) -> list[Tree]:
+    """Returns the finished rows below ``folder``, the first finished first."""
     paths = sorted((folder / "rows").glob("*.json"), key=lambda path: path.stat().st_mtime)
-    return [row for row in map(json.loads, (path.read_text() for path in paths)) if row["budget"] == flops]
+    return [json.loads(path.read_text()) for path in paths]
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -219,28 +232,30 @@ def main() -> None:
     jobs += [(mixture, seed) for seed in given.seeds for mixture in given.tried]
     for mixture, seed in jobs:
         print(json.dumps(run_row(mixture, seed, given.folder, given.flops, given.prompts)), flush=True)
-    rows = read_rows(given.folder, given.flops)
+    rows = read_rows(given.folder)
     if not rows:
-        raise UserError(
-            f"--folder {given.folder}: has no rows of --flops {given.flops:g}; run some with --screen or --try"
-        )
+        raise UserError(f"--folder {given.folder}: has no rows yet; run some with --screen or --try")
     report(rows)
 
 
 def report(rows: Sequence[Tree]) -> None:
-    """Writes the result of ``rows`` and prints its tables and claims; the best mixture is compared with the demo's."""
+    """Writes the result of ``rows`` and prints its tables and claims.
+
+    With the operations that were spent most, the best mixture is compared with the config as it is.
+    """
     mixtures, effects = compare_mixtures(rows), fit_all(rows)
     print_table(mixtures)
     print_table(effects)
-    by_name = {entry["mixture"]: entry for entry in mixtures}
+    largest = [entry for entry in mixtures if entry["operations"] == mixtures[0]["operations"]]
+    by_name = {entry["mixture"]: entry for entry in largest}
     claims = []
-    if BASE in by_name and len(mixtures) > 1:
-        best = next(entry for entry in mixtures if entry["mixture"] != BASE)
+    if BASE in by_name and len(largest) > 1:
+        best = next(entry for entry in largest if entry["mixture"] != BASE)
         for title in ("all, seen", "all, held out", "relation, both"):
             text = f"{best['mixture']} over the config as it is, at equal compute: accuracy gained, {title}"
             claims.append(make_claim(text, best[title] - by_name[BASE][title], "share", 0.0))
     names = sorted({name for row in rows for name in split_mixture(row["mixture"])})
-    about = {name: read_variant(name) for name in names}
+    about = {name: read_variant(name) for name in (BASE, *names)}
     more = {"variants": about, "mixtures": mixtures, "effects": effects}
     write_result("ablation", [dict(row) for row in rows], claims, ("torch",), **more)
 

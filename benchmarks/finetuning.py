@@ -73,6 +73,7 @@ class Bench:
         folder = self._new_folder("train")
         own = self.config.model_dump(mode="json") | {"preset": None, "init": None, "adapter": None, "zero_stage": 0}
         own |= {"steps": steps, "warmup_steps": max(1, steps // 20), "ema_decay": max(0.5, 1 - 10 / steps)}
+        own |= {"half_size_steps": 0}  # tuning begins with a network that knows its size
         own |= {"checkpoint_every": steps, "validate_every": 0, "sample_every": 0, "log_every": max(1, steps // 10)}
         config = DiffusionTrainingConfig.model_validate(own | changes, strict=False)
         train_diffusion(index, False, config, str(folder), seed)

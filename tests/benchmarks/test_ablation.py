@@ -10,8 +10,18 @@ import numpy as np
 import pytest
 
 from benchmarks import ablation
-from benchmarks.ablation import BASE, VARIANTS, compare_mixtures, design_screening, fit_effects, mix_config, run_row
+from benchmarks.ablation import (
+    BASE,
+    RECIPE,
+    VARIANTS,
+    compare_mixtures,
+    design_screening,
+    fit_effects,
+    mix_config,
+    run_row,
+)
 from dataprep.io.errors import UserError
+from pipeline.config_loading import load_config
 
 NAMES = [f"v{number:02d}" for number in range(11)]
 
@@ -19,13 +29,26 @@ NAMES = [f"v{number:02d}" for number in range(11)]
 def make_row(mixture: str, seen: float, seed: int = 0) -> dict[str, Any]:
     accuracy = {"all": seen, "relation": 0.5, "shape": 0.5}
     errors = {"-6": 0.1, "0": 0.01}
-    row = {"mixture": mixture, "seed": seed, "steps": 7, "seen": accuracy, "heldout": accuracy, "en": 0.5, "zh": 0.4}
+    row = {
+        "mixture": mixture,
+        "budget": 1e12,
+        "seed": seed,
+        "steps": 7,
+        "seen": accuracy,
+        "heldout": accuracy,
+        "en": 0.5,
+        "zh": 0.4,
+    }
     return row | {"error_validation": errors}
 
 
 @pytest.mark.parametrize("path", sorted(VARIANTS.glob("*.yaml")), ids=lambda path: path.stem)
 def test_every_variant_is_a_valid_config_and_changes_something(path: Path) -> None:
-    assert mix_config(path.stem) != mix_config(BASE)
+    assert mix_config(path.stem) != mix_config(RECIPE if path.stem == BASE else BASE)
+
+
+def test_the_recipe_is_the_demo_as_it_is() -> None:
+    assert mix_config(RECIPE) == load_config(ablation.DEMO)
 
 
 def test_a_mixture_has_the_changes_of_each() -> None:
@@ -42,6 +65,7 @@ def test_wrong_variants_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     ):
         mix_config("relatedd")
     for name, text in {
+        "base": "about: x\nchanges: {}",
         "one": "about: x\nchanges: {seed: 1}",
         "two": "about: x\nchanges: {seed: 2}",
         "odd": "changes: {seed: 2}",
@@ -91,9 +115,16 @@ def test_effects_without_spare_rows_have_no_interval_and_aliases_no_effect() -> 
     assert fit_effects([make_row(BASE, 0.5), make_row("a+b", 0.7)], lambda row: row["seen"]["all"]) == []
 
 
+def test_effects_are_those_at_one_number_of_operations() -> None:
+    rows = [make_row(BASE, 0.5), make_row("a", 0.7), make_row("a", 0.9) | {"budget": 2e12}]
+    found = [entry for entry in ablation.fit_all(rows) if entry["measure"] == "all, seen"]
+    assert [(entry["operations"], entry["variant"], entry["effect"]) for entry in found] == [(1e12, "a", 0.2)]
+
+
 def test_mixtures_are_compared_over_seeds_the_best_first() -> None:
     rows = [make_row(BASE, 0.4, 0), make_row(BASE, 0.6, 1), make_row("a", 0.9)]
-    best, base = compare_mixtures(rows)
+    longest, best, base = compare_mixtures([*rows, make_row(BASE, 0.3) | {"budget": 2e12}])
+    assert (longest["operations"], longest["mixture"], longest["all, seen"]) == (2e12, BASE, 0.3)
     assert (best["mixture"], base["mixture"], base["seeds"]) == ("a", BASE, 2)
     assert base["all, seen"] == pytest.approx(0.5) and base["worst, seen"] == 0.4
 
@@ -110,11 +141,11 @@ def test_a_row_is_trained_once_at_the_given_cost(tmp_path: Path, monkeypatch: py
     }
     (tmp_path / "demo.yaml").write_text(json.dumps(demo))
     monkeypatch.setattr(ablation, "DEMO", tmp_path / "demo.yaml")
-    row = run_row("muon", 0, tmp_path / "lab", 4e9, 4)
-    assert 3e9 < row["flops"] <= 4e9 and 0 < row["encoder_flops"] < row["flops"] and row["steps"] > 3
+    row = run_row("muon", 0, tmp_path / "lab", 2e10, 4)
+    assert 1.7e10 < row["flops"] < 2.1e10 and 0 < row["encoder_flops"] < row["flops"] and row["steps"] > 3
     assert set(row["error_validation"]) == set(row["error_train"]) == {"-6", "-3", "0", "3"}
     assert 0 <= row["seen"]["all"] <= 1 and row["mixture"] == "muon" and "zh" in row
     path = next((tmp_path / "lab" / "rows").iterdir())
     path.write_text(path.read_text().replace(f'"steps": {row["steps"]}', '"steps": 12345'))
-    assert run_row("muon", 0, tmp_path / "lab", 4e9, 4)["steps"] == 12345  # read, not trained again
-    assert ablation.read_rows(tmp_path / "lab", 4e9) and not ablation.read_rows(tmp_path / "lab", 3e9)
+    assert run_row("muon", 0, tmp_path / "lab", 2e10, 4)["steps"] == 12345  # read, not trained again
+    assert [found["steps"] for found in ablation.read_rows(tmp_path / "lab")] == [12345]
