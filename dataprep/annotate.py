@@ -12,16 +12,15 @@ from pathlib import Path
 from typing import Any
 
 import cv2
-import imagehash
 import numpy as np
 import pyarrow as pa
-from PIL import Image
 from py3langid.langid import LanguageIdentifier
 
 from dataprep.annotate_config import AnnotateConfig, load_language_identifier
 from dataprep.images.decode import decode_rgb, read_shard_images
 from dataprep.images.faces import FaceDetector, load_detector
 from dataprep.images.formats import MAX_PIXELS
+from dataprep.images.perceptual_hash import compute_perceptual_hash
 from dataprep.io.parquet import read_table, write_table
 from dataprep.io.schemas import ANNOTATIONS, FACES, THUMBNAIL_SIDE
 
@@ -38,12 +37,6 @@ def compute_alpha_share(caption: str) -> float:
     visible = [char for char in caption if not char.isspace()]
     letters = sum(unicodedata.category(char)[0] in "LM" for char in visible)
     return letters / len(visible) if visible else 0.0
-
-
-def compute_perceptual_hash(image: np.ndarray) -> int:
-    """Computes the 64-bit perceptual hash (DCT against its median, `imagehash.phash`) of uint8 HWC RGB."""
-    bits = imagehash.phash(Image.fromarray(image)).hash.reshape(-1)
-    return int(np.packbits(bits).view(">u8")[0])
 
 
 def compute_thumbnail(image: np.ndarray) -> bytes:

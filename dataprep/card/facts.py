@@ -25,7 +25,7 @@ LICENCE_NAMES = ("listed_licence", "license", "licence", "license_name", "licens
 NOT_GIVEN = "not given"
 SYNTHETIC = "scenes"  # the kind of source that is the embedded corpus
 # Download reasons that are an opt-out of the owner.
-OPT_OUTS = ("robots_txt", "robots_tag", "tdm")
+OPT_OUTS = ("robots_txt", "robots_tag", "tdm", "hash_opt_out")
 SIDES = (64, 128, 256, 512, 1024, 2048)  # pixels: lower bounds of the classes of the shorter side
 MOST = 12  # values of a column that are listed separately
 MOST_HOSTS = 1_000_000  # hosts that are counted; of more, those with the fewest images are dropped

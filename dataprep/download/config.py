@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from pydantic import Field, field_validator
+from typing import Literal, Self
+
+from pydantic import Field, field_validator, model_validator
 
 from dataprep.download.allowed_hosts import parse_allowed_host
 from dataprep.images.config import StoreConfig
@@ -81,9 +83,40 @@ class FetchConfig(Config):
         return self.user_agent.split("/")[0].split(" ")[0]
 
 
+HASH_DIGITS = {"sha256": 64, "md5": 32, "phash": 16}  # kind of hash -> hexadecimal digits
+
+
+class HashListConfig(Config):
+    """A list of hashes of images that must not be stored."""
+
+    path: str = Field(
+        min_length=1,
+        description="text file with a hash per line, in hexadecimal, or a Parquet file; a path or an fsspec URL",
+    )
+    kind: Literal["sha256", "md5", "phash"] = Field(
+        description="of the file as fetched; or phash: the 64-bit perceptual hash of imagehash"
+    )
+    column: str | None = Field(default=None, description="column with the hashes, of a Parquet file")
+    distance: int = Field(default=0, ge=0, le=16, description="phash: bits in which an image may differ from the list")
+    reason: Literal["hash_opt_out", "hash_illegal"] = Field(
+        default="hash_opt_out", description="the reason that the row of a listed image gets"
+    )
+
+    @model_validator(mode="after")
+    def _distance_fits(self) -> Self:
+        if self.distance and self.kind != "phash":
+            raise ValueError(
+                f"distance {self.distance} needs kind phash; {self.kind} is compared exactly: leave it out"
+            )
+        return self
+
+
 class DownloadConfig(StoreConfig):
     """How images are fetched and stored."""
 
+    hash_lists: tuple[HashListConfig, ...] = Field(
+        default=(), strict=False, description="lists of images that are refused before anything of them is stored"
+    )
     fetch: FetchConfig = Field(default=FetchConfig(), description="how URLs are fetched")
     retry_failed: int = Field(
         default=0,

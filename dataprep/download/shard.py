@@ -22,6 +22,7 @@ import pyarrow as pa
 from dataprep.download.address_guard import Hosts
 from dataprep.download.config import DownloadConfig, FetchConfig
 from dataprep.download.fetch import Fetched, fetch_each
+from dataprep.download.hash_lists import HashLists
 from dataprep.download.robots import PolicyMemory
 from dataprep.download.tar_writer import TarWriter
 from dataprep.images.formats import is_image
@@ -34,6 +35,7 @@ from dataprep.io.parquet_cells import CellReader, is_cell
 
 SPOOL = 64 << 20  # bytes of finished images kept in memory; the rest is on disk
 MEMBERS = 3  # tar members per sample
+Process = Callable[[Fetched], tuple[dict[str, Any], bytes | None]]
 _describe = json.JSONEncoder(ensure_ascii=False, sort_keys=True, default=str).encode
 MEASURED = ("width", "height", "original_width", "original_height", "original_bytes", "sha256")
 
@@ -62,6 +64,7 @@ def download_shard(
     forgotten: frozenset[str] = frozenset(),
     previous: PreviousPass | None = None,
     memory: PolicyMemory | None = None,
+    hash_lists: HashLists | None = None,
 ) -> dict[str, int]:
     """Downloads one listing shard into ``out_dir``. Rows of a folder or tar listing are read from their files.
 
@@ -70,6 +73,7 @@ def download_shard(
         forgotten: sha256 in hex of stored images to leave out.
         previous: an earlier pass; its rows are copied byte for byte, except transient failures, which are tried again.
         memory: policies of sites known from earlier shards.
+        hash_lists: images to refuse; those of ``config`` if None.
 
     Returns:
         Counters: rows, bytes, one per status and one per reason that occurs; with ``previous`` their changes.
@@ -83,7 +87,9 @@ def download_shard(
     taken = _select_rows_to_copy(previous, listing)
     tar_path = Path(out_dir) / shard_name(shard_index, "tar")
     with SpooledTemporaryFile(SPOOL, dir=str(out_dir)) as spool:
-        found = _fetch_rows(listing, config, hosts or {}, forgotten, spool, taken, memory)
+        lists = HashLists.read(config.hash_lists) if hash_lists is None else hash_lists
+        work = _make_processor(config, forgotten, lists)
+        found = _fetch_rows(listing, config, hosts or {}, work, spool, taken, memory)
         found |= {index: RowResult(row, None) for index, row in taken.items()}
         rows = _write_tar(tar_path, listing, shard_index, found, spool, config, previous)
     write_table(_build_table(rows, listing), tar_path.with_suffix(".parquet"), "download")
@@ -128,7 +134,7 @@ def _fetch_rows(
     listing: pa.Table,
     config: DownloadConfig,
     hosts: Hosts,
-    forgotten: frozenset[str],
+    work: Process,
     spool: IO[bytes],
     skip: dict[int, Any],
     memory: PolicyMemory | None,
@@ -146,7 +152,6 @@ def _fetch_rows(
             spool.write(image)
         found[wanted[place]] = RowResult(row, None if image is None else (offset, len(image)))
 
-    work = _make_processor(config, forgotten)
     root = (listing.schema.metadata or {}).get(ROOT_KEY)
     if root is None:
         each = (urls[index] for index in wanted)
@@ -191,9 +196,7 @@ def _build_failed_row(reason: str, text: str) -> dict[str, Any]:
     return row | dict.fromkeys(MEASURED)
 
 
-def _make_processor(
-    config: DownloadConfig, forgotten: frozenset[str]
-) -> Callable[[Fetched], tuple[dict[str, Any], bytes | None]]:
+def _make_processor(config: DownloadConfig, forgotten: frozenset[str], hash_lists: HashLists) -> Process:
     """Returns the thread-safe function from a body to a row's columns and the image to store."""
     cv2.setNumThreads(1)  # work is parallel over images
 
@@ -201,7 +204,8 @@ def _make_processor(
         if fetched.body is None:
             return _build_failed_row(fetched.reason or "bad_response", fetched.error or ""), None
         try:
-            stored = store_image(fetched.body, config)
+            hash_lists.check_file(fetched.body)
+            stored = store_image(fetched.body, config, hash_lists.check_pixels)
         except FailedError as error:
             return _build_failed_row(error.reason, str(error)), None
         sha256 = hashlib.sha256(stored.data).hexdigest()

@@ -7,6 +7,7 @@ larger than needed is decoded at a half, a quarter or an eighth of its size.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import cv2
@@ -29,8 +30,11 @@ class StoredImage(NamedTuple):
     original_height: int
 
 
-def store_image(data: bytes, config: StoreConfig) -> StoredImage:
-    """Decodes, checks, resizes and encodes an image file. Raises ImageError with the reason."""
+def store_image(data: bytes, config: StoreConfig, inspect: Callable[[np.ndarray], None] | None = None) -> StoredImage:
+    """Decodes, checks, resizes and encodes an image file. Raises ImageError with the reason.
+
+    ``inspect`` is called with the whole image (uint8 HWC RGB, scaled but not cropped) and may raise to refuse it.
+    """
     image = OpenImage(data, config.max_pixels)
     width, height = image.width, image.height
     short, long = min(width, height), max(width, height)
@@ -41,10 +45,14 @@ def store_image(data: bytes, config: StoreConfig) -> StoredImage:
     scaled = compute_scaled_size(width, height, config)
     if scaled is None:
         image_HWC = image.decode()
+        if inspect is not None:
+            inspect(image_HWC)
     else:
         check_pixels(*scaled, config.max_pixels)  # a thin strip may be enlarged without bound
         whole_HWC = image.decode(min(width, MIN_DECODE_FACTOR * scaled[0]), min(height, MIN_DECODE_FACTOR * scaled[1]))
         image_HWC = scale_image(whole_HWC, scaled, shrinks=_reference_side(width, height, config) > config.image_size)
+        if inspect is not None:
+            inspect(image_HWC)
         image_HWC = _crop_or_pad(image_HWC, config)
     return StoredImage(encode_image(image_HWC, config), image_HWC.shape[1], image_HWC.shape[0], width, height)
 

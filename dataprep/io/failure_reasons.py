@@ -57,6 +57,9 @@ REASONS = {
     ),
     "robots_tag": FailureReason(NOT_FETCHED, False, "X-Robots-Tag opts the image out"),
     "tdm": FailureReason(NOT_FETCHED, False, "text and data mining is reserved by tdmrep.json or a header"),
+    # Lists of hashes: nothing of the image is kept.
+    "hash_opt_out": FailureReason(NOT_FETCHED, False, "on a list of download.hash_lists: opted out"),
+    "hash_illegal": FailureReason(NOT_FETCHED, False, "on a list of download.hash_lists: known to be illegal"),
     # Files of a folder or tar. The listing finds these before anything is fetched, except files that go missing later.
     "file": FailureReason(NOT_FETCHED, False, "a file of a folder that cannot be read, or lies outside the folder"),
     "incomplete": FailureReason(

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from dataprep.download.config import DownloadConfig
+from dataprep.io import storage
 from dataprep.io.redact import FORGOTTEN_FILE, Forgotten, ForgottenList
 from dataprep.synthetic.config import ScenesConfig
 from pipeline.runtime.context import Context
@@ -24,6 +25,9 @@ from pipeline.stages.base import (
 )
 from pipeline.store.artifact import Artifact, Shard
 from pipeline.store.markers import Marker
+
+if TYPE_CHECKING:
+    from pipeline.config import RunConfig
 
 
 class DownloadStageConfig(StageConfig):
@@ -48,9 +52,11 @@ class DownloadWorker:
     def __init__(
         self, config: DownloadConfig, scenes: ScenesConfig | None, seed: int, forgotten: ForgottenList
     ) -> None:
+        from dataprep.download.hash_lists import HashLists
         from dataprep.download.robots import PolicyMemory
 
         self.config = config
+        self.hash_lists = HashLists.read(config.hash_lists)
         self.hosts: dict[str, tuple[str, int]] = {}
         self.open = ExitStack()
         self.forgotten = Forgotten.read(forgotten.path).images
@@ -76,7 +82,16 @@ class DownloadWorker:
             forgotten=self.forgotten,
             previous=previous,
             memory=self.memory,
+            hash_lists=self.hash_lists,
         )
+
+
+def list_sources(config: RunConfig) -> list[str]:
+    """Returns the hash lists, whose bytes are part of the fingerprint; raises UserError where one cannot be used."""
+    from dataprep.download.hash_lists import HashLists
+
+    HashLists.read(config.download.hash_lists)
+    return [item.path for item in config.download.hash_lists]
 
 
 def run(ctx: Context[DownloadStageConfig, DownloadInputs]) -> None:
@@ -85,7 +100,8 @@ def run(ctx: Context[DownloadStageConfig, DownloadInputs]) -> None:
 
     config = ctx.config.download
     # Not an argument of the worker: the passes that an earlier run with fewer passes made are taken over.
-    once = config.model_copy(update={"retry_failed": 0})
+    lists = [item.model_copy(update={"path": storage.absolute(item.path)}) for item in config.hash_lists]
+    once = config.model_copy(update={"retry_failed": 0, "hash_lists": tuple(lists)})
     scenes = ctx.config.scenes if ctx.config.source == "scenes" else None
     arguments: Mapping[str, Any] = {
         "config": once,
@@ -120,6 +136,7 @@ STAGE = StageType(
     config=DownloadStageConfig,
     inputs=DownloadInputs,
     placement=always(Placement.SHARDS),
+    sources=list_sources,
     counter="success",
     rows=Rows.ALIGNED,
     balance=RowBalance(
