@@ -25,7 +25,8 @@ test-slow: $(VENV)/.installed-dev
 # Part of test-slow too.
 test-cluster: $(VENV)/.installed-dev
 	$(BIN)/pytest -m slow tests/pipeline/execution/test_executor_lost_machines.py \
-		tests/pipeline/runtime/test_ray_session_on_premise.py
+		tests/pipeline/runtime/test_ray_session_on_premise.py \
+		tests/pipeline/stages/test_select_lost_machines.py
 
 # Benchmarks that need no finished run; demo, finetuning, sampling and cluster take one: `python -m benchmarks.NAME runs/demo`.
 BENCHMARKS := startup download embed loader host_budget score data_scaling distances codec_training equality zero_memory adapter_memory trainer_overhead plan

@@ -10,11 +10,13 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 import torch
 
-from dataprep.filters.select import PairShard, select_pairs
+from dataprep.filters.pair_shards import PairShard
+from dataprep.filters.select import select_pairs
+from dataprep.filters.steps import LocalRunner
 from dataprep.io import storage
-from dataprep.io.keys import shard_name
 from dataprep.io.parquet import read_table, write_table
 from dataprep.io.redact import ForgottenList
 from dataprep.listing.writer import write_listing
@@ -90,13 +92,15 @@ def _map_shards(worker: ShardWorker, inputs: Sequence[Artifact], folder: Path) -
 
 def _select_pairs(config: RunConfig, made: dict[str, Artifact], folder: Path) -> dict[str, int]:
     """Applies every rule of the config except CLIP's."""
-    names = ("annotate", "score", "download")
-    files = [PairShard(*paths) for paths in zip(*(made[name].files() for name in names), strict=True)]
-
-    def write_selection(place: int, table: pa.Table) -> None:
-        write_table(table, folder / shard_name(made["download"].shards[place].id, "parquet"), "selection")
-
-    chosen = select_pairs(files, config.select, write_selection, None)
+    tables = zip(*(made[name].files() for name in ("annotate", "score", "download")), strict=True)
+    shards = [
+        PairShard(shard.id, pq.read_metadata(paths[0]).num_rows, *paths)
+        for shard, paths in zip(made["download"].shards, tables, strict=True)
+    ]
+    with tempfile.TemporaryDirectory() as scratch:
+        chosen = select_pairs(shards, config.select, LocalRunner(Path(scratch)))
+        for table in chosen.tables.values():
+            storage.publish(table, storage.join(str(folder), Path(table).name))
     return {"rows": chosen.rows, "kept": chosen.kept}
 
 

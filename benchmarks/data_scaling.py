@@ -10,7 +10,7 @@ without imports and without Ray, and the peak resident memory of the process. An
   million of them take some minutes, longer than everything else together;
 - select: annotations and scores through every default filter, repeated captions, exact and near duplicates, and the top
   80% by similarity; 5% of the rows repeat an earlier image, exactly or nearly;
-- dedup: the near-duplicate search of select alone, over 64-bit hashes and thumbnails on disk.
+- dedup: select with the near-duplicate search alone.
 """
 
 from __future__ import annotations
@@ -145,18 +145,6 @@ def write_annotations(folder: Path, rows: int) -> None:
         write_table(pa.table(scores), folder / f"s{shard:05d}.parquet", "scores")
 
 
-def write_hashes(folder: Path, rows: int) -> None:
-    """Writes hashes and thumbnails as raw files."""
-    import numpy as np
-
-    rng = np.random.default_rng(0)
-    with open(folder / "hash", "wb") as hashes, open(folder / "thumbnail", "wb") as thumbnails:
-        for start in range(0, rows, SHARD):
-            hash_N, thumbnail_ND = make_hashes(rng, min(SHARD, rows - start))
-            hashes.write(hash_N.tobytes())
-            thumbnails.write(thumbnail_ND.tobytes())
-
-
 def run_listing(folder: Path, rows: int) -> dict[str, Any]:
     """Does the stage's work."""
     from dataprep.listing.config import ListingConfig
@@ -181,42 +169,35 @@ def run_annotate(folder: Path, rows: int) -> dict[str, Any]:
 
 
 def run_select(folder: Path, rows: int) -> dict[str, Any]:
-    """Does the stage's work, including the selection tables."""
+    """Does the stage's work in this process, including the selection tables."""
     from dataprep.filters.config import SelectConfig
-    from dataprep.filters.select import PairShard, select_pairs
-    from dataprep.io.parquet import write_table
 
-    files = sorted(folder.glob("a*.parquet"))
-    shards = [PairShard(str(path), str(path.with_name("s" + path.name[1:]))) for path in files]
-    config = SelectConfig(top_similarity=0.8, max_caption_repeats=1)
-
-    def work() -> dict[str, int]:
-        done = select_pairs(shards, config, lambda place, table: write_table(table, folder / "out", "selection"))
-        return {"kept": done.kept}
-
-    return measure_work(work)
+    return select_rows(folder, SelectConfig(top_similarity=0.8, max_caption_repeats=1))
 
 
 def run_dedup(folder: Path, rows: int) -> dict[str, Any]:
-    """Searches the hashes and thumbnails, copied into a column store."""
-    import numpy as np
-
-    from dataprep.filters.column_store import ColumnStore
+    """Does the stage's work with near duplicates as its only filter."""
     from dataprep.filters.config import SelectConfig
-    from dataprep.filters.near_duplicates import NearDuplicates
 
-    config = SelectConfig()
-    assert config.near_duplicate_bits is not None
-    with tempfile.TemporaryDirectory(dir=folder) as scratch, ColumnStore(scratch) as store:
-        for start in range(0, rows, SHARD):
-            count = min(SHARD, rows - start)
-            store.append("phash", np.fromfile(folder / "hash", np.uint64, count, offset=start * 8))
-            thumbnail = np.fromfile(folder / "thumbnail", np.uint8, count * 192, offset=start * 192)
-            store.append("thumbnail", thumbnail.reshape(count, 64, 3))
-        left_M = np.ones(rows, bool)
-        rule = NearDuplicates(config.near_duplicate_bits, config.near_duplicate_colour)
-        found = measure_work(lambda: rule.drop(store, left_M))
-    return found | {"kept": int(left_M.sum())}
+    off = {"max_aspect": None, "drop_boilerplate": False, "min_alpha_share": 0.0, "exact_duplicates": False}
+    return select_rows(folder, SelectConfig(min_side=0, min_caption_words=0, min_caption_chars=0, **off))
+
+
+def select_rows(folder: Path, config: Any) -> dict[str, Any]:
+    """Selects, one task after another."""
+    import pyarrow.parquet as pq
+
+    from dataprep.filters.pair_shards import PairShard
+    from dataprep.filters.select import select_pairs
+    from dataprep.filters.steps import LocalRunner
+
+    shards = []
+    for number, path in enumerate(sorted(folder.glob("a*.parquet"))):
+        shards.append(
+            PairShard(number, pq.read_metadata(path).num_rows, str(path), str(path.with_name("s" + path.name[1:])))
+        )
+    with tempfile.TemporaryDirectory(dir=folder) as scratch:
+        return measure_work(lambda: {"kept": select_pairs(shards, config, LocalRunner(Path(scratch))).kept})
 
 
 def measure_work(work: Any) -> dict[str, Any]:
@@ -229,7 +210,7 @@ def measure_work(work: Any) -> dict[str, Any]:
     return {"cpu_seconds": seconds, "peak_mb": peak / 1024} | (counters or {})
 
 
-INPUTS = {"listing": write_list, "annotate": write_downloads, "select": write_annotations, "dedup": write_hashes}
+INPUTS = {"listing": write_list, "annotate": write_downloads, "select": write_annotations, "dedup": write_annotations}
 WORK = {"listing": run_listing, "annotate": run_annotate, "select": run_select, "dedup": run_dedup}
 
 

@@ -2,7 +2,7 @@
 
 A filter is one class: its config keys, how it is made from them, which columns it reads and what it decides.
 `dataprep.filters.registry.FILTERS` lists all of them. A `RowFilter` judges each row alone. A `SetFilter` judges rows
-among all others: it first stores what it needs of each row on disk and decides after the last shard.
+among all others, by steps over groups of shards that exchange records.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from dataprep.io.config import Config
 if TYPE_CHECKING:
     import pyarrow as pa
 
-    from dataprep.filters.column_store import ColumnStore
+    from dataprep.filters.left_rows import LeftRows, Verdicts
 
 LIST_HAS = "give a list that has one (see listing.layout)"
 Remedy = tuple[str, str]  # the key that asks for a column, and what to do if the column is missing
@@ -55,16 +55,18 @@ class RowFilter(Filter):
 
 
 class SetFilter(Filter):
-    """A filter that judges all rows together, in their order."""
+    """A filter that judges all rows together, in their order. A frozen dataclass: workers get it as an argument."""
 
-    reason: str
-
-    def extract(self, rows: pa.Table) -> dict[str, np.ndarray]:
-        """Returns what `drop` needs of each row: arrays (N, ...) by the name of the column to store them in."""
+    @property
+    def reason(self) -> str:
+        """Why the filter drops rows."""
         raise NotImplementedError
 
-    def drop(self, store: ColumnStore, left_M: np.ndarray) -> None:
-        """Clears ``left_M`` (bool, one per stored row) for rows to drop; rows already cleared do not count."""
+    def decide(self, rows: LeftRows) -> Verdicts:
+        """Runs steps over the rows that earlier filters left and returns which of them to drop.
+
+        The verdicts must not depend on how rows are dealt out to tasks.
+        """
         raise NotImplementedError
 
 

@@ -1,60 +1,87 @@
 """Filters on exact repetition: captions, pairs of URL and caption, stored files.
 
-Exact in bounded memory: each row is stored as a 128-bit digest, digests are partitioned on disk by their first bits,
-and occurrences are counted one partition at a time.
+Exact in bounded memory: each row is exchanged as a 128-bit digest, and rows of one digest meet in one part.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Self
 
 import numpy as np
 from pydantic import Field
 
 from dataprep.filters.base import SetFilter
-from dataprep.filters.column_store import ColumnStore
+from dataprep.filters.exchange import Parts, count_parts
+from dataprep.filters.left_rows import LeftRows, Verdicts, iterate_left, write_verdicts
+from dataprep.filters.pair_shards import Groups
+from dataprep.filters.steps import OpenTask, write_parts
 from dataprep.io.config import Config
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
 DIGEST_BYTES = 16
-BLOCK = 1 << 16  # rows read at a time
-PARTITION_ROWS = 1 << 16  # mean rows per partition
+DIGEST = np.dtype([("high", ">u8"), ("low", ">u8"), ("position", np.int64)])
 
 
+@dataclass(frozen=True)
 class RepeatedValue(SetFilter):
     """Keeps the first ``most`` rows of each value, compared by `digest_rows`."""
 
-    digest_column: ClassVar[str]  # in the column store
+    most: int = 1
 
-    def __init__(self, most: int = 1) -> None:
-        self.most = most
-
-    def digest_rows(self, rows: pa.Table) -> list[bytes]:
-        """Returns `DIGEST_BYTES` per row; equal values have equal digests."""
+    def digest_rows(self, rows: pa.Table) -> bytes:
+        """Returns the rows' digests, `DIGEST_BYTES` each; equal values have equal ones."""
         raise NotImplementedError
 
-    def extract(self, rows: pa.Table) -> dict[str, np.ndarray]:
-        digests = np.frombuffer(b"".join(self.digest_rows(rows)), np.uint8)
-        return {self.digest_column: digests.reshape(rows.num_rows, DIGEST_BYTES)}
+    def decide(self, rows: LeftRows) -> Verdicts:
+        parts = count_parts(rows.count, DIGEST.itemsize)
+        digests = rows.emit("digests", EmitDigests, {"rule": self, "parts": parts}, self.columns)
+        return rows.decide("repeats", FindRepeats, {"digests": digests, "most": self.most}, parts)
 
-    def drop(self, store: ColumnStore, left_M: np.ndarray) -> None:
-        count = max(1, int(left_M.sum()) // PARTITION_ROWS)
-        partitions = store.partition(
-            self.digest_column, left_M, lambda digest_B: _hash_digests(digest_B) % count, count, BLOCK
-        )
-        for partition in partitions:
-            seen: dict[bytes, int] = {}
-            for position_B, digest_B in partition:
-                data = digest_B.tobytes()
-                for index, position in enumerate(position_B.tolist()):
-                    digest = data[index * DIGEST_BYTES : (index + 1) * DIGEST_BYTES]
-                    seen[digest] = times = seen.get(digest, 0) + 1
-                    if times > self.most:
-                        left_M[position] = False
+
+class EmitDigests:
+    """Worker: deals out the digests of a group's rows by their first bits."""
+
+    def __init__(self, rule: RepeatedValue, parts: int) -> None:
+        self.rule, self.parts = rule, parts
+
+    def __call__(self, task: OpenTask) -> dict[str, int]:
+        """Writes parts of `DIGEST`."""
+        return write_parts(task, self._deal(task), DIGEST, self.parts)
+
+    def _deal(self, task: OpenTask) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        for position_N, rows in iterate_left(task, self.rule.columns):
+            words_N2 = np.frombuffer(self.rule.digest_rows(rows), ">u8").reshape(-1, 2)
+            digest_N = np.empty(len(position_N), DIGEST)
+            digest_N["high"], digest_N["low"], digest_N["position"] = words_N2[:, 0], words_N2[:, 1], position_N
+            yield digest_N, ((words_N2[:, 0] >> np.uint64(32)) * np.uint64(self.parts)) >> np.uint64(32)
+
+
+class FindRepeats:
+    """Worker: finds the rows after the first ``most`` of each digest in a part."""
+
+    def __init__(self, digests: Parts, most: int, groups: Groups) -> None:
+        self.digests, self.most, self.groups = digests, most, groups
+
+    def __call__(self, task: OpenTask) -> dict[str, int]:
+        """Writes the verdicts; a row repeats the first of its digest."""
+        digest_N = self.digests.read(task.id, DIGEST)
+        high_N, low_N = digest_N["high"].astype(np.uint64), digest_N["low"].astype(np.uint64)
+        order_N = np.argsort(high_N, kind="stable")  # rows come in their order
+        high_N, low_N = high_N[order_N], low_N[order_N]
+        again_N = np.concatenate([[False], high_N[1:] == high_N[:-1]])[: len(high_N)]
+        if (again_N[1:] & (low_N[1:] != low_N[:-1])).any():  # among 10^10 rows some digests agree in their first half
+            order_N = order_N[np.lexsort((low_N, high_N))]
+            high_N, low_N = digest_N["high"][order_N], digest_N["low"][order_N]
+            again_N[1:] = (high_N[1:] == high_N[:-1]) & (low_N[1:] == low_N[:-1])
+        position_N = digest_N["position"][order_N]
+        first_N = np.maximum.accumulate(np.where(again_N, 0, np.arange(len(again_N))))
+        late_N = np.arange(len(again_N)) - first_N >= self.most
+        return write_verdicts(task, self.groups, position_N[late_N], position_N[first_N[late_N]])
 
 
 class DuplicatePairKeys(Config):
@@ -63,6 +90,7 @@ class DuplicatePairKeys(Config):
     duplicate_pairs: bool = Field(default=False, description="drop rows whose URL and caption both occurred before")
 
 
+@dataclass(frozen=True)
 class DuplicatePair(RepeatedValue):
     """Drops rows whose URL and caption both occurred before."""
 
@@ -70,15 +98,14 @@ class DuplicatePair(RepeatedValue):
     off: ClassVar = {"duplicate_pairs": False}
     columns = ("url", "caption")
     reason = "the same URL and caption as an earlier row"
-    digest_column = "pair_digest"
 
     @classmethod
     def from_config(cls, config: DuplicatePairKeys, available: Collection[str]) -> Self | None:
         return cls() if config.duplicate_pairs else None
 
-    def digest_rows(self, rows: pa.Table) -> list[bytes]:
+    def digest_rows(self, rows: pa.Table) -> bytes:
         pairs = zip(rows["url"].to_pylist(), rows["caption"].to_pylist(), strict=True)
-        return [_digest_text(f"{len(url)} {url} {caption}") for url, caption in pairs]
+        return b"".join([_digest_text(f"{len(url)} {url} {caption}") for url, caption in pairs])
 
 
 class RepeatedCaptionKeys(Config):
@@ -87,6 +114,7 @@ class RepeatedCaptionKeys(Config):
     max_caption_repeats: int | None = Field(default=None, ge=1, description="maximum rows per caption; null: no limit")
 
 
+@dataclass(frozen=True)
 class RepeatedCaption(RepeatedValue):
     """Keeps the first ``most`` rows of a caption, compared without regard to case and spaces."""
 
@@ -94,18 +122,17 @@ class RepeatedCaption(RepeatedValue):
     off: ClassVar = {"max_caption_repeats": None}
     catches = frozenset({"boilerplate"})
     columns = ("caption",)
-    digest_column = "caption_digest"
 
-    def __init__(self, most: int) -> None:
-        super().__init__(most)
-        self.reason = f"caption stood {most} times before"
+    @property
+    def reason(self) -> str:
+        return f"caption stood {self.most} times before"
 
     @classmethod
     def from_config(cls, config: RepeatedCaptionKeys, available: Collection[str]) -> Self | None:
         return None if config.max_caption_repeats is None else cls(config.max_caption_repeats)
 
-    def digest_rows(self, rows: pa.Table) -> list[bytes]:
-        return [_digest_text(" ".join(caption.casefold().split())) for caption in rows["caption"].to_pylist()]
+    def digest_rows(self, rows: pa.Table) -> bytes:
+        return b"".join([_digest_text(" ".join(caption.casefold().split())) for caption in rows["caption"].to_pylist()])
 
 
 class ExactDuplicateKeys(Config):
@@ -114,6 +141,7 @@ class ExactDuplicateKeys(Config):
     exact_duplicates: bool = Field(default=True, description="drop images whose stored bytes occurred before")
 
 
+@dataclass(frozen=True)
 class ExactDuplicate(RepeatedValue):
     """Drops rows whose stored file has the bytes of an earlier one."""
 
@@ -122,19 +150,13 @@ class ExactDuplicate(RepeatedValue):
     catches = frozenset({"exact_duplicate", "near_duplicate"})
     columns = ("sha256",)
     reason = "the same bytes as an earlier image"
-    digest_column = "sha256_digest"
 
     @classmethod
     def from_config(cls, config: ExactDuplicateKeys, available: Collection[str]) -> Self | None:
         return cls() if config.exact_duplicates else None
 
-    def digest_rows(self, rows: pa.Table) -> list[bytes]:
-        return [bytes.fromhex(digest[: 2 * DIGEST_BYTES]) for digest in rows["sha256"].to_pylist()]
-
-
-def _hash_digests(digest_B: np.ndarray) -> np.ndarray:
-    """Returns a number that equal digests share: their first four bytes."""
-    return np.ascontiguousarray(digest_B[:, :4]).view("<u4")[:, 0]
+    def digest_rows(self, rows: pa.Table) -> bytes:
+        return bytes.fromhex("".join([digest[: 2 * DIGEST_BYTES] for digest in rows["sha256"].to_pylist()]))
 
 
 def _digest_text(text: str) -> bytes:

@@ -1,4 +1,4 @@
-"""Finds, exactly, all 64-bit hashes with another one within a Hamming distance; others cannot be near duplicates.
+"""Links, exactly, all rows whose 64-bit hashes are within a Hamming distance; others cannot be near duplicates.
 
 Split the bits into m blocks. Two hashes that differ in at most d bits agree in at least m - d blocks, so sorting by
 some choice of m - d blocks places them side by side (Manku, Jain and Das Sarma, "Detecting near-duplicates for web
@@ -7,12 +7,13 @@ rows misses the CPU caches ever more often. A choice of few bits also places row
 there are; `plan_choices` trades that against the number of sorts: within 6 bits 28 sorts at 10^5 rows, 84 at 10^6, 462
 at 10^8.
 
-Rows are partitioned on disk by the first block of a choice and sorted one partition at a time.
+Rows are exchanged once for each prefix that choices share (a block, or several at many rows), dealt out by the bits of
+the prefix, and sorted part by part by each of these choices.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
 from itertools import combinations, groupby, pairwise
@@ -20,12 +21,16 @@ from math import comb
 
 import numpy as np
 
-from dataprep.filters.column_store import ColumnStore
+from dataprep.filters.components import EDGE, Forest, deal_both_ways
+from dataprep.filters.exchange import MAX_PARTS, Parts, count_parts
+from dataprep.filters.left_rows import iterate_left
+from dataprep.filters.steps import OpenTask, write_parts
 
 HASH_BITS = 64
 INDEX_BITS = 28  # low bits of a sort key; up to 36 bits of a choice are above
-PARTITION_ROWS = 1 << 16  # mean rows per partition, so that a sort stays in the CPU cache
-BLOCK = 1 << 16  # rows read at a time
+HASH = np.dtype([("hash", np.uint64), ("position", np.int64)])
+SPARE_BITS = 2  # of a prefix beyond those that number the parts, so that parts are about equal
+SORTED_ROWS = 1 << 16  # sorted at a time, so that a sort stays in the CPU cache
 LARGE = 32  # rows equal in a choice, above which not all pairs are compared
 MOST_CHOICES = 4096
 SORT_COST, PAIR_COST = 1.0, 1.2  # per row, per comparison; only the ratio matters
@@ -58,79 +63,157 @@ def plan_choices(distance: int, rows: int) -> tuple[tuple[HashBlock, ...], ...]:
     return tuple(combinations(blocks, best - distance))
 
 
-def find_rows_with_neighbours(store: ColumnStore, name: str, left_M: np.ndarray, distance: int) -> np.ndarray:
-    """Finds the rows with another row within ``distance``, among those left: bool (M,). Column ``name``: uint64 hashes.
+@dataclass(frozen=True)
+class HashPrefix:
+    """Blocks that several choices begin with, their bits, and the other blocks of each of these choices."""
 
-    Holds the distinct hashes of one partition in memory.
+    blocks: tuple[HashBlock, ...]
+    rests: tuple[tuple[HashBlock, ...], ...]
+
+    def value(self, hash_N: np.ndarray) -> np.ndarray:
+        """Returns the prefix's bits of each hash, uint64."""
+        value_N = np.zeros(len(hash_N), np.uint64)
+        for block in self.blocks:
+            value_N = value_N << np.uint64(block.bits) | block.value(hash_N)
+        return value_N
+
+    @property
+    def bits(self) -> int:
+        """The number of bits."""
+        return sum(block.bits for block in self.blocks)
+
+    def find_part(self, hash_N: np.ndarray, parts: int) -> np.ndarray:
+        """Returns the part of each hash, of ``parts`` with equally many values of the prefix."""
+        return ((self.value(hash_N) * np.uint64(parts)) >> np.uint64(self.bits)).astype(np.int64)
+
+
+@dataclass(frozen=True)
+class HashExchange:
+    """How hashes within ``distance`` meet: part p of ``parts`` of prefix i is part i * parts + p of the exchange."""
+
+    distance: int
+    prefixes: tuple[HashPrefix, ...]
+    parts: int
+
+    @property
+    def count(self) -> int:
+        """The parts of all prefixes."""
+        return len(self.prefixes) * self.parts
+
+
+def plan_exchange(distance: int, rows: int) -> HashExchange:
+    """Plans the exchange of the hashes of ``rows`` rows, with prefixes just long enough to deal them out evenly."""
+    choices, parts = plan_choices(max(1, distance), rows), count_parts(rows, HASH.itemsize)
+    length = 1
+    while (
+        length < len(choices[0]) and sum(block.bits for block in choices[0][:length]) < SPARE_BITS + parts.bit_length()
+    ):
+        length += 1
+    prefixes = [
+        HashPrefix(blocks, tuple(choice[length:] for choice in some))
+        for blocks, some in groupby(choices, key=lambda choice: choice[:length])
+    ]
+    return HashExchange(distance, tuple(prefixes), min(parts, MAX_PARTS // len(prefixes)))
+
+
+class EmitHashes:
+    """Worker: deals out the hashes of a group's rows, once for each prefix."""
+
+    def __init__(self, exchange: HashExchange, parts: int) -> None:
+        self.exchange, self.parts = exchange, parts
+
+    def __call__(self, task: OpenTask) -> dict[str, int]:
+        """Writes parts of `HASH`."""
+        return write_parts(task, self._deal(task), HASH, self.parts)
+
+    def _deal(self, task: OpenTask) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        parts = self.exchange.parts
+        for position_N, rows in iterate_left(task, ("phash",)):
+            hash_N = np.empty(len(position_N), HASH)
+            hash_N["hash"], hash_N["position"] = rows["phash"].to_numpy(), position_N
+            for place, prefix in enumerate(self.exchange.prefixes):
+                yield hash_N, place * parts + prefix.find_part(hash_N["hash"], parts)
+
+
+class LinkHashes:
+    """Worker: links the rows of a part whose hashes are within the distance."""
+
+    def __init__(self, hashes: Parts, exchange: HashExchange, parts: int) -> None:
+        self.hashes, self.exchange, self.parts = hashes, exchange, parts
+
+    def __call__(self, task: OpenTask) -> dict[str, int]:
+        """Writes parts of `components.EDGE`, as `components.find_components` needs them."""
+        record_N = self.hashes.read(task.id, HASH)
+        prefix = self.exchange.prefixes[task.id // self.exchange.parts]
+        node_K, to_K = link_hashes(record_N["hash"], prefix, self.exchange.distance)
+        position_N = record_N["position"]
+        edges = deal_both_ways(position_N[node_K], position_N[to_K], self.parts)
+        return write_parts(task, [edges], EDGE, self.parts)
+
+
+def link_hashes(hash_N: np.ndarray, prefix: HashPrefix, distance: int) -> tuple[np.ndarray, np.ndarray]:
+    """Links hashes within ``distance`` that agree in a prefix and the rest of one of its choices.
+
+    Returns (a hash, a hash that it is linked to): a tree over each set of hashes that such pairs connect. Equal hashes
+    are linked as well.
     """
-    rows = int(left_M.sum())
-    near_M = np.zeros(len(left_M), bool)
-    for first, choices in groupby(plan_choices(max(1, distance), rows), key=lambda choice: choice[0]):
-        rest = [choice[1:] for choice in choices]
-        count = min(max(1, rows // PARTITION_ROWS), 1 << first.bits)
-        for partition in store.partition(name, left_M, _number_partitions(first, count), count, BLOCK):
-            hash_U, position_U = _read_distinct(partition, near_M)
-            near_M[position_U[_find_near(hash_U, first, rest, distance)]] = True
-    return near_M
+    hash_U, first_U, same_N = np.unique(hash_N, return_index=True, return_inverse=True)
+    assert len(hash_U) < 1 << INDEX_BITS, f"{len(hash_U)} hashes in a part"
+    forest, value_U = Forest(len(hash_U)), prefix.value(hash_U)
+    row_U = np.argsort(value_U, kind="stable")
+    # Cut where the prefix changes, at the first such place after each `SORTED_ROWS`.
+    change_C = np.append(np.flatnonzero(np.diff(value_U[row_U])) + 1, len(row_U))
+    cuts = np.unique(change_C[np.searchsorted(change_C, np.arange(SORTED_ROWS, len(row_U), SORTED_ROWS))])
+    for own_U in np.split(row_U, cuts):
+        _link_sorted(hash_U, own_U, prefix, distance, forest)
+    node_K, root_K = forest.edges()
+    again_K = np.flatnonzero(first_U[same_N] != np.arange(len(hash_N)))
+    return np.append(first_U[node_K], again_K), np.append(first_U[root_K], first_U[same_N[again_K]])
 
 
-def _number_partitions(block: HashBlock, count: int) -> Callable[[np.ndarray], np.ndarray]:
-    return lambda hash_B: (block.value(hash_B) * np.uint64(count)) >> np.uint64(block.bits)
-
-
-def _read_distinct(
-    partition: Iterator[tuple[np.ndarray, np.ndarray]], near_M: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
-    """Returns the distinct hashes of a partition and a row of each; sets ``near_M`` of rows that share a hash."""
-    hash_U, position_U = np.zeros(0, np.uint64), np.zeros(0, np.int64)
-    for position_B, hash_B in partition:
-        hash_U, position_U = np.append(hash_U, hash_B), np.append(position_U, position_B)
-        order = np.argsort(hash_U)
-        hash_U, position_U = hash_U[order], position_U[order]
-        again = np.flatnonzero(hash_U[1:] == hash_U[:-1])
-        near_M[position_U[again]] = near_M[position_U[again + 1]] = True
-        hash_U, position_U = np.delete(hash_U, again + 1), np.delete(position_U, again + 1)
-    return hash_U, position_U
-
-
-def _find_near(hash_U: np.ndarray, first: HashBlock, rest: list[tuple[HashBlock, ...]], distance: int) -> np.ndarray:
-    """Finds distinct hashes with another within ``distance`` that is equal in ``first`` and one of ``rest``."""
-    assert len(hash_U) < 1 << INDEX_BITS
-    near_U = np.zeros(len(hash_U), bool)
-    index_U = np.arange(len(hash_U), dtype=np.uint64)
-    for blocks in rest:
-        key_U = first.value(hash_U)
+def _link_sorted(hash_U: np.ndarray, own_V: np.ndarray, prefix: HashPrefix, distance: int, forest: Forest) -> None:
+    """Joins the hashes ``own_V`` that are close, sorted by each choice of the prefix."""
+    hash_V, index_V = hash_U[own_V], np.arange(len(own_V), dtype=np.uint64)
+    prefix_V = prefix.value(hash_V)
+    for blocks in prefix.rests:
+        key_V = prefix_V
         for block in blocks:
-            key_U = key_U << np.uint64(block.bits) | block.value(hash_U)
-        key_U = key_U << np.uint64(INDEX_BITS) | index_U
-        key_U.sort()
-        _mark_close_pairs(
-            hash_U, key_U >> np.uint64(INDEX_BITS), key_U & np.uint64((1 << INDEX_BITS) - 1), distance, near_U
-        )
-    return near_U
+            key_V = key_V << np.uint64(block.bits) | block.value(hash_V)
+        key_V = key_V << np.uint64(INDEX_BITS) | index_V
+        key_V.sort()
+        value_V, order_V = key_V >> np.uint64(INDEX_BITS), key_V & np.uint64((1 << INDEX_BITS) - 1)
+        _join_close_pairs(hash_U, value_V, own_V[order_V.astype(np.int64)], distance, forest)
 
 
-def _mark_close_pairs(
-    hash_U: np.ndarray, value_U: np.ndarray, order_U: np.ndarray, distance: int, near_U: np.ndarray
+def _join_close_pairs(
+    hash_U: np.ndarray, value_U: np.ndarray, order_U: np.ndarray, distance: int, forest: Forest
 ) -> None:
-    """Sets ``near_U`` of hashes within ``distance`` of another of the same value; ``order_U`` sorts them by value.
+    """Joins hashes within ``distance`` of each other with the same value; ``order_U`` sorts them by value.
 
-    Compares each with the next, the second next, and so on. In groups of more than `LARGE` equal values, hashes with a
-    known neighbour are not compared further, so a cluster of similar hashes costs about its size.
+    Compares each with the next, the second next, and so on. Groups of more than `LARGE` equal values are searched hash
+    by hash, leaving out what is already joined, so a cluster of similar hashes costs about its size.
     """
     start_P = np.flatnonzero(value_U[1:] == value_U[:-1])
     for ahead in range(1, LARGE):
         left_P, right_P = order_U[start_P], order_U[start_P + ahead]
         close_P = np.bitwise_count(hash_U[left_P] ^ hash_U[right_P]) <= distance
-        near_U[left_P[close_P]] = near_U[right_P[close_P]] = True
+        forest.join(left_P[close_P], right_P[close_P])
         start_P = start_P[: np.searchsorted(start_P, len(value_U) - ahead - 1)]
         start_P = start_P[value_U[start_P + ahead + 1] == value_U[start_P]]
         if not len(start_P):
             return
     for value in np.unique(value_U[start_P]):
         member_G = order_U[np.searchsorted(value_U, value) : np.searchsorted(value_U, value, side="right")]
-        for place in member_G[~near_U[member_G]]:
-            if not near_U[place]:
-                close_G = np.bitwise_count(hash_U[member_G] ^ hash_U[place]) <= distance
-                if np.count_nonzero(close_G) > 1:
-                    near_U[member_G[close_G]] = True
+        _join_group(hash_U, member_G, distance, forest)
+
+
+def _join_group(hash_U: np.ndarray, member_G: np.ndarray, distance: int, forest: Forest) -> None:
+    """Joins all members within ``distance``: walks from each member to the close ones that no walk has met."""
+    while len(member_G):
+        waiting, member_G = [int(member_G[0])], member_G[1:]
+        while waiting and len(member_G):
+            place = waiting.pop()
+            close_G = np.bitwise_count(hash_U[member_G] ^ hash_U[place]) <= distance
+            found_K, member_G = member_G[close_G], member_G[~close_G]
+            forest.join(np.full(len(found_K), place), found_K)
+            waiting += found_K.tolist()

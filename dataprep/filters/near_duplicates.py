@@ -1,20 +1,21 @@
-"""Filters on images that look alike: the first occurrence of each set of near duplicates is kept.
-
-A row is dropped if an earlier kept row is alike; dropped rows do not count. A chain of small changes therefore keeps
-every row that is far from all kept rows, and each of many copies costs one comparison.
-"""
+"""Filter on images that look alike by perceptual hash and colours."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+import tempfile
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Self
 
 import numpy as np
 from pydantic import Field
 
-from dataprep.filters.base import SetFilter
 from dataprep.filters.column_store import ColumnStore
-from dataprep.filters.hash_neighbours import find_rows_with_neighbours
+from dataprep.filters.components import count_edge_parts
+from dataprep.filters.exchange import NONE, Parts
+from dataprep.filters.hash_neighbours import EmitHashes, LinkHashes, plan_exchange
+from dataprep.filters.left_rows import LeftRows
+from dataprep.filters.look_alike import Described, LookAlike, keep_first
 from dataprep.filters.multi_index_hash import HashIndex
 from dataprep.io.config import Config
 
@@ -23,12 +24,12 @@ if TYPE_CHECKING:
 
 BLOCK = 1024  # rows compared among themselves
 PIECE = 1 << 12  # thumbnails compared together
-FEATURE_ROWS = 1 << 11  # rows of features compared all with all at a time
 WINDOW = 1 << 15  # rows looked up in a large index together: sorted lookups keep its table in the CPU cache
 SMALL_ROWS, MEDIUM_ROWS, LARGE_ROWS = 1 << 13, 1 << 16, 1 << 20  # kept rows per index
 SPARSE = 10  # bits up to which few of a million rows have a neighbour by chance
 MAX_GAIN = 1.2
-ROUND = 5  # decimals of a cosine: the summation order of the CPU must not decide
+THUMBNAIL_CELLS = 64
+UNSET = 1 << 62  # above every row
 
 _PositionedIndex = tuple[HashIndex, np.ndarray]
 
@@ -47,7 +48,8 @@ class NearDuplicateKeys(Config):
     )
 
 
-class NearDuplicates(SetFilter):
+@dataclass(frozen=True)
+class NearDuplicates(LookAlike):
     """Drops rows that look like an earlier kept row.
 
     Two images are alike if their perceptual hashes differ in at most ``distance`` bits (same grey structure) and their
@@ -61,8 +63,8 @@ class NearDuplicates(SetFilter):
     columns = ("phash", "thumbnail")
     reason = "looks like an earlier image"
 
-    def __init__(self, distance: int, colour_distance: float) -> None:
-        self.distance, self.colour_distance = distance, colour_distance
+    distance: int
+    colour_distance: float
 
     @classmethod
     def from_config(cls, config: NearDuplicateKeys, available: Collection[str]) -> Self | None:
@@ -70,69 +72,94 @@ class NearDuplicates(SetFilter):
             return None
         return cls(config.near_duplicate_bits, config.near_duplicate_colour)
 
+    def link(self, rows: LeftRows) -> Parts | None:
+        if self.distance > SPARSE:
+            return None
+        exchange = plan_exchange(self.distance, rows.count)
+        arguments = {"exchange": exchange, "parts": exchange.count}
+        hashes = rows.emit("hashes", EmitHashes, arguments, ("phash",))
+        parts = count_edge_parts(rows.count)
+        arguments = {"hashes": hashes, "exchange": exchange, "parts": parts}
+        return rows.exchange("links", LinkHashes, arguments, exchange.count, parts)
+
+    def describe_member(self, rows: LeftRows) -> Described:
+        return ("phash", "<u8", ()), ("thumbnail", "|u1", (THUMBNAIL_CELLS, 3))
+
     def extract(self, rows: pa.Table) -> dict[str, np.ndarray]:
         thumbnail_N = np.frombuffer(b"".join(rows["thumbnail"].to_pylist()), np.uint8)
-        thumbnail_NDC = thumbnail_N.reshape(rows.num_rows, rows.schema.field("thumbnail").type.byte_width // 3, 3)
-        return {"phash": rows["phash"].to_numpy().astype(np.uint64), "thumbnail": thumbnail_NDC}
+        return {
+            "phash": rows["phash"].to_numpy().astype(np.uint64),
+            "thumbnail": thumbnail_N.reshape(rows.num_rows, THUMBNAIL_CELLS, 3),
+        }
 
-    def drop(self, store: ColumnStore, left_M: np.ndarray) -> None:
+    def find_originals(self, members: Iterator[np.ndarray], folder: str) -> tuple[np.ndarray, np.ndarray]:
+        with tempfile.TemporaryDirectory(dir=folder) as scratch, ColumnStore(scratch) as store:
+            hashes, positions = [np.zeros(0, np.uint64)], [np.zeros(0, np.int64)]
+            for member_N in members:
+                store.append("thumbnail", np.ascontiguousarray(member_N["thumbnail"]))
+                hashes.append(member_N["phash"].copy())
+                positions.append(member_N["position"].copy())
+            position_N = np.concatenate(positions)
+            assert (np.diff(position_N) > 0).all(), "rows are not in their order"
+            original_N = self._find_in_order(np.concatenate(hashes), store)
+        gone_K = np.flatnonzero(original_N != NONE)
+        return position_N[gone_K], position_N[original_N[gone_K]]
+
+    def _find_in_order(self, hash_N: np.ndarray, store: ColumnStore) -> np.ndarray:
+        """Returns for each row the first kept row that it is alike to, or `NONE` for rows to keep."""
+        original_N = np.full(len(hash_N), NONE)
         kept = _KeptIndexes(self.distance)
-        # Rows without a neighbour are kept and cause no drop: this settles most rows.
-        near_M = (
-            find_rows_with_neighbours(store, "phash", left_M, self.distance)
-            if self.distance <= SPARSE
-            else left_M.copy()
-        )
-        for start in range(0, len(left_M), WINDOW):
-            inside_W = np.flatnonzero(near_M[start : start + WINDOW])
-            if not len(inside_W):
-                continue
-            hash_W, position_W = store.read("phash", start, start + WINDOW)[inside_W], inside_W + start
-            stay_W = np.ones(len(inside_W), bool)
-            self._drop_alike_in(store, kept.large, hash_W, position_W, stay_W)
-            for begin in range(0, len(inside_W), BLOCK):
-                block_B = begin + np.flatnonzero(stay_W[begin : begin + BLOCK])
-                hash_B, position_B = hash_W[block_B], position_W[block_B]
-                stay_B = np.ones(len(block_B), bool)
-                self._drop_alike_in(store, kept.recent(), hash_B, position_B, stay_B)
-                self._drop_alike_within(hash_B, store.take("thumbnail", position_B), stay_B)
-                stay_W[block_B[~stay_B]] = False
-                kept.add(hash_B[stay_B], position_B[stay_B])
-            left_M[position_W[~stay_W]] = False
+        for start in range(0, len(hash_N), WINDOW):
+            row_W = np.arange(start, min(start + WINDOW, len(hash_N)))
+            original_N[row_W] = self._look_up(store, kept.large, hash_N[row_W], row_W)
+            for begin in range(start, row_W[-1] + 1, BLOCK):
+                row_B = np.arange(begin, min(begin + BLOCK, row_W[-1] + 1))
+                row_B = row_B[original_N[row_B] == NONE]
+                original_B = self._look_up(store, kept.recent(), hash_N[row_B], row_B)
+                original_N[row_B] = original_B
+                row_B = row_B[original_B == NONE]
+                within_B = self._find_within(hash_N[row_B], store.take("thumbnail", row_B))
+                gone_B = within_B != NONE
+                original_N[row_B[gone_B]] = row_B[within_B[gone_B]]
+                kept.add(hash_N[row_B[~gone_B]], row_B[~gone_B])
             kept.merge_medium()
+        return original_N
 
-    def _drop_alike_in(
-        self,
-        store: ColumnStore,
-        indexes: list[_PositionedIndex],
-        hash_Q: np.ndarray,
-        position_Q: np.ndarray,
-        stay_Q: np.ndarray,
-    ) -> None:
-        """Clears ``stay_Q`` of rows that are alike to a row of the indexes."""
-        for index, position_N in indexes:
-            for query_P, row_P in index.pairs(hash_Q, stay_Q):
+    def _look_up(
+        self, store: ColumnStore, indexes: list[_PositionedIndex], hash_Q: np.ndarray, row_Q: np.ndarray
+    ) -> np.ndarray:
+        """Returns for each query the first row of the indexes that it is alike to, or `NONE`.
+
+        The indexes hold rows in their order, so those after the first with such a row are not asked.
+        """
+        original_Q = np.full(len(row_Q), UNSET)
+        for index, row_N in indexes:
+            for query_P, found_P in index.pairs(hash_Q, original_Q == UNSET):
                 for piece in range(0, len(query_P), PIECE):
-                    query, row = query_P[piece : piece + PIECE], row_P[piece : piece + PIECE]
-                    query, row = query[stay_Q[query]], row[stay_Q[query]]
+                    query, row = query_P[piece : piece + PIECE], row_N[found_P[piece : piece + PIECE]].astype(np.int64)
+                    query, row = query[row < original_Q[query]], row[row < original_Q[query]]
                     if len(query):
-                        left_PDC = store.take("thumbnail", position_Q[query])
-                        right_PDC = store.take("thumbnail", position_N[row])
+                        left_PDC = store.take("thumbnail", row_Q[query])
+                        right_PDC = store.take("thumbnail", row)
                         alike_P = measure_thumbnail_distance(left_PDC, right_PDC) <= self.colour_distance
-                        stay_Q[query[alike_P]] = False
+                        np.minimum.at(original_Q, query[alike_P], row[alike_P])
+        original_Q[original_Q == UNSET] = NONE
+        return original_Q
 
-    def _drop_alike_within(self, hash_B: np.ndarray, thumbnail_BDC: np.ndarray, stay_B: np.ndarray) -> None:
-        """Clears ``stay_B`` of rows that are alike to an earlier kept row of the block."""
-        index, open_B = HashIndex(hash_B, self.distance, BLOCK), stay_B.copy()
-        found = [(q[q > n], n[q > n]) for q, n in index.pairs(hash_B, open_B)]
-        later_P = np.concatenate([later for later, _ in found]) if found else np.zeros(0, np.int64)
-        earlier_P = np.concatenate([earlier for _, earlier in found]) if found else np.zeros(0, np.int64)
+    def _find_within(self, hash_B: np.ndarray, thumbnail_BDC: np.ndarray) -> np.ndarray:
+        """Returns for each row of a block the first kept row of the block that it is alike to, or `NONE`."""
+        original_B = np.full(len(hash_B), NONE)
+        index = HashIndex(hash_B, self.distance, BLOCK)
+        found = [(q[q > n], n[q > n]) for q, n in index.pairs(hash_B, np.ones(len(hash_B), bool))]
+        later_P = np.concatenate([np.zeros(0, np.int64), *(later for later, _ in found)])
+        earlier_P = np.concatenate([np.zeros(0, np.int64), *(earlier for _, earlier in found)])
 
         def is_alike(earlier: int, later: np.ndarray) -> np.ndarray:
             right_PDC = np.broadcast_to(thumbnail_BDC[earlier], (len(later), *thumbnail_BDC.shape[1:]))
             return measure_thumbnail_distance(thumbnail_BDC[later], right_PDC) <= self.colour_distance
 
-        _keep_first(later_P, earlier_P, stay_B, is_alike)
+        keep_first(later_P, earlier_P, original_B, is_alike)
+        return original_B
 
 
 class _KeptIndexes:
@@ -179,84 +206,6 @@ def _take_rows(
         return hash_N, position_N
     index, before_N = source.pop()
     return np.append(index.hash_N, hash_N), np.append(before_N, position_N)
-
-
-class EmbeddingDuplicateKeys(Config):
-    """Keys of `EmbeddingDuplicates`."""
-
-    near_duplicate_cosine: float | None = Field(
-        default=None,
-        gt=0,
-        le=1,
-        description="drop images whose CLIP features have at least this cosine with an earlier image's (such as 0.96); "
-        "time grows with the square of the rows; null: off",
-    )
-
-
-class EmbeddingDuplicates(SetFilter):
-    """Drops rows whose CLIP image features have a cosine of at least ``cosine`` with those of an earlier kept row.
-
-    Exact: compares all rows with all kept ones in blocks, so time grows with the square of the rows; memory does not.
-    """
-
-    keys = EmbeddingDuplicateKeys
-    off: ClassVar = {"near_duplicate_cosine": None}
-    remedies: ClassVar = {"clip_embedding": ("select.near_duplicate_cosine", "set score.embeddings=true")}
-    catches = frozenset({"exact_duplicate", "near_duplicate"})
-    columns = ("clip_embedding",)
-    reason = "CLIP sees the same as in an earlier image"
-
-    def __init__(self, cosine: float) -> None:
-        self.cosine = cosine
-
-    @classmethod
-    def from_config(cls, config: EmbeddingDuplicateKeys, available: Collection[str]) -> Self | None:
-        return None if config.near_duplicate_cosine is None else cls(config.near_duplicate_cosine)
-
-    def extract(self, rows: pa.Table) -> dict[str, np.ndarray]:
-        features = np.frombuffer(b"".join(rows["clip_embedding"].to_pylist()), "<f2")
-        dim = rows.schema.field("clip_embedding").type.byte_width // 2
-        return {"clip_embedding": features.reshape(rows.num_rows, dim)}
-
-    def drop(self, store: ColumnStore, left_M: np.ndarray) -> None:
-        for start in range(0, len(left_M), FEATURE_ROWS):
-            inside_B = np.flatnonzero(left_M[start : start + FEATURE_ROWS])
-            if not len(inside_B):
-                continue
-            feature_BD = _normalise_features(store.read("clip_embedding", start, start + FEATURE_ROWS)[inside_B])
-            stay_B = np.ones(len(inside_B), bool)
-            for _, before_KD in store.read_blocks("clip_embedding", left_M[:start], FEATURE_ROWS):
-                asked = np.flatnonzero(stay_B)
-                stay_B[asked[self._compare(feature_BD[asked], _normalise_features(before_KD)).any(axis=1)]] = False
-            later_P, earlier_P = np.nonzero(np.tril(self._compare(feature_BD, feature_BD), -1))
-            _keep_first(later_P, earlier_P, stay_B, lambda _, later: np.ones(len(later), bool))
-            left_M[inside_B[~stay_B] + start] = False
-
-    def _compare(self, left_BD: np.ndarray, right_KD: np.ndarray) -> np.ndarray:
-        return np.round(left_BD @ right_KD.T, ROUND) >= round(self.cosine, ROUND)
-
-
-def _normalise_features(feature_BD: np.ndarray) -> np.ndarray:
-    feature_BD = feature_BD.astype(np.float32)
-    return feature_BD / np.maximum(np.linalg.norm(feature_BD, axis=1, keepdims=True), 1e-12)
-
-
-def _keep_first(
-    later_P: np.ndarray,
-    earlier_P: np.ndarray,
-    stay_B: np.ndarray,
-    is_alike: Callable[[int, np.ndarray], np.ndarray],
-) -> None:
-    """Clears ``stay_B`` of the later row of every pair whose earlier row is kept and ``is_alike`` to it, in order."""
-    order_P = np.argsort(earlier_P, kind="stable")
-    later_P, earlier_P = later_P[order_P], earlier_P[order_P]
-    rows, begins = np.unique(earlier_P, return_index=True)
-    for row, begin, end in zip(rows.tolist(), begins, np.append(begins, len(later_P))[1:], strict=True):
-        if stay_B[row]:
-            later = np.unique(later_P[begin:end])
-            later = later[stay_B[later]]
-            if len(later):
-                stay_B[later[is_alike(row, later)]] = False
 
 
 def measure_thumbnail_distance(left_PDC: np.ndarray, right_PDC: np.ndarray) -> np.ndarray:

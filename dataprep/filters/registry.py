@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from dataprep.filters.base import Filter
 from dataprep.filters.caption import AlphaShare, Boilerplate, CaptionLength, CaptionWords, Language
+from dataprep.filters.embedding_duplicates import EmbeddingDuplicates
 from dataprep.filters.exact_duplicates import DuplicatePair, ExactDuplicate, RepeatedCaption
 from dataprep.filters.faces import MaxFace, MaxFaces
 from dataprep.filters.image import Area, Downloaded, FileSize, MaxAspect, MinSide
-from dataprep.filters.near_duplicates import EmbeddingDuplicates, NearDuplicates
+from dataprep.filters.near_duplicates import NearDuplicates
 from dataprep.filters.predictions import HEAD_FILTERS, Aesthetic, NsfwLabel
 from dataprep.filters.similarity import MinSimilarity, TopSimilarity
 

@@ -1,69 +1,43 @@
 """Decides which pairs to train on: selection tables, funnel, examples and the train/validation split.
 
-Reads columns only, never an image, so that a changed threshold costs this stage and its successors. Shards are read one
-after the other; set filters keep what they need of each row on disk, so memory grows by one or two bytes per row.
+Reads columns only, never an image, so that a changed threshold costs this stage and its successors. Groups of shards
+are worked through by tasks of a `Runner`: row filters where the columns are, set filters by exchanging records. The
+tables are the same for any runner and any grouping.
 """
 
 from __future__ import annotations
 
-import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
-from dataprep.filters.base import RowFilter, SetFilter
-from dataprep.filters.column_store import ColumnStore
 from dataprep.filters.config import SelectConfig, make_filters, make_set_filters
+from dataprep.filters.exchange import VERDICT
+from dataprep.filters.left_rows import (
+    CODES,
+    ORIGINALS,
+    ApplyVerdicts,
+    LeftRows,
+    read_shard_state,
+    write_state,
+)
+from dataprep.filters.pair_shards import SHARD_ROWS, Groups, PairShard, group_shards, open_shards
+from dataprep.filters.steps import FINISH, OpenTask, Runner, StepTask, TaskResult, place_output
+from dataprep.io import storage
 from dataprep.io.errors import UserError
-from dataprep.io.parquet import read_schema, read_table
-from dataprep.io.schemas import ANNOTATIONS as ANNOTATIONS
+from dataprep.io.keys import sample_key, shard_name
+from dataprep.io.parquet import read_table, write_table
 
 TRAIN, VALIDATION = "train", "validation"
 EXAMPLES = 8  # dropped rows listed per filter
-SCHEMA = pa.schema({"key": pa.string(), "keep": pa.bool_(), "reason": pa.string(), "split": pa.string()})
-
-
-@dataclass(frozen=True)
-class PairShard:
-    """The row-aligned files of one shard; ``downloads`` has the columns that came with the list."""
-
-    annotations: str
-    scores: str | None = None
-    downloads: str | None = None
-
-    def list_columns(self) -> set[str]:
-        """Returns all columns of the files."""
-        names = set(ANNOTATIONS.names)
-        for path, kind in ((self.downloads, "download"), (self.scores, "scores")):
-            if path is not None:
-                names |= set(read_schema(path, kind).names)
-        return names
-
-    def read_columns(self, columns: Sequence[str]) -> pa.Table:
-        """Reads ``columns`` from the first of annotations, scores and list that has each; a missing one is null.
-
-        Raises ValueError if the files do not have the same rows.
-        """
-        own = [name for name in columns if name in ANNOTATIONS.names]
-        rows = read_table(self.annotations, "annotations", list(dict.fromkeys(["key", *own])))
-        missing = [name for name in columns if name not in rows.column_names]
-        for path, kind in ((self.scores, "scores"), (self.downloads, "download")):
-            if not missing or path is None:
-                continue
-            present = [name for name in missing if name in read_schema(path, kind).names]
-            if present:
-                table = read_table(path, kind, ["key", *present])
-                if not table["key"].combine_chunks().equals(rows["key"].combine_chunks()):
-                    raise ValueError(f"{path}: not the rows of {self.annotations}; make the {kind} of this shard again")
-                for name in present:
-                    rows = rows.append_column(table.schema.field(name), table[name])
-                missing = [name for name in missing if name not in present]
-        for name in missing:
-            rows = rows.append_column(name, pa.nulls(rows.num_rows, pa.float64()))
-        return rows.select(columns)
+SCHEMA = pa.schema(
+    {"key": pa.string(), "keep": pa.bool_(), "reason": pa.string(), "split": pa.string(), "duplicate_of": pa.string()}
+)
+REASONS = "reasons.json"
 
 
 @dataclass
@@ -71,143 +45,215 @@ class Selection:
     """Result of a selection.
 
     ``funnel`` has one dict per filter, in order: filter, in, dropped, kept, reason. ``examples`` maps each filter to
-    the first `EXAMPLES` rows that it dropped: shard (index) and key.
+    the first `EXAMPLES` rows that it dropped: shard (number) and key. ``tables`` are the selection tables by shard.
     """
 
     rows: int = 0
     kept: int = 0
     funnel: list[dict[str, Any]] = field(default_factory=list)
     examples: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
+    tables: dict[int, str] = field(default_factory=dict)
 
 
 def select_pairs(
-    shards: Sequence[PairShard],
-    config: SelectConfig,
-    write: Callable[[int, pa.Table], None],
-    min_similarity: float | None = None,
+    shards: Sequence[PairShard], config: SelectConfig, runner: Runner, min_similarity: float | None = None
 ) -> Selection:
-    """Selects over all shards together and calls ``write`` with each shard's index and selection table, in order.
+    """Selects over all shards together; the last step of ``runner`` writes each shard's selection table.
 
     Columns of a selection table: key, keep, reason (null if kept, else "filter: why"), split ("train" or "validation",
-    null if dropped).
+    null if dropped), duplicate_of (the key of the row that a dropped one repeats, or null).
 
     Raises:
-        UserError: a filter's column is missing, or no row is left; nothing has been written then.
+        UserError: a filter's column is missing, or no row is left; no table has been written then.
     """
     available = shards[0].list_columns()
     filters = make_filters(config, available, min_similarity)
     set_filters = make_set_filters(config, available)
-    with tempfile.TemporaryDirectory(prefix="imagen-ray-") as folder, ColumnStore(folder) as store:
-        verdicts = _Verdicts()
-        for shard in shards:
-            verdicts.add_shard(shard, filters, set_filters, store)
-        for name, rule in set_filters.items():
-            verdicts.apply_set_filter(name, rule, store)
-    selection = Selection(verdicts.rows, verdicts.left, verdicts.build_funnel())
-    if verdicts.left == 0:
-        worst = max(selection.funnel, key=lambda step: step["dropped"])
+    grouped = group_shards(shards)
+    groups = Groups(tuple(some[0].id for some in grouped), tuple(some[-1].id + 1 for some in grouped))
+    columns = list(dict.fromkeys(name for rule in filters.values() for name in rule.columns))
+    arguments = {"config": config, "available": sorted(available), "min_similarity": min_similarity}
+    tasks = [
+        StepTask(number, {name: path for shard in some for name, path in shard.list_files(columns).items()})
+        for number, some in enumerate(grouped)
+    ]
+    state = runner.run("rows", JudgeRows, arguments, tasks)
+    rows = sum(result.counters["rows"] for result in state)
+    funnel = _Funnel(rows)
+    reasons = _read_reasons(state, list(filters))
+    for name in filters:
+        funnel.add(name, reasons[name], sum(result.counters[f"dropped_{name}"] for result in state))
+    for name, rule in set_filters.items():
+        dropped = 0
+        if funnel.left:
+            left = LeftRows(runner, grouped, groups, state, funnel.left, name)
+            verdicts = rule.decide(left)
+            dropped = verdicts.dropped
+            if dropped:
+                arguments = {"code": len(funnel.steps) + 1, "verdicts": verdicts, "groups": groups}
+                state = left.run_groups("apply", ApplyVerdicts, arguments, ())
+        funnel.add(name, rule.reason, dropped)
+    _refuse_empty(funnel)
+    return _write_tables(shards, config, runner, groups, state, funnel)
+
+
+class _Funnel:
+    """Counts of each filter, in order."""
+
+    def __init__(self, rows: int) -> None:
+        self.rows = self.left = rows
+        self.steps: list[dict[str, Any]] = []
+
+    def add(self, name: str, reason: str, dropped: int) -> None:
+        """Adds the next filter."""
+        kept = self.left - dropped
+        self.steps.append({"filter": name, "in": self.left, "dropped": dropped, "kept": kept, "reason": reason})
+        self.left = kept
+
+
+def _refuse_empty(funnel: _Funnel) -> None:
+    if funnel.left == 0:
+        worst = max(funnel.steps, key=lambda step: step["dropped"])
         raise UserError(
-            f"select: nothing is left of {verdicts.rows} rows; {worst['filter']} dropped {worst['dropped']} "
+            f"select: nothing is left of {funnel.rows} rows; {worst['filter']} dropped {worst['dropped']} "
             f"({worst['reason']}): loosen it or check the source"
         )
-    names = [step["filter"] for step in selection.funnel]
-    selection.examples = {name: [] for name in names}
-    for index, (shard, code_N) in enumerate(zip(shards, verdicts.split_by_shard(), strict=True)):
-        rows = shard.read_columns(["key", "sha256"])
-        for code, name in enumerate(names, 1):
-            examples = selection.examples[name]
-            for row in np.flatnonzero(code_N == code)[: EXAMPLES - len(examples)].tolist():
-                examples.append({"shard": index, "key": rows["key"][row].as_py()})
-        write(index, _build_table(rows, code_N, selection.funnel, config.validation_fraction))
-    return selection
 
 
-class _Verdicts:
-    """For each row the number of the filter that dropped it, from 1; 0 while it is kept. One byte per row."""
+def _read_reasons(state: Sequence[TaskResult], names: Sequence[str]) -> dict[str, str]:
+    """Returns why each row filter drops rows, from the groups in which it had rows to judge."""
+    reasons = dict.fromkeys(names, "")
+    for result in state:
+        if all(reasons.values()):
+            break
+        reasons |= {name: why for name, why in storage.read_json(result.files[REASONS]).items() if why}
+    return reasons
 
-    def __init__(self) -> None:
-        self.codes: list[np.ndarray] = []  # one per shard
-        self.names: list[tuple[str, str]] = []  # (filter, reason) in order
-        self.dropped: list[int] = []
-        self.rows = 0
-        self.left_M: np.ndarray | None = None  # over the rows that the row filters kept
 
-    @property
-    def left(self) -> int:
-        return self.rows - sum(self.dropped)
+class JudgeRows:
+    """Worker: applies the row filters to a group of shards and writes the group's state."""
 
-    def add_shard(
-        self,
-        shard: PairShard,
-        filters: Mapping[str, RowFilter],
-        set_filters: Mapping[str, SetFilter],
-        store: ColumnStore,
-    ) -> None:
-        """Applies the row filters to a shard and stores what the set filters need of the rows that are kept."""
-        columns = [name for rule in filters.values() for name in rule.columns]
-        columns += [name for rule in set_filters.values() for name in rule.columns]
-        rows = shard.read_columns(list(dict.fromkeys(columns)))
+    def __init__(self, config: SelectConfig, available: Sequence[str], min_similarity: float | None) -> None:
+        self.filters = make_filters(config, available, min_similarity)
+
+    def __call__(self, task: OpenTask) -> dict[str, int]:
+        """Writes the state and the reasons; counts rows and, by filter, dropped rows."""
+        shards = list(open_shards(task.files))
+        reasons: dict[str, str] = {}
+        counts: Counter[str] = Counter()
+        judged = ((shard.id - shards[0].id, self._judge(shard, reasons, counts)) for shard in shards)
+        none = np.zeros(0, VERDICT)
+        write_state(task, shards[-1].id + 1 - shards[0].id, ((place, code_N, none) for place, code_N in judged))
+        storage.write_json(str(place_output(task, REASONS)), reasons)
+        names = ("rows", *(f"dropped_{name}" for name in self.filters))
+        return {name: counts[name] for name in names}
+
+    def _judge(self, shard: PairShard, reasons: dict[str, str], counts: Counter[str]) -> np.ndarray:
+        """Returns for each row the number of the filter that dropped it, from 1, or 0."""
+        columns = dict.fromkeys(name for rule in self.filters.values() for name in rule.columns)
+        rows = shard.read_columns(list(columns))
+        assert rows.num_rows == shard.rows <= SHARD_ROWS, f"shard {shard.id}: {rows.num_rows} rows"
         code_N = np.zeros(rows.num_rows, np.uint8)
         left_M = np.arange(rows.num_rows)
-        for code, (name, rule) in enumerate(filters.items(), 1):
-            if len(self.names) < code:
-                self.names.append((name, ""))
-                self.dropped.append(0)
-            if len(left_M):
-                part = rows.select(rule.columns)
-                keep_M, reason = rule.judge(part if len(left_M) == len(code_N) else part.take(pa.array(left_M)))
-                self.names[code - 1] = (name, reason)
-                code_N[left_M[~keep_M]] = code
-                self.dropped[code - 1] += int((~keep_M).sum())
-                left_M = left_M[keep_M]
-        self.codes.append(code_N)
-        self.rows += rows.num_rows
-        stay = rows.take(pa.array(left_M))
-        for set_rule in set_filters.values():
-            for column, values in set_rule.extract(stay.select(set_rule.columns)).items():
-                store.append(column, values)
-
-    def apply_set_filter(self, name: str, rule: SetFilter, store: ColumnStore) -> None:
-        """Applies a set filter to the rows that are still kept."""
-        if self.left_M is None:
-            self.left_M = np.ones(self.left, bool)
-            self.code_M = np.zeros(self.left, np.uint8)
-        before_M = self.left_M.copy()
-        if before_M.any():
-            rule.drop(store, self.left_M)
-        self.names.append((name, rule.reason))
-        gone_M = before_M & ~self.left_M
-        self.code_M[gone_M] = len(self.names)
-        self.dropped.append(int(gone_M.sum()))
-
-    def build_funnel(self) -> list[dict[str, Any]]:
-        """Returns one dict per filter."""
-        steps, left = [], self.rows
-        for (name, reason), dropped in zip(self.names, self.dropped, strict=True):
-            steps.append({"filter": name, "in": left, "dropped": dropped, "kept": left - dropped, "reason": reason})
-            left -= dropped
-        return steps
-
-    def split_by_shard(self) -> list[np.ndarray]:
-        """Returns the final numbers, one uint8 array per shard."""
-        if self.left_M is not None:
-            start = 0
-            for code_N in self.codes:
-                inside = np.flatnonzero(code_N == 0)
-                code_N[inside] = self.code_M[start : start + len(inside)]
-                start += len(inside)
-            self.left_M = None
-        return self.codes
+        counts["rows"] += rows.num_rows
+        for code, (name, rule) in enumerate(self.filters.items(), 1):
+            if not len(left_M):
+                break
+            part = rows.select(rule.columns)
+            keep_M, reasons[name] = rule.judge(part if len(left_M) == len(code_N) else part.take(left_M))
+            code_N[left_M[~keep_M]] = code
+            counts[f"dropped_{name}"] += int((~keep_M).sum())
+            left_M = left_M[keep_M]
+        return code_N
 
 
-def _build_table(
-    rows: pa.Table, code_N: np.ndarray, funnel: list[dict[str, Any]], validation_fraction: float
-) -> pa.Table:
-    """Builds a selection table; the split follows the hash of the stored image, so it is the same in every run."""
-    reasons = np.array([None, *(f"{step['filter']}: {step['reason']}" for step in funnel)], dtype=object)
-    splits = [
-        None if code else VALIDATION if int(digest[:8], 16) / 2**32 < validation_fraction else TRAIN
-        for code, digest in zip(code_N.tolist(), rows["sha256"].to_pylist(), strict=True)
-    ]
-    columns = {"key": rows["key"].combine_chunks(), "keep": pa.array(code_N == 0)}
-    return pa.table(columns | {"reason": pa.array(reasons[code_N]), "split": pa.array(splits)}, schema=SCHEMA)
+def _write_tables(
+    shards: Sequence[PairShard],
+    config: SelectConfig,
+    runner: Runner,
+    groups: Groups,
+    state: Sequence[TaskResult],
+    funnel: _Funnel,
+) -> Selection:
+    names = [step["filter"] for step in funnel.steps]
+    arguments = {
+        "codes": [result.files[CODES] for result in state],
+        "originals": [result.files[ORIGINALS] for result in state],
+        "groups": groups,
+        "reasons": [f"{step['filter']}: {step['reason']}" for step in funnel.steps],
+        "names": names,
+        "validation_fraction": config.validation_fraction,
+    }
+    tasks = [StepTask(shard.id, shard.list_files(("key", "sha256"))) for shard in shards]
+    written = runner.run(FINISH, WriteTable, arguments, tasks)
+    tables = {result.id: result.files[shard_name(result.id, "parquet")] for result in written}
+    examples = _find_examples(written, tables, names)
+    return Selection(funnel.rows, funnel.left, funnel.steps, examples, tables)
+
+
+def _find_examples(
+    written: Sequence[TaskResult], tables: dict[int, str], names: Sequence[str]
+) -> dict[str, list[dict[str, Any]]]:
+    """Returns the first rows that each filter dropped; reads only tables that have one that is wanted."""
+    examples: dict[str, list[dict[str, Any]]] = {name: [] for name in names}
+    for result in written:
+        wanted = {name for name in names if len(examples[name]) < EXAMPLES and result.counters.get(f"dropped_{name}")}
+        if wanted:
+            table = read_table(tables[result.id], "selection", ["key", "reason"])
+            for key, reason in zip(table["key"].to_pylist(), table["reason"].to_pylist(), strict=True):
+                name = reason and reason.split(":")[0]
+                if name in wanted and len(examples[name]) < EXAMPLES:
+                    examples[name].append({"shard": result.id, "key": key})
+    return examples
+
+
+class WriteTable:
+    """Worker: writes a shard's selection table from the state of its group."""
+
+    def __init__(
+        self,
+        codes: Sequence[str],
+        originals: Sequence[str],
+        groups: Groups,
+        reasons: Sequence[str],
+        names: Sequence[str],
+        validation_fraction: float,
+    ) -> None:
+        self.codes, self.originals, self.groups, self.names = codes, originals, groups, names
+        self.reasons = np.array([None, *reasons], dtype=object)
+        self.validation_fraction = validation_fraction
+
+    def __call__(self, task: OpenTask) -> dict[str, int]:
+        """Writes one Parquet file; counts rows, kept and, by filter, dropped rows."""
+        (shard,) = open_shards(task.files)
+        group = int(self.groups.find(np.array([shard.id * SHARD_ROWS]))[0])
+        place = shard.id - self.groups.starts[group]
+        code_N, original_K = read_shard_state(self.codes[group], self.originals[group], place)
+        table = self._build_table(shard, code_N, original_K)
+        write_table(table, task.out / shard_name(shard.id, "parquet"), "selection")
+        count_C = np.bincount(code_N, minlength=len(self.reasons)).tolist()
+        dropped = {f"dropped_{name}": count for name, count in zip(self.names, count_C[1:], strict=True) if count}
+        return {"rows": len(code_N), "kept": count_C[0]} | dropped
+
+    def _build_table(self, shard: PairShard, code_N: np.ndarray, original_K: np.ndarray) -> pa.Table:
+        """Builds the table; the split follows the hash of the stored image, so it is the same in every run."""
+        rows = shard.read_columns(["key", "sha256"])
+        limit = self.validation_fraction
+        splits = [
+            None if code else VALIDATION if int(digest[:8], 16) / 2**32 < limit else TRAIN
+            for code, digest in zip(code_N.tolist(), rows["sha256"].to_pylist(), strict=True)
+        ]
+        same_N = np.full(len(code_N), None, dtype=object)
+        same_N[original_K["position"] - shard.id * SHARD_ROWS] = [
+            sample_key(*divmod(original, SHARD_ROWS)) for original in original_K["original"].tolist()
+        ]
+        return pa.table(
+            {
+                "key": rows["key"].combine_chunks(),
+                "keep": pa.array(code_N == 0),
+                "reason": pa.array(self.reasons[code_N], pa.string()),
+                "split": pa.array(splits, pa.string()),
+                "duplicate_of": pa.array(same_N, pa.string()),
+            },
+            schema=SCHEMA,
+        )

@@ -73,8 +73,8 @@ KINDS = {
     "scores": FileKind(1, "blank", {}),
     # row-aligned with listing: key, and what a stage without a kind of its own computes of each row
     "columns": FileKind(1, "blank", {}),
-    # row-aligned with download: keep, reason, split
-    "selection": FileKind(1, "blank", {"keep": False, "reason": f"{FORGOTTEN}: taken out on request"}),
+    # row-aligned with download: keep, reason, split, duplicate_of
+    "selection": FileKind(2, "blank", {"keep": False, "reason": f"{FORGOTTEN}: taken out on request"}),
     # kept rows: key, caption, captions, split, original_side, one binary column `pixels_<size>` per resolution
     "pack": FileKind(2, "remove"),
     # row-aligned with pack: key, caption, length, dim, codec, embedding, scale

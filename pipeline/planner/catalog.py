@@ -96,11 +96,22 @@ class Assumptions(Config):
         description="images decoded and resized per second and core in annotate, score and pack, if the machine "
         "does not say",
     )
-    select_rows_per_second: float = Field(
-        default=35_000.0,
+    select_us: float = Field(
+        default=30.0,
         gt=0,
-        description="rows per second of select, on the driver: 14 microseconds per row, 15 more to find duplicates "
-        "(benchmarks/results/data_scaling.json)",
+        description="microseconds of a core per row of select: row filters, exact duplicates, captions, quantiles, the "
+        "tables (benchmarks/results/select_scaling.json)",
+    )
+    select_sort_ns: float = Field(
+        default=100.0,
+        gt=0,
+        description="nanoseconds of a core per row and sort of the near-duplicate search, of which there are more the "
+        "more rows there are (docs/filters.md)",
+    )
+    select_row_kb: float = Field(
+        default=1.5,
+        ge=0,
+        description="kB per row that select reads and writes in the run's storage, over all its steps",
     )
     jpeg_mpixels: float = Field(
         default=150.0,

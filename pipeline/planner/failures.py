@@ -69,8 +69,9 @@ def _model_stage(plan: CostPlan, cost: StageCost) -> WorkQueue | Training:
     machine = plan.table.machines[cost.machine]
     slots = machine.units if cost.bound in ("GPU", "arithmetic") else machine.cores
     shards = max(1, round(plan.rates.urls / plan.config.listing.rows_per_shard))
-    if plan.works[cost.stage].pool == "driver" or cost.stage in ("encoder", "clip"):
+    if cost.stage in ("encoder", "clip"):
         return WorkQueue(1, seconds, 1)
+    shards = min(shards, plan.works[cost.stage].tasks or shards)
     if cost.stage == "sample":
         shards = max(1, round(cost.items / plan.config.sample.prompts_per_shard))
     slots = min(slots, max(1, shards // cost.nodes))  # few large shards cannot use all cores

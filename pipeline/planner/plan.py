@@ -179,10 +179,10 @@ def _costs(plan: CostPlan) -> list[StageCost]:
     costs = []
     for stage, work in plan.works.items():
         name, count = (chosen.machine, chosen.nodes) if work.pool == "gpu" else (data, nodes)
-        machine, used = table.machines[name], 1 if work.pool == "driver" else count
-        hours = estimate_hours(work, machine, used, plan.assumptions)
-        dollars = hours.hours * used * get_price(machine, wanted.spot)
-        costs.append(StageCost(stage, name, used, work.items, hours.hours, hours.bound, dollars, ""))
+        machine = table.machines[name]
+        hours = estimate_hours(work, machine, count, plan.assumptions)
+        dollars = hours.hours * count * get_price(machine, wanted.spot)
+        costs.append(StageCost(stage, name, count, work.items, hours.hours, hours.bound, dollars, ""))
     machine = table.machines[chosen.machine]
     trained = []
     for group in chosen.groups:

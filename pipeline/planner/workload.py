@@ -4,8 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from math import ceil
 from typing import Literal
 
+from dataprep.filters.embedding_duplicates import count_clusters
+from dataprep.filters.hash_neighbours import plan_choices
+from dataprep.filters.pair_shards import GROUP_ROWS, MAX_GROUPS
 from eval.sampling.config import SamplingConfig
 from pipeline.config import RunConfig
 from pipeline.planner.catalog import Assumptions, Machine
@@ -45,14 +49,15 @@ class PlanFacts:
 
 @dataclass(frozen=True)
 class Workload:
-    """What a stage has to do; ``pool``: cpu or gpu machines side by side, or one core of one machine (driver)."""
+    """What a stage has to do, on cpu or gpu machines side by side."""
 
-    pool: Literal["cpu", "gpu", "driver"]
+    pool: Literal["cpu", "gpu"]
     items: float  # rows or images
     images: float = 0.0  # decoded and resized, each on a core
     core_seconds: float = 0.0
     flops: float = 0.0
     bytes: float = 0.0  # over the link to the internet and the object store
+    tasks: int | None = None  # at the same time, at most
 
 
 @dataclass(frozen=True)
@@ -98,8 +103,19 @@ def _plan_score(facts: PlanFacts) -> Workload:
 
 
 def _plan_select(facts: PlanFacts) -> Workload:
-    urls = float(facts.rates.urls)
-    return Workload("driver", urls, core_seconds=urls / facts.assumptions.select_rows_per_second)
+    urls, images, rules = float(facts.rates.urls), facts.rates.images, facts.config.select
+    core_seconds, flops = urls * facts.assumptions.select_us * 1e-6, 0.0
+    if rules.near_duplicate_bits is not None and images:
+        sorts = len(plan_choices(max(1, rules.near_duplicate_bits), round(images)))
+        core_seconds += images * sorts * facts.assumptions.select_sort_ns * 1e-9
+    if rules.near_duplicate_cosine is not None and images:
+        probes = rules.near_duplicate_probes
+        clusters = count_clusters(round(images), probes, rules.near_duplicate_clusters)
+        compared = clusters + (probes - 0.5) * images / clusters  # centroids, and rows of the clusters
+        flops = images * compared * 2 * facts.clip.width
+    moved = urls * facts.assumptions.select_row_kb * 1e3
+    tasks = min(MAX_GROUPS, ceil(urls / GROUP_ROWS))
+    return Workload("cpu", urls, core_seconds=core_seconds, flops=flops, bytes=moved, tasks=tasks)
 
 
 def _plan_pack(facts: PlanFacts) -> Workload:
@@ -175,13 +191,13 @@ def plan_workloads(facts: PlanFacts) -> dict[str, Workload]:
 
 def estimate_hours(work: Workload, machine: Machine, nodes: int, assumptions: Assumptions) -> StageHours:
     """Returns the hours on ``nodes`` machines. Cores, GPUs and link work concurrently: the slowest counts."""
-    cores = machine.cores * nodes
+    cores = min(machine.cores * nodes, work.tasks or machine.cores * nodes)
     per_core = machine.images_per_core or assumptions.images_per_core
     speed = machine.units * nodes * machine.tflops * 1e12 * machine.encode_mfu
     core_seconds = work.core_seconds + work.images / per_core
     link = machine.internet_gbit * nodes * 1e9 / 8 * assumptions.network_share
     parts = {
-        "CPU": core_seconds / (1 if work.pool == "driver" else cores),
+        "CPU": core_seconds / cores,
         "GPU" if machine.gpus else "arithmetic": work.flops / speed,
         "network": work.bytes / link,
     }

@@ -2,117 +2,78 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from collections import defaultdict
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from dataprep.filters.near_duplicates import NearDuplicates, measure_thumbnail_distance
+from dataprep.io.keys import split_key
 from dataprep.io.parquet import read_table
 from pipeline.report.images import RowKey, load_examples, read_first_dropped
 from pipeline.store.artifact import Artifact
 
-FILTER = "near_duplicate"  # its key in `dataprep.filters.registry.FILTERS`
+FILTERS = ("near_duplicate", "embedding_duplicate")  # their keys in `dataprep.filters.registry.FILTERS`
 MEMBERS = 6  # shown per cluster
-
-
-@dataclass
-class HashedImage:
-    """An image by its perceptual hash and thumbnail, and its row."""
-
-    place: RowKey
-    phash: np.uint64
-    thumbnail_DC: np.ndarray
-    original: tuple[int, HashedImage] | None = None  # differing bits, and the kept image
-    members: dict[RowKey, int] = field(default_factory=dict)  # of a kept image: dropped rows and their differing bits
-
-
-@dataclass(frozen=True)
-class HashedShard:
-    """Images of one shard, as columns."""
-
-    shard: int
-    key_N: pa.Array
-    phash_N: np.ndarray
-    thumbnail_NDC: np.ndarray
-
-    def get_image(self, row: int) -> HashedImage:
-        """Returns the image in ``row``."""
-        return HashedImage((self.shard, self.key_N[row].as_py()), self.phash_N[row], self.thumbnail_NDC[row])
 
 
 def collect_clusters(artifacts: Mapping[str, Artifact], count: int) -> list[dict[str, Any]]:
     """Returns up to ``count`` kept images with the near duplicates that were dropped for them.
 
-    The selection records the filter of a dropped row, not what it resembles. That is searched here by the same rule: a
-    kept row before it, within ``near_duplicate_bits`` of the hash and ``near_duplicate_colour`` of the thumbnail.
+    They are those of the first rows that each filter dropped, by column ``duplicate_of`` of the selection.
     """
-    rules = artifacts["select"].manifest.config.get("select", {})
-    bits, colour = rules.get("near_duplicate_bits"), rules.get("near_duplicate_colour")
-    if bits is None or colour is None:
-        return []
-    wanted = {*read_first_dropped(artifacts["select"]).get(FILTER, [])[:count]}
-    examples = [
-        images.get_image(row)
-        for images, _ in _read_shards(artifacts)
-        for row in range(len(images.key_N))
-        if (images.shard, images.key_N[row].as_py()) in wanted
-    ]
-    _find_originals(artifacts, examples, bits, colour)
-    originals = {item.original[1].place: item.original[1] for item in examples if item.original}
-    _gather_members(artifacts, list(originals.values()), bits, colour)
+    select = artifacts["select"]
+    dropped = read_first_dropped(select)
+    examples = [place for name in FILTERS for place in dropped.get(name, [])[:count]]
+    originals = list(dict.fromkeys(_read_originals(select, examples).values()))[:count]
+    members: dict[str, list[str]] = defaultdict(list)
+    for key, original in _iterate_members(select, originals):
+        members[original].append(key)
+    shown = {original: members[original][:MEMBERS] for original in originals}
+    hashes = _read_hashes(
+        artifacts["annotate"], {key for original in originals for key in (original, *shown[original])}
+    )
     found = []
-    for original in originals.values():
-        shown = sorted(original.members, key=lambda place: (original.members[place], place))[:MEMBERS]
-        cluster = load_examples(artifacts["download"], [original.place, *shown])
-        if len(cluster) == 1 + len(shown):  # else one was forgotten since
-            for item, place in zip(cluster[1:], shown, strict=True):
-                item["note"] = f"{original.members[place]} of 64 bits differ"
-            found.append({"original": cluster[0], "duplicates": cluster[1:], "count": len(original.members)})
+    for original in originals:
+        keys = [original, *shown[original]]
+        cluster = load_examples(artifacts["download"], [(split_key(key)[0], key) for key in keys])
+        if len(cluster) == len(keys):  # else one was forgotten since
+            for item, key in zip(cluster[1:], keys[1:], strict=True):
+                item["note"] = f"{(hashes[key] ^ hashes[original]).bit_count()} of 64 bits differ"
+            found.append({"original": cluster[0], "duplicates": cluster[1:], "count": len(members[original])})
     return found
 
 
-def _read_shards(artifacts: Mapping[str, Artifact]) -> Iterator[tuple[HashedShard, HashedShard]]:
-    """Yields what near_duplicate dropped and what was kept of each shard."""
-    selection = {shard.id: shard.files["parquet"] for shard in artifacts["select"].shards}
-    for shard in artifacts["annotate"].shards:
-        if shard.id not in selection:
-            continue
-        table = read_table(shard.files["parquet"], "annotations", ["key", *NearDuplicates.columns])
-        verdicts = read_table(selection[shard.id], "selection", ["keep", "reason"])
-        near_N = pc.fill_null(pc.starts_with(verdicts["reason"], f"{FILTER}:"), False)
-        yield _hash_table(shard.id, table.filter(near_N)), _hash_table(shard.id, table.filter(verdicts["keep"]))
+def _read_originals(select: Artifact, places: Collection[RowKey]) -> dict[str, str]:
+    """Returns the row that each of the dropped rows repeats, by key, in order."""
+    files = {shard.id: shard.files["parquet"] for shard in select.shards}
+    wanted = {key for _, key in places}
+    found: dict[str, str] = {}
+    for shard in sorted({shard for shard, _ in places}):
+        table = read_table(files[shard], "selection", ["key", "duplicate_of"])
+        table = table.filter(pc.is_in(table["key"], pa.array(sorted(wanted), pa.string())))
+        found |= dict(zip(table["key"].to_pylist(), table["duplicate_of"].to_pylist(), strict=True))
+    return {key: found[key] for _, key in places if found.get(key) is not None}  # forgotten ones are null
 
 
-def _hash_table(shard: int, table: pa.Table) -> HashedShard:
-    columns = NearDuplicates(0, 0).extract(table)
-    return HashedShard(shard, table["key"].combine_chunks(), columns["phash"], columns["thumbnail"])
+def _iterate_members(select: Artifact, originals: Collection[str]) -> Iterator[tuple[str, str]]:
+    """Yields (key, original) of the rows that near-duplicate filters dropped for one of ``originals``."""
+    for shard in select.shards if originals else ():
+        table = read_table(shard.files["parquet"], "selection", ["key", "reason", "duplicate_of"])
+        table = table.filter(pc.is_in(table["duplicate_of"], pa.array(originals, pa.string())))
+        for row in table.to_pylist():
+            if row["reason"].split(":")[0] in FILTERS:
+                yield row["key"], row["duplicate_of"]
 
 
-def _find_originals(artifacts: Mapping[str, Artifact], examples: list[HashedImage], bits: int, colour: float) -> None:
-    """Sets each example's ``original``: the nearest kept image before it."""
-    for _, kept in _read_shards(artifacts):
-        for example in examples:
-            for apart, found in _find_similar(example, kept, bits, colour):
-                if found.place < example.place and (example.original is None or apart < example.original[0]):
-                    example.original = apart, found
-
-
-def _gather_members(artifacts: Mapping[str, Artifact], originals: list[HashedImage], bits: int, colour: float) -> None:
-    """Fills each original's ``members``: the dropped images after it that resemble it."""
-    for dropped, _ in _read_shards(artifacts):
-        for original in originals:
-            for apart, found in _find_similar(original, dropped, bits, colour):
-                if found.place > original.place:
-                    original.members[found.place] = apart
-
-
-def _find_similar(one: HashedImage, images: HashedShard, bits: int, colour: float) -> Iterator[tuple[int, HashedImage]]:
-    """Yields the images of ``images`` that resemble ``one``, with the number of differing bits."""
-    apart_N = np.bitwise_count(images.phash_N ^ one.phash)
-    for row in np.flatnonzero(apart_N <= bits).tolist():
-        if measure_thumbnail_distance(images.thumbnail_NDC[row : row + 1], one.thumbnail_DC[None])[0] <= colour:
-            yield int(apart_N[row]), images.get_image(row)
+def _read_hashes(annotate: Artifact, keys: Collection[str]) -> dict[str, int]:
+    """Returns the perceptual hash of rows by key."""
+    shards = {split_key(key)[0] for key in keys}
+    found: dict[str, int] = {}
+    for shard in annotate.shards:
+        if shard.id in shards:
+            table = read_table(shard.files["parquet"], "annotations", ["key", "phash"])
+            table = table.filter(pc.is_in(table["key"], pa.array(sorted(keys), pa.string())))
+            found |= dict(zip(table["key"].to_pylist(), table["phash"].to_pylist(), strict=True))
+    return found

@@ -3,21 +3,36 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dataprep.filters.config import SelectConfig
+from dataprep.filters.steps import FINISH, LocalRunner, StepTask, StepWorker, TaskResult, list_outputs
 from dataprep.io import storage
+from dataprep.io.errors import UserError
 from dataprep.io.keys import shard_name
 from pipeline.runtime.context import Context
-from pipeline.stages.base import RowBalance, Rows, StageConfig, StageInputs, StageType, TraceView, config_key
+from pipeline.runtime.errors import StageError
+from pipeline.stages.base import (
+    Placement,
+    RowBalance,
+    Rows,
+    StageConfig,
+    StageInputs,
+    StageType,
+    TraceView,
+    always,
+    config_key,
+)
 from pipeline.store.artifact import Artifact, Shard
 
 if TYPE_CHECKING:
-    import pyarrow as pa
+    from dataprep.filters.pair_shards import PairShard
+
+EXCHANGE = "exchange"  # folder of what steps exchange, while the stage runs
+ENDED = "exchange_ended"  # a file: what is left of that folder is no longer whole
 
 
 class SelectStageConfig(StageConfig):
@@ -37,44 +52,110 @@ class SelectInputs(StageInputs):
     score: Artifact
 
 
+class ClusterRunner:
+    """Runs the steps of a selection on the cluster; what they exchange lies in the stage's folder.
+
+    Each task commits by itself, so a killed driver goes on where it was, within a step too.
+    """
+
+    def __init__(self, ctx: Context[SelectStageConfig, SelectInputs]) -> None:
+        self.ctx = ctx
+
+    def run(
+        self, name: str, worker: type[StepWorker], arguments: Mapping[str, Any], tasks: Sequence[StepTask]
+    ) -> list[TaskResult]:
+        """Runs the tasks, as `dataprep.filters.steps.Runner.run` says.
+
+        Raises StageError if one keeps failing: without its rows all verdicts would be others.
+        """
+        subfolder = "" if name == FINISH else storage.join(EXCHANGE, name)
+        counters, before = dict(self.ctx.counters), len(self.ctx.finished)
+        shards = [Shard(task.id, dict(task.files)) for task in tasks]
+        self.ctx.map_shards(worker, arguments, shards, subfolder=subfolder)
+        if self.ctx.quarantined:
+            first = self.ctx.quarantined[0]
+            raise StageError(f"task {first['shard']} of step {name} failed: {first['reason']}")
+        markers = {marker.id: marker for marker in self.ctx.finished[before:]}
+        if subfolder:  # neither outputs of the stage nor counts of its rows
+            del self.ctx.finished[before:]
+            self.ctx.counters.clear()
+            self.ctx.counters.update(counters)
+        folder = self.ctx.path(subfolder) if subfolder else self.ctx.folder
+        return [
+            TaskResult(
+                task.id,
+                list_outputs(storage.join(folder, output.path) for output in markers[task.id].outputs),
+                markers[task.id].counters,
+            )
+            for task in tasks
+        ]
+
+    def begin(self) -> None:
+        """Removes what an ended selection left of the exchange."""
+        if storage.exists(self.ctx.path(ENDED)):
+            self.end()
+
+    def end(self) -> None:
+        """Removes the exchange; a half removed one is not taken for a whole one."""
+        storage.write_bytes(self.ctx.path(ENDED), b"")
+        storage.remove(self.ctx.path(EXCHANGE))
+        storage.remove(self.ctx.path(ENDED))
+
+
 def run(ctx: Context[SelectStageConfig, SelectInputs]) -> None:
-    """Selects over all shards at once, since duplicates are global, with one shard in memory at a time."""
-    from dataprep.filters.select import PairShard, select_pairs
-    from dataprep.io.parquet import write_table
+    """Selects over all shards at once, since duplicates are global.
 
-    shards = ctx.join_shards(ctx.inputs.download, ctx.inputs.annotate, ctx.inputs.score)
-    files = [
-        PairShard(shard.files["annotate.parquet"], shard.files["score.parquet"], shard.files["download.parquet"])
-        for shard in shards
-    ]
-    names = [shard_name(shard.id, "parquet") for shard in shards]
-    with tempfile.TemporaryDirectory(prefix="imagen-ray-") as scratch:
+    Few rows are selected in this process, more on the cluster; the tables are the same.
+    """
+    from dataprep.filters.pair_shards import group_shards
+    from dataprep.filters.select import select_pairs
 
-        def write(place: int, table: pa.Table) -> None:
-            write_table(table, Path(scratch) / names[place], "selection")
-            storage.publish(Path(scratch) / names[place], ctx.path(names[place]))
-
-        chosen = select_pairs(files, ctx.config.select, write, ctx.config.min_similarity)
-    for example in chain.from_iterable(chosen.examples.values()):
-        example["shard"] = shards[example["shard"]].id
+    shards = _list_shards(ctx)
+    if len(group_shards(shards)) > 1:
+        runner = ClusterRunner(ctx)
+        runner.begin()
+        try:
+            chosen = select_pairs(shards, ctx.config.select, runner, ctx.config.min_similarity)
+        except UserError:  # another config makes another folder
+            runner.end()
+            raise
+        runner.end()
+    else:
+        with tempfile.TemporaryDirectory(prefix="imagen-ray-") as scratch:
+            local = LocalRunner(Path(scratch))
+            chosen = select_pairs(shards, ctx.config.select, local, ctx.config.min_similarity)
+            for shard, table in chosen.tables.items():
+                storage.publish(table, ctx.path(shard_name(shard, "parquet")))
+        ctx.counters |= {"rows": chosen.rows, "kept": chosen.kept}
+        ctx.counters |= {f"dropped_{row['filter']}": row["dropped"] for row in chosen.funnel if row["dropped"]}
     storage.write_json(ctx.path("funnel.json"), chosen.funnel)
     storage.write_json(ctx.path("examples.json"), chosen.examples)
-    storage.write_json(ctx.path("quality.json"), _judge_filters(ctx, shards, names))
-    ctx.counters |= {"rows": chosen.rows, "kept": chosen.kept, "dropped": chosen.rows - chosen.kept}
-    ctx.counters |= {f"dropped_{row['filter']}": row["dropped"] for row in chosen.funnel if row["dropped"]}
+    storage.write_json(ctx.path("quality.json"), _judge_filters(ctx, shards))
 
 
-def _judge_filters(
-    ctx: Context[SelectStageConfig, SelectInputs], shards: Sequence[Shard], names: Sequence[str]
-) -> dict[str, Any] | None:
+def _list_shards(ctx: Context[SelectStageConfig, SelectInputs]) -> list[PairShard]:
+    """Returns the shards that all inputs have, with their rows."""
+    from dataprep.filters.pair_shards import PairShard
+
+    annotate = ctx.inputs.annotate
+    rows = {annotate.path(output.path): output.rows or 0 for output in annotate.manifest.outputs}
+    shards = []
+    for shard in ctx.join_shards(ctx.inputs.download, annotate, ctx.inputs.score):
+        table, score, download = (shard.files[f"{name}.parquet"] for name in ("annotate", "score", "download"))
+        shards.append(PairShard(shard.id, rows[table], table, score, download))
+    return shards
+
+
+def _judge_filters(ctx: Context[SelectStageConfig, SelectInputs], shards: Sequence[PairShard]) -> dict[str, Any] | None:
     """Returns precision and recall of the filters; None for a list that does not say what is wrong with its rows."""
     from dataprep.filters.evaluation import evaluate_filters
     from dataprep.io.parquet import read_table
 
     if ctx.config.source != "scenes":
         return None
-    truths = [read_table(shard.files["download.parquet"], "download", ["truth"]) for shard in shards]
-    return evaluate_filters(truths, [read_table(ctx.path(name), "selection", ["reason"]) for name in names])
+    truths = [read_table(str(shard.downloads), "download", ["truth"]) for shard in shards]
+    tables = [ctx.path(shard_name(shard.id, "parquet")) for shard in shards]
+    return evaluate_filters(truths, [read_table(table, "selection", ["reason"]) for table in tables])
 
 
 STAGE = StageType(
@@ -82,6 +163,7 @@ STAGE = StageType(
     run=run,
     config=SelectStageConfig,
     inputs=SelectInputs,
+    placement=always(Placement.SHARDS),
     counter="kept",
     rows=Rows.ALIGNED,
     balance=RowBalance(outcomes=("kept", "dropped_*"), written="rows", equal={"rows": "download.rows"}),

@@ -228,7 +228,8 @@ def _select(out: Path, files: dict[str, str]) -> dict[str, int]:
     ]
     splits = [None if reason else "validation" if i % 4 == 3 else "train" for i, reason in enumerate(reasons)]
     columns = {"key": [row["key"] for row in rows], "keep": [reason is None for reason in reasons]}
-    table = pa.table(columns | {"reason": pa.array(reasons, pa.string()), "split": pa.array(splits, pa.string())})
+    texts = {"reason": reasons, "split": splits, "duplicate_of": [None] * len(rows)}
+    table = pa.table(columns | {name: pa.array(values, pa.string()) for name, values in texts.items()})
     write_table(table, out, "selection")
     kept = sum(columns["keep"])
     dropped = {

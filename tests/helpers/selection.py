@@ -9,12 +9,18 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pytest
 
+from dataprep.filters import pair_shards
 from dataprep.filters.base import SetFilter
-from dataprep.filters.column_store import ColumnStore
 from dataprep.filters.config import SelectConfig
-from dataprep.filters.select import PairShard, Selection, select_pairs
-from dataprep.io.parquet import write_table
+from dataprep.filters.exchange import NONE, VERDICT
+from dataprep.filters.left_rows import LeftRows, write_state
+from dataprep.filters.pair_shards import SHARD_ROWS, Groups, PairShard, group_shards, open_shards
+from dataprep.filters.select import Selection, select_pairs
+from dataprep.filters.steps import LocalRunner, OpenTask, StepTask
+from dataprep.io.keys import sample_key
+from dataprep.io.parquet import read_table, write_table
 from dataprep.io.schemas import ANNOTATIONS
 
 Rows = list[dict[str, Any]]
@@ -46,7 +52,7 @@ def write_shards(
                 write_table(given[index], path, kind)
             paths.append(str(path) if given is not None else None)
         assert paths[0] is not None
-        shards.append(PairShard(paths[0], paths[1], paths[2]))
+        shards.append(PairShard(index, tables[index].num_rows, paths[0], paths[1], paths[2]))
     return shards
 
 
@@ -65,33 +71,118 @@ def choose(
             return None
         return [pa.table({"key": table["key"]} | columns) for table, columns in zip(tables, given, strict=True)]
 
-    written: list[pa.Table] = []
     with tempfile.TemporaryDirectory() as folder:
         files = write_shards(Path(folder), tables, beside(scores), beside(downloads))
-
-        def write(place: int, table: pa.Table) -> None:
-            assert place == len(written)
-            written.append(table)
-
-        selection = select_pairs(files, config, write, **options)
+        selection = select_pairs(files, config, LocalRunner(Path(folder)), **options)
+        written = [read_table(path, "selection") for path in selection.tables.values()]
     return written, selection
 
 
 def reasons(rows: Rows, config: SelectConfig, *beside: Any, **options: Any) -> list[str | None]:
     """Returns the filter that dropped each row of one shard; ``beside``: its scores and its columns of the list."""
     written, _ = choose([rows], config, *([columns] if columns is not None else None for columns in beside), **options)
-    return [reason and reason.split(":")[0] for reason in written[0]["reason"].to_pylist()]
+    return [name_filter(reason) for reason in written[0]["reason"].to_pylist()]
 
 
-def stays(rule: SetFilter, left_M: np.ndarray | None = None, **columns: np.ndarray) -> np.ndarray:
-    """Returns the rows that a set filter keeps, bool (M,); ``columns`` are its stored columns."""
-    left_M = np.ones(len(next(iter(columns.values()))), bool) if left_M is None else left_M.copy()
-    with tempfile.TemporaryDirectory() as folder, ColumnStore(folder) as store:
-        for name, values in columns.items():
-            for start in range(0, len(values), 700):  # as shards would
-                store.append(name, values[start : start + 700])
-        rule.drop(store, left_M)
-    return left_M
+def name_filter(reason: str | None) -> str | None:
+    """Returns the filter of a reason in a selection table."""
+    return reason and reason.split(":")[0]
+
+
+class SetState:
+    """Worker: begins with the rows left that ``before`` says, a bool per row."""
+
+    def __init__(self, before: list[bool], shard_rows: int) -> None:
+        self.before, self.shard_rows = before, shard_rows
+
+    def __call__(self, task: OpenTask) -> dict[str, int]:
+        """Writes the state of a group."""
+        shards = list(open_shards(task.files))
+        start = shards[0].id * self.shard_rows
+        codes = (
+            (place, (~np.array(self.before[start + place * self.shard_rows :][: shard.rows])).astype(np.uint8))
+            for place, shard in enumerate(shards)
+        )
+        write_state(task, len(shards), ((place, code_N, np.zeros(0, VERDICT)) for place, code_N in codes))
+        return {}
+
+
+def decide(
+    rule: SetFilter,
+    columns: dict[str, Any],
+    before_M: np.ndarray | None = None,
+    scores: dict[str, Any] | None = None,
+    shard_rows: int = 97,
+    group_rows: int = 300,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Lets a set filter decide on rows with these columns of annotations and scores, in several shards and groups.
+
+    Returns which rows are left, bool (N,), and the row that each dropped one repeats, or `NONE`; int64 (N,).
+    """
+    count = len(next(iter((columns or scores or {}).values())))
+    before_M = np.ones(count, bool) if before_M is None else before_M
+    table = pa.table(
+        [pa.array(columns[f.name], f.type) if f.name in columns else pa.nulls(count, f.type) for f in ANNOTATIONS],
+        schema=ANNOTATIONS,
+    ).set_column(0, "key", pa.array([f"{row:09d}" for row in range(count)]))
+    beside = pa.table({"key": table["key"]} | scores) if scores is not None else None
+    starts = range(0, count, shard_rows)
+    with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pair_shards, "GROUP_ROWS", group_rows)
+        shards = write_shards(
+            Path(folder),
+            [table.slice(start, shard_rows) for start in starts],
+            [beside.slice(start, shard_rows) for start in starts] if beside is not None else None,
+        )
+        grouped = group_shards(shards)
+        groups = Groups(tuple(some[0].id for some in grouped), tuple(some[-1].id + 1 for some in grouped))
+        runner = LocalRunner(Path(folder))
+        tasks = [
+            StepTask(number, {name: path for shard in some for name, path in shard.list_files(()).items()})
+            for number, some in enumerate(grouped)
+        ]
+        state = runner.run("state", SetState, {"before": before_M.tolist(), "shard_rows": shard_rows}, tasks)
+        left = LeftRows(runner, grouped, groups, state, int(before_M.sum()), "rule")
+        verdicts = rule.decide(left)
+        parts = verdicts.parts
+        numbers = [0] if verdicts.own else range(len(grouped))
+        found = np.concatenate([np.zeros(0, VERDICT), *(parts.read(number, VERDICT) for number in numbers)])
+    assert len(np.unique(found["position"])) == len(found) == verdicts.dropped
+    to_row = lambda position_K: position_K // SHARD_ROWS * shard_rows + position_K % SHARD_ROWS  # noqa: E731
+    left_M, original_N = before_M.copy(), np.full(count, NONE)
+    left_M[to_row(found["position"])] = False
+    original_N[to_row(found["position"])] = np.where(found["original"] == NONE, NONE, to_row(found["original"]))
+    return left_M, original_N
+
+
+def make_repetitive_rows(count: int) -> tuple[list[pa.Table], list[pa.Table], list[pa.Table]]:
+    """Annotations, scores and lists of shards of 90 rows, with repetitions of every kind."""
+    rng = np.random.default_rng(0)
+    rows: list[dict[str, Any]] = []
+    for index in range(count):
+        made = row(index, key=sample_key(index // 90, index % 90), caption=f"a red circle {rng.integers(0, count)}")
+        made["phash"] = int(rng.integers(0, 2**63))
+        if rows and rng.random() < 0.5:
+            other = rows[rng.integers(0, len(rows))]
+            kind = rng.integers(0, 4)
+            if kind == 0:
+                made["sha256"] = other["sha256"]
+            elif kind == 1:
+                made |= {"phash": other["phash"] ^ (1 << int(rng.integers(0, 63))), "thumbnail": other["thumbnail"]}
+            elif kind == 2:
+                made["caption"] = other["caption"].upper()
+            else:
+                made |= {"aspect": 9.0, "phash": other["phash"]}
+        rows.append(made)
+    similar = pa.array(np.round(rng.random(count), 2), pa.float32(), mask=rng.random(count) < 0.02)
+    urls = pa.array([f"http://a.test/{number}" for number in rng.integers(0, 3, count)])
+    for index in range(0, count, 7):
+        rows[index]["caption"] = "a red circle again"
+    tables = [pa.Table.from_pylist(rows[start : start + 90], schema=ANNOTATIONS) for start in range(0, count, 90)]
+    keys = [table["key"] for table in tables]
+    scores = [pa.table({"key": key, "clip_similarity": similar[90 * at : 90 * at + 90]}) for at, key in enumerate(keys)]
+    lists = [pa.table({"key": key, "url": urls[90 * at : 90 * at + 90]}) for at, key in enumerate(keys)]
+    return tables, scores, lists
 
 
 def float32(values: Sequence[float | None]) -> pa.Array:

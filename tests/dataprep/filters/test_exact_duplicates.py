@@ -7,25 +7,38 @@ import hashlib
 import numpy as np
 import pytest
 
-from dataprep.filters import exact_duplicates as exact_duplicates_module
+from dataprep.filters import exchange
 from dataprep.filters.exact_duplicates import ExactDuplicate, RepeatedCaption
-from tests.helpers.selection import OFF, reasons, row, stays
+from dataprep.filters.exchange import NONE
+from tests.helpers.selection import OFF, decide, reasons, row
 
 
-@pytest.mark.parametrize("bucket_rows", [10, 1 << 16])
-def test_repeats_are_counted_in_order(bucket_rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(exact_duplicates_module, "PARTITION_ROWS", bucket_rows)
-    monkeypatch.setattr(exact_duplicates_module, "BLOCK", 64)
+@pytest.mark.parametrize("part_bytes", [4000, 1 << 24])
+def test_repeats_are_counted_in_order(part_bytes: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(exchange, "PART_BYTES", part_bytes)
     rng = np.random.default_rng(1)
     values = rng.integers(0, 300, 2000)
-    digests = np.frombuffer(b"".join(hashlib.md5(bytes([v % 256, v // 256])).digest() for v in values), np.uint8)
+    texts = [f"caption {value}" for value in values]
+    columns = {"caption": texts, "sha256": [hashlib.sha256(text.encode()).hexdigest() for text in texts]}
     before_M = rng.random(2000) < 0.9
     for rule in (ExactDuplicate(), RepeatedCaption(3)):
-        left_M = stays(rule, before_M, **{rule.digest_column: digests.reshape(-1, 16)})
-        seen: dict[int, int] = {}
+        left_M, original_N = decide(rule, columns, before_M)
+        seen: dict[int, list[int]] = {}
         for index, value in enumerate(values):
-            seen[value] = seen.get(value, 0) + int(before_M[index])
-            assert left_M[index] == (before_M[index] and seen[value] <= rule.most)
+            stays = before_M[index] and len(seen.get(value, [])) < rule.most
+            assert left_M[index] == stays
+            repeats = before_M[index] and not stays
+            assert original_N[index] == (seen[value][0] if repeats else NONE)
+            if before_M[index]:
+                seen.setdefault(value, []).append(index)
+
+
+def test_digests_that_agree_in_their_first_half_are_not_equal() -> None:
+    ends = ["a", "b", "a", "c", "b"]
+    columns = {"sha256": ["0123456789abcdef" + end * 16 + "0" * 32 for end in ends]}
+    left_M, original_N = decide(ExactDuplicate(), columns, shard_rows=2, group_rows=2)
+    assert left_M.tolist() == [True, True, False, True, False]
+    assert original_N.tolist() == [NONE, NONE, 0, NONE, 1]
 
 
 def test_repeated_captions_and_pairs() -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from itertools import combinations
 
 import numpy as np
@@ -10,9 +9,24 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from dataprep.filters import exchange as filters_exchange
 from dataprep.filters import hash_neighbours
-from dataprep.filters.column_store import ColumnStore
-from dataprep.filters.hash_neighbours import find_rows_with_neighbours, plan_choices
+from dataprep.filters.components import Forest
+from dataprep.filters.exchange import MAX_PARTS
+from dataprep.filters.hash_neighbours import HashExchange, link_hashes, plan_choices, plan_exchange
+
+
+def link_all(hash_N: np.ndarray, exchange: HashExchange) -> np.ndarray:
+    """Returns the smallest row that each row is connected to, over all prefixes and parts."""
+    forest = Forest(len(hash_N))
+    for prefix in exchange.prefixes:
+        part_N = prefix.find_part(hash_N, exchange.parts)
+        for part in range(exchange.parts):
+            own_M = np.flatnonzero(part_N == part)
+            node_K, to_K = link_hashes(hash_N[own_M], prefix, exchange.distance)
+            assert len(np.unique(node_K)) == len(node_K)  # trees: one edge a hash at most
+            forest.join(own_M[node_K], own_M[to_K])
+    return forest.find(np.arange(len(hash_N)))
 
 
 @settings(max_examples=40, deadline=None)
@@ -21,30 +35,30 @@ from dataprep.filters.hash_neighbours import find_rows_with_neighbours, plan_cho
     distance=st.integers(0, 8),
     flips=st.integers(0, 12),
     planned=st.sampled_from([10, 10**5, 10**7]),
-    bucket=st.sampled_from([40, 1 << 16]),
-    block=st.sampled_from([30, 1 << 16]),
+    part_bytes=st.sampled_from([600, 1 << 24]),
     large=st.sampled_from([2, 32]),
+    sorted_rows=st.sampled_from([20, 1 << 16]),
 )
-def test_neighbours_are_those_of_comparing_all(
-    seed: int, distance: int, flips: int, planned: int, bucket: int, block: int, large: int
+def test_hashes_are_connected_as_by_comparing_all(
+    seed: int, distance: int, flips: int, planned: int, part_bytes: int, large: int, sorted_rows: int
 ) -> None:
     rng = np.random.default_rng(seed)
     # A few clouds of like hashes, and hashes with nothing near; some equal ones.
-    centre_N = rng.choice(rng.integers(0, 2**64, 100, dtype=np.uint64), 400)
-    hash_N = centre_N.copy()
+    hash_N = rng.choice(rng.integers(0, 2**64, 100, dtype=np.uint64), 400)
     for row_ in np.flatnonzero(rng.random(400) < 0.7):
         chosen = rng.choice(64, int(rng.integers(0, flips + 1)), False)
         hash_N[row_] ^= np.uint64(sum(1 << int(bit) for bit in chosen))
-    left_M = rng.random(400) < 0.8
-    difference_NN = np.bitwise_count(hash_N[:, None] ^ hash_N) <= distance
-    expected = (difference_NN[:, left_M].sum(axis=1) > 1) & left_M
-    with pytest.MonkeyPatch.context() as patch, tempfile.TemporaryDirectory() as folder, ColumnStore(folder) as store:
+    close_P = np.nonzero(np.bitwise_count(hash_N[:, None] ^ hash_N) <= distance)
+    expected = Forest(400)
+    expected.join(*close_P)
+    with pytest.MonkeyPatch.context() as patch:
         choices = plan_choices(max(1, distance), planned)
         patch.setattr(hash_neighbours, "plan_choices", lambda *_: choices)
-        for name, value in {"PARTITION_ROWS": bucket, "BLOCK": block, "LARGE": large}.items():
-            patch.setattr(hash_neighbours, name, value)
-        store.append("hash", hash_N)
-        np.testing.assert_array_equal(find_rows_with_neighbours(store, "hash", left_M, distance), expected)
+        patch.setattr(hash_neighbours, "LARGE", large)
+        patch.setattr(hash_neighbours, "SORTED_ROWS", sorted_rows)
+        patch.setattr(filters_exchange, "PART_BYTES", part_bytes)
+        found_N = link_all(hash_N, plan_exchange(distance, 400))
+    np.testing.assert_array_equal(found_N, expected.find(np.arange(400)))
 
 
 @pytest.mark.parametrize("distance", range(1, 11))
@@ -60,13 +74,20 @@ def test_a_close_pair_is_equal_in_some_choice(distance: int) -> None:
         assert max(sum(block.bits for block in choice) for choice in choices) <= 36  # beside the index
 
 
+def test_prefixes_are_long_enough_to_deal_out_many_rows() -> None:
+    for rows in (10, 10**6, 10**8, 10**10):
+        exchange = plan_exchange(6, rows)
+        choices = set(plan_choices(6, rows))
+        assert {(*prefix.blocks, *rest) for prefix in exchange.prefixes for rest in prefix.rests} == choices
+        assert all(2**prefix.bits >= 2 * exchange.parts for prefix in exchange.prefixes)
+        assert exchange.count <= MAX_PARTS
+
+
 def test_a_cluster_of_similar_hashes_costs_about_its_size() -> None:
     # All differ in few bits, so that every choice has them side by side: compared all with all, minutes.
     rng = np.random.default_rng(0)
     bits = rng.integers(0, 64, (60_000, 2)).astype(np.uint64)
     hash_N = (np.uint64(1) << bits[:, 0]) | (np.uint64(1) << bits[:, 1])
     hash_N[:30_000] |= rng.integers(0, 2**20, 30_000).astype(np.uint64) << np.uint64(44)
-    with tempfile.TemporaryDirectory() as folder, ColumnStore(folder) as store:
-        store.append("hash", hash_N)
-        near_N = find_rows_with_neighbours(store, "hash", np.ones(len(hash_N), bool), 6)
-    assert near_N.mean() > 0.99
+    label_N = link_all(hash_N, plan_exchange(6, len(hash_N)))
+    assert np.bincount(label_N).max() > 0.99 * len(hash_N)

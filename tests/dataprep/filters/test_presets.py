@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,8 +13,11 @@ from pydantic import ValidationError
 
 from dataprep.annotate import compute_alpha_share, count_words
 from dataprep.filters.config import SelectConfig
+from dataprep.filters.pair_shards import PairShard
 from dataprep.filters.presets import RECIPES, expand_recipe
-from dataprep.filters.select import PairShard, select_pairs
+from dataprep.filters.select import select_pairs
+from dataprep.filters.steps import LocalRunner
+from dataprep.io.parquet import read_table
 from dataprep.io.schemas import ANNOTATIONS
 from tests.helpers.paths import ROOT
 from tests.helpers.selection import write_shards
@@ -145,14 +149,13 @@ READINGS = {
 
 
 @pytest.mark.parametrize("name", RECIPES)
-def test_a_recipe_keeps_what_a_plain_reading_keeps(name: str, metadata: tuple[list[PairShard], list[Row]]) -> None:
+def test_a_recipe_keeps_what_a_plain_reading_keeps(
+    name: str, metadata: tuple[list[PairShard], list[Row]], tmp_path: Path
+) -> None:
     shards, rows = metadata
-    kept: list[str] = []
-
-    def write(_: int, table: pa.Table) -> None:
-        kept.extend(row["key"] for row in table.select(["key", "keep"]).to_pylist() if row["keep"])
-
-    select_pairs(shards, SelectConfig(recipe=name), write)
+    selection = select_pairs(shards, SelectConfig(recipe=name), LocalRunner(tmp_path))
+    tables = [read_table(path, "selection", ["key", "keep"]) for path in selection.tables.values()]
+    kept = [row["key"] for table in tables for row in table.to_pylist() if row["keep"]]
     expected = [row["key"] for row in READINGS[name]([row for row in rows if row["ok"]])]
     assert 100 < len(expected) < ROWS / 2
     assert kept == expected

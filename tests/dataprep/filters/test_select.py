@@ -3,14 +3,29 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pytest
 
+from dataprep.filters import exchange, pair_shards
 from dataprep.filters.config import SelectConfig
+from dataprep.filters.near_duplicates import measure_thumbnail_distance
 from dataprep.filters.select import EXAMPLES, select_pairs
+from dataprep.filters.steps import LocalRunner
+from dataprep.io.parquet import read_table
 from dataprep.io.schemas import ANNOTATIONS
-from tests.helpers.selection import OFF, choose, float32, reasons, row, write_shards
+from tests.helpers.selection import (
+    OFF,
+    choose,
+    float32,
+    make_repetitive_rows,
+    name_filter,
+    reasons,
+    row,
+    write_shards,
+)
 
 
 def test_a_column_that_a_later_shard_lacks_is_null_there() -> None:
@@ -79,4 +94,76 @@ def test_files_of_other_rows_are_refused(tmp_path: Path) -> None:
     tables = [pa.Table.from_pylist([row(0)], schema=ANNOTATIONS)]
     scores = [pa.table({"key": ["x"], "clip_similarity": float32([0.1])})]
     with pytest.raises(ValueError, match="make the scores of this shard again"):
-        select_pairs(write_shards(tmp_path, tables, scores), config, lambda place, table: None)
+        select_pairs(write_shards(tmp_path, tables, scores), config, LocalRunner(tmp_path))
+
+
+def test_tables_do_not_depend_on_how_rows_are_dealt_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = SelectConfig(min_side=0, top_similarity=0.8, max_caption_repeats=2, duplicate_pairs=True)
+    tables, scores, downloads = make_repetitive_rows(900)
+    found = []
+    for number, (part_bytes, group_rows, chunk_bytes) in enumerate([(1 << 24, 1000, 1 << 24), (3000, 100, 900)]):
+        monkeypatch.setattr(exchange, "PART_BYTES", part_bytes)
+        monkeypatch.setattr(exchange, "CHUNK_BYTES", chunk_bytes)
+        monkeypatch.setattr(pair_shards, "GROUP_ROWS", group_rows)
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        selection = select_pairs(write_shards(folder, tables, scores, downloads), config, LocalRunner(folder))
+        written = [Path(path).read_bytes() for path in selection.tables.values()]
+        found.append((written, selection.funnel, selection.examples))
+    assert found[0] == found[1]
+    funnel = {step["filter"]: step["dropped"] for step in found[0][1]}
+    rules = ("top_similarity", "duplicate_pair", "repeated_caption", "exact_duplicate", "near_duplicate")
+    assert all(funnel[name] > 5 for name in rules), funnel
+
+
+def test_verdicts_are_those_of_going_through_the_rows_in_order(tmp_path: Path) -> None:
+    config = SelectConfig(min_side=0, top_similarity=0.8, max_caption_repeats=2, duplicate_pairs=True)
+    tables, scores, downloads = make_repetitive_rows(900)
+    selection = select_pairs(write_shards(tmp_path, tables, scores, downloads), config, LocalRunner(tmp_path))
+    written = pa.concat_tables(read_table(path, "selection") for path in selection.tables.values())
+    rows = pa.concat_tables(tables).to_pylist()
+    similar = np.concatenate([table["clip_similarity"].to_numpy() for table in scores])
+    urls = [url for table in downloads for url in table["url"].to_pylist()]
+    filters, originals = select_in_order(rows, similar, urls, config)
+    assert [name_filter(reason) for reason in written["reason"].to_pylist()] == filters
+    keys = [row["key"] for row in rows]
+    assert written["duplicate_of"].to_pylist() == [None if row is None else keys[row] for row in originals]
+
+
+def select_in_order(
+    rows: list[dict[str, Any]], similar: np.ndarray, urls: list[str], config: SelectConfig
+) -> tuple[list[str | None], list[int | None]]:
+    """Selects row by row in plain Python; returns the filter of each dropped row, and the row that it repeats."""
+    found: list[str | None] = [None if row["aspect"] <= 3 else "max_aspect" for row in rows]
+    originals: list[int | None] = [None] * len(rows)
+
+    def left() -> list[int]:
+        return [index for index, name in enumerate(found) if name is None]
+
+    known = sorted((float(similar[index]) for index in left() if not np.isnan(similar[index])), reverse=True)
+    least = known[int(len(known) * 0.8)]
+    for index in left():
+        if not similar[index] >= least:
+            found[index] = "top_similarity"
+    captions = [" ".join(row["caption"].casefold().split()) for row in rows]
+    pairs = [f"{url} {row['caption']}" for url, row in zip(urls, rows, strict=True)]
+    hashes = [row["sha256"][:32] for row in rows]
+    rules = (("duplicate_pair", pairs, 1), ("repeated_caption", captions, 2), ("exact_duplicate", hashes, 1))
+    for name, values, most in rules:
+        seen: dict[str, list[int]] = {}
+        for index in left():
+            if len(before := seen.setdefault(values[index], [])) >= most:
+                found[index], originals[index] = name, before[0]
+            before.append(index)
+    kept: list[int] = []
+    for index in left():
+        thumbnail = np.frombuffer(rows[index]["thumbnail"], np.uint8).reshape(1, 64, 3)
+        for other in kept:
+            if (rows[index]["phash"] ^ rows[other]["phash"]).bit_count() <= 6:
+                right = np.frombuffer(rows[other]["thumbnail"], np.uint8).reshape(1, 64, 3)
+                if measure_thumbnail_distance(thumbnail, right)[0] <= config.near_duplicate_colour:
+                    found[index], originals[index] = "near_duplicate", other
+                    break
+        else:
+            kept.append(index)
+    return found, originals

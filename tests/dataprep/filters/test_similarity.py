@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dataprep.filters.similarity import TopSimilarity
 from dataprep.io.errors import UserError
-from tests.helpers.selection import OFF, float32, reasons, row, stays
+from tests.helpers.selection import OFF, decide, float32, reasons, row
 
 
 @settings(max_examples=40, deadline=None)
@@ -19,7 +20,8 @@ from tests.helpers.selection import OFF, float32, reasons, row, stays
 )
 def test_the_top_fraction_is_that_of_a_sort(values: list[float], fraction: float) -> None:
     value_N = np.array(values)
-    left_M = stays(TopSimilarity(fraction), similarity=value_N)
+    scores = {"clip_similarity": pa.array(value_N, from_pandas=False)}
+    left_M, _ = decide(TopSimilarity(fraction), {}, scores=scores, shard_rows=5, group_rows=10)
     known = -np.sort(-value_N[~np.isnan(value_N)])
     if len(known):
         expected = value_N >= known[min(int(len(known) * fraction), len(known) - 1)]

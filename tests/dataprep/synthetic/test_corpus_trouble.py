@@ -14,6 +14,7 @@ from dataprep.download.shard import download_shard
 from dataprep.filters.config import SelectConfig
 from dataprep.filters.evaluation import evaluate_filters
 from dataprep.filters.select import select_pairs
+from dataprep.filters.steps import LocalRunner
 from dataprep.io.keys import shard_name
 from dataprep.io.parquet import read_table
 from dataprep.listing.config import ListingConfig
@@ -46,9 +47,9 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Any:
 
 def test_planted_trouble_is_caught_and_clean_rows_stay(corpus: Any, tmp_path: Path) -> None:
     downloads, annotations = corpus
-    selection = []
-    select_pairs(write_shards(tmp_path, annotations), SelectConfig(), lambda place, table: selection.append(table))
-    quality = evaluate_filters(downloads, selection)
+    selection = select_pairs(write_shards(tmp_path, annotations), SelectConfig(), LocalRunner(tmp_path))
+    tables = [read_table(path, "selection") for path in selection.tables.values()]
+    quality = evaluate_filters(downloads, tables)
     assert quality is not None
     for kind, judged in quality["troubles"].items():
         if kind != "wrong_caption":  # needs CLIP

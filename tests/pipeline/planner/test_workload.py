@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
+from dataprep.filters.config import SelectConfig
+from dataprep.filters.pair_shards import MAX_GROUPS
 from pipeline.config_loading import load_config
-from pipeline.planner.catalog import Assumptions
+from pipeline.planner.catalog import Assumptions, load_table
 from pipeline.planner.encoders import ClipCost, TextCost
 from pipeline.planner.rates import assume_rates
-from pipeline.planner.workload import WORKLOADS, PlanFacts, plan_workloads
+from pipeline.planner.workload import WORKLOADS, PlanFacts, Workload, estimate_hours, plan_workloads
 from pipeline.stages.graph import STAGES
 from tests.helpers.plans import SMOKE
 
@@ -49,3 +52,30 @@ def test_a_new_stage_over_all_pairs_counts_as_one_that_decodes_every_image(monke
     monkeypatch.setitem(STAGES, "sharpness", replace(STAGES["annotate"], name="sharpness"))
     works = plan_workloads(make_facts())
     assert works["sharpness"] == works["annotate"] and works["sharpness"].images > 0
+
+
+def plan_select(images: int, **rules: Any) -> Workload:
+    facts = make_facts()
+    config = facts.config.model_copy(update={"select": SelectConfig(**rules)})
+    rates = replace(facts.rates, urls=images, success=1.0)
+    return plan_workloads(replace(facts, config=config, rates=rates))["select"]
+
+
+def test_select_takes_longer_per_row_the_more_rows_there_are_and_uses_all_machines() -> None:
+    small, large = plan_select(10**6), plan_select(10**10)
+    assert large.core_seconds / 10**10 > 1.5 * small.core_seconds / 10**6  # more sorts find the near duplicates
+    off = plan_select(10**6, near_duplicate_bits=None)
+    assert off.core_seconds == pytest.approx(10**6 * Assumptions().select_us * 1e-6)
+    machine = load_table().machines["cpu-96"]
+    hours = [estimate_hours(large, machine, nodes, Assumptions()).hours for nodes in (1, 10, 1000, 2000)]
+    assert hours[0] == pytest.approx(10 * hours[1])
+    assert hours[2] == hours[3]  # no more than `MAX_GROUPS` tasks at a time
+    assert small.tasks == 8 and large.tasks == MAX_GROUPS
+
+
+def test_duplicates_by_embedding_are_planned_as_arithmetic() -> None:
+    assert plan_select(10**6).flops == 0
+    four, eight = (plan_select(10**6, near_duplicate_cosine=0.96, near_duplicate_probes=n) for n in (4, 8))
+    assert 0 < four.flops < eight.flops
+    every = plan_select(10**6, near_duplicate_cosine=0.96, near_duplicate_clusters=1)
+    assert every.flops > 100 * four.flops
