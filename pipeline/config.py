@@ -35,6 +35,9 @@ from pipeline.stages.text_encoder import EncoderConfig
 from train.config import TrainConfig
 from train.tasks.cascade_config import CascadeTraining
 from train.tasks.diffusion_config import DiffusionTrainingConfig
+from train.tasks.distillation_config import DistillationTrainingConfig
+
+DISTILLED_SETTINGS = ("sampler", "steps", "spacing", "timesteps", "log_snrs", "guidance", "threshold")
 
 
 @runtime_checkable
@@ -121,6 +124,7 @@ class RunConfig(Config):
         self._check_trainings()
         self._check_batches()
         self._check_stage_names()
+        self._check_distilled()
         self._check_fit()
         return self
 
@@ -196,6 +200,26 @@ class RunConfig(Config):
                 known = ", ".join(self.cascade())
                 raise ValueError(f"sample: there is no cascade stage {key!r}; the stages are {known}")
 
+    def _check_distilled(self) -> None:
+        """Raises ValueError for other sampler settings than a stage is distilled to, and for what needs others."""
+        plain, evaluate = SamplingConfig(), self.evaluate
+        swept = (evaluate.sweep.stage or next(iter(self.cascade()))) if evaluate.sweep else None
+        for name, stage in self.cascade().items():
+            if not isinstance(stage, DistillationTrainingConfig):
+                continue
+            given = self.sample.stages.get(name, plain)
+            for key in DISTILLED_SETTINGS:
+                if getattr(given, key) != getattr(plain, key):
+                    raise ValueError(
+                        f"sample.stages.{name}.{key}={getattr(given, key)}: train.{name} is distilled, and brings its "
+                        "own; leave it out"
+                    )
+            if swept == name or evaluate.likelihood is not None:
+                what = f"sweep.stage={name}" if swept == name else "likelihood"
+                raise ValueError(
+                    f"evaluate.{what}: train.{name} is distilled, so it has one setting and no likelihood; leave it out"
+                )
+
     def _check_fit(self) -> None:
         """Raises ValueError for stages whose noise levels cannot be fitted, or that are not guided."""
         fit = self.sample.fit
@@ -210,9 +234,10 @@ class RunConfig(Config):
                     f"sample.fit.levels={fit.levels}: sample.stages.{name}.steps={settings.steps} of them are chosen; "
                     "set levels to more"
                 )
-            if settings.timesteps or settings.log_snrs:
+            if settings.timesteps or settings.log_snrs or isinstance(self.train[name], DistillationTrainingConfig):
                 raise ValueError(
-                    f"sample.fit.stages: {name} has noise levels of its own (timesteps or log_snrs); leave it out"
+                    f"sample.fit.stages: {name} has noise levels of its own (timesteps, log_snrs or distillation); "
+                    "leave it out"
                 )
 
     def _check_buckets(self, name: str, stage: ImageTraining) -> None:

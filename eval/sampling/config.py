@@ -15,6 +15,7 @@ from dataprep.io.storage import exists, read_json, write_json
 from dataprep.text.config import EncoderDtype
 from eval.captioning.config import ExpandConfig
 from train.diffusion.config import GuidanceConfig, SamplerName, StepSpacing
+from train.models.distilled import Distilled
 
 CASCADE_FILE = "cascade.json"
 
@@ -98,6 +99,11 @@ class StageEntry(Config):
         default=None, description="folder of a weaker network of the same kind, which guidance goes away from"
     )
     sampling: SamplingConfig = Field(default=SamplingConfig(), description="default sampler settings")
+    distilled: tuple[str, ...] = Field(
+        default=(),
+        strict=False,
+        description="sampler settings that the stage was distilled to, and that cannot be others",
+    )
 
 
 class CascadeConfig(Config):
@@ -138,6 +144,14 @@ def check_same_process(what: str, stage: Mapping[str, Any], other: Mapping[str, 
             raise UserError(
                 f"{what}: has diffusion.{key} {other.get(key)}, the stage {stage.get(key)}; name a network of the same"
             )
+
+
+def fix_sampling(sampling: SamplingConfig, distilled: Distilled | None) -> dict[str, Any]:
+    """Returns `StageEntry.sampling` and `StageEntry.distilled` of a stage: with what it was distilled to, if it was."""
+    if distilled is None:
+        return {"sampling": sampling}
+    values = sampling.model_dump() | {"spacing": "time", "timesteps": None} | dict(distilled.sampling)
+    return {"sampling": SamplingConfig(**values), "distilled": (*distilled.sampling, "spacing", "timesteps")}
 
 
 def read_cascade(folder: str | Path) -> CascadeConfig:

@@ -72,13 +72,20 @@ def override_sampling(entry: StageEntry, changes: SettingChanges) -> SamplingCon
     """Returns the stage's sampler settings under ``changes``.
 
     Another number or kind of steps replaces noise levels that are listed. Raises UserError for an unknown setting,
-    naming the nearest one, and for an invalid value.
+    naming the nearest one, for an invalid value, and for another one than a distilled stage has learned.
     """
     _check_setting_names(changes)
     values = entry.sampling.model_dump()
     for key, value in changes.items():
         chosen = value.get(entry.name) if isinstance(value, Mapping) else value
         if chosen is not None:
+            if key in entry.distilled:
+                if chosen != values[key]:
+                    raise UserError(
+                        f"{key} {chosen}: stage {entry.name} is distilled to {key} {values[key]}, and its images are "
+                        "of no worth with another; leave it out"
+                    )
+                continue
             if key in ("steps", "spacing", "timesteps") and "log_snrs" not in changes:
                 values["log_snrs"] = None
             values[key] = float(chosen) if isinstance(values[key], float) and isinstance(chosen, int) else chosen

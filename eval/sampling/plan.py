@@ -46,6 +46,8 @@ def make_plan(
     settings = {stage.entry.name: override_sampling(stage.entry, changes) for stage in stages}
     if options.negative:
         _check_negative(stages, settings)
+    if options.mask is not None:
+        _check_inpainting(stages)
     image_HWC = None if options.image is None else image_editing.to_rgb(options.image)
     aspect = 1.0 if image_HWC is None else image_HWC.shape[1] / image_HWC.shape[0]
     mask = None if options.mask is None or image_HWC is None else image_editing.read_mask(options.mask, image_HWC)
@@ -73,6 +75,16 @@ def _check_negative(stages: Sequence[LoadedStage], settings: Mapping[str, Sampli
             raise UserError(
                 f"negative prompt: stage {stage.entry.name} is guided away from a weaker network instead; leave it "
                 "out, or set autoguidance=false"
+            )
+
+
+def _check_inpainting(stages: Sequence[LoadedStage]) -> None:
+    """Raises UserError for a mask where a distilled stage would have to take ancestral steps."""
+    for stage in stages:
+        if stage.entry.distilled:
+            raise UserError(
+                f"mask: inpainting takes ancestral steps, and stage {stage.entry.name} is distilled to others; take "
+                "the model that it was distilled from"
             )
 
 

@@ -26,6 +26,7 @@ from eval.sampling.loading import load_stages
 from pipeline.inference.model_card import render_model_card
 from pipeline.inference.sample import find_adapters, run_cascade
 from pipeline.store.run import Run
+from train.models.distilled import read_distilled
 from train.models.export import load_stage, read_stage_settings, save_stage
 from train.models.weight_files import DTYPES, MAX_SHARD_BYTES, load_tensors
 
@@ -125,7 +126,8 @@ def _write_folder(
 
             raw, step = read_weights(artifacts[f"train.{stage.name}"].path("checkpoints"), options.weights)
             tensors = load_tensors(Path(stage.path)) | raw  # the first has parts that are not trained, if any
-        save_stage(out / stage.name, tensors, model, settings["diffusion"], step, options.dtype, shard_bytes)
+        distilled = read_distilled(settings)
+        save_stage(out / stage.name, tensors, model, settings["diffusion"], step, options.dtype, shard_bytes, distilled)
         load_stage(out / stage.name)  # checks that it can be sampled from
         guide = None if stage.guide is None else _copy_model(stage.guide, out, f"{stage.name}_guide")
         stages.append(stage.model_copy(update={"path": stage.name, "guide": guide}))
@@ -162,7 +164,8 @@ def merge_adapters(
         if stage.entry.name in changed:
             model, settings = read_stage_settings(stage.entry.path)
             diffusion, steps = settings["diffusion"], settings["trained_steps"]
-            save_stage(stage.entry.path, stage.model.state_dict(), model, diffusion, steps, dtype, shard_bytes)
+            weights, distilled = stage.model.state_dict(), read_distilled(settings)
+            save_stage(stage.entry.path, weights, model, diffusion, steps, dtype, shard_bytes, distilled)
     return merged
 
 

@@ -22,6 +22,7 @@ from pipeline.report.data_card_files import FACTS
 from pipeline.stages.initial_weights import describe_origin, read_origin
 from pipeline.store.run import Run
 from pipeline.units import format_decimal, format_percent
+from train.models.distilled import read_distilled
 from train.models.export import CONFIG_FILE
 from train.models.weight_files import count_parameters
 
@@ -79,7 +80,12 @@ def _describe_parts(config: CascadeConfig, out: Path, weights: str) -> list[str]
         settings = _read_json(str(out / stage.path / CONFIG_FILE))
         count, stored = count_parameters(out / stage.path)
         start = "noise" if stage.low_resolution is None else f"{stage.low_resolution} pixels"
-        sampling = f"{stage.sampling.sampler}, {stage.sampling.steps} steps, guidance {stage.sampling.guidance:g}"
+        sampling = f"{stage.sampling.sampler}, {stage.sampling.count_evaluations()} steps, "
+        distilled = read_distilled(settings)
+        if distilled is None:
+            sampling += f"guidance {stage.sampling.guidance:g}"
+        else:
+            sampling += f"to which it is distilled, with guidance {distilled.guidance:g} in its weights"
         rows.append([stage.name, start, f"{stage.resolution} pixels", count, settings["trained_steps"], sampling])
     kind = "EMA" if weights == "ema" else "raw (last training step)"
     head = ["stage", "from", "to", "#parameters", "#training steps", "default sampling"]

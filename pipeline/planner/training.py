@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import torch
@@ -18,6 +18,7 @@ from train.models.adapters.registry import ADAPTERS
 from train.models.backbones import build_denoiser, count_parameters
 from train.models.base import DenoiserConfig
 from train.tasks.diffusion_config import DiffusionTrainingConfig
+from train.tasks.distillation_config import DistillationTrainingConfig
 
 BACKWARD, RECOMPUTE = 2, 1  # forward passes' worth of operations of the backward pass, and of recomputing the blocks
 BACKWARD_FROZEN = 1  # of the backward pass through frozen weights, which need no gradients
@@ -87,9 +88,17 @@ class StageModel:
         return count_forward_flops(self.layout, self.side, self.tokens)
 
     @property
+    def teacher(self) -> int:
+        """Forward passes of a teacher for one of the student."""
+        if not isinstance(self.config, DistillationTrainingConfig):
+            return 0
+        settings = self.config.distillation
+        return settings.teacher_steps * (1 if settings.guidance == 1 else 2)
+
+    @property
     def update_flops(self) -> float:
         """FLOPs of one step without recomputation."""
-        return float((1 + self.backward) * self.forward * self.config.batch_size)
+        return float((1 + self.backward + self.teacher) * self.forward * self.config.batch_size)
 
     @property
     def samples(self) -> int:
@@ -103,8 +112,8 @@ class StageModel:
         return MemorySetting(own.optimizer, own.zero_stage, own.offload, own.activation_checkpointing, own.precision)
 
     def activations(self, setting: MemorySetting) -> Activations:
-        """Returns the activations of a micro batch under a setting."""
-        return trace_activations(
+        """Returns the activations of a micro batch under a setting, and with them the weights of a teacher."""
+        found = trace_activations(
             self.layout,
             self.side,
             self.tokens,
@@ -113,6 +122,9 @@ class StageModel:
             setting.autocast,
             self.config.adapter,
         )
+        if not self.teacher:
+            return found
+        return replace(found, fixed=found.fixed + self.all_parameters * (2 if setting.precision == "bf16" else 4))
 
 
 @dataclass(frozen=True)
@@ -173,7 +185,7 @@ def plan_group(
     )
     if fit is None:
         return None
-    passes = 1 + model.backward + (RECOMPUTE if fit.setting.recompute else 0)
+    passes = 1 + model.backward + model.teacher + (RECOMPUTE if fit.setting.recompute else 0)
     compute = passes * model.forward * config.batch_size / (ranks * machine.tflops * 1e12 * machine.mfu)
     if machine.gpus:
         micro_batches = config.batch_size // (ranks * fit.micro_batch)

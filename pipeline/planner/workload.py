@@ -18,6 +18,7 @@ from pipeline.planner.rates import Rates
 from pipeline.stages.base import Placement, Rows
 from pipeline.stages.graph import STAGES
 from pipeline.units import HOUR
+from train.tasks.distillation_config import DistillationTrainingConfig
 
 BACKWARD = 2  # forward passes' worth of operations of a backward pass
 
@@ -139,7 +140,11 @@ def _plan_sample(facts: PlanFacts) -> Workload:
     last = names.index(settings.evaluate_at) if settings.evaluate_at else len(names) - 1
     flops = 0.0
     for place, name in enumerate(names):
-        evaluations = _count_evaluations(facts, name)
+        training = config.train[name]
+        if isinstance(training, DistillationTrainingConfig):
+            evaluations = training.distillation.steps
+        else:
+            evaluations = _count_evaluations(facts, name)
         flops += (shown + (evaluated if place <= last else 0)) * evaluations * facts.sampling_flops[name]
     return Workload("gpu", shown + evaluated, flops=flops)
 

@@ -14,6 +14,7 @@ from pipeline.stages import (
     caption,
     card,
     clip,
+    distillation,
     download,
     embed,
     evaluate,
@@ -49,6 +50,7 @@ STAGES: dict[str, StageType] = {  # in this order; a stage stands after its inpu
     "embed": embed.STAGE,  # kept captions -> text embeddings
     "card": card.STAGE,  # what the data set consists of
     "train": train.STAGE,  # one stage per entry of `train`: pack and embeddings -> checkpoints, EMA weights
+    "train_distillation": distillation.STAGE,  # with task distillation: a trained stage -> one of few evaluations
     "train_vq": vq.STAGE,  # also of `train`, with task vq: pack -> autoencoders with a codebook
     "train_refinement": refinement.STAGE,  # with task refinement: pack, embeddings and an autoencoder -> such stages
     "schedule": schedule.STAGE,  # if asked for: noise levels of few evaluations, fitted to the trained stages

@@ -51,11 +51,11 @@ def list_sources(config: RunConfig, name: str) -> list[str]:
         return []
     key = f"train.{name}.init"
     origin = find_origin(stage.init, f"train.{name}", key)
-    _check_weights(stage, origin, find_text_width(config.encoder), key)
+    check_weights(stage, origin, find_text_width(config.encoder), key)
     return list_origin_files(origin)
 
 
-def _check_weights(stage: DiffusionTrainingConfig, origin: Origin, text_dim: int | None, key: str) -> None:
+def check_weights(stage: DiffusionTrainingConfig, origin: Origin, text_dim: int | None, key: str) -> None:
     """Raises UserError for weights that do not fit, or that were trained to predict something else.
 
     Where the width of the text is not known yet, the ranks check shapes.

@@ -12,6 +12,7 @@ from eval.sampling.config import (
     CascadeConfig,
     SamplingConfig,
     StageEntry,
+    fix_sampling,
     read_cascade,
     resolve_paths,
 )
@@ -21,7 +22,9 @@ from pipeline.stages.text_encoder import encoder_location
 from pipeline.stages.training_stages import read_stages
 from pipeline.store.artifact import Artifact
 from pipeline.store.run import RUN_FILE, Run
+from train.initial_weights.base import read_settings
 from train.models.backbones import find_stage_folder
+from train.models.distilled import read_distilled
 from train.tasks.cascade_config import generates_images
 
 if TYPE_CHECKING:
@@ -38,12 +41,14 @@ def trained_cascade(
     """Returns the cascade of finished training stages by name; those that generate no images are left out.
 
     Args:
-        sampling: sampler settings by stage name; stages that it lacks have the defaults.
+        sampling: sampler settings by stage name; stages that it lacks have the defaults, and a distilled one those that
+            it was distilled to.
         guides: weaker networks by stage name, as `find_guides` takes them.
         more: other fields of `CascadeConfig`.
     """
     stages, weaker = [], find_guides(guides or {})
     for name, config in read_stages(trained).items():
+        distilled = read_distilled(read_settings(trained[name].path("export"), "config.json"))
         stages.append(
             StageEntry(
                 name=name,
@@ -51,7 +56,7 @@ def trained_cascade(
                 low_resolution=config.low_resolution,
                 path=trained[name].path("export"),
                 guide=weaker.get(name),
-                sampling=sampling.get(name, SamplingConfig()),
+                **fix_sampling(sampling.get(name, SamplingConfig()), distilled),
             )
         )
     return CascadeConfig(stages=stages, encoder=encoder_location(encoder), **more)

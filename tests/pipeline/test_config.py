@@ -7,6 +7,7 @@ import pytest
 from dataprep.io.errors import UserError
 from pipeline.config_loading import load_config
 from tests.helpers.paths import ROOT
+from train.tasks.distillation_config import DistillationTrainingConfig
 
 SMOKE = str(ROOT / "configs" / "smoke.yaml")
 
@@ -50,10 +51,8 @@ def test_every_shipped_config_is_valid(name: str) -> None:
         ("sample.fit={stages: [top]}", ["top", "base, sr32, sr64"]),
         ("sample.fit={stages: []}", ["sample.fit.stages"]),
         ("sample.fit={stages: [base], levels: 2}", ["sample.fit.levels=2", "stages.base.steps=3", "set levels to"]),
-        (
-            "sample={fit: {stages: [base]}, stages: {base: {log_snrs: [-20, 1]}}}",
-            ["sample.fit.stages: base has noise levels of its own"],
-        ),
+        ("train.base.task=distillation", ["train.base.distillation: missing; add it"]),
+        ("train.base.distillation={teacher: x}", ["train.base.distillation", "unknown key"]),
     ],
 )
 def test_a_wrong_value_gives_one_line_that_helps(override: str, words: list[str]) -> None:
@@ -63,6 +62,27 @@ def test_a_wrong_value_gives_one_line_that_helps(override: str, words: list[str]
     assert "\n" not in text
     for word in words:
         assert word in text, text
+
+
+DISTILLED = ["train.base.task=distillation", "train.base.distillation={teacher: runs/other, steps: 2}"]
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("sample.stages.base={steps: 3}", r"sample.stages.base.steps=3: train.base is distilled, and brings its own"),
+        ("sample.stages.base={guidance: 2.0}", r"sample.stages.base.guidance=2.0: train.base is distilled"),
+        ("evaluate.sweep={steps: [2]}", r"evaluate.sweep.stage=base: train.base is distilled, so it has one setting"),
+        ("evaluate.likelihood={}", r"evaluate.likelihood: train.base is distilled, so .* no likelihood; leave it out"),
+        ("sample.fit={stages: [base]}", r"sample.fit.stages: base has noise levels of its own"),
+    ],
+)
+def test_a_distilled_stage_takes_no_other_settings(override: str, message: str) -> None:
+    plain = [*DISTILLED, "sample.stages.base={}"]
+    config = load_config(SMOKE, [*plain, "sample.stages.base.lowres_level=0.2"])
+    assert isinstance(config.train["base"], DistillationTrainingConfig)
+    with pytest.raises(UserError, match=message):
+        load_config(SMOKE, [*plain, override])
 
 
 def test_a_bucket_that_a_stage_cannot_train_on_is_named() -> None:

@@ -1,8 +1,8 @@
 """A trained cascade stage as a local folder: ``config.json`` and ``model.safetensors``, or shards and their index.
 
 ``config.json`` holds ``{"format": 2, "backbone": "unet", "model": {...}, "diffusion": {...}, "trained_steps": n,
-"digest": "..."}``; the digest is `digest_weights` of the weights. The diffusion settings are stored and returned as
-plain JSON.
+"digest": "...", "distilled": null}``; the digest is `digest_weights` of the weights, ``distilled`` a `Distilled`, as a
+mapping, of a stage that is. The diffusion settings are stored and returned as plain JSON.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from train.models.backbones import (
     read_folder_stage,
 )
 from train.models.base import Denoiser, DenoiserConfig
+from train.models.distilled import Distilled
 from train.models.weight_files import MAX_SHARD_BYTES, WEIGHTS_FILE, has_weights, load_tensors, save_tensors
 
 CONFIG_FILE, FORMAT = "config.json", 2
@@ -39,6 +40,7 @@ def save_stage(
     trained_steps: int | None,
     dtype: str = "float32",
     max_shard_bytes: int = MAX_SHARD_BYTES,
+    distilled: Distilled | None = None,
 ) -> None:
     """Writes weights (a model or its state dict, any float type; stored as ``dtype``) and their config to ``folder``.
 
@@ -56,6 +58,7 @@ def save_stage(
         "diffusion": dict(diffusion),
         "trained_steps": trained_steps,
         "digest": digest_weights({name: tensor.to(getattr(torch, dtype)) for name, tensor in tensors.items()}),
+        "distilled": None if distilled is None else distilled._asdict(),
     }
     # Written last, so that a folder with a config has its weights.
     write_json(str(folder / CONFIG_FILE), settings)

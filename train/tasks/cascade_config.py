@@ -8,11 +8,13 @@ from typing import TYPE_CHECKING, Annotated, Any, Union
 from dataprep.io.config import ClassOf
 from train.config import TrainConfig
 from train.tasks.diffusion_config import DiffusionTrainingConfig
+from train.tasks.distillation_config import DistillationTrainingConfig
 from train.tasks.refinement_config import RefinementTrainingConfig
 from train.tasks.vq_config import VqTrainingConfig
 
 CASCADE_TASKS: Mapping[str, type[TrainConfig]] = {
     "diffusion": DiffusionTrainingConfig,  # the default
+    "distillation": DistillationTrainingConfig,
     "vq": VqTrainingConfig,
     "refinement": RefinementTrainingConfig,
 }

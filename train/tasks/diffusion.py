@@ -147,12 +147,20 @@ class DiffusionTask:
             mask_BL = hide_tokens(batch["text_mask_BL"], random, self.config.token_drop)
             conditions = conditions._replace(text_mask_BL=mask_BL)
         t_B = spread_times(random)
-        noised = noise_images(x0_BCHW, t_B, random.normal("noise", *x0_BCHW.shape[1:]), self.config.diffusion)
+        noised = self.noise_images(x0_BCHW, t_B, random.normal("noise", *x0_BCHW.shape[1:]))
         return batch | {"inputs": DenoisingInputs(noised, t_B, conditions)}
+
+    def noise_images(self, x0_BCHW: Tensor, t_B: Tensor, noise_BCHW: Tensor) -> NoisedImages:
+        """Noises a batch to what ``t_B``, uniform in [0, 1), draws."""
+        return noise_images(x0_BCHW, t_B, noise_BCHW, self.config.diffusion)
+
+    def complete_inputs(self, inputs: DenoisingInputs) -> DenoisingInputs:
+        """Returns what the network learns from: here all that `prepare` made."""
+        return inputs
 
     def _inputs(self, batch: Batch, random: SampleRandom) -> DenoisingInputs:
         inputs: DenoisingInputs = (batch if "inputs" in batch else self.prepare(batch, random))["inputs"]
-        return inputs
+        return self.complete_inputs(inputs)
 
     def _conditions(self, batch: Batch, random: SampleRandom, size: Sequence[int]) -> Conditions:
         """Text of the batch; for super-resolution the low-resolution image at ``size`` (height, width).
@@ -195,10 +203,13 @@ class DiffusionTask:
 
         denoise = GuidedDenoiser(predict, config.prediction, 1.0)
         start_BCHW = random.normal("draw", 3, *true_BHWC.shape[1:3])
-        log_snrs = sampling_log_snrs(lambda t_B: log_snr_at_time(config, t_B), GRID_STEPS)
-        samples_BCHW = ddim(denoise, start_BCHW, log_snrs, torch.zeros)
+        samples_BCHW = ddim(denoise, start_BCHW, self.preview_levels(), torch.zeros)
         rows = [torch.cat(list(images), dim=1) for images in (to_pixels(samples_BCHW), true_BHWC)]
         return torch.cat(rows).cpu().numpy()
+
+    def preview_levels(self) -> Tensor:
+        """Returns the noise levels at which `sample_grid` samples, and the clean end."""
+        return sampling_log_snrs(lambda t_B: log_snr_at_time(self.config.diffusion, t_B), GRID_STEPS)
 
     def export(self, folder: str, weights: dict[str, Tensor], step: int) -> None:
         """Writes the stage as `train.models.export.load_stage` reads it."""
@@ -228,9 +239,28 @@ def train_diffusion(
     seed: int,
     mix: DataMix = DataMix(),  # noqa: B008 (frozen)
 ) -> dict[str, Any]:
-    """Trains a stage on this rank from pack shards and their embedding shards.
+    """Trains a stage on this rank from pack shards and their embedding shards; see `train_stage`."""
 
-    ``index`` is the path of their `train.loader.shard_index.ShardIndex`, for the config's pixel columns and
+    def make_task(config: DiffusionTrainingConfig, text_dim: int, empty_text_LD: np.ndarray | None) -> DiffusionTask:
+        channels = config.denoiser_config().image_channels
+        adversary = make_adversary(config.adversarial, channels, text_dim, config.accumulation, seed)
+        return DiffusionTask(config, text_dim, empty_text_LD, adversary)
+
+    return train_stage(make_task, index, validate, config, folder, seed, mix)
+
+
+def train_stage(
+    make_task: Callable[[Any, int, np.ndarray | None], DiffusionTask],
+    index: str,
+    validate: bool,
+    config: DiffusionTrainingConfig,
+    folder: str,
+    seed: int,
+    mix: DataMix = DataMix(),  # noqa: B008 (frozen)
+) -> dict[str, Any]:
+    """Trains the task that ``make_task`` returns for the config, the width of the text, and the empty text's embedding.
+
+    ``index`` is the path of a `train.loader.shard_index.ShardIndex`, for the config's pixel columns and
     ``min_original``; ``validate``, ``mix`` and the result are those of `train_on_pack`.
     """
     shards = ShardIndex.read(index)
@@ -238,9 +268,7 @@ def train_diffusion(
         raise UserError("train: nothing was kept to train on; look at the report's funnel and loosen select")
     padded = config.denoiser_config().caption_tokens() is not None
     empty_text_LD = read_empty_text(str(shards.embed_path(0))) if padded else None
-    channels = config.denoiser_config().image_channels
-    adversary = make_adversary(config.adversarial, channels, shards.text_dim, config.accumulation, seed)
-    task = DiffusionTask(config, shards.text_dim, empty_text_LD, adversary)
+    task = make_task(config, shards.text_dim, empty_text_LD)
     return train_on_pack(task, shards, validate, config, folder, seed, mix)
 
 

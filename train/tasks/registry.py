@@ -10,6 +10,7 @@ from dataprep.io.errors import UserError
 from train.config import TrainConfig
 from train.tasks.clip_config import ClipTrainingConfig
 from train.tasks.diffusion_config import DiffusionTrainingConfig
+from train.tasks.distillation_config import DistillationTrainingConfig
 from train.tasks.refinement_config import RefinementTrainingConfig
 from train.tasks.t5_config import T5TrainingConfig
 from train.tasks.vq_config import VqTrainingConfig
@@ -34,6 +35,13 @@ def load_diffusion() -> TrainFunction:
     from train.tasks.diffusion import train_diffusion
 
     return train_diffusion
+
+
+def load_distillation() -> TrainFunction:
+    """Imports `train_distillation`."""
+    from train.tasks.distillation import train_distillation
+
+    return train_distillation
 
 
 def load_vq() -> TrainFunction:
@@ -66,6 +74,7 @@ def load_t5() -> TrainFunction:
 
 TASKS: dict[str, TaskKind] = {
     "diffusion": TaskKind(DiffusionTrainingConfig, load_diffusion),
+    "distillation": TaskKind(DistillationTrainingConfig, load_distillation),
     "vq": TaskKind(VqTrainingConfig, load_vq),
     "refinement": TaskKind(RefinementTrainingConfig, load_refinement),
     "clip": TaskKind(ClipTrainingConfig, load_clip),

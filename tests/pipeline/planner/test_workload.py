@@ -18,6 +18,7 @@ from pipeline.stages.graph import STAGES
 from tests.helpers.plans import SMOKE
 
 FIT = "sample.fit={stages: [base, sr32], samples: 10, levels: 20}"
+DISTILLED = "train.base.distillation={teacher: runs/other, steps: 2}"
 
 
 def make_facts(*overrides: str) -> PlanFacts:
@@ -43,9 +44,13 @@ def test_stages_are_planned_in_the_order_of_the_pipeline() -> None:
     assert list(plan_workloads(make_facts())) == [name for name in everything if name != "schedule"]
 
 
-def test_evaluations_of_a_fit() -> None:
+def test_evaluations_of_a_fit_and_of_a_distilled_stage() -> None:
     fit = plan_workloads(make_facts(FIT))["schedule"]  # an evaluation is one operation here; guided, it is two
     assert (fit.items, fit.flops) == (20, 10 * 20 * 2 * 2)
+    plain = plan_workloads(make_facts())["sample"]
+    distilled = plan_workloads(make_facts("train.base.task=distillation", DISTILLED, "sample.stages.base={}"))["sample"]
+    images = 2 * (2 + 8)  # shown and evaluated prompts, two candidates each
+    assert plain.flops - distilled.flops == images * (3 * 2 - 2)  # three guided steps, or two in one pass each
 
 
 def test_a_new_stage_over_all_pairs_counts_as_one_that_decodes_every_image(monkeypatch: pytest.MonkeyPatch) -> None:

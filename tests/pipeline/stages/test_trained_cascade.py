@@ -1,4 +1,4 @@
-"""From a run to a cascade: fitted levels, weaker networks."""
+"""From a run to a cascade: a distilled stage is sampled as it was distilled, a fitted one at its levels."""
 
 from __future__ import annotations
 
@@ -16,15 +16,18 @@ from pipeline.store.run import Run
 from tests.helpers.cascades import BASE, trained
 from tests.helpers.runs import smoke_configs
 from tests.helpers.trained_runs import commit_stage, write_trained_run
+from train.models.distilled import Distilled
 from train.models.export import save_stage
+
+SAMPLING = {"sampler": "ddim", "steps": 2, "log_snrs": [-20.0, -1.0], "guidance": 1.0, "threshold": "none"}
 
 
 @pytest.fixture
 def run(tmp_path: Path) -> Run:
-    """A run with an encoder and a base."""
+    """A run with an encoder, and a base that is distilled."""
     made = write_trained_run(tmp_path / "run")
     folder = Path(made.stage_folder("train.base", "b" * 20))
-    save_stage(folder / "export", trained(BASE), BASE, {}, 5)
+    save_stage(folder / "export", trained(BASE), BASE, {}, 5, distilled=Distilled("digest", 2.0, SAMPLING))
     commit_stage(made, "train.base", "b" * 20)
     return made
 
@@ -34,6 +37,15 @@ def artifacts(run: Run) -> dict[str, Artifact]:
     config = smoke_configs()["train.base"].to_json()
     base = found["train.base"]
     return found | {"train.base": Artifact(base.folder, Manifest("train.base", "b", {}, config, [], {}, 1.0, {}))}
+
+
+def test_a_distilled_stage_brings_its_steps(run: Run) -> None:
+    found = artifacts(run)
+    given = {"base": SamplingConfig(steps=9, guidance=3.0, lowres_level=0.3)}
+    (stage,) = trained_cascade({"base": found["train.base"]}, given, found["encoder"]).stages
+    assert stage.sampling.log_snrs == (-20.0, -1.0) and stage.sampling.count_evaluations() == 2
+    assert (stage.sampling.guidance, stage.sampling.threshold, stage.sampling.lowres_level) == (1.0, "none", 0.3)
+    assert set(SAMPLING) < set(stage.distilled)
 
 
 def test_fitted_levels_take_the_place_of_steps(tmp_path: Path) -> None:
