@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from dataprep.io.model_imports import declare_torchvision_operators
 from tests.helpers.toys import ToyTask, ema_error
 from tests.helpers.toys import config as toy_config
 from tests.helpers.toys import run as run_toy
@@ -43,6 +44,7 @@ def test_adamw_follows_torch_and_its_ema_is_correct() -> None:
 
 
 def test_adafactor_follows_transformers_and_its_ema_is_correct() -> None:
+    declare_torchvision_operators()  # which transformers imports
     from transformers.optimization import Adafactor
 
     torch.manual_seed(0)
