@@ -99,14 +99,14 @@ class Assumptions(Config):
     select_us: float = Field(
         default=30.0,
         gt=0,
-        description="microseconds of a core per row of select: row filters, exact duplicates, captions, quantiles, the "
-        "tables (benchmarks/results/select_scaling.json)",
+        description="microseconds of a core per row of select without near duplicates: assumed, twice the 14 of one "
+        "process that exchanges nothing",
     )
     select_sort_ns: float = Field(
         default=100.0,
         gt=0,
         description="nanoseconds of a core per row and sort of the near-duplicate search, of which there are more the "
-        "more rows there are (docs/filters.md)",
+        "more rows there are: assumed",
     )
     select_row_kb: float = Field(
         default=1.5,
