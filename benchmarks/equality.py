@@ -10,7 +10,7 @@ world size each time; and with everything changed at each resume. An interruptio
 with an uninterrupted run of one process without ZeRO: the loss and the sample positions of every update, and the
 exported EMA. A run that was resumed unchanged is also compared bit by bit with the uninterrupted run of its kind. So,
 at one and two ranks, are the tasks that train more than a network by its own loss: an autoencoder with a codebook and a
-discriminator, a refinement stage, a diffusion stage with a discriminator.
+discriminator, a refinement stage, a diffusion stage with a discriminator, a prior.
 """
 
 from __future__ import annotations

@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from dataprep.io.pack_format import IMAGE_FEATURES, TEXT_FEATURES
 from train.adversary import Adversary
 from train.codebook import CodebookAverage
 from train.diffusion.objective import to_model_range
@@ -24,6 +25,8 @@ from train.task import Task
 from train.tasks.adversarial_config import AdversarialConfig
 from train.tasks.diffusion import DiffusionTask
 from train.tasks.diffusion_config import DiffusionStageConfig
+from train.tasks.prior import PriorTask
+from train.tasks.prior_config import PriorStageConfig
 from train.tasks.refinement import RefinementTask
 from train.tasks.refinement_config import RefinementTrainingConfig
 from train.tasks.vq import VqTask
@@ -60,6 +63,14 @@ class Images(Stream):
     def gather(self, rows: np.ndarray, positions: np.ndarray) -> Batch:
         batch: Batch = {"key": [str(row) for row in rows], "pixels_16": self.large[rows], "pixels_8": self.small[rows]}
         return batch | {"text_BLD": self.text[rows], "text_mask_BL": torch.ones(len(rows), 2, dtype=torch.bool)}
+
+
+class Embeddings(Images):
+    """Captions of two random tokens with random vectors of length 1, as CLIP's of image and caption."""
+
+    def gather(self, rows: np.ndarray, positions: np.ndarray) -> Batch:
+        vectors_BD = nn.functional.normalize(self.text[rows], dim=2).half()
+        return super().gather(rows, positions) | {IMAGE_FEATURES: vectors_BD[:, 0], TEXT_FEATURES: vectors_BD[:, 1]}
 
 
 class Denoise:
@@ -130,9 +141,15 @@ def make_adversarial(scratch: Path, accumulation: int) -> tuple[Task, Stream]:
     return DiffusionTask(config, WIDTH, None, _make_adversary(accumulation)), Images()
 
 
+def make_prior(scratch: Path, accumulation: int) -> tuple[Task, Stream]:
+    """Returns a prior of image embeddings, and its data."""
+    return PriorTask(PriorStageConfig(model="prior-micro"), WIDTH, WIDTH), Embeddings()
+
+
 TASKS: Mapping[str, Callable[[Path, int], tuple[Task, Stream]]] = {
     "": make_denoise,
     "vq with a discriminator": make_vq,
     "refinement": make_refinement,
     "diffusion with a discriminator": make_adversarial,
+    "prior": make_prior,
 }

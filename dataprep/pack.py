@@ -17,6 +17,7 @@ from typing import Any
 import cv2
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from dataprep.images.aspect_buckets import find_nearest_bucket
 from dataprep.images.decode import decode_rgb, read_shard_images
@@ -52,11 +53,13 @@ def pack_shard(
     annotations_path: str | Path | None = None,
     source_captions: Mapping[str, Sequence[str]] | None = None,
     captions_path: str | Path | None = None,
+    scores_path: str | Path | None = None,
 ) -> dict[str, int]:
     """Packs the selected rows of one download shard, in their order.
 
     Columns: key, caption, captions, split, original_side, listed_source (of several sources), bucket (with
-    ``config.aspects``), and one pixel column per resolution. ``captions`` lists those that ``config.captions`` names,
+    ``config.aspects``), one pixel column per resolution, and the columns ``config.features`` of the scores at
+    ``scores_path``. ``captions`` lists those that ``config.captions`` names,
     or ``source_captions`` of the shard's source; one that a row lacks is replaced by the row's own caption. They are
     columns of the download shard, or of ``captions_path``, which is aligned with it. Rows are sorted by split
     ("validation" last), then by bucket. ``selection_path`` None packs every row that has an image, as split "train".
@@ -95,9 +98,27 @@ def pack_shard(
     rows.sort(key=lambda row: (row["split"] == VALIDATION, buckets.index(row[BUCKET_COLUMN])))
     schema = _build_schema(config, names, SOURCE_COLUMN in downloads.column_names)
     table = pa.table({name: [row[name] for row in rows] for name in schema.names}, schema=schema)
+    if config.features:
+        assert scores_path is not None
+        table = _add_features(table, scores_path, config.features)
     write_pack(table, out_path, config)
     validation = sum(row["split"] == VALIDATION for row in rows)
     return {"rows": table.num_rows, "train": table.num_rows - validation, "validation": validation}
+
+
+def _add_features(table: pa.Table, path: str | Path, names: Sequence[str]) -> pa.Table:
+    """Returns the table with columns of the scores at ``path``, found by their keys.
+
+    Raises ValueError for a row that has none.
+    """
+    scores = read_table(path, "scores", ["key", *names])
+    places = pc.index_in(table["key"], scores["key"].combine_chunks())
+    for name in names:
+        found = scores[name].take(places)
+        if found.null_count:
+            raise ValueError(f"{path}: {found.null_count} kept rows have no {name}; score the shard again")
+        table = table.append_column(pa.field(name, found.type, nullable=False), found)
+    return table
 
 
 def write_pack(table: pa.Table, path: str | Path, config: PackConfig) -> None:
@@ -105,7 +126,7 @@ def write_pack(table: pa.Table, path: str | Path, config: PackConfig) -> None:
 
     With page checksums, to detect damage; pixel columns have no dictionaries and no statistics.
     """
-    pixels = [pixels_column(size) for size in config.resolutions]
+    pixels = [*(pixels_column(size) for size in config.resolutions), *config.features]
     raw = [pixels_column(size) for size in config.resolutions if config.encoding_of(size) == "raw"]
     others = [name for name in table.column_names if name not in pixels]
     paths = [f"{name}.list.element" if name == "captions" else name for name in others]

@@ -11,7 +11,9 @@ from dataprep.images.aspect_buckets import compute_bucket_shapes
 from dataprep.images.pixel_encodings import PIXEL_ENCODINGS
 from dataprep.io.caption_mix import ONE_CAPTION, CaptionWeights
 from dataprep.io.config import Config, NameIn
-from dataprep.io.pack_format import ImageShape
+from dataprep.io.pack_format import FEATURES, TEXT_FEATURES, ImageShape
+
+Features = Annotated[str, NameIn(FEATURES)]
 
 
 class PackConfig(Config):
@@ -51,6 +53,11 @@ class PackConfig(Config):
         le=2,
         description="blur faces that annotate.faces found, in boxes larger by this share, such as 0.3; null: do not",
     )
+    features: tuple[Features, ...] = Field(
+        default=(),
+        strict=False,
+        description="columns of score to train on: clip_embedding, of the image; clip_text_embedding, of its caption",
+    )
 
     def encoding_of(self, size: int) -> str:
         """Returns the encoding of images of ``size``: raw, or a name in `PIXEL_ENCODINGS`."""
@@ -73,6 +80,17 @@ class PackConfig(Config):
                 f"aspects: resolution {uneven[0]} is not a multiple of {smallest}, the smallest; change one"
             )
         self.shapes(smallest)
+        return self
+
+    @model_validator(mode="after")
+    def _check_features(self) -> PackConfig:
+        if twice := next((name for name in self.features if self.features.count(name) > 1), None):
+            raise ValueError(f"features: {twice} occurs twice; leave one out")
+        if TEXT_FEATURES in self.features and [*self.captions] != ["caption"]:
+            raise ValueError(
+                f"captions={list(self.captions)}: {TEXT_FEATURES} is that of a row's own caption alone; leave captions "
+                f"out, or {TEXT_FEATURES}"
+            )
         return self
 
     @field_validator("resolutions")

@@ -18,6 +18,7 @@ from dataprep.card.config import CardConfig
 from dataprep.download.config import DownloadConfig
 from dataprep.filters.config import SelectConfig
 from dataprep.io.config import Config
+from dataprep.io.pack_format import IMAGE_FEATURES, TEXT_FEATURES
 from dataprep.io.seeds import MAX_SEED
 from dataprep.listing.config import ListingConfig
 from dataprep.pack_config import PackConfig
@@ -36,8 +37,10 @@ from train.config import TrainConfig
 from train.tasks.cascade_config import CascadeTraining
 from train.tasks.diffusion_config import DiffusionTrainingConfig
 from train.tasks.distillation_config import DistillationTrainingConfig
+from train.tasks.prior_config import PriorTrainingConfig
 
 DISTILLED_SETTINGS = ("sampler", "steps", "spacing", "timesteps", "log_snrs", "guidance", "threshold")
+DenoiserTraining = DiffusionTrainingConfig | PriorTrainingConfig
 
 
 @runtime_checkable
@@ -108,6 +111,11 @@ class RunConfig(Config):
         """Returns the entries of `train` that generate images, in their order."""
         return {name: entry for name, entry in self.train.items() if isinstance(entry, DiffusionTrainingConfig)}
 
+    def denoisers(self) -> dict[str, DenoiserTraining]:
+        """Returns the entries of `train` that denoise: those of the cascade, and its prior."""
+        kinds = (DiffusionTrainingConfig, PriorTrainingConfig)
+        return {name: entry for name, entry in self.train.items() if isinstance(entry, kinds)}
+
     @model_validator(mode="after")
     def _check(self) -> RunConfig:
         if (self.listing.source == "subject") != (self.subject is not None):
@@ -163,6 +171,36 @@ class RunConfig(Config):
                     f"embed.pad={str(self.embed.pad).lower()}, embed.max_length={self.embed.max_length}: {stage.model} "
                     f"of train.{name} reads {tokens} tokens with padding; set pad to true and max_length to {tokens}"
                 )
+        self._check_embeddings()
+
+    def _check_embeddings(self) -> None:
+        """Raises ValueError for image embeddings that are used but not made, or made but not used."""
+        priors = [name for name, entry in self.train.items() if isinstance(entry, PriorTrainingConfig)]
+        decoders = [name for name, stage in self.cascade().items() if stage.image_embedding]
+        if len(priors) > 1:
+            raise ValueError(f"train.{priors[1]}: a cascade has one prior, which train.{priors[0]} is; leave one out")
+        if priors and not decoders:
+            raise ValueError(
+                f"train.{priors[0]}: no stage takes its image embeddings; set image_embedding: true for one, such as "
+                f"train.{next(iter(self.cascade()))}"
+            )
+        if decoders and not priors:
+            raise ValueError(
+                f"train.{decoders[0]}.image_embedding=true: nothing predicts the embedding of an image that is to be "
+                "made; add an entry of task: prior"
+            )
+        for name, entry in self.denoisers().items():
+            if missing := next((column for column in entry.vector_columns() if column not in self.pack.features), None):
+                raise ValueError(f"pack.features={list(self.pack.features)}: train.{name} reads {missing}; add it")
+        several = [name for name, source in self.listing.list_sources().items() if source.captions is not None]
+        if TEXT_FEATURES in self.pack.features and several:
+            raise ValueError(
+                f"pack.features: {TEXT_FEATURES} is that of a row's own caption, and listing.sources.{several[0]} has "
+                "captions; leave one of the two out"
+            )
+        wanted = {IMAGE_FEATURES: "embeddings", TEXT_FEATURES: "text_embeddings"}
+        if lost := next((name for name in self.pack.features if not getattr(self.score, wanted[name])), None):
+            raise ValueError(f"pack.features: score does not keep {lost}; set score.{wanted[lost]} to true")
 
     def _check_trainings(self) -> None:
         """Raises ValueError for a training that the packed images do not serve."""
@@ -193,12 +231,11 @@ class RunConfig(Config):
     def _check_stage_names(self) -> None:
         """Raises ValueError where `sample` or `evaluate` names a cascade stage that does not exist."""
         swept = self.evaluate.sweep.stage if self.evaluate.sweep else None
-        named = [name for name in (self.sample.evaluate_at, swept) if name]
         fitted = self.sample.fit.stages if self.sample.fit is not None else ()
-        for key in [*self.sample.stages, *self.sample.guides, *fitted, *named]:
-            if key not in self.cascade():
-                known = ", ".join(self.cascade())
-                raise ValueError(f"sample: there is no cascade stage {key!r}; the stages are {known}")
+        named = [*self.sample.guides, *fitted, *(name for name in (self.sample.evaluate_at, swept) if name)]
+        for names, stages in ((self.sample.stages, self.denoisers()), (named, self.cascade())):
+            if unknown := next((key for key in names if key not in stages), None):
+                raise ValueError(f"sample: there is no cascade stage {unknown!r}; the stages are {', '.join(stages)}")
 
     def _check_distilled(self) -> None:
         """Raises ValueError for other sampler settings than a stage is distilled to, and for what needs others."""
@@ -228,6 +265,8 @@ class RunConfig(Config):
             if other := next((name for name in names if self.cascade()[name].trains != "diffusion"), None):
                 raise ValueError(f"sample.{key}: {other} does not denoise, so it has no such thing; leave it out")
         for name in fit.stages if fit is not None else ():
+            if self.cascade()[name].image_embedding:
+                raise ValueError(f"sample.fit.stages: {name} takes image embeddings, which a fit lacks; leave it out")
             settings = self.sample.stages.get(name, SamplingConfig())
             if fit is not None and settings.steps > fit.levels:
                 raise ValueError(

@@ -13,6 +13,8 @@ BUCKET_COLUMN = "bucket"  # column: aspect bucket of the row
 ENCODING_KEY = b"encoding"  # field metadata of a pixel column: raw, or a format that OpenCV decodes
 SHAPES_KEY = b"shapes"  # field metadata of a pixel column: JSON {bucket: [height, width]}
 CAPTIONS_KEY = b"captions"  # field metadata of `captions`: JSON list of the names of a row's captions
+IMAGE_FEATURES, TEXT_FEATURES = "clip_embedding", "clip_text_embedding"  # columns: unit vectors of CLIP, float16
+FEATURES = {IMAGE_FEATURES: "of the image", TEXT_FEATURES: "of the caption"}
 SQUARE = ""  # the only bucket of a pack of square images
 ImageShape = tuple[int, int]  # height and width in pixels
 

@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, Field
 
 from dataprep.io.config import Config
+from dataprep.io.pack_format import IMAGE_FEATURES, TEXT_FEATURES
 from dataprep.io.scorer_heads import HEADS
 
 
@@ -36,10 +37,19 @@ class ScoreConfig(Config):
     """Columns that are computed per pair besides the CLIP similarity."""
 
     embeddings: bool = Field(
-        default=False, description="keep the CLIP features of each image, float16; for select.near_duplicate_cosine"
+        default=False,
+        description="keep the CLIP features of each image, float16; for select.near_duplicate_cosine and pack.features",
+    )
+    text_embeddings: bool = Field(
+        default=False, description="keep the CLIP features of each caption too, float16; for pack.features"
     )
     heads: HeadsConfig = Field(
         default={},
         description="networks over the CLIP features of an image, by name: "
         + "; ".join(f"{name}: {head.predicts}" for name, head in HEADS.items()),
     )
+
+    def feature_columns(self) -> tuple[str, ...]:
+        """Returns the columns of features that are kept."""
+        kept = {IMAGE_FEATURES: self.embeddings, TEXT_FEATURES: self.text_embeddings}
+        return tuple(name for name, is_kept in kept.items() if is_kept)

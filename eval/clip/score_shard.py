@@ -13,6 +13,7 @@ from torch import Tensor
 
 from dataprep.io.ahead import group_batches, map_ahead, read_ahead
 from dataprep.io.device_copy import HostCopy, pin
+from dataprep.io.pack_format import IMAGE_FEATURES, TEXT_FEATURES
 from dataprep.io.parquet import read_table, write_table
 from eval.clip.heads import Head
 from eval.clip.scorer import ClipScorer, batched, join_features
@@ -44,16 +45,16 @@ def score_shard(
     out_path: str | Path,
     scorer: ClipScorer,
     heads: Sequence[Head] = (),
-    embeddings: bool = False,
+    features: Sequence[str] = (),
     decode: Callable[[Image], np.ndarray] = np.asarray,
     threads: int = 1,
 ) -> dict[str, int]:
     """Writes the scores of a download shard, row-aligned with its table; null in rows without an image.
 
-    Columns: key, clip_similarity, one per head, and with ``embeddings`` clip_embedding, the unit features of the image
-    as float16. ``images`` are pairs of a key and what ``decode`` turns into uint8 (H, W, 3), in any order; ``threads``
-    threads decode and resize them. Returns the counters rows, scored and without_image. Raises ValueError for a key
-    that is not in the table.
+    Columns: key, clip_similarity, one per head, and ``features``: of `FEATURES`, unit vectors as float16. ``images``
+    are pairs of a key and what ``decode`` turns into uint8 (H, W, 3), in any order; ``threads`` threads decode and
+    resize them. Returns the counters rows, scored and without_image. Raises ValueError for a key that is not in the
+    table.
     """
     table = read_table(download_path, "download", ["key", "caption"])
     keys = table["key"].to_pylist()
@@ -67,11 +68,10 @@ def score_shard(
     pairs = map_ahead(prepare, read_ahead(images), threads, 2 * scorer.batch_size)
     scores: dict[str, dict[str, Any]] = {}
     for batch in _encode_ahead(read_ahead(_prepare_batches(pairs, captions, scorer), BATCHES_AHEAD), scorer):
-        scores |= _score_batch(batch, heads, embeddings)
+        scores |= _score_batch(batch, heads, features)
     rows = [{"key": key} | scores.get(key, {}) for key in keys]
     fields = {"key": pa.string(), "clip_similarity": pa.float32()} | {head.name: pa.float32() for head in heads}
-    if embeddings:
-        fields["clip_embedding"] = pa.binary(2 * scorer.dim)
+    fields |= {name: pa.binary(2 * scorer.dim) for name in features}
     write_table(pa.Table.from_pylist(rows, schema=pa.schema(fields)), out_path, "scores")
     return {"rows": len(keys), "scored": len(scores), "without_image": len(keys) - len(scores)}
 
@@ -99,12 +99,12 @@ def _encode_ahead(batches: Iterable[PreparedPairs], scorer: ClipScorer) -> Itera
         yield before
 
 
-def _score_batch(batch: EncodedPairs, heads: Sequence[Head], embeddings: bool) -> dict[str, dict[str, Any]]:
+def _score_batch(batch: EncodedPairs, heads: Sequence[Head], features: Sequence[str]) -> dict[str, dict[str, Any]]:
     """Returns the columns of each pair, by key."""
     image_BD = join_features([part.wait() for part in batch.images])
     text_BD = join_features([part.wait() for part in batch.texts])[batch.prepared.place]
     columns: dict[str, list[Any]] = {"clip_similarity": np.einsum("bd,bd->b", image_BD, text_BD).tolist()}
     columns |= {head.name: head(image_BD).tolist() for head in heads}
-    if embeddings:
-        columns["clip_embedding"] = [feature.astype("<f2").tobytes() for feature in image_BD]
+    vectors = {IMAGE_FEATURES: image_BD, TEXT_FEATURES: text_BD}
+    columns |= {name: [vector.astype("<f2").tobytes() for vector in vectors[name]] for name in features}
     return {key: {name: values[row] for name, values in columns.items()} for row, key in enumerate(batch.prepared.keys)}

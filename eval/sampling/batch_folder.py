@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
 from collections.abc import Iterator, Sequence
@@ -18,7 +17,7 @@ from PIL import Image
 from dataprep.io import storage
 from dataprep.io.errors import UserError
 from dataprep.io.plain_text import split_lines
-from eval.sampling.options import SamplingOptions
+from eval.sampling.options import SamplingOptions, describe_image
 from eval.sampling.png_metadata import save_png
 from eval.sampling.prompts import clean_prompt
 from eval.sampling.samples import Samples
@@ -126,6 +125,5 @@ def _describe_call(model: ImageModel, options: SamplingOptions) -> dict[str, Any
     described: dict[str, Any] = {"model": model.digest, "watermark": model.watermark}
     for name in (item.name for item in fields(options) if item.name != "batch_size"):
         value = getattr(options, name)
-        is_image = isinstance(value, Image.Image)
-        described[name] = f"image {hashlib.sha256(value.tobytes()).hexdigest()[:16]}" if is_image else value
+        described[name] = describe_image(value) if isinstance(value, Image.Image) else value
     return described

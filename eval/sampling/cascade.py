@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -26,8 +26,9 @@ from eval.clip.scorer import ClipScorer, ClipSpec
 from eval.sampling.adapters import AdapterChoice, apply_adapters
 from eval.sampling.cascade_sampler import sample_plan
 from eval.sampling.config import CascadeConfig, read_cascade, resolve_paths
-from eval.sampling.loading import load_encoder, load_stages
-from eval.sampling.options import SamplingOptions, check_options
+from eval.sampling.image_embedding import embed_samples
+from eval.sampling.loading import load_encoder, load_prior, load_stages
+from eval.sampling.options import SamplingOptions, check_options, describe_image
 from eval.sampling.plan import make_plan, select_stages
 from eval.sampling.prompt_encoding import PromptEncoder, encode_prompts
 from eval.sampling.prompts import clean_prompt
@@ -51,16 +52,18 @@ class Cascade:
         adapters: Sequence[AdapterChoice] = (),
         weights: StoredWeights = "whole",
         expander: PromptExpander | None = None,
+        prior: LoadedStage | None = None,
     ) -> None:
         """``clip`` ranks candidates (`ClipScorer.load`); ``watermark`` is the text of an invisible mark.
 
         ``adapters`` are those that are merged into ``stages`` and ``encoder``, ``weights`` says how these are kept: for
         the images' metadata. ``expander`` writes prompts out: what it writes is drawn, and everything else, noise and
-        ranking too, goes by the prompt.
+        ranking too, goes by the prompt. ``prior`` predicts the image embeddings that stages are conditioned on, in the
+        space of ``clip``.
         """
         self.stages, self.encoder, self.device = tuple(stages), encoder, torch.device(device)
         self.clip, self.watermark, self.adapters, self.weights = clip, watermark, tuple(adapters), weights
-        self.expander = expander
+        self.expander, self.prior = expander, prior
 
     @classmethod
     def from_pretrained(
@@ -94,16 +97,22 @@ class Cascade:
     ) -> Cascade:
         """Loads the parts that ``config`` names by whole paths, or by hub names. Raises as `from_pretrained`."""
         device = pick_device(device)
-        stages = load_stages(config, device, compiled)
-        encoder = load_encoder(config, stages, device)
+        stages, prior = load_stages(config, device, compiled), load_prior(config, device)
+        parts = [*([] if prior is None else [prior]), *stages]
+        encoder = load_encoder(config, parts, device)
         clip = {"model": config.clip, "pretrained": config.clip_pretrained} if config.clip else None
-        merged = apply_adapters(adapters, stages, encoder)
-        for stage in stages:
-            for network in (stage.model, stage.guide):
+        merged = apply_adapters(adapters, parts, encoder)
+        for part in parts:
+            for network in (part.model, part.guide):
                 if isinstance(network, nn.Module):
                     store_weights(network, weights)
         expander = PromptExpander.load(config.expand, device) if config.expand else None
-        return cls(stages, encoder, device, clip, config.watermark, merged, weights, expander)
+        return cls(stages, encoder, device, clip, config.watermark, merged, weights, expander, prior)
+
+    def with_stages(self, stages: Sequence[LoadedStage]) -> Self:
+        """Returns the cascade with other stages and the same other parts."""
+        same = (self.encoder, self.device, self.clip, self.watermark, self.adapters, self.weights)
+        return type(self)(stages, *same, self.expander, self.prior)
 
     def __call__(self, prompts: str | Sequence[str], num: int = 1, seed: int = 0, **options: Any) -> Samples:
         """`sample` with the fields of `SamplingOptions` and of `SamplingConfig` as keywords.
@@ -125,14 +134,18 @@ class Cascade:
         prompts = [clean_prompt(prompt) for prompt in prompts]
         options = replace(options, negative=clean_prompt(options.negative, "negative prompt"))
         stages = self.span(options.start_at, options.stop_at)
-        check_options(options, stages[0].entry, [stage.entry.name for stage in self.stages])
+        check_options(options, stages[0].entry, [part.entry.name for part in self.parts])
         expanded = expand_prompts(self.expander, prompts)
         drawn = [expanded.get(prompt, prompt) for prompt in prompts]
-        texts = encode_prompts(self.encoder, [*drawn, options.negative], options.overlong)
-        plan = make_plan(self.stages, stages, options, texts)
-        plan = replace(plan, texts={prompt: texts[text] for prompt, text in zip(prompts, drawn, strict=True)})
+        written = [*drawn, options.negative, *([options.to_prompt] if options.to_prompt else [])]
+        texts = encode_prompts(self.encoder, written, options.overlong)
+        if options.variations_of is not None:
+            texts[""] = texts[options.negative][:0]  # no caption at all, which is not the empty one
+        plan = make_plan(self.stages, stages, options, texts, self.prior)
+        plan = replace(plan, texts=texts | {prompt: texts[text] for prompt, text in zip(prompts, drawn, strict=True)})
         keys = [(prompt, index) for prompt in prompts for index in range(options.num * options.best_of)]
-        samples = sample_plan(plan, keys, options.batch_size, self.device, self.watermark)
+        embedding_NE = embed_samples(plan, keys, options, lambda: self.scorer)
+        samples = sample_plan(plan, keys, options.batch_size, self.device, self.watermark, embedding_NE)
         marked = self.watermark if can_carry(plan.size) else None
         making: dict[str, Any] = {
             "negative": options.negative or None,
@@ -142,6 +155,11 @@ class Cascade:
             "settings": {name: value.model_dump(mode="json") for name, value in plan.settings.items()},
             "watermark": marked,
         }
+        for name in ("variations_of", "to_image"):
+            if (image := getattr(options, name)) is not None:
+                making[name] = describe_image(image)
+        if options.to_prompt:
+            making["to_prompt"] = options.to_prompt
         if self.adapters:
             making["adapters"] = [vars(choice) for choice in self.adapters]
         if self.weights != "whole":
@@ -155,6 +173,11 @@ class Cascade:
         """Returns the stages from ``start_at`` to ``stop_at``; see `select_stages`."""
         return select_stages(self.stages, start_at, stop_at)
 
+    @property
+    def parts(self) -> tuple[LoadedStage, ...]:
+        """The prior, if there is one, and the stages."""
+        return (*(() if self.prior is None else (self.prior,)), *self.stages)
+
     def _pick_best(self, samples: Samples, best_of: int) -> Samples:
         scores = self.scorer.similarity([np.asarray(image) for image in samples.images], samples.prompts)
         groups = scores.reshape(-1, best_of)
@@ -164,18 +187,21 @@ class Cascade:
     def scorer(self) -> ClipScorer:
         """The CLIP that picks candidates; UserError if the cascade has none."""
         if self.clip is None:
-            raise UserError("best_of: this cascade has no CLIP to choose by; leave it out, or name one in cascade.json")
+            raise UserError(
+                "clip: this cascade has none, by which best_of chooses and images are embedded; leave best_of out, or "
+                "name one in cascade.json"
+            )
         return ClipScorer.load(self.clip, str(self.device))
 
     @cached_property
     def digest(self) -> str:
-        """16 hex digits over the weights of all stages, which identify the model in an image's metadata.
+        """16 hex digits over the weights of the prior and all stages, which identify the model in an image's metadata.
 
         Those of a stored stage were hashed when it was exported, and are the same on every device.
         """
-        known = [stage.digest if not self.adapters else "" for stage in self.stages]  # adapters change the weights
+        known = [stage.digest if not self.adapters else "" for stage in self.parts]  # adapters change the weights
         parts = [
-            digest or digest_weights(stage.model.state_dict()) for digest, stage in zip(known, self.stages, strict=True)
+            digest or digest_weights(stage.model.state_dict()) for digest, stage in zip(known, self.parts, strict=True)
         ]
         parts += [stage.guide_digest for stage in self.stages]
         parts += [self.expander.config.model_dump_json()] if self.expander else []  # it draws other images of a prompt

@@ -24,13 +24,23 @@ SampleKey = tuple[str, int]  # prompt, index
 
 
 def sample_plan(
-    plan: SamplingPlan, keys: Sequence[SampleKey], batch_size: int, device: torch.device, watermark: str | None = None
+    plan: SamplingPlan,
+    keys: Sequence[SampleKey],
+    batch_size: int,
+    device: torch.device,
+    watermark: str | None = None,
+    embedding_NE: Tensor | None = None,
 ) -> Samples:
-    """Samples one image per (prompt, index). The last stage's images get the watermark if they are large enough."""
+    """Samples one image per (prompt, index). The last stage's images get the watermark if they are large enough.
+
+    ``embedding_NE``: an image embedding for each image, for the stages that take one.
+    """
     last = plan.stages[-1].entry.name
     by_stage: dict[str, list[Image.Image]] = {stage.entry.name: [] for stage in plan.stages}
     for start in range(0, len(keys), batch_size):
-        for name, x_BCHW in _sample_batch(plan, keys[start : start + batch_size], device).items():
+        part = slice(start, start + batch_size)
+        embedding_BE = None if embedding_NE is None else embedding_NE[part]
+        for name, x_BCHW in _sample_batch(plan, keys[part], device, embedding_BE).items():
             pixels = list(to_pixels(x_BCHW).cpu().numpy())
             if watermark and name == last and can_carry(plan.size):
                 pixels = [add_watermark(image_HWC, watermark) for image_HWC in pixels]
@@ -38,7 +48,9 @@ def sample_plan(
     return Samples(by_stage[last], [prompt for prompt, _ in keys], [index for _, index in keys], by_stage)
 
 
-def _sample_batch(plan: SamplingPlan, keys: Sequence[SampleKey], device: torch.device) -> dict[str, Tensor]:
+def _sample_batch(
+    plan: SamplingPlan, keys: Sequence[SampleKey], device: torch.device, embedding_BE: Tensor | None
+) -> dict[str, Tensor]:
     """Returns the images (B, C, H, W) in [-1, 1] of every stage, by its name."""
     text = pad_text([plan.texts[prompt] for prompt, _ in keys], device)
     negative = None if plan.negative is None else pad_text([plan.negative] * len(keys), device)
@@ -50,10 +62,15 @@ def _sample_batch(plan: SamplingPlan, keys: Sequence[SampleKey], device: torch.d
         edit = None
         if plan.image_HWC is not None and from_base:
             edit = image_editing.edit_at(plan.image_HWC, plan.mask_HW, (width, height), device)
-        seeds = [(plan.seed, hash_prompt(prompt), index, plan.numbers[name]) for prompt, index in keys]
-        x_BCHW = generate(
-            stage, plan.settings[name], SamplerInputs(text, negative, x_BCHW, edit), seeds, (height, width)
-        )
+        seeds = [
+            (plan.seed, hash_prompt(prompt), 0 if plan.one_noise else index, plan.numbers[name])
+            for prompt, index in keys
+        ]
+        vectors = {}
+        if embedding_BE is not None and stage.model.config.image_embedding_dim:
+            vectors = {"image_embedding_BE": embedding_BE}
+        inputs = SamplerInputs(text, negative, x_BCHW, edit, vectors)
+        x_BCHW = generate(stage, plan.settings[name], inputs, seeds, (height, width))
         sampled[name] = x_BCHW
     return sampled
 

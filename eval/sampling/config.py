@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, Self
@@ -52,6 +52,11 @@ class SamplingConfig(GuidanceConfig):
         default=1.0, ge=0, description="of a refinement stage: randomness of the codes; 0: the likeliest"
     )
     resample: int = Field(default=4, ge=1, description="of inpainting: repetitions of each step")
+    candidates: int = Field(
+        default=2,
+        ge=1,
+        description="of a prior: embeddings drawn per image, of which CLIP takes the best for the caption",
+    )
 
     @model_validator(mode="after")
     def _check_timesteps(self) -> Self:
@@ -98,6 +103,7 @@ class StageEntry(Config):
     guide: str | None = Field(
         default=None, description="folder of a weaker network of the same kind, which guidance goes away from"
     )
+    text: bool = Field(default=True, description="whether it reads the caption; false: it was trained without")
     sampling: SamplingConfig = Field(default=SamplingConfig(), description="default sampler settings")
     distilled: tuple[str, ...] = Field(
         default=(),
@@ -109,6 +115,9 @@ class StageEntry(Config):
 class CascadeConfig(Config):
     """Content of ``cascade.json``."""
 
+    prior: StageEntry | None = Field(
+        default=None, description="what predicts the CLIP embedding of an image from its caption; one pixel"
+    )
     stages: list[StageEntry] = Field(description="from the base upwards")
     encoder: str = Field(description="text encoder: folder relative to the cascade's, or a hub name")
     max_length: int = Field(default=256, ge=1, description="maximum tokens per caption, as in training")
@@ -124,6 +133,15 @@ class CascadeConfig(Config):
     expand: ExpandConfig | None = Field(
         default=None, description="language model that writes prompts out before they are drawn; None: none"
     )
+
+    def entries(self) -> list[StageEntry]:
+        """Returns the prior, if there is one, and the stages."""
+        return [*([] if self.prior is None else [self.prior]), *self.stages]
+
+    def with_entries(self, change: Callable[[StageEntry], StageEntry]) -> Self:
+        """Returns the config with every entry changed."""
+        prior = None if self.prior is None else change(self.prior)
+        return self.model_copy(update={"prior": prior, "stages": [change(stage) for stage in self.stages]})
 
     @model_validator(mode="after")
     def _check_chain(self) -> Self:
@@ -176,9 +194,9 @@ def resolve_paths(config: CascadeConfig, folder: str | Path) -> CascadeConfig:
     def resolve(name: str | None) -> str | None:
         return str(Path(folder) / name) if name and (Path(folder) / name).exists() else name
 
-    stages = [
-        stage.model_copy(update={"path": str(Path(folder) / stage.path), "guide": resolve(stage.guide)})
-        for stage in config.stages
-    ]
+    def place(entry: StageEntry) -> StageEntry:
+        return entry.model_copy(update={"path": str(Path(folder) / entry.path), "guide": resolve(entry.guide)})
+
+    config = config.with_entries(place)
     names = {key: resolve(getattr(config, key)) for key in ("encoder", "clip", "clip_pretrained")}
-    return config.model_copy(update={"stages": stages, **names})
+    return config.model_copy(update=names)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, cast
 
@@ -33,7 +34,16 @@ def load_stages(config: CascadeConfig, device: str | torch.device, compiled: boo
     return stages
 
 
-def load_encoder(config: CascadeConfig, stages: list[LoadedStage], device: str | torch.device) -> TextEncoder:
+def load_prior(config: CascadeConfig, device: str | torch.device) -> LoadedStage | None:
+    """Loads what predicts image embeddings, if the cascade has it; UserError as `load_stages`, and without a CLIP."""
+    if config.prior is None:
+        return None
+    if config.clip is None:
+        raise UserError(f"prior {config.prior.name}: works in the space of a CLIP; name it as clip in {CASCADE_FILE}")
+    return _load_entry(config.prior, device)
+
+
+def load_encoder(config: CascadeConfig, stages: Sequence[LoadedStage], device: str | torch.device) -> TextEncoder:
     """Loads the text encoder. Raises UserError for another width than the stages were trained on."""
     options = {"pad": config.encoder_pad, "lowercase": config.encoder_lowercase}
     encoder = TextEncoder.from_folder(config.encoder, config.encoder_dtype, config.max_length, str(device), **options)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any, Literal
@@ -33,6 +34,10 @@ class SamplingOptions:
         image: image to start from. Image-to-image with ``strength`` (0.7 by default); inpainting with ``mask``; input
             of the super-resolution stage ``start_at``.
         mask: white pixels are regenerated; the size of ``image``.
+        variations_of: image whose CLIP embedding takes the place of a predicted one: its variations. The prompt is then
+            given to the stages alone, and may be empty.
+        to_image: with ``variations_of``: the ``num`` images go from that image to this one, with the same noise.
+        to_prompt: as ``to_image``, to what the prior predicts for a caption.
         size: (width, height) of the last stage that runs; default: its square, or the nearest size of ``image``'s
             aspect.
         start_at: name of the first stage to run; None: the base.
@@ -48,6 +53,9 @@ class SamplingOptions:
     negative: str = ""
     image: Image.Image | None = None
     mask: Image.Image | None = None
+    variations_of: Image.Image | None = None
+    to_image: Image.Image | None = None
+    to_prompt: str = ""
     size: Size | None = None
     start_at: str | None = None
     stop_at: str | None = None
@@ -55,6 +63,11 @@ class SamplingOptions:
     overlong: Overlong = "cut"
     batch_size: int = 16
     changes: SettingChanges = field(default_factory=dict)
+
+    @property
+    def interpolates(self) -> bool:
+        """Whether the images go from one embedding to another."""
+        return self.to_image is not None or bool(self.to_prompt)
 
     @classmethod
     def from_keywords(cls, **keywords: Any) -> SamplingOptions:
@@ -113,6 +126,32 @@ def check_options(options: SamplingOptions, first: StageEntry, stage_names: Iter
         raise UserError("mask is given without an image; give the image that it covers")
     if options.mask is not None and first.low_resolution is not None:
         raise UserError(f"mask with start_at {first.name!r}: inpainting begins with the base; leave out start_at")
+    _check_variations(options)
+
+
+def _check_variations(options: SamplingOptions) -> None:
+    """Raises UserError for options of variations and interpolation that do not go together."""
+    if options.variations_of is not None and options.best_of > 1:
+        raise UserError(
+            f"best_of {options.best_of}: CLIP chooses by the prompt, and variations are of an image; leave it out"
+        )
+    if options.interpolates:
+        given = "to_image" if options.to_image is not None else f"to_prompt {options.to_prompt!r}"
+        if options.variations_of is None:
+            raise UserError(
+                f"{given}: is the end of an interpolation; give the image that it begins with: variations_of"
+            )
+        if options.to_image is not None and options.to_prompt:
+            raise UserError(
+                f"to_prompt {options.to_prompt!r}: an interpolation has one end; leave out to_image, or this"
+            )
+        if options.num < 2:
+            raise UserError(f"num {options.num}: an interpolation has two ends; take 2 or more")
+
+
+def describe_image(image: Image.Image) -> str:
+    """Returns what identifies an image in metadata: a hash of its pixels."""
+    return f"image {hashlib.sha256(image.tobytes()).hexdigest()[:16]}"
 
 
 def _check_setting_names(names: Iterable[str]) -> None:

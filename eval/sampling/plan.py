@@ -18,15 +18,18 @@ from eval.sampling.stage_sampler import LoadedStage
 class SamplingPlan:
     """A resolved call. Images are uint8 (H, W, 3), the mask bool (H, W)."""
 
+    prior: LoadedStage | None  # if it runs
     stages: Sequence[LoadedStage]  # those that run
     numbers: Mapping[str, int]  # stage name -> its position in the whole cascade, which is part of the noise's seed
     settings: Mapping[str, SamplingConfig]
     size: Size
     seed: int
     texts: Mapping[str, np.ndarray]
+    negative_prompt: str
     negative: np.ndarray | None
     image_HWC: np.ndarray | None
     mask_HW: np.ndarray | None
+    one_noise: bool = False  # all images of a prompt have the noise of the first
 
 
 def make_plan(
@@ -34,16 +37,21 @@ def make_plan(
     stages: Sequence[LoadedStage],
     options: SamplingOptions,
     texts: Mapping[str, np.ndarray],
+    prior: LoadedStage | None = None,
 ) -> SamplingPlan:
     """Resolves ``options`` for the ``stages`` of a ``cascade`` that run.
 
-    ``texts`` holds the embedding of every prompt and of the negative one. Raises UserError for an unknown setting, and
-    for a size that the stages cannot sample.
+    ``texts`` holds the embedding of every prompt and of the negative one. The ``prior`` of the cascade, if it has one,
+    runs where a stage takes an image embedding, and no image gives it. Raises UserError for an unknown setting, and for
+    a size that the stages cannot sample.
     """
+    if find_taker(stages) is None or (options.variations_of is not None and not options.to_prompt):
+        prior = None
+    running = [*([] if prior is None else [prior]), *stages]
     changes = dict(options.changes)
     if options.image is not None and options.mask is None and changes.get("strength") is None:
         changes["strength"] = DEFAULT_STRENGTH
-    settings = {stage.entry.name: override_sampling(stage.entry, changes) for stage in stages}
+    settings = {stage.entry.name: override_sampling(stage.entry, changes) for stage in running}
     if options.negative:
         _check_negative(stages, settings)
     if options.mask is not None:
@@ -52,6 +60,7 @@ def make_plan(
     aspect = 1.0 if image_HWC is None else image_HWC.shape[1] / image_HWC.shape[0]
     mask = None if options.mask is None or image_HWC is None else image_editing.read_mask(options.mask, image_HWC)
     return SamplingPlan(
+        prior=prior,
         stages=stages,
         numbers={stage.entry.name: number for number, stage in enumerate(cascade)},
         settings=settings,
@@ -62,9 +71,11 @@ def make_plan(
         ),
         seed=options.seed,
         texts=texts,
+        negative_prompt=options.negative,
         negative=texts[options.negative] if options.negative else None,
         image_HWC=image_HWC,
         mask_HW=mask,
+        one_noise=options.interpolates,
     )
 
 
@@ -86,6 +97,11 @@ def _check_inpainting(stages: Sequence[LoadedStage]) -> None:
                 f"mask: inpainting takes ancestral steps, and stage {stage.entry.name} is distilled to others; take "
                 "the model that it was distilled from"
             )
+
+
+def find_taker(stages: Sequence[LoadedStage]) -> LoadedStage | None:
+    """Returns the first stage that is conditioned on image embeddings; None: there is none."""
+    return next((stage for stage in stages if stage.model.config.image_embedding_dim), None)
 
 
 def select_stages(

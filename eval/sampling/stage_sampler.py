@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import NamedTuple
 
 import numpy as np
@@ -56,12 +57,18 @@ class StageEdit(NamedTuple):
 
 
 class SamplerInputs(NamedTuple):
-    """Conditions of a batch. ``lowres_BCHW`` is the image of the stage below at its own size, in [-1, 1]."""
+    """Conditions of a batch. ``lowres_BCHW`` is the image of the stage below at its own size, in [-1, 1].
+
+    ``vectors`` are one per image, float32 (B, V) by field of `Conditions`; guidance goes away from
+    ``negative_vectors``, or from none.
+    """
 
     text: EncodedPrompts
     negative: EncodedPrompts | None = None
     lowres_BCHW: Tensor | None = None
     edit: StageEdit | None = None
+    vectors: Mapping[str, Tensor] = MappingProxyType({})
+    negative_vectors: Mapping[str, Tensor] = MappingProxyType({})
 
 
 def sample_stage(
@@ -71,7 +78,18 @@ def sample_stage(
     seeds: Sequence[Sequence[int]],
     size: tuple[int, int] | None = None,
 ) -> Tensor:
-    """Samples a batch with one stage: float32 (B, C, H, W) in [-1, 1].
+    """Samples a batch with one stage: float32 (B, C, H, W) in [-1, 1]; see `run_sampler`."""
+    return run_sampler(stage, settings, inputs, seeds, size).clamp(-1, 1)
+
+
+def run_sampler(
+    stage: LoadedStage,
+    settings: SamplingConfig,
+    inputs: SamplerInputs,
+    seeds: Sequence[Sequence[int]],
+    size: tuple[int, int] | None = None,
+) -> Tensor:
+    """Samples a batch with one stage: float32 (B, C, H, W), not clipped.
 
     ``size`` is (height, width), by default the stage's resolution. The noise of image i is a function of ``seeds[i]``.
     The network gets at most `PIXELS` pixels at a time, so that memory does not grow with the batch.
@@ -94,7 +112,7 @@ def sample_stage(
         x_BCHW = repaint(denoise, x_BCHW, log_snrs, step_noise, known_BCHW, edit.hidden, settings.resample)
     else:
         x_BCHW = find_sampler(settings.sampler)(denoise, x_BCHW, log_snrs, step_noise)
-    return x_BCHW.clamp(-1, 1)
+    return x_BCHW
 
 
 def noise_lowres(
@@ -147,7 +165,12 @@ def stage_denoiser(
         copies = len(prompts)
         if (network, copies) not in known:
             rest = {name: torch.cat([part] * copies) for name, part in lowres.items()}
+            for name, vector_BV in inputs.vectors.items():
+                other_BV = inputs.negative_vectors.get(name, torch.zeros_like(vector_BV))
+                rest[name] = torch.cat([vector_BV, other_BV][:copies])
             tokens_BLD, mask_BL = prompts[0] if copies == 1 else concat_prompts(prompts)
+            if not stage.entry.text:
+                keep_B = tokens_BLD.new_zeros(len(tokens_BLD), dtype=torch.bool)
             found = Conditions(tokens_BLD, mask_BL, keep_B)._replace(**rest)
             known[network, copies] = network.encode_text(found) if isinstance(network, TextEncodingDenoiser) else found
         return known[network, copies]

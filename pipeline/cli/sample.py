@@ -32,6 +32,15 @@ def sample_images(
         Path | None, typer.Option(help="image to start from; with --start-at: the image to upscale")
     ] = None,
     mask: Annotated[Path | None, typer.Option(help="mask for inpainting: white pixels are regenerated")] = None,
+    variations_of: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="image whose variations to make, with a prompt or without")
+    ] = None,
+    to_image: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="with --variations-of: --num images from that one to this one")
+    ] = None,
+    to_prompt: Annotated[
+        str, typer.Option(metavar="TEXT", help="with --variations-of: --num images from that one to this caption")
+    ] = "",
     strength: Annotated[float | None, typer.Option(help="of image-to-image: 0 keeps the image, 1 ignores it")] = None,
     start_at: Annotated[str | None, typer.Option(metavar="STAGE", help="first cascade stage to run")] = None,
     stage: Annotated[str | None, typer.Option(help="last cascade stage to run")] = None,
@@ -68,13 +77,15 @@ def sample_images(
     ] = "whole",
     as_json: AsJson = False,
 ) -> None:
-    """Generate images from prompts. Also edits, inpaints and upscales an image."""
+    """Generate images from prompts. Also edits, inpaints, varies and upscales an image."""
     # Read when torch is imported. Threads that spin while they wait multiply the CPU time of a small cascade.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     with postpone_collection():
         from eval.sampling.options import SamplingOptions
         from pipeline.inference.sample import SampleRequest, sample_run
 
+    if not prompt and prompts_file is None and variations_of is not None:
+        prompt = [""]
     if not prompt and prompts_file is None:
         raise UserError("PROMPT is missing; say what the image shows, or name a --prompts-file")
     options = SamplingOptions(
@@ -84,6 +95,7 @@ def sample_images(
         start_at=start_at,
         stop_at=stage,
         best_of=best_of,
+        to_prompt=to_prompt,
         overlong="refuse" if refuse_overlong else "cut",
         batch_size=batch_size,
         changes={"strength": strength, "guidance": guidance, "steps": steps, "sampler": sampler},
@@ -96,6 +108,8 @@ def sample_images(
         options=options,
         image=image,
         mask=mask,
+        variations_of=variations_of,
+        to_image=to_image,
         size=size,
         aspect=aspect,
         assignments=assign or [],

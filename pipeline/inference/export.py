@@ -21,8 +21,8 @@ from dataprep.io import storage
 from dataprep.io.errors import UserError
 from dataprep.io.outputs import check_output_folder
 from eval.sampling.adapters import AdapterChoice, apply_adapters
-from eval.sampling.config import CascadeConfig, read_cascade, resolve_paths, write_cascade
-from eval.sampling.loading import load_stages
+from eval.sampling.config import CascadeConfig, StageEntry, read_cascade, resolve_paths, write_cascade
+from eval.sampling.loading import load_prior, load_stages
 from pipeline.inference.model_card import render_model_card
 from pipeline.inference.sample import find_adapters, run_cascade
 from pipeline.store.run import Run
@@ -116,8 +116,9 @@ def parse_size(text: str) -> int:
 def _write_folder(
     run: Run, config: CascadeConfig, out: Path, options: ExportOptions, shard_bytes: int
 ) -> CascadeConfig:
-    artifacts, stages = run.artifacts(), []
-    for stage in config.stages:
+    artifacts = run.artifacts()
+
+    def write(stage: StageEntry) -> StageEntry:
         model, settings = read_stage_settings(stage.path)
         if options.weights == "ema":
             tensors, step = load_tensors(Path(stage.path)), settings["trained_steps"]
@@ -130,8 +131,10 @@ def _write_folder(
         save_stage(out / stage.name, tensors, model, settings["diffusion"], step, options.dtype, shard_bytes, distilled)
         load_stage(out / stage.name)  # checks that it can be sampled from
         guide = None if stage.guide is None else _copy_model(stage.guide, out, f"{stage.name}_guide")
-        stages.append(stage.model_copy(update={"path": stage.name, "guide": guide}))
-    changes: dict[str, object] = {"stages": stages, "encoder": _copy_model(config.encoder, out, ENCODER)}
+        return stage.model_copy(update={"path": stage.name, "guide": guide})
+
+    config = config.with_entries(write)
+    changes: dict[str, object] = {"encoder": _copy_model(config.encoder, out, ENCODER)}
     changes["expand"] = None  # another's model, for which `sample --expand` is
     if config.clip is not None:
         changes["clip"] = _copy_model(config.clip, out, CLIP)
@@ -157,7 +160,8 @@ def merge_adapters(
     if not choices:
         return []
     config = resolve_paths(read_cascade(folder), folder)
-    stages = load_stages(config, "cpu")
+    prior = load_prior(config, "cpu")
+    stages = [*([] if prior is None else [prior]), *load_stages(config, "cpu")]
     merged = apply_adapters(choices, stages, None)
     changed = {choice.stage for choice in merged}
     for stage in stages:

@@ -76,7 +76,7 @@ def _describe_use(config: CascadeConfig) -> list[str]:
 
 def _describe_parts(config: CascadeConfig, out: Path, weights: str) -> list[str]:
     rows, stored = [], ""
-    for stage in config.stages:
+    for stage in config.entries():
         settings = _read_json(str(out / stage.path / CONFIG_FILE))
         count, stored = count_parameters(out / stage.path)
         start = "noise" if stage.low_resolution is None else f"{stage.low_resolution} pixels"
@@ -86,12 +86,18 @@ def _describe_parts(config: CascadeConfig, out: Path, weights: str) -> list[str]
             sampling += f"guidance {stage.sampling.guidance:g}"
         else:
             sampling += f"to which it is distilled, with guidance {distilled.guidance:g} in its weights"
-        rows.append([stage.name, start, f"{stage.resolution} pixels", count, settings["trained_steps"], sampling])
+        end = f"{stage.resolution} pixels"
+        if stage is config.prior:
+            start, end = "caption", "CLIP embedding"
+        rows.append([stage.name, start, end, count, settings["trained_steps"], sampling])
     kind = "EMA" if weights == "ema" else "raw (last training step)"
     head = ["stage", "from", "to", "#parameters", "#training steps", "default sampling"]
     lines = ["## Parts", "", f"Weights: {kind}, {stored}, safetensors.", "", *format_table(head, rows), ""]
     lines.append(f"Text encoder: `{config.encoder}`, up to {config.max_length} tokens of a prompt.")
-    lines += [f"CLIP that chooses the best of several images: `{config.clip}`."] if config.clip else []
+    uses = "chooses the best of several images" + (
+        "" if config.prior is None else ", and whose embeddings are predicted"
+    )
+    lines += [f"CLIP that {uses}: `{config.clip}`."] if config.clip else []
     lines += ["Images carry an invisible watermark."] if config.watermark else []
     return [*lines, ""]
 

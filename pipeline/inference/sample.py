@@ -33,7 +33,6 @@ from eval.sampling.prompts import clean_prompt
 from eval.sampling.stored_weights import StoredWeights
 from eval.sampling.user_images import read_image, read_mask_image
 from pipeline.config import run_config_type
-from pipeline.stages.clip import read_clip_spec
 from pipeline.stages.schedule import place_levels
 from pipeline.stages.trained_cascade import copy_parts_here, trained_cascade
 from pipeline.store.run import RUN_FILE, Run
@@ -48,7 +47,7 @@ def run_cascade(run: Run) -> CascadeConfig:
     """Returns the cascade of a finished run, its parts copied to this machine; UserError if a stage is not finished."""
     record, artifacts = run.record(), run.artifacts()
     config = run_config_type().model_validate(record["config"], strict=False)
-    stages = config.cascade()
+    stages = config.denoisers()
     missing = [name for name in ["encoder", *(f"train.{stage}" for stage in stages)] if name not in artifacts]
     if missing:
         raise UserError(
@@ -58,11 +57,9 @@ def run_cascade(run: Run) -> CascadeConfig:
     more: dict[str, Any] = {"max_length": config.embed.max_length, "encoder_dtype": config.embed.dtype}
     more |= {"encoder_pad": config.embed.pad, "encoder_lowercase": config.embed.lowercase}
     more |= {"watermark": config.sample.watermark, "expand": config.sample.expand}
-    if "clip" in artifacts:
-        clip = read_clip_spec(artifacts["clip"])
-        more |= {"clip": str(clip["model"]), "clip_pretrained": clip["pretrained"]}
-    sampling = place_levels(config.sample.stages, artifacts.get("schedule") if config.sample.fit else None)
-    return copy_parts_here(trained_cascade(trained, sampling, artifacts["encoder"], config.sample.guides, **more))
+    sample, clip = config.sample, artifacts.get("clip")
+    sampling = place_levels(sample.stages, artifacts.get("schedule") if sample.fit else None)
+    return copy_parts_here(trained_cascade(trained, sampling, artifacts["encoder"], clip, sample.guides, **more))
 
 
 def model_cascade(model: str, then: Sequence[str] = ()) -> CascadeConfig:
@@ -97,6 +94,8 @@ class SampleRequest:
     options: SamplingOptions = field(default_factory=SamplingOptions)  # image, mask, size: from the fields below
     image: Path | None = None
     mask: Path | None = None
+    variations_of: Path | None = None
+    to_image: Path | None = None
     size: str | None = None  # WxH
     aspect: str | None = None  # W:H
     assignments: Sequence[str] = ()  # sampler settings as KEY=VALUE or STAGE.KEY=VALUE
@@ -124,6 +123,9 @@ def sample_run(folder: str, request: SampleRequest) -> list[Path]:
         changes=_apply_assignments(request.options.changes, request.assignments),
         image=read_image("--image", request.image),
         mask=read_mask_image("--mask", request.mask),
+        variations_of=read_image("--variations-of", request.variations_of),
+        to_image=read_image("--to-image", request.to_image),
+        to_prompt=clean_prompt(request.options.to_prompt, "--to-prompt"),
     )
     check_folder(request) if many else check_files(request)
     with postpone_collection():

@@ -13,18 +13,17 @@ from dataprep.images.pixel_encodings import (
     choose_restart_interval,
 )
 from dataprep.pack_config import PackConfig
+from pipeline.config import DenoiserTraining
 from pipeline.planner.catalog import Assumptions
 from train.loader.config import MOST_THREADS
-from train.tasks.diffusion_config import DiffusionTrainingConfig
 
 
 def estimate_host_ms(
-    config: DiffusionTrainingConfig, pack: PackConfig, embedding_bytes: float, assumptions: Assumptions
+    config: DenoiserTraining, pack: PackConfig, embedding_bytes: float, assumptions: Assumptions
 ) -> float:
     """Returns milliseconds of one core per training sample; ``embedding_bytes``: of its caption, as stored."""
-    sizes = [size for size in (config.resolution, config.low_resolution) if size is not None]
     ms = assumptions.gather_us / 1e3 + embedding_bytes / (assumptions.unpack_gb_s * 1e6)
-    for size in sizes:
+    for size in config.stored_sizes():
         side = size if config.crop is None else config.crop * size // config.resolution
         encoding = pack.encoding_of(size)
         if encoding == "raw":
@@ -46,7 +45,7 @@ def count_decoded_pixels(size: int, side: int, encoding: str) -> float:
     return float(min(size, side + interval) * min(size, side + mcu))
 
 
-def loader_cores(config: DiffusionTrainingConfig, cores: int, ranks: int) -> float:
+def loader_cores(config: DenoiserTraining, cores: int, ranks: int) -> float:
     """Returns the cores of a machine that load for its ``ranks`` ranks: each rank's threads, at most its share."""
     share = cores / ranks
     threads = config.workers if config.workers is not None else max(1.0, min(MOST_THREADS, share - 1))

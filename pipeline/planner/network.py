@@ -189,6 +189,8 @@ def make_step_inputs(config: DenoiserConfig, batch: int, size: int, tokens: int,
     if config.lowres:
         conditions = conditions._replace(lowres_BCHW=torch.zeros_like(image), lowres_log_snr_B=torch.zeros(batch))
     make_input = find_backbone(backbone_name(config)).make_input
+    vectors = {name: torch.zeros(batch, width, dtype=dtype) for name, width in config.vector_widths().items()}
+    conditions = conditions._replace(**vectors)
     return image if make_input is None else make_input(config, batch, size), torch.zeros(batch), conditions
 
 

@@ -13,7 +13,7 @@ from pipeline.planner.encoders import ClipCost, TextCost, estimate_clip_cost, es
 from pipeline.planner.host import estimate_host_ms
 from pipeline.planner.memory import Memory, MemorySetting, estimate_memory
 from pipeline.planner.rates import Rates, assume_rates, measure_rates
-from pipeline.planner.storage import StorageVolume, plan_volumes, sum_bytes
+from pipeline.planner.storage import FEATURE_BYTES, StorageVolume, plan_volumes, sum_bytes
 from pipeline.planner.training import StageModel
 from pipeline.planner.workload import PlanFacts, Workload, estimate_hours, plan_workloads
 
@@ -109,8 +109,9 @@ def make_plan(config: RunConfig, table: MachineCatalog, wanted: PlanRequest) -> 
         StageModel(
             *(name, stage, text.width, rates.padded, group),
             host_ms=estimate_host_ms(stage, config.pack, embedding, assumptions),
+            image_dim=clip.width,
         )
-        for name, stage in config.cascade().items()
+        for name, stage in config.denoisers().items()
     ]
     sample_bytes = {model.name: _sample_bytes(model, rates, embedding) for model in models}
     if wanted.machine:  # only this one is compared
@@ -133,9 +134,9 @@ def _with_data(table: MachineCatalog, wanted: PlanRequest) -> dict[str, Machine]
 
 
 def _sample_bytes(model: StageModel, rates: Rates, embedding: float) -> float:
-    """Returns the bytes read per training sample: its pixel columns and its caption's embedding."""
-    sizes = [size for size in (model.config.resolution, model.config.low_resolution) if size is not None]
-    return sum(rates.pixel_bytes[size] for size in sizes) + embedding
+    """Returns the bytes read per training sample: its pixel and vector columns, and its caption's embedding."""
+    vectors = len(model.config.vector_columns()) * FEATURE_BYTES * (model.image_dim or 0)
+    return sum(rates.pixel_bytes[size] for size in model.config.stored_sizes()) + vectors + embedding
 
 
 def _choose(

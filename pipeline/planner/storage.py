@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from dataprep.text.embedding_codec import CODECS
 from pipeline.planner.memory import OPTIMIZERS
 from pipeline.planner.workload import PlanFacts
-from train.tasks.diffusion_config import DiffusionTrainingConfig
+from train.config import TrainConfig
 
 COMPRESSIONS = ("none", "zstd")
+FEATURE_BYTES = 2  # of a number of CLIP's features
 
 
 @dataclass(frozen=True)
@@ -28,7 +29,7 @@ def _plan_download(facts: PlanFacts) -> Iterator[StorageVolume]:
 
 
 def _plan_tables(facts: PlanFacts) -> Iterator[StorageVolume]:
-    scores = 8.0 + (2 * facts.clip.width if facts.config.score.embeddings else 0)
+    scores = 8.0 + FEATURE_BYTES * facts.clip.width * len(facts.config.score.feature_columns())
     size = facts.rates.urls * (facts.rates.pack_row_bytes + 30 + scores)
     yield StorageVolume("annotate, score, select", facts.rates.urls, size)
 
@@ -38,6 +39,8 @@ def _plan_pack(facts: PlanFacts) -> Iterator[StorageVolume]:
     for size, per_row in rates.pixel_bytes.items():
         name = f"pack: {size} px, {facts.config.pack.encoding_of(size)}"
         yield StorageVolume(name, rates.pairs, rates.pairs * per_row)
+    for name in facts.config.pack.features:
+        yield StorageVolume(f"pack: {name}", rates.pairs, rates.pairs * FEATURE_BYTES * facts.clip.width)
     yield StorageVolume("pack: keys and captions", rates.pairs, rates.pairs * rates.pack_row_bytes)
 
 
@@ -51,7 +54,7 @@ def _plan_embed(facts: PlanFacts) -> Iterator[StorageVolume]:
 
 
 def _plan_train(facts: PlanFacts) -> Iterator[StorageVolume]:
-    for name, stage in facts.config.cascade().items():
+    for name, stage in facts.config.denoisers().items():
         kept = stage.keep_last + (stage.steps // stage.keep_every if stage.keep_every else 0)
         size = facts.parameters[name] * kept * count_checkpoint_bytes(stage) + 4 * facts.exported[name]
         yield StorageVolume(f"train.{name}: {kept} checkpoints, weights", facts.parameters[name], size)
@@ -72,7 +75,7 @@ def plan_volumes(facts: PlanFacts) -> list[StorageVolume]:
     return [volume for plan in VOLUMES.values() for volume in plan(facts)]
 
 
-def count_checkpoint_bytes(stage: DiffusionTrainingConfig) -> float:
+def count_checkpoint_bytes(stage: TrainConfig) -> float:
     """Returns the bytes per parameter of a checkpoint: weight, EMA and moments in fp32."""
     return 8.0 + OPTIMIZERS[stage.optimizer].moments
 

@@ -8,6 +8,7 @@ from functools import cached_property
 
 import torch
 
+from pipeline.config import DenoiserTraining
 from pipeline.planner.catalog import Assumptions, Machine
 from pipeline.planner.host import loader_cores
 from pipeline.planner.memory import Fit, MemorySetting, find_smallest_fit
@@ -17,7 +18,6 @@ from train.models.adapters.config import AdapterConfig
 from train.models.adapters.registry import ADAPTERS
 from train.models.backbones import build_denoiser, count_parameters
 from train.models.base import DenoiserConfig
-from train.tasks.diffusion_config import DiffusionTrainingConfig
 from train.tasks.distillation_config import DistillationTrainingConfig
 
 BACKWARD, RECOMPUTE = 2, 1  # forward passes' worth of operations of the backward pass, and of recomputing the blocks
@@ -38,16 +38,17 @@ class StageModel:
     """What a cascade stage's network costs, independent of the machine."""
 
     name: str
-    config: DiffusionTrainingConfig
+    config: DenoiserTraining
     text_dim: int
     tokens: int
     group_rows: int = 128  # of the pack's row groups
     host_ms: float = 0.0  # of a core per training sample, in the loader's threads
+    image_dim: int | None = None  # width of CLIP's embeddings
 
     @cached_property
     def layout(self) -> DenoiserConfig:
         """The network's config."""
-        return self.config.denoiser_config(self.text_dim)
+        return self.config.denoiser_config(self.text_dim, self.image_dim)
 
     @property
     def side(self) -> int:

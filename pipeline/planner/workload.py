@@ -136,16 +136,19 @@ def _plan_sample(facts: PlanFacts) -> Workload:
     scenes = config.listing.source == "scenes"
     shown = (len(settings.prompts) + (settings.show if scenes else 0)) * settings.candidates
     evaluated = settings.evaluate * settings.candidates if scenes or settings.evaluate_prompts else shown
-    names = list(config.cascade())
-    last = names.index(settings.evaluate_at) if settings.evaluate_at else len(names) - 1
+    judged = list(config.cascade())
+    if settings.evaluate_at:
+        judged = judged[: judged.index(settings.evaluate_at) + 1]
     flops = 0.0
-    for place, name in enumerate(names):
-        training = config.train[name]
+    for name in config.denoisers():
+        is_prior, training = name not in config.cascade(), config.train[name]
         if isinstance(training, DistillationTrainingConfig):
             evaluations = training.distillation.steps
         else:
             evaluations = _count_evaluations(facts, name)
-        flops += (shown + (evaluated if place <= last else 0)) * evaluations * facts.sampling_flops[name]
+        if is_prior:
+            evaluations *= settings.stages.get(name, SamplingConfig()).candidates
+        flops += (shown + (evaluated if is_prior or name in judged else 0)) * evaluations * facts.sampling_flops[name]
     return Workload("gpu", shown + evaluated, flops=flops)
 
 

@@ -22,21 +22,28 @@ def write_shard_index(
     columns: Sequence[str],
     content: str,
     min_original: int = 0,
+    vectors: Sequence[str] = (),
 ) -> None:
     """Writes the index of shards to ``path``, where the ranks of a training read it, unless it is there already.
 
     ``content`` identifies what is in the shards: they may be rewritten under the same names (`imagen-ray forget`). The
     other arguments are those of `index_shards`, which says what is raised.
     """
-    source = hash_json([content, list(pack), list(embed or ()), list(columns), min_original])
+    source = hash_json([content, list(pack), list(embed or ()), list(columns), min_original, list(vectors)])
     if read_source(path) == source:
         return
     starts = range(0, len(pack), SHARDS_PER_TASK)
     parts = [
-        (pack[at : at + SHARDS_PER_TASK], embed[at : at + SHARDS_PER_TASK] if embed else None, columns, min_original)
+        (
+            pack[at : at + SHARDS_PER_TASK],
+            embed[at : at + SHARDS_PER_TASK] if embed else None,
+            *(columns, min_original, vectors),
+        )
         for at in starts
     ]
-    index = index_shards(pack, embed, columns, min_original) if len(parts) < 2 else _index_on_cluster(ctx, parts)
+    index = (
+        index_shards(pack, embed, columns, min_original, vectors) if len(parts) < 2 else _index_on_cluster(ctx, parts)
+    )
     index.write(path, source)
 
 

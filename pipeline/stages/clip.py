@@ -147,6 +147,11 @@ def read_clip_spec(artifact: Artifact) -> ClipSpec:
     return spec if spec["model"] is not None else {"model": artifact.path(EXPORT), "pretrained": None}
 
 
+def find_clip_width(config: ClipConfig) -> int | None:
+    """Returns the width of CLIP's embeddings; None where only the trained or loaded model will tell."""
+    return config.train.embed_dim if config.train is not None else None
+
+
 def is_trained_here(artifact: Artifact) -> bool:
     """Returns whether the CLIP was trained in the run."""
     return artifact.read_json(MODEL_FILE)["model"] is None

@@ -11,10 +11,9 @@ from pipeline.runtime.context import Context
 from pipeline.runtime.training_data import INDEX_FILE, write_shard_index
 from pipeline.runtime.training_stage import train_on_cluster
 from pipeline.stages.base import Placement, StageConfig, StageType, always
+from pipeline.stages.denoiser_training import TrainInputs, check_weights, list_denoiser_sources
 from pipeline.stages.initial_weights import ORIGIN_FILE, REFERENCE, find_origin, list_origin_files, write_origin
 from pipeline.stages.text_encoder import find_text_width
-from pipeline.stages.train import TrainInputs, check_weights
-from pipeline.stages.train import list_sources as list_initial_weights
 from pipeline.stages.training_stages import describe_learning, list_trainings, place_weights
 from train.init_config import InitConfig
 from train.initial_weights.base import read_settings
@@ -51,8 +50,8 @@ def list_sources(config: RunConfig, name: str) -> list[str]:
     check_same_process(f"{key}={teacher.source}", stage.diffusion.model_dump(mode="json"), settings["diffusion"])
     if stage.init is None:
         began = stage.model_copy(update={"init": teacher})
-        check_weights(began, origin, find_text_width(config.encoder), key)
-    return list_initial_weights(config, name) + list_origin_files(origin)
+        check_weights(began, origin, teacher, (find_text_width(config.encoder), None), key)
+    return list_denoiser_sources(config, name) + list_origin_files(origin)
 
 
 def _check_other_artifact(run: str, teacher: str, key: str) -> None:

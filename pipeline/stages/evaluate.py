@@ -261,7 +261,9 @@ def _sample_sweep(
     text |= {"encoder_pad": ctx.config.pad, "encoder_lowercase": ctx.config.lowercase}
     arguments = {
         **models,
-        "cascade": trained_cascade(ctx.inputs.train, sampled.stages, ctx.inputs.encoder, sampled.guides, **text),
+        "cascade": trained_cascade(
+            ctx.inputs.train, sampled.stages, ctx.inputs.encoder, ctx.inputs.clip, sampled.guides, **text
+        ),
         "stage": settings[0].stage,
         "points": [item.point for item in settings],
         "prompts": [(sample.prompt, sample.claim) for sample in samples],
@@ -285,7 +287,7 @@ def _measure_likelihood(ctx: EvaluateContext) -> dict[str, list[dict[str, float]
     assert inputs.encoder is not None
     text: dict[str, Any] = {"max_length": ctx.config.max_length, "encoder_dtype": ctx.config.dtype}
     text |= {"encoder_pad": ctx.config.pad, "encoder_lowercase": ctx.config.lowercase}
-    cascade = trained_cascade(inputs.train, {}, inputs.encoder, **text)
+    cascade = trained_cascade(inputs.train, {}, inputs.encoder, inputs.clip, **text)
     arguments = {"cascade": cascade, "pack": inputs.pack.files(), "config": config}
     trainings = read_stages(inputs.train)
     denoisers = [number for number, entry in enumerate(cascade.stages) if trainings[entry.name].trains == "diffusion"]

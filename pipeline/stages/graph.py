@@ -20,6 +20,7 @@ from pipeline.stages import (
     evaluate,
     listing,
     pack,
+    prior,
     refinement,
     report,
     sample,
@@ -49,6 +50,7 @@ STAGES: dict[str, StageType] = {  # in this order; a stage stands after its inpu
     "pack": pack.STAGE,  # kept images -> one column per training resolution
     "embed": embed.STAGE,  # kept captions -> text embeddings
     "card": card.STAGE,  # what the data set consists of
+    "prior": prior.STAGE,  # an entry of `train` with task: prior: captions -> CLIP embeddings of images
     "train": train.STAGE,  # one stage per entry of `train`: pack and embeddings -> checkpoints, EMA weights
     "train_distillation": distillation.STAGE,  # with task distillation: a trained stage -> one of few evaluations
     "train_vq": vq.STAGE,  # also of `train`, with task vq: pack -> autoencoders with a codebook

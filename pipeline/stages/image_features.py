@@ -139,7 +139,7 @@ class SweepWorker:
             else stage
             for stage in self.cascade.stages
         ]
-        swept = type(self.cascade)(stages, self.cascade.encoder, self.cascade.device)
+        swept = self.cascade.with_stages(stages)
         texts = [prompt for prompt, _ in self.prompts]
         samples = swept.sample(texts, SamplingOptions(seed=self.seed, stop_at=self.stage))
         images = [np.asarray(image) for image in samples.images]

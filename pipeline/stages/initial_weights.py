@@ -110,7 +110,8 @@ def _locate_weights(artifact: Artifact, weights: str, key: str) -> tuple[str, st
 
 def _find_in_export(init: InitConfig, root: str, stage: str, key: str) -> Origin:
     content = storage.read_json(storage.join(root, CASCADE_FILE))
-    folders = {f"train.{entry['name']}": entry["path"] for entry in content["stages"]}
+    members = [*content["stages"], *([content["prior"]] if content.get("prior") else [])]
+    folders = {f"train.{entry['name']}": entry["path"] for entry in members}
     folders |= {name: content[name] for name in ("encoder", "clip") if content.get(name)}
     if stage not in folders:
         raise UserError(

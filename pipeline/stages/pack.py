@@ -43,12 +43,13 @@ class PackStageConfig(StageConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class PackInputs(StageInputs):
-    """The pairs, which are kept, the faces that are to be blurred, and the captions that were written, if any."""
+    """The pairs, which are kept, faces to be blurred, captions that were written, and features to train on, if any."""
 
     download: Artifact
     select: Artifact
     annotate: Artifact | None
     caption: Artifact | None
+    score: Artifact | None
 
 
 class PackWorker:
@@ -63,10 +64,14 @@ class PackWorker:
         """Writes one Parquet file of the kept rows; of all downloaded rows where the shard has no selection."""
         from dataprep.pack import pack_shard
 
-        inputs = task.tar("download"), task.table("download"), task.files.get("select.parquet")
-        boxes, captions = task.files.get("annotate.parquet"), task.files.get("caption.parquet")
-        settings = self.config, self.max_pixels
-        return pack_shard(*inputs, task.output_table(), *settings, boxes, self.source_captions, captions)
+        tar, table, selection = task.tar("download"), task.table("download"), task.files.get("select.parquet")
+        return pack_shard(
+            *(tar, table, selection, task.output_table(), self.config, self.max_pixels),
+            annotations_path=task.files.get("annotate.parquet"),
+            source_captions=self.source_captions,
+            captions_path=task.files.get("caption.parquet"),
+            scores_path=task.files.get("score.parquet"),
+        )
 
 
 def run(ctx: Context[PackStageConfig, PackInputs]) -> None:
@@ -77,13 +82,14 @@ def run(ctx: Context[PackStageConfig, PackInputs]) -> None:
         "max_pixels": ctx.config.max_pixels,
     }
     inputs = ctx.inputs
-    read = [item for item in (inputs.download, inputs.select, inputs.annotate, inputs.caption) if item is not None]
-    ctx.map_shards(PackWorker, arguments, ctx.join_shards(*read))
+    read = (inputs.download, inputs.select, inputs.annotate, inputs.caption, inputs.score)
+    ctx.map_shards(PackWorker, arguments, ctx.join_shards(*(artifact for artifact in read if artifact is not None)))
 
 
 def uses_input(config: RunConfig, name: str) -> bool:
     """Returns whether the stage reads an input that not every run has."""
-    return {"annotate": config.pack.blur_faces is not None, "caption": config.caption.model is not None}[name]
+    used = {"annotate": config.pack.blur_faces is not None, "caption": config.caption.model is not None}
+    return (used | {"score": bool(config.pack.features)})[name]
 
 
 STAGE = StageType(

@@ -194,7 +194,7 @@ def run(ctx: Context[SampleStageConfig, SampleInputs]) -> None:
     text |= {"encoder_pad": ctx.config.pad, "encoder_lowercase": ctx.config.lowercase}
     text |= {"watermark": config.watermark, "expand": _place_expander(config.expand)}
     stages = place_levels(config.stages, inputs.schedule)
-    cascade = trained_cascade(inputs.train, stages, inputs.encoder, config.guides, **text)
+    cascade = trained_cascade(inputs.train, stages, inputs.encoder, inputs.clip, config.guides, **text)
     prompts = list_prompts(config, ctx.config.source, ctx.config.seed)
     arguments = {
         "cascade": cascade,

@@ -97,7 +97,8 @@ def run(ctx: Context[ScheduleStageConfig, ScheduleInputs]) -> None:
     config, inputs = ctx.config, ctx.inputs
     text = {"max_length": config.max_length, "encoder_dtype": config.dtype}
     text |= {"encoder_pad": config.pad, "encoder_lowercase": config.lowercase}
-    cascade = trained_cascade(inputs.train, config.stages, inputs.encoder, config.guides, **text)
+    cascade = trained_cascade(inputs.train, config.stages, inputs.encoder, None, config.guides, **text)
+    cascade = cascade.model_copy(update={"prior": None})  # stages that need it are refused
     arguments = {"cascade": cascade, "fit": config.fit, "pack": inputs.pack.files(), "seed": config.seed}
     shards = [Shard(number, {}) for number in range(len(config.fit.stages))]
     ctx.map_shards(ScheduleWorker, arguments, shards, on_gpu=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
@@ -46,14 +47,14 @@ class ScoreInputs(StageInputs):
 class ScoreWorker:
     """Scores the pairs of a download shard with CLIP, and with the heads on its features."""
 
-    def __init__(self, clip: ClipSpec, max_pixels: int, heads: dict[str, HeadConfig], embeddings: bool) -> None:
+    def __init__(self, clip: ClipSpec, max_pixels: int, heads: dict[str, HeadConfig], features: Sequence[str]) -> None:
         from eval.clip.heads import Head
         from eval.clip.scorer import ClipScorer
         from pipeline.runtime.device import count_decode_threads, worker_device
 
         self.threads = count_decode_threads()
         self.scorer = ClipScorer.load(clip, worker_device())
-        self.max_pixels, self.embeddings = max_pixels, embeddings
+        self.max_pixels, self.features = max_pixels, features
         self.heads = [Head.load(name, head) for name, head in heads.items()]
 
     def __call__(self, task: ShardTask) -> dict[str, int]:
@@ -63,7 +64,7 @@ class ScoreWorker:
 
         images, table, out = read_shard_images(task.tar("download")), task.table("download"), task.output_table()
         decode = partial(decode_rgb, max_pixels=self.max_pixels)
-        return score_shard(images, table, out, self.scorer, self.heads, self.embeddings, decode, self.threads)
+        return score_shard(images, table, out, self.scorer, self.heads, self.features, decode, self.threads)
 
 
 def list_sources(config: RunConfig) -> list[str]:
@@ -83,7 +84,7 @@ def run(ctx: Context[ScoreStageConfig, ScoreInputs]) -> None:
         "clip": read_clip_spec(ctx.inputs.clip),
         "max_pixels": ctx.config.max_pixels,
         "heads": heads,
-        "embeddings": ctx.config.score.embeddings,
+        "features": ctx.config.score.feature_columns(),
     }
     ctx.map_shards(ScoreWorker, arguments, ctx.join_shards(ctx.inputs.download), on_gpu=True)
 

@@ -214,3 +214,41 @@ def test_written_captions_are_packed_beside_the_images_own(web: Web, tmp_path: P
     write_table(pa.table(written | {"key": keys[::-1]}), tmp_path / "c.parquet", "columns")
     with pytest.raises(ValueError, match="not the rows of its download shard; write the captions again"):
         pack_shard(*shard, None, tmp_path / "p.parquet", config, captions_path=tmp_path / "c.parquet")
+
+
+def features(path: Path, keys: list[str], values: list[bytes | None]) -> Path:
+    columns = {"key": keys, "clip_similarity": [0.5] * len(keys), "clip_embedding": pa.array(values, pa.binary(4))}
+    write_table(pa.table(columns), path, "scores")
+    return path
+
+
+def test_features_are_packed_with_their_images(shard: tuple[Path, Path], tmp_path: Path) -> None:
+    keys = read_table(shard[1], "download")["key"].to_pylist()
+    splits = ["train", None, "validation", "train", None]
+    chosen = selection(tmp_path / "s.parquet", keys, [bool(split) for split in splits], splits)
+    values = [bytes([row] * 4) for row in range(4)] + [None]
+    scores = features(tmp_path / "f.parquet", keys, values)
+    config = PackConfig(resolutions=(16,), features=("clip_embedding",))
+    pack_shard(*shard, chosen, tmp_path / "p.parquet", config, scores_path=scores)
+    table = read_table(tmp_path / "p.parquet", "pack")
+    assert table["key"].to_pylist() == [keys[0], keys[3], keys[2]]  # validation comes last
+    assert table["clip_embedding"].to_pylist() == [values[0], values[3], values[2]]
+    metadata = pq.read_metadata(tmp_path / "p.parquet").row_group(0)
+    columns = {metadata.column(at).path_in_schema: metadata.column(at) for at in range(metadata.num_columns)}
+    assert columns["clip_embedding"].compression == "UNCOMPRESSED" and not columns["clip_embedding"].has_dictionary_page
+    holes = features(tmp_path / "g.parquet", keys, [None, *values[1:]])
+    with pytest.raises(ValueError, match="1 kept rows have no clip_embedding; score the shard again"):
+        pack_shard(*shard, chosen, tmp_path / "q.parquet", config, scores_path=holes)
+
+
+@pytest.mark.parametrize(
+    ("keys", "message"),
+    [
+        ({"features": ("clip_embedding", "clip_embedding")}, "clip_embedding occurs twice"),
+        ({"features": ("colour",)}, "'colour' is unknown; take one of clip_embedding, clip_text_embedding"),
+        ({"features": ("clip_text_embedding",), "captions": ["long"]}, "is that of a row's own caption alone"),
+    ],
+)
+def test_features_that_there_are_not_are_refused(keys: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValidationError, match=message):
+        PackConfig(**keys)

@@ -11,13 +11,14 @@ import cv2
 import numpy as np
 import pyarrow as pa
 
-from dataprep.io.pack_format import CAPTIONS_KEY, ENCODING_KEY, pixels_column
+from dataprep.io.pack_format import CAPTIONS_KEY, ENCODING_KEY, TEXT_FEATURES, pixels_column
 from dataprep.io.parquet import write_table
 from dataprep.io.source_column import SOURCE_COLUMN
 from dataprep.text.embedding_codec import encode_embedding
 
 COLOURS = {"red": (220, 40, 40), "green": (40, 200, 60), "blue": (50, 60, 220), "yellow": (230, 210, 40)}
 SIDES = ("left", "right")
+FEATURE_WIDTH = 6
 WRITE_OPTIONS: dict[str, Any] = {"compression": "none", "use_dictionary": False, "write_page_checksum": True}
 
 
@@ -41,6 +42,16 @@ def make_embedding(index: int, dim: int = 8) -> np.ndarray:
     return np.random.default_rng(index).standard_normal((1 + index % 5, dim)).astype(np.float32)
 
 
+def make_feature(index: int, name: str) -> np.ndarray:
+    """Returns a unit vector, float16 (6,), which says colour and side; that of a caption is noisy."""
+    colour, side = index % 4, index // 4 % 2
+    value = np.eye(FEATURE_WIDTH)[colour] + (side - 0.5) * np.eye(FEATURE_WIDTH)[4 + side]
+    if name == TEXT_FEATURES:
+        value = value + 0.2 * np.random.default_rng(index).standard_normal(FEATURE_WIDTH)
+    unit: np.ndarray = (value / np.linalg.norm(value)).astype("<f2")
+    return unit
+
+
 def split_rows(count: int, rows: int) -> list[int]:
     """Splits ``count`` rows into row groups of at most ``rows`` rows."""
     return [min(rows, count - at) for at in range(0, count, rows)]
@@ -56,10 +67,11 @@ def write_pack(
     captions: int = 1,
     source: str | None = None,
     names: Sequence[str] | None = None,
+    features: Sequence[str] = (),
 ) -> str:
     """Writes a pack shard of images ``start`` to ``stop``, ``rows`` per row group; every eighth is for validation.
 
-    ``source`` is the source of all, ``names`` those of the captions.
+    ``source`` is the source of all, ``names`` those of the captions, ``features`` are columns of `make_feature`.
     """
     indices = range(start, stop)
     columns: dict[str, list[Any]] = {
@@ -81,6 +93,9 @@ def write_pack(
         png = [cv2.imencode(".png", image[:, :, ::-1])[1].tobytes() for image in images]
         columns[pixels_column(size)] = [image.tobytes() for image in images] if encoding == "raw" else png
         fields.append(pa.field(pixels_column(size), pa.binary(), metadata={ENCODING_KEY: encoding.encode()}))
+    for name in features:
+        columns[name] = [make_feature(index, name).tobytes() for index in indices]
+        fields.append(pa.field(name, pa.binary(2 * FEATURE_WIDTH)))
     groups = split_rows(stop - start, rows)
     write_table(pa.table(columns, schema=pa.schema(fields)), path, "pack", groups, **WRITE_OPTIONS)
     return str(path)

@@ -15,6 +15,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional
 
+from dataprep.io.pack_format import FEATURES
 from dataprep.io.storage import read_json_lines, write_json
 from tests.helpers import counted_store
 from train.config import TrainConfig
@@ -24,6 +25,8 @@ from train.loader.sampler import SampleRandom
 from train.loop import train
 from train.tasks.clip import ClipTask
 from train.tasks.clip_config import ClipTaskConfig
+from train.tasks.prior import PriorTask
+from train.tasks.prior_config import PriorStageConfig
 
 
 class PairData(Stream):
@@ -70,6 +73,30 @@ class PairTask(ClipTask):
     def __init__(self) -> None:
         self.config, self.columns = ClipTaskConfig(shift=1), ("pixels_64",)
         self.text = PairText()  # type: ignore[assignment]
+
+    def export(self, folder: str, weights: dict[str, Tensor], step: int) -> None:
+        save_file(weights, Path(folder) / "weights.safetensors")
+
+
+class EmbeddingData(Stream):
+    """16 captions of 5 tokens with CLIP embeddings of 6 numbers."""
+
+    def __init__(self, seed: int = 0) -> None:
+        super().__init__(16, seed, 8)
+        generator = torch.Generator().manual_seed(3)
+        self.text, self.vectors = torch.randn(16, 5, 8, generator=generator), torch.randn(16, 6, generator=generator)
+
+    def gather(self, rows: np.ndarray, positions: np.ndarray) -> Batch:
+        vectors = functional.normalize(self.vectors[rows], dim=1).half()
+        batch: Batch = {"key": [str(row) for row in rows], "text_BLD": self.text[rows]}
+        return batch | {"text_mask_BL": torch.ones(len(rows), 5, dtype=torch.bool)} | dict.fromkeys(FEATURES, vectors)
+
+
+class SmallPrior(PriorTask):
+    """The prior's task on `EmbeddingData`."""
+
+    def __init__(self) -> None:
+        super().__init__(PriorStageConfig(model="prior-micro", text_drop=0.3), 8, 6)
 
     def export(self, folder: str, weights: dict[str, Tensor], step: int) -> None:
         save_file(weights, Path(folder) / "weights.safetensors")
@@ -134,11 +161,13 @@ def stop_after(step: int) -> Callable[[dict[str, Any]], None]:
 
 
 def run(folder: Path | str, stop: int | None = None, **changes: Any) -> dict[str, Any] | None:
-    """Trains the toy (with ``pairs``, the contrastive one); with ``stop``, kills it after that step."""
+    """Trains the toy (with ``pairs`` the contrastive one, with ``prior`` a prior); with ``stop``, kills it after it."""
     on_event = stop_after(stop) if stop else None
     try:
         if changes.pop("pairs", False):
             return train(PairTask(), config(**changes), PairData(), str(folder), 0, None, on_event)
+        if changes.pop("prior", False):
+            return train(SmallPrior(), config(**changes), EmbeddingData(), str(folder), 0, EmbeddingData(5), on_event)
         return train(ToyTask(), config(**changes), ToyData(), str(folder), 0, ToyData(seed=5), on_event)
     except StopError:
         return None

@@ -7,6 +7,7 @@ import pytest
 from dataprep.io.errors import UserError
 from pipeline.config_loading import load_config
 from tests.helpers.paths import ROOT
+from tests.helpers.priors import WITH_PRIOR
 from train.tasks.distillation_config import DistillationTrainingConfig
 
 SMOKE = str(ROOT / "configs" / "smoke.yaml")
@@ -99,3 +100,28 @@ def test_configs_for_gpus_spend_no_compute_or_quality_for_nothing(name: str) -> 
     assert (config.embed.dtype, config.embed.codec) == ("bfloat16", "int8")
     assert config.pack.raw_up_to == config.cascade()["base"].resolution  # the base does not learn from JPEGs
     assert not any(stage.activation_checkpointing for stage in config.train.values())
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        (["train.prior=null"], "train.base.image_embedding=true: nothing predicts the embedding of an image"),
+        (["train.base.image_embedding=false"], "train.prior: no stage takes its image embeddings; set image_embedding"),
+        (["train.more={task: prior, model: prior-micro}"], "train.more: a cascade has one prior, which train.prior is"),
+        (["pack.features=[clip_embedding]"], "train.prior reads clip_text_embedding; add it"),
+        (["pack.features=[clip_text_embedding]"], "train.base reads clip_embedding; add it"),
+        (["score.text_embeddings=false"], "score does not keep clip_text_embedding; set score.text_embeddings to true"),
+        (["sample.evaluate_at=prior"], "there is no cascade stage 'prior'; the stages are base, sr32, sr64"),
+        (["train.prior.task=vae"], "task=vae is unknown; take one of diffusion, prior"),
+        (["train.prior.stepss=3"], "train.prior.stepss=3: unknown key; did you mean steps?"),
+        (["train.prior.steps=many"], "train.prior.steps='many': input should be a valid integer"),
+    ],
+)
+def test_parts_of_a_cascade_with_a_prior_that_do_not_fit_are_named(overrides: list[str], words: str) -> None:
+    assert list(load_config(SMOKE, WITH_PRIOR).denoisers()) == ["base", "sr32", "sr64", "prior"]
+    overrides = [item for item in WITH_PRIOR if item.partition("=")[0] not in (overrides[0].partition("=")[0],)] + (
+        [] if overrides[0].endswith("=null") else overrides
+    )
+    with pytest.raises(UserError) as caught:
+        load_config(SMOKE, overrides)
+    assert words in str(caught.value) and "\n" not in str(caught.value)

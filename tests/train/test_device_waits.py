@@ -12,6 +12,7 @@ import pytest
 import torch
 import torch.distributed as dist
 
+from dataprep.io.pack_format import FEATURES
 from tests.helpers.encoders import save_encoder
 from tests.helpers.packs import make_caption
 from tests.helpers.simulated_gpu import DeviceMixupError, simulated_deepspeed, simulated_gpu
@@ -24,6 +25,8 @@ from train.tasks.clip import ClipTask
 from train.tasks.clip_config import ClipTaskConfig
 from train.tasks.diffusion import DiffusionTask
 from train.tasks.diffusion_config import DiffusionStageConfig
+from train.tasks.prior import PriorTask
+from train.tasks.prior_config import PriorStageConfig
 from train.tasks.t5 import T5Task, train_tokenizer
 from train.tasks.t5_config import T5TaskConfig
 
@@ -45,7 +48,7 @@ class Images(Stream):
         for name in self.columns:
             side = int(name.removeprefix("pixels_"))
             batch[name] = torch.randint(0, 256, (len(rows), side, side, 3), dtype=torch.uint8)
-        return batch
+        return batch | {name: torch.randn(len(rows), 6).half() for name in FEATURES}
 
 
 def base(_: Path) -> tuple[Task, Stream]:
@@ -57,6 +60,16 @@ def super_resolution(_: Path) -> tuple[Task, Stream]:
     x0 = {"prediction": "x0", "lowres_max_level": 0.3}
     stage = DiffusionStageConfig(resolution=32, low_resolution=16, model="micro-sr", diffusion=x0)  # type: ignore[arg-type]
     task = DiffusionTask(stage, text_dim=8)
+    return task, Images(*task.columns)
+
+
+def prior(_: Path) -> tuple[Task, Stream]:
+    return PriorTask(PriorStageConfig(model="prior-micro"), text_dim=8, image_dim=6), Images()
+
+
+def decoder(_: Path) -> tuple[Task, Stream]:
+    config = DiffusionStageConfig(resolution=16, model="micro-base", image_embedding=True)
+    task = DiffusionTask(config, text_dim=8, image_dim=6)
     return task, Images(*task.columns)
 
 
@@ -81,6 +94,8 @@ def t5(_: Path) -> tuple[Task, Stream]:
 TASKS: dict[str, Callable[[Path], tuple[Task, Stream]]] = {
     "base": base,
     "super-resolution": super_resolution,
+    "prior": prior,
+    "decoder": decoder,
     "clip": clip,
     "aligned clip": aligned_clip,
     "t5": t5,

@@ -25,6 +25,10 @@ CASES = [
     ("crossed", [None], {"zero_stage": 3}),
     ("stopped", [16], {"zero_stage": 2}),
     ("pairs", [None], {"zero_stage": 2, "pairs": True}),
+    ("prior0", [None], {"zero_stage": 0, "prior": True}),
+    ("prior2", [None], {"zero_stage": 2, "prior": True}),
+    ("prior3", [None], {"zero_stage": 3, "prior": True}),
+    ("prior3_resumed", [8, 16, None], {"zero_stage": 3, "prior": True}),
     ("bf16", [None], {"zero_stage": 2, "precision": "bf16"}),
     ("bf16_resumed", [8, None], {"zero_stage": 2, "precision": "bf16"}),
 ]
@@ -46,7 +50,7 @@ def assert_same(ours: Path, theirs: Path, rel: float) -> None:
     """Logs and exported EMA weights agree."""
     for one, other in zip(rows(ours), rows(theirs), strict=True):
         assert one["step"] == other["step"]
-        for name in {"loss", "grad_norm", "size", "accuracy"} & set(other):
+        for name in {"loss", "grad_norm", "size", "accuracy", "cosine"} & set(other):
             assert one[name] == pytest.approx(other[name], rel=rel), (one, other)
     one, other = (load_file(path / "export/weights.safetensors") for path in (ours, theirs))
     assert set(one) == set(other)
@@ -64,11 +68,21 @@ def test_contrastive_loss_and_gradients_span_the_ranks(folder: Path) -> None:
     assert_same(folder / "pairs", folder / "pairs_alone", 1e-4)
 
 
+@pytest.mark.parametrize("case", ["prior0", "prior2", "prior3"])
+def test_a_prior_is_the_same_under_every_stage(folder: Path, case: str) -> None:
+    if not (folder / "prior_alone").exists():
+        run(folder / "prior_alone", prior=True)
+    assert_same(folder / case, folder / "prior_alone", 1e-4)
+
+
 def test_bf16_is_close_to_fp32(folder: Path) -> None:
     assert_same(folder / "bf16", folder / "alone", 2e-2)
 
 
-@pytest.mark.parametrize(("resumed", "whole"), [("resumed", "zero2"), ("resumed3", "zero3"), ("bf16_resumed", "bf16")])
+@pytest.mark.parametrize(
+    ("resumed", "whole"),
+    [("resumed", "zero2"), ("resumed3", "zero3"), ("prior3_resumed", "prior3"), ("bf16_resumed", "bf16")],
+)
 def test_resume_on_two_ranks_is_exact(folder: Path, resumed: str, whole: str) -> None:
     assert rows(folder / resumed) == rows(folder / whole)
     one, other = (load_file(folder / name / "export/weights.safetensors") for name in (resumed, whole))

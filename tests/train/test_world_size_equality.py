@@ -57,7 +57,7 @@ def test_sizes_and_stages_change_at_each_resume(tmp_path: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.timeout(1100)
 def test_every_task_is_the_same_at_any_number_of_ranks_and_any_stage(tmp_path: Path) -> None:
-    tasks = ("vq with a discriminator", "refinement", "diffusion with a discriminator")
+    tasks = ("vq with a discriminator", "refinement", "diffusion with a discriminator", "prior")
     rows = measure(tmp_path, *(((stage,), (2,), (1,), task) for task in tasks for stage in (0, 2, 3)))
-    assert len(rows) == 18
+    assert len(rows) == 24
     assert_equal(rows)

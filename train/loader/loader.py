@@ -129,7 +129,8 @@ class Loader(Stream):
     A batch holds ``key`` and ``caption`` (lists of str), ``index`` int64 (B,), each pixel column as uint8 (B, H, W, C)
     of one shape (with aspect buckets, a batch is of one bucket: `train.loader.bucket_sampler`), and with embeddings
     the captions, in `batch` as ``text_BLD`` float32, zero-padded to the longest, and ``text_mask_BL`` bool. Of several
-    captions per image, one is chosen at random per image and epoch, by the weights of `DataMix.captions`.
+    captions per image, one is chosen at random per image and epoch, by the weights of `DataMix.captions`. Vector
+    columns of the index are float16 (B, D).
 
     ``split`` selects the rows of a split (None: all); ``min_original`` those whose original had at least this shorter
     side, in pixels. ``crop`` cuts the same random crop from every pixel column: ``crop`` pixels of the largest,
@@ -175,7 +176,7 @@ class Loader(Stream):
         self, data: Reader, split: str | None, seed: int, global_batch: int, crop: int | None, min_original: int
     ) -> None:
         self.reader = data.select(split, min_original)
-        self.columns, self.crop, self.with_text = data.columns, crop, data.with_text
+        self.columns, self.vectors, self.crop, self.with_text = data.columns, data.index.vectors, crop, data.with_text
         self.sizes = {name: stored.size for name, stored in data.pixels.items()}
         # Pixels of each column per pixel of the smallest.
         self.scales = {name: size // min(self.sizes.values()) for name, size in self.sizes.items()}
@@ -245,6 +246,10 @@ class Loader(Stream):
         numbers = [self._choose_caption(part, at) for (part, _), at in zip(sources, positions.tolist(), strict=True)]
         batch["key"] = [part.keys[index] for part, index in sources]
         batch["caption"] = [part.captions[index][n] for (part, index), n in zip(sources, numbers, strict=True)]
+        for name, width in self.vectors.items():
+            batch[name] = empty_host((len(rows), width), np.dtype(np.float16))
+            for vector, (part, index) in zip(batch[name].numpy(), sources, strict=True):
+                vector[...] = part.vectors[name][index]
         if self.with_text:
             texts = [
                 (part.text, index * part.captions_per_row + n)

@@ -52,3 +52,10 @@ def read_pixel_encoding(path: str, schema: pa.Schema, name: str) -> StoredPixels
     field = schema.field(name)
     encoding = (field.metadata or {}).get(ENCODING_KEY, RAW.encode()).decode()
     return StoredPixels(encoding, int(digits), stored_shapes(field, int(digits)))
+
+
+def read_vector_width(path: str, schema: pa.Schema, name: str) -> int:
+    """Returns how many float16 numbers vector column ``name`` holds; raises UserError if there is no such column."""
+    if name not in schema.names:
+        raise UserError(f"{path}: no column {name}; add it to pack.features, and run pack again")
+    return int(schema.field(name).type.byte_width // 2)

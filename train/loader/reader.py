@@ -44,6 +44,7 @@ class Reader:
 
     def __init__(self, index: ShardIndex, config: LoaderConfig, mix: DataMix = DataMix()) -> None:  # noqa: B008 (frozen)
         self.index, self.config, self.mix, self.pixels = index, config, mix, index.pixels
+        self.vectors = tuple(index.vectors)
         self.columns, self.with_text = tuple(index.pixels), index.text_dim is not None
         local = storage.is_local(index.pack_path(0))
         self.threads = 1 if local else REMOTE_READS
@@ -162,13 +163,14 @@ class SplitReader:
         pack_path, embed_path = reader.index.pack_path(shard), reader.index.embed_path(shard)
         name = f"{pack_path} row group {group}"
         verify = reader.config.verify and not self.verified[number]
-        columns = ["key", "captions", *reader.columns, *self._selecting_columns(number)]
+        columns = ["key", "captions", *reader.columns, *reader.vectors, *self._selecting_columns(number)]
         try:
             pack = reader.read_columns(pack_path, group, columns, verify)
             embed = reader.read_columns(embed_path, group, EMBEDDING_COLUMNS, verify) if embed_path else None
             stored = {column: (reader.pixels[column].encoding, shape) for column, shape in self.shapes(number).items()}
             weights = reader.mix.captions.get(self.sources[self.source_of[number]])
-            part = make_row_group(name, self._selected_rows(number, pack), pack, embed, stored, weights)
+            rows = self._selected_rows(number, pack)
+            part = make_row_group(name, rows, pack, embed, stored, weights, reader.vectors)
         except UserError:
             raise
         except (pa.ArrowException, OSError, ValueError) as error:

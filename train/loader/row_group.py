@@ -5,9 +5,9 @@ Shape legend: T tokens of all rows of a row group, L tokens of one row, D text w
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import cv2
 import numpy as np
@@ -81,6 +81,7 @@ class RowGroup:
     pixels: dict[str, PixelColumn]
     caption_ends: np.ndarray  # float (captions per row,): the share of choices that fall on each caption, summed up
     text: TextColumn | None  # the n-th caption of row r is at r * captions_per_row + n
+    vectors: dict[str, np.ndarray] = field(default_factory=dict)  # float16 (rows, width) by column
 
     @property
     def captions_per_row(self) -> int:
@@ -95,11 +96,13 @@ def make_row_group(
     embed: pa.Table | None,
     stored: dict[str, tuple[str, ImageShape]],
     weights: Mapping[str, float] | None = None,
+    vectors: Sequence[str] = (),
 ) -> RowGroup:
     """Builds a row group from its tables, each column a single chunk; ``stored``: (encoding, shape) per pixel column.
 
-    ``weights``: how often each caption is chosen, by name; None: all equally often. Raises ValueError for inconsistent
-    bytes, UserError if ``embed`` has other rows than ``pack`` or a caption has no weight.
+    ``weights``: how often each caption is chosen, by name; None: all equally often. ``vectors`` are the columns of
+    vectors. Raises ValueError for inconsistent bytes, UserError if ``embed`` has other rows than ``pack`` or a caption
+    has no weight.
     """
     keys = pack.column("key").to_pylist()
     captions = pack.column("captions").to_pylist()
@@ -112,7 +115,8 @@ def make_row_group(
         if embed.column("key").to_pylist() != [key for key in keys for _ in range(per_row)]:
             raise UserError(f"{name}: embeddings and pack do not have the same rows in the same order; run embed again")
         text = _view_text(embed)
-    return RowGroup(name, kept, keys, captions, pixels, _sum_weights(name, pack, per_row, weights), text)
+    given = {column: _view_vectors(pack.column(column).chunk(0)) for column in vectors}
+    return RowGroup(name, kept, keys, captions, pixels, _sum_weights(name, pack, per_row, weights), text, given)
 
 
 def _sum_weights(name: str, pack: pa.Table, captions: int, weights: Mapping[str, float] | None) -> np.ndarray:
@@ -140,6 +144,14 @@ def _view_pixels(array: pa.Array, encoding: str, shape: ImageShape) -> PixelColu
             raise ValueError(f"row {row}: {held} bytes do not hold a raw {width}x{height} image")
         raw = data[starts[0] : starts[-1]].reshape(len(array), height, width, 3)
     return PixelColumn(shape, encoding, raw, data, starts)
+
+
+def _view_vectors(array: pa.FixedSizeBinaryArray) -> np.ndarray:
+    if array.null_count:
+        raise ValueError(f"{array.null_count} vectors are missing")
+    width = array.type.byte_width
+    values = np.frombuffer(array.buffers()[1], np.uint8)[array.offset * width : (array.offset + len(array)) * width]
+    return values.view("<f2").reshape(len(array), width // 2)
 
 
 def _view_text(table: pa.Table) -> TextColumn:

@@ -10,7 +10,7 @@ import json
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,7 +24,13 @@ from dataprep.io.errors import UserError
 from dataprep.io.pack_format import BUCKET_COLUMN, ORIGINAL_SIDE, SQUARE
 from dataprep.io.parquet import check_kind, write_table
 from dataprep.io.source_column import SOURCE_COLUMN
-from train.loader.pack_files import EMBEDDING_COLUMNS, StoredPixels, open_parquet, read_pixel_encoding
+from train.loader.pack_files import (
+    EMBEDDING_COLUMNS,
+    StoredPixels,
+    open_parquet,
+    read_pixel_encoding,
+    read_vector_width,
+)
 
 REMOTE_SHARDS = 32  # shards of object storage that are indexed at a time: a matter of latency
 META_KEY = b"imagen_ray.index"  # schema metadata of the file
@@ -51,14 +57,16 @@ LISTS = tuple(field.name for field in SCHEMA if pa.types.is_list(field.type))
 class ShardIndex:
     """Row groups of shards, for training on some pixel columns.
 
-    ``shards`` has the schema `SCHEMA`, ``text_dim`` is the width of the embeddings (None where there are none), and
-    ``large`` counts the rows whose original had a shorter side of at least ``min_original`` pixels.
+    ``shards`` has the schema `SCHEMA`, ``text_dim`` is the width of the embeddings (None where there are none),
+    ``vectors`` the width of each vector column, and ``large`` counts the rows whose original had a shorter side of at
+    least ``min_original`` pixels.
     """
 
     shards: pa.Table
     pixels: dict[str, StoredPixels]
     text_dim: int | None
     min_original: int
+    vectors: dict[str, int] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return int(self.shards.num_rows)
@@ -102,7 +110,7 @@ class ShardIndex:
     def write(self, path: str, source: str = "") -> None:
         """Writes the index to any fsspec URL, atomically; ``source`` identifies what it was made from."""
         about = {"source": source, "pixels": self.pixels, "text_dim": self.text_dim, "min_original": self.min_original}
-        table = self.shards.replace_schema_metadata({META_KEY: json.dumps(about).encode()})
+        table = self.shards.replace_schema_metadata({META_KEY: json.dumps({**about, "vectors": self.vectors}).encode()})
         with tempfile.TemporaryDirectory(prefix="imagen-ray-") as scratch:
             local = Path(scratch) / "index"
             write_table(table, local, KIND)
@@ -115,7 +123,7 @@ class ShardIndex:
             check_kind(file.schema_arrow, path, KIND)
             about = json.loads(file.schema_arrow.metadata[META_KEY])
             pixels = {name: _to_pixels(*stored) for name, stored in about["pixels"].items()}
-            return cls(file.read(), pixels, about["text_dim"], about["min_original"])
+            return cls(file.read(), pixels, about["text_dim"], about["min_original"], about["vectors"])
 
 
 def read_source(path: str) -> str | None:
@@ -128,9 +136,13 @@ def read_source(path: str) -> str | None:
 
 
 def index_shards(
-    pack_paths: Sequence[str], embed_paths: Sequence[str] | None, columns: Sequence[str], min_original: int = 0
+    pack_paths: Sequence[str],
+    embed_paths: Sequence[str] | None,
+    columns: Sequence[str],
+    min_original: int = 0,
+    vectors: Sequence[str] = (),
 ) -> ShardIndex:
-    """Indexes pack shards for training on pixel ``columns``; ``embed_paths`` are their embedding shards.
+    """Indexes pack shards for training on pixel ``columns`` and ``vectors``; ``embed_paths`` are their embeddings.
 
     These are row-aligned, with k rows per image of k captions. Paths are local or any fsspec URL. Reads footers, and
     columns that select rows only where the footer's statistics do not tell. Raises UserError for files that are
@@ -142,7 +154,8 @@ def index_shards(
         raise UserError(f"{len(pack_paths)} pack and {len(embed_paths)} embedding shards; run embed again")
     pairs = [(path, embed_paths[at] if embed_paths else None) for at, path in enumerate(pack_paths)]
     with ThreadPoolExecutor(1 if storage.is_local(pack_paths[0]) else REMOTE_SHARDS) as pool:
-        found = list(pool.map(lambda pair: _index_shard(pair[0], pair[1], tuple(columns), min_original), pairs))
+        wanted = tuple(columns), tuple(vectors)
+        found = list(pool.map(lambda pair: _index_shard(pair[0], pair[1], *wanted, min_original), pairs))
     return join_indexes(found)
 
 
@@ -151,22 +164,25 @@ def join_indexes(parts: Iterable[ShardIndex]) -> ShardIndex:
     parts = list(parts)
     first = parts[0]
     for part in parts:
-        if part.pixels != first.pixels:
+        if (part.pixels, part.vectors) != (first.pixels, first.vectors):
             one, other = first.shards["pack"][0], part.shards["pack"][0]
-            raise UserError(f"{other}: stores its pixels in another way than {one}; run pack again")
+            raise UserError(f"{other}: stores its pixels or vectors in another way than {one}; run pack again")
     text_dim = next((part.text_dim for part in parts if part.text_dim is not None), None)
     table = pa.concat_tables([part.shards for part in parts]).combine_chunks()
-    return ShardIndex(table, first.pixels, text_dim, first.min_original)
+    return ShardIndex(table, first.pixels, text_dim, first.min_original, first.vectors)
 
 
-def _index_shard(pack: str, embed: str | None, columns: tuple[str, ...], min_original: int) -> ShardIndex:
+def _index_shard(
+    pack: str, embed: str | None, columns: tuple[str, ...], vectors: tuple[str, ...], min_original: int
+) -> ShardIndex:
     """Indexes a pack shard and its embedding shard; raises as `index_shards` does."""
     text_dim = None
     try:
         with open_parquet(pack) as file:
             check_kind(file.schema_arrow, pack, "pack")
             pixels = {name: read_pixel_encoding(pack, file.schema_arrow, name) for name in columns}
-            rows, size = _measure_groups(file.metadata, {"key", "captions.list.element", *columns})
+            widths = {name: read_vector_width(pack, file.schema_arrow, name) for name in vectors}
+            rows, size = _measure_groups(file.metadata, {"key", "captions.list.element", *columns, *vectors})
             counts = list(_count_rows(file, pack, min_original))
         if embed is not None:
             with open_parquet(embed) as file:
@@ -188,7 +204,7 @@ def _index_shard(pack: str, embed: str | None, columns: tuple[str, ...], min_ori
     ]
     lists = zip(*entries, strict=True) if entries else [()] * len(LISTS)
     row = {"pack": pack, "embed": embed} | dict(zip(LISTS, map(list, lists), strict=True))
-    return ShardIndex(pa.Table.from_pylist([row], schema=SCHEMA), pixels, text_dim, min_original)
+    return ShardIndex(pa.Table.from_pylist([row], schema=SCHEMA), pixels, text_dim, min_original, widths)
 
 
 class GroupCounts(NamedTuple):

@@ -10,6 +10,7 @@ from dataprep.io.errors import UserError
 from train.models.base import Backbone, Denoiser, DenoiserConfig, FolderStage
 from train.models.diffusers_unet.backbone import DIFFUSERS_UNET
 from train.models.dit.backbone import DIT
+from train.models.prior.backbone import PRIOR
 from train.models.refiner.backbone import REFINER
 from train.models.unet.backbone import UNET
 
@@ -20,6 +21,7 @@ BACKBONES: dict[str, Backbone] = {
     "unet": UNET,
     "diffusers_unet": DIFFUSERS_UNET,
     "dit": DIT,
+    "prior": PRIOR,
     "refiner": REFINER,
 }
 

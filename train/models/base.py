@@ -29,10 +29,10 @@ class Conditions(NamedTuple):
     text_BLD: Tensor | None = None  # output of the text encoder, float
     text_mask_BL: Tensor | None = None  # bool, True at tokens, False at padding; None: no padding
     text_keep_B: Tensor | None = None  # bool, False: unconditional, as if there were no caption; None: all True
-    pooled_text_BE: Tensor | None = None  # one vector per caption, such as CLIP's text embedding
+    pooled_text_BE: Tensor | None = None  # one vector per caption, such as CLIP's text embedding; zeros: none
     lowres_BCHW: Tensor | None = None  # low-resolution image, resized to H x W and noised
     lowres_log_snr_B: Tensor | None = None  # log-SNR of that noise
-    image_embedding_BE: Tensor | None = None  # such as CLIP's image embedding
+    image_embedding_BE: Tensor | None = None  # such as CLIP's image embedding, of unit length; zeros: none
     # What `TextEncodingDenoiser.encode_text` made of the text, in its place: the same in every call of a sampling.
     encoded_text_BTC: Tensor | None = None
     encoded_mask_BT: Tensor | None = None
@@ -54,6 +54,16 @@ class DenoiserConfig(Config):
         default=False, description="predict the difference to the low-resolution image; for prediction x0"
     )
     text_dim: int = Field(default=128, ge=1, description="width of the text encoder's output")
+    image_embedding_dim: int = Field(
+        default=0, ge=0, description="width of the image embedding that it is conditioned on; 0: none"
+    )
+
+    def vector_widths(self) -> Mapping[str, int]:
+        """Returns the widths of the vectors that the network takes, by their field of `Conditions`.
+
+        A row of zeros stands for no vector.
+        """
+        return {"image_embedding_BE": self.image_embedding_dim} if self.image_embedding_dim else {}
 
     def size_multiple(self) -> int:
         """Returns the number that divides the height and width of every valid image."""

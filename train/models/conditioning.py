@@ -1,7 +1,7 @@
-"""Conditioning of a denoiser: the noise level, and the caption as tokens and as one pooled vector.
+"""Conditioning of a denoiser: the noise level, the caption as tokens and as one pooled vector, an image embedding.
 
 Shape legend: B batch, L caption tokens, T = L + 1 tokens with the null token in front, D text width, C context width,
-E width of the conditioning vector.
+E width of the conditioning vector, V width of the image embedding.
 """
 
 from __future__ import annotations
@@ -14,6 +14,8 @@ from torch.nn import functional
 
 from train.models.base import Conditions
 from train.models.layers import split_heads
+
+IMAGE_TOKENS = 4  # context tokens of an image embedding (Ramesh et al. 2022, section 2.1)
 
 
 class NoiseEmbedding(nn.Module):
@@ -33,17 +35,17 @@ class NoiseEmbedding(nn.Module):
 
 
 class TextBlock(nn.Module):
-    """Pre-norm transformer block over the caption tokens: self-attention, then a GELU network of 2x width.
+    """Pre-norm transformer block over tokens: self-attention, then a GELU network of ``growth`` times the width.
 
     ``directions``: heads look, by turns, at all tokens, back and ahead (`direction_mask`).
     """
 
-    def __init__(self, width: int, heads: int, directions: bool = False) -> None:
+    def __init__(self, width: int, heads: int, directions: bool = False, growth: int = 2) -> None:
         super().__init__()
         self.heads, self.directions = heads, directions
         self.norm_attention, self.norm_hidden = nn.LayerNorm(width), nn.LayerNorm(width)
         self.qkv, self.project = nn.Linear(width, 3 * width), nn.Linear(width, width)
-        self.hidden, self.out = nn.Linear(width, 2 * width), nn.Linear(2 * width, width)
+        self.hidden, self.out = nn.Linear(width, growth * width), nn.Linear(growth * width, width)
         for layer in (self.project, self.out):
             nn.init.zeros_(layer.weight)
             nn.init.zeros_(layer.bias)
@@ -137,6 +139,45 @@ class TextConditioner(nn.Module):
             conditions = self.encode(conditions)
         assert conditions.encoded_text_BTC is not None and conditions.encoded_pooled_BE is not None
         return conditions.encoded_text_BTC, conditions.encoded_mask_BT, conditions.encoded_pooled_BE
+
+
+class OptionalVector(nn.Module):
+    """A vector per row (B, V), normalised; a row of zeros, and no vector at all, become a learned null vector."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.null = nn.Parameter(torch.randn(dim))
+        self.norm = nn.LayerNorm(dim)
+
+    def forward(self, vector_BV: Tensor | None, batch: int) -> Tensor:
+        given_BV = self.null.expand(batch, -1)
+        if vector_BV is not None:
+            vector_BV = vector_BV.to(self.null.dtype)
+            given_BV = torch.where((vector_BV != 0).any(1, keepdim=True), vector_BV, given_BV)
+        normal_BV: Tensor = self.norm(given_BV)
+        return normal_BV
+
+
+class ImageEmbeddingConditioner(nn.Module):
+    """An image embedding as context tokens, and as a vector to add to the noise embedding (Ramesh et al. 2022, 2.1)."""
+
+    def __init__(self, dim: int, context_width: int, condition_width: int) -> None:
+        super().__init__()
+        self.embedding = OptionalVector(dim)
+        self.tokens = nn.Linear(dim, IMAGE_TOKENS * context_width)
+        self.vector = nn.Linear(dim, condition_width)
+
+    def forward(self, embedding_BV: Tensor | None, batch: int) -> tuple[Tensor, Tensor]:
+        """Returns tokens (B, 4, C) and a vector (B, E); without an embedding, as `OptionalVector`, learned ones."""
+        given_BV = self.embedding(embedding_BV, batch)
+        return self.tokens(given_BV).unflatten(1, (IMAGE_TOKENS, -1)), self.vector(given_BV)
+
+
+def append_tokens(x_BTC: Tensor, mask_BT: Tensor | None, more_BTC: Tensor) -> tuple[Tensor, Tensor | None]:
+    """Returns tokens and their mask with ``more_BTC`` at the end, which nothing masks."""
+    if mask_BT is not None:
+        mask_BT = torch.cat([mask_BT, mask_BT.new_ones(more_BTC.shape[:2])], dim=1)
+    return torch.cat([x_BTC, more_BTC.to(x_BTC.dtype)], dim=1), mask_BT
 
 
 def mask_keys(mask_BT: Tensor | None) -> Tensor | None:

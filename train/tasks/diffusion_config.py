@@ -9,24 +9,22 @@ from typing import Any, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
-from dataprep.io.config import Config
 from dataprep.io.hub import HUB_PREFIX
-from dataprep.io.pack_format import pixels_column
-from train.config import TrainConfig
-from train.diffusion.config import DiffusionConfig
-from train.loader.config import LoaderConfig
+from dataprep.io.pack_format import IMAGE_FEATURES, pixels_column
 from train.models.backbones import backbone_name, denoiser_config, find_backbone, is_preset, read_folder_stage
 from train.models.base import DenoiserConfig
 from train.tasks.adversarial_config import AdversarialConfig
+from train.tasks.denoising_config import CascadeTrainingConfig, DenoisingStageConfig
 
 # Above this level less of the small image than of the noise is left in a network's low-resolution input.
 MAX_RESIDUAL_LEVEL = 0.5
+UNKNOWN_WIDTH = 512  # of image embeddings, until CLIP is known
 
 
-class DiffusionStageConfig(Config):
+class DiffusionStageConfig(DenoisingStageConfig):
     """What one cascade stage learns."""
 
-    trains: ClassVar[str] = "diffusion"  # the networks of this task, see `train.models.base.Backbone`
+    trains: ClassVar[str] = "diffusion"
 
     resolution: int = Field(description="height and width of the generated images")
     low_resolution: int | None = Field(None, ge=1, description="resolution of the input image; None: the base stage")
@@ -41,10 +39,11 @@ class DiffusionStageConfig(Config):
     model: str = Field(
         "tiny-base", description="preset of the network, see docs/models.md; or a stage's folder in diffusers' layout"
     )
-    model_overrides: dict[str, Any] = Field(default_factory=dict, description="fields of the preset to replace")
-    diffusion: DiffusionConfig = Field(default=DiffusionConfig(), description="noise, prediction, loss weighting")
-    text_drop: float = Field(
-        0.1, ge=0, le=1, description="share of samples trained without text, for classifier-free guidance (2.2)"
+    image_embedding: bool = Field(
+        False, description="condition on the CLIP embedding of the image, which a stage of task: prior predicts"
+    )
+    image_drop: float = Field(
+        0.1, ge=0, le=1, description="share of samples trained without image embedding, for classifier-free guidance"
     )
     token_drop: float = Field(
         0.0,
@@ -57,9 +56,12 @@ class DiffusionStageConfig(Config):
         None, description="a discriminator of what a super-resolution stage predicts; None: the loss alone counts"
     )
 
-    def denoiser_config(self, text_dim: int | None = None) -> DenoiserConfig:
-        """Returns the network's config: the preset, its overrides, and the width of the text embeddings if given."""
-        return denoiser_config(self.model, self.model_overrides | ({} if text_dim is None else {"text_dim": text_dim}))
+    def denoiser_config(self, text_dim: int | None = None, image_dim: int | None = None) -> DenoiserConfig:
+        """As `DenoisingStageConfig.denoiser_config`; the width of image embeddings is part of it if it takes them."""
+        widths = {} if text_dim is None else {"text_dim": text_dim}
+        if self.image_embedding:
+            widths |= {"image_embedding_dim": image_dim or UNKNOWN_WIDTH}
+        return denoiser_config(self.model, self.model_overrides | widths)
 
     def size_multiple(self) -> int:
         """Returns the number that divides the height and width of every valid image."""
@@ -72,6 +74,10 @@ class DiffusionStageConfig(Config):
     def pixel_columns(self) -> tuple[str, ...]:
         """Returns the pack columns that the stage reads: its own resolution, then the low one."""
         return tuple(pixels_column(size) for size in self.stored_sizes())
+
+    def vector_columns(self) -> tuple[str, ...]:
+        """Returns the pack's column of image embeddings, of a stage that is conditioned on them."""
+        return (IMAGE_FEATURES,) if self.image_embedding else ()
 
     half_size_steps: int = Field(
         0,
@@ -98,17 +104,20 @@ class DiffusionStageConfig(Config):
         return data | {"model": stage.preset, "model_overrides": overrides, "diffusion": diffusion}
 
     @model_validator(mode="after")
+    def _check_conditions(self) -> Self:
+        if "image_embedding_dim" in self.model_overrides:
+            raise ValueError("model_overrides.image_embedding_dim: that is CLIP's width; set image_embedding: true")
+        backbone = backbone_name(self.denoiser_config())
+        if self.image_embedding and "image_embedding_BE" not in find_backbone(backbone).conditions:
+            raise ValueError(
+                f"image_embedding=true: model={self.model} of backbone {backbone} takes none; set it to false, or take "
+                "another model"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _check_stage(self) -> Self:
         config = self.denoiser_config()
-        task = find_backbone(backbone_name(config)).task
-        if task != self.trains:
-            raise ValueError(f"model={self.model} is trained by task: {task}; set it, or take another model")
-        chosen = self.diffusion.model_dump(mode="json")
-        for name, value in config.fixed_diffusion().items():
-            if chosen[name] != value:
-                raise ValueError(
-                    f"diffusion.{name}={chosen[name]}: model={self.model} has learned {value}; set it to that"
-                )
         side = self.crop or self.resolution
         if side > self.resolution:
             raise ValueError(f"crop={self.crop} is larger than resolution={self.resolution}; take a smaller crop")
@@ -152,7 +161,7 @@ class DiffusionStageConfig(Config):
         return self
 
 
-class DiffusionTrainingConfig(DiffusionStageConfig, TrainConfig):
+class DiffusionTrainingConfig(DiffusionStageConfig, CascadeTrainingConfig):
     """One diffusion stage of the cascade: keys of the task, of the training loop and of the loader."""
 
     task: Literal["diffusion"] = Field("diffusion", description="a denoiser of images at one resolution")
@@ -173,5 +182,3 @@ class DiffusionTrainingConfig(DiffusionStageConfig, TrainConfig):
             )
         self.adversarial.check(self.crop or self.resolution, self.steps)
         return self
-
-    data: LoaderConfig = Field(LoaderConfig(), description="how training data is read")

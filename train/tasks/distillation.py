@@ -36,7 +36,8 @@ from train.loader.mix_config import DataMix
 from train.models.base import Conditions, Denoiser
 from train.models.distilled import Distilled
 from train.models.export import load_stage, save_stage
-from train.tasks.diffusion import DenoisingInputs, DiffusionTask, train_stage
+from train.tasks.denoising import DenoisingInputs
+from train.tasks.diffusion import DiffusionTask, train_stage
 from train.tasks.distillation_config import DistillationTrainingConfig
 
 
@@ -44,9 +45,14 @@ class DistillationTask(DiffusionTask):
     """A student stage; ``teacher`` is the local folder of an exported stage."""
 
     def __init__(
-        self, teacher: str, config: DistillationTrainingConfig, text_dim: int, empty_text_LD: np.ndarray | None = None
+        self,
+        teacher: str,
+        config: DistillationTrainingConfig,
+        text_dim: int,
+        empty_text_LD: np.ndarray | None = None,
+        image_dim: int | None = None,
     ) -> None:
-        super().__init__(config, text_dim, empty_text_LD)
+        super().__init__(config, text_dim, empty_text_LD, None, image_dim)
         self.settings, self.teacher_folder = config.distillation, teacher
         self.levels_TS = step_levels(
             config.diffusion, self.settings.steps, self.settings.teacher_steps, self.settings.spacing
@@ -106,7 +112,7 @@ class DistillationTask(DiffusionTask):
         save_stage(
             folder,
             weights,
-            self.denoiser_config(),
+            self.layout,
             self.config.diffusion.model_dump(mode="json"),
             step,
             distilled=distilled,

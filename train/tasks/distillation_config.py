@@ -44,6 +44,8 @@ class DistillationTrainingConfig(DiffusionTrainingConfig):
             )
         if self.adversarial is not None:
             raise ValueError("adversarial: a student learns from its teacher, not from images; leave it out")
+        if self.image_embedding:
+            raise ValueError("image_embedding=true: a teacher is guided by its caption alone; set it to false")
         if self.half_size_steps:
             raise ValueError(f"half_size_steps={self.half_size_steps}: the teacher knows one size; set it to 0")
         return self

@@ -27,7 +27,8 @@ from train.models.refiner.masking import hide_at_random, hide_codes, masked_cros
 from train.models.refiner.parallel_decoding import decode_codes
 from train.models.refiner.refiner import Refiner
 from train.models.vq.stage_folder import load_autoencoder
-from train.tasks.diffusion import DiffusionTask, spread_times
+from train.tasks.denoising import spread_times
+from train.tasks.diffusion import DiffusionTask
 from train.tasks.pack_training import train_on_pack
 from train.tasks.refinement_config import RefinementTrainingConfig
 
@@ -57,7 +58,7 @@ class RefinementTask(DiffusionTask):
 
     def refiner_config(self) -> RefinerConfig:
         """Returns the network's config, with overrides and text width."""
-        return cast(RefinerConfig, self.config.denoiser_config(self.text_dim))
+        return cast(RefinerConfig, self.layout)
 
     def build(self) -> nn.Module:
         """Returns a fresh network, without the autoencoder."""

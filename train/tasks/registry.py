@@ -11,6 +11,7 @@ from train.config import TrainConfig
 from train.tasks.clip_config import ClipTrainingConfig
 from train.tasks.diffusion_config import DiffusionTrainingConfig
 from train.tasks.distillation_config import DistillationTrainingConfig
+from train.tasks.prior_config import PriorTrainingConfig
 from train.tasks.refinement_config import RefinementTrainingConfig
 from train.tasks.t5_config import T5TrainingConfig
 from train.tasks.vq_config import VqTrainingConfig
@@ -44,6 +45,13 @@ def load_distillation() -> TrainFunction:
     return train_distillation
 
 
+def load_prior() -> TrainFunction:
+    """Imports `train_prior`."""
+    from train.tasks.prior import train_prior
+
+    return train_prior
+
+
 def load_vq() -> TrainFunction:
     """Imports `train_vq`."""
     from train.tasks.vq import train_vq
@@ -75,6 +83,7 @@ def load_t5() -> TrainFunction:
 TASKS: dict[str, TaskKind] = {
     "diffusion": TaskKind(DiffusionTrainingConfig, load_diffusion),
     "distillation": TaskKind(DistillationTrainingConfig, load_distillation),
+    "prior": TaskKind(PriorTrainingConfig, load_prior),
     "vq": TaskKind(VqTrainingConfig, load_vq),
     "refinement": TaskKind(RefinementTrainingConfig, load_refinement),
     "clip": TaskKind(ClipTrainingConfig, load_clip),

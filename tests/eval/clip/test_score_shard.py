@@ -16,6 +16,7 @@ from torch import nn
 from dataprep.filters.config import SelectConfig
 from dataprep.filters.predictions import limit_head
 from dataprep.filters.registry import FILTERS
+from dataprep.io.pack_format import FEATURES
 from dataprep.io.parquet import read_table, write_table
 from dataprep.io.scorer_heads import HEADS, ScorerHead
 from eval.clip.config import HeadConfig, ScoreConfig
@@ -51,7 +52,7 @@ def test_features_and_heads_are_kept_beside_the_similarity(scorer: ClipScorer, t
     red.weight.data = torch.tensor([[5.0, 0.0, 0.0]])
     heads = [Head(nn.Sequential(red), "aesthetic", 3)]
     images = [("a", flat(9, 0, 0)), ("c", flat(0, 3, 4))]
-    score_shard(iter(images), tmp_path / "d.parquet", tmp_path / "s.parquet", scorer, heads, embeddings=True)
+    score_shard(iter(images), tmp_path / "d.parquet", tmp_path / "s.parquet", scorer, heads, [*FEATURES])
     scores = read_table(tmp_path / "s.parquet", "scores")
     assert scores.schema.field("aesthetic").type == pa.float32()
     assert scores["aesthetic"].to_pylist() == pytest.approx([5.0, None, 0.0])
@@ -59,7 +60,10 @@ def test_features_and_heads_are_kept_beside_the_similarity(scorer: ClipScorer, t
     features = [value and np.frombuffer(value, "<f2") for value in scores["clip_embedding"].to_pylist()]
     assert features[1] is None
     np.testing.assert_allclose(features[2], [0, 0.6, 0.8], atol=1e-3)
-    score_shard(iter([]), tmp_path / "d.parquet", tmp_path / "none.parquet", scorer, heads, embeddings=True)
+    texts = [value and np.frombuffer(value, "<f2") for value in scores["clip_text_embedding"].to_pylist()]
+    assert texts[1] is None  # without an image its caption is not encoded
+    np.testing.assert_allclose(texts[2], [0, 0, 1], atol=1e-3)
+    score_shard(iter([]), tmp_path / "d.parquet", tmp_path / "none.parquet", scorer, heads, [*FEATURES])
     empty = read_table(tmp_path / "none.parquet", "scores")
     assert empty.schema == scores.schema and empty["aesthetic"].null_count == 3
 

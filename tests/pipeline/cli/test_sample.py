@@ -44,6 +44,16 @@ def test_options_become_a_request(monkeypatch: pytest.MonkeyPatch, capsys: pytes
     assert request.options.overlong == "cut" and out == "x.png\n"
 
 
+def test_variations_need_no_prompt(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["--variations-of", "a.png", "--num", "5"]
+    request, _ = run_sample(monkeypatch, capsys, [Path("x.png")], *words, "--to-image", "b.png")
+    assert (request.prompts, request.variations_of, request.to_image) == ([""], Path("a.png"), Path("b.png"))
+    request, _ = run_sample(monkeypatch, capsys, [Path("x.png")], "a cat", *words, "--to-prompt", "a dog")
+    assert (request.prompts, request.to_image, request.options.to_prompt) == (["a cat"], None, "a dog")
+    request, _ = run_sample(monkeypatch, capsys, [Path("x.png")], *words, "--prompts-file", "p.txt")
+    assert request.prompts == []
+
+
 def test_json_describes_each_image_but_not_the_grid(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:

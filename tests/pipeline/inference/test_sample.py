@@ -199,3 +199,14 @@ def test_adapters_reach_the_cascade(cascade: Recorder, tmp_path: Path) -> None:
         main(["sample", "m", "a cat", "--out", out, "--adapter", "a.safetensors:0.8", "--adapter", "base=runs/one"])
     assert caught.value.code == 0
     assert cascade.adapters == ["a.safetensors:0.8", "base=runs/one"]
+
+
+def test_images_to_vary_are_read_as_training_images_are(cascade: Recorder, tmp_path: Path) -> None:
+    for name, colour in (("a", "red"), ("b", "blue")):
+        Image.new("RGBA", (5, 4), colour).save(tmp_path / f"{name}.png")
+    ends = ["--variations-of", str(tmp_path / "a.png"), "--to-image", str(tmp_path / "b.png")]
+    assert run("--num", "2", *ends, "--out", str(tmp_path / "x.png")) == 0
+    call = cascade.calls[0]
+    assert call["prompts"] == [""] and call["variations_of"].mode == "RGB"
+    assert call["to_image"].getpixel((0, 0)) == (0, 0, 255) and not call["to_prompt"]
+    assert run("--variations-of", str(tmp_path / "none.png"), "--out", str(tmp_path / "y.png")) == 2

@@ -15,6 +15,7 @@ from pipeline.planner.plan import CostPlan, PlanRequest, encode_plan, make_plan
 from pipeline.runtime import ray_session
 from tests.helpers.paths import ROOT
 from tests.helpers.plans import SMOKE, fail_command, pick_machines
+from tests.helpers.priors import WITH_PRIOR
 
 IMAGEN = str(ROOT / "configs" / "imagen.yaml")
 
@@ -88,3 +89,20 @@ def test_wrong_machines_and_runs(capsys: pytest.CaptureFixture[str], tmp_path: P
     line = fail_command(capsys, "plan", SMOKE, "--machine", "1xH100", "--nodes", "3")
     assert "--nodes 3" in line
     assert "multiple" in line
+
+
+def test_a_prior_counts_among_networks_storage_and_samples(plan: CostPlan) -> None:
+    table = pick_machines("1xH100", "cpu-96")
+    made = make_plan(
+        load_config(SMOKE, [*WITH_PRIOR, "sample.stages.prior={steps: 5, guidance: 1.0}"]), table, PlanRequest()
+    )
+    found = {model.name: model for model in made.models}
+    prior, base = found["prior"], found["base"]
+    assert (prior.side, prior.layout.image_channels, base.layout.image_embedding_dim) == (1, 64, 64)
+    assert 0 < prior.forward < base.forward and "train.prior" in [cost.stage for cost in made.costs]
+    volumes = {volume.name: volume.bytes for volume in made.volumes}
+    assert volumes["pack: clip_embedding"] == pytest.approx(128 * made.rates.pairs)
+    images, before = made.works["sample"].items, next(model for model in plan.models if model.name == "base")
+    grown = made.works["sample"].flops - plan.works["sample"].flops
+    # The prior: five evaluations of two candidates for each image. The decoder: three, guided, with more tokens.
+    assert grown == pytest.approx(images * (5 * 2 * prior.forward + 3 * 2 * (base.whole - before.whole)))

@@ -42,7 +42,7 @@ def artifacts(run: Run) -> dict[str, Artifact]:
 def test_a_distilled_stage_brings_its_steps(run: Run) -> None:
     found = artifacts(run)
     given = {"base": SamplingConfig(steps=9, guidance=3.0, lowres_level=0.3)}
-    (stage,) = trained_cascade({"base": found["train.base"]}, given, found["encoder"]).stages
+    (stage,) = trained_cascade({"base": found["train.base"]}, given, found["encoder"], None).stages
     assert stage.sampling.log_snrs == (-20.0, -1.0) and stage.sampling.count_evaluations() == 2
     assert (stage.sampling.guidance, stage.sampling.threshold, stage.sampling.lowres_level) == (1.0, "none", 0.3)
     assert set(SAMPLING) < set(stage.distilled)
@@ -60,7 +60,7 @@ def test_fitted_levels_take_the_place_of_steps(tmp_path: Path) -> None:
 def test_a_weaker_network_is_found_and_its_files_are_listed(run: Run, tmp_path: Path) -> None:
     found = artifacts(run)
     weak = write_trained_run(tmp_path / "weak", base=BASE)
-    cascade = trained_cascade({"base": found["train.base"]}, {}, found["encoder"], {"base": weak.root})
+    cascade = trained_cascade({"base": found["train.base"]}, {}, found["encoder"], None, {"base": weak.root})
     assert cascade.stages[0].guide == weak.artifacts()["train.base"].path("export")
     folders = {Path(path).parent for path in list_cascade_files(cascade)}
     assert Path(str(cascade.stages[0].guide)) in folders and Path(cascade.stages[0].path) in folders

@@ -10,8 +10,12 @@ import pytest
 import torch
 
 from dataprep.io.errors import UserError
-from tests.helpers.packs import make_embedding, make_image, write_embeddings, write_pack
+from dataprep.io.pack_format import FEATURES
+from tests.helpers.packs import make_embedding, make_feature, make_image, write_embeddings, write_pack
+from train.loader.config import LoaderConfig
 from train.loader.loader import CaptionLoader, Loader
+from train.loader.reader import Reader
+from train.loader.shard_index import index_shards
 
 COLUMNS = ("pixels_16", "pixels_64")
 
@@ -98,3 +102,18 @@ def test_invalid_arguments_are_refused(shards: tuple[list[str], list[str]], tmp_
         CaptionLoader([], 0, 1)
     with pytest.raises(UserError, match="multiple of 3"):
         CaptionLoader(["a"], 0, 8).batch(0, 0, 3)
+
+
+def test_vectors_come_with_their_rows(tmp_path: Path) -> None:
+    packs = [
+        write_pack(tmp_path / f"p{i}", *span, rows=7, features=[*FEATURES])
+        for i, span in enumerate([(0, 20), (20, 33)])
+    ]
+    embeds = [write_embeddings(tmp_path / f"e{i}", *span, rows=7) for i, span in enumerate([(0, 20), (20, 33)])]
+    index = index_shards(packs, embeds, COLUMNS[:1], vectors=[*FEATURES])
+    loader = Loader.from_reader(Reader(index, LoaderConfig()), "train", 0, 8)
+    for step in range(4):
+        batch = loader.batch(step)
+        for name in FEATURES:
+            wanted = np.stack([make_feature(int(key), name) for key in batch["key"]])
+            assert batch[name].dtype == torch.float16 and np.array_equal(batch[name].numpy(), wanted)

@@ -14,7 +14,7 @@ from dataprep.io.errors import UserError
 from dataprep.io.pack_format import BUCKET_COLUMN, ORIGINAL_SIDE
 from dataprep.io.parquet import write_table
 from tests.helpers.counted_store import READ, REQUESTS, reset
-from tests.helpers.packs import write_embeddings, write_pack
+from tests.helpers.packs import FEATURE_WIDTH, write_embeddings, write_pack
 from train.loader.config import LoaderConfig
 from train.loader.loader import TRAIN, VALIDATION, Loader
 from train.loader.reader import CorruptDataError, Reader
@@ -166,3 +166,15 @@ def test_mixed_buckets_are_refused(tmp_path: Path) -> None:
 def test_another_file_is_no_index(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="expected a file of kind 'shard_index', found 'pack'"):
         ShardIndex.read(write_pack(tmp_path / "p", 0, 8))
+
+
+def test_vector_columns_are_found_stored_and_required(tmp_path: Path) -> None:
+    pack = write_pack(tmp_path / "p", 0, 9, features=["clip_embedding"])
+    index = index_shards([pack], None, (), vectors=["clip_embedding"])
+    assert index.vectors == {"clip_embedding": FEATURE_WIDTH}
+    index.write(str(tmp_path / "index"))
+    assert ShardIndex.read(str(tmp_path / "index")).vectors == index.vectors
+    plain = index_shards([pack], None, ())
+    assert int(index.entries("bytes").sum()) > int(plain.entries("bytes").sum())
+    with pytest.raises(UserError, match=r"no column clip_text_embedding; add it to pack\.features, and"):
+        index_shards([pack], None, (), vectors=["clip_text_embedding"])

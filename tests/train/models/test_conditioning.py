@@ -1,11 +1,18 @@
-"""Heads over the caption that look one way only."""
+"""Heads over the caption that look one way only, and vectors of which some rows have none."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
 
-from train.models.conditioning import TextBlock, TextConditioner, direction_mask
+from train.models.conditioning import (
+    ImageEmbeddingConditioner,
+    OptionalVector,
+    TextBlock,
+    TextConditioner,
+    append_tokens,
+    direction_mask,
+)
 
 LENGTH = 5
 
@@ -55,3 +62,27 @@ def test_padding_and_dropped_captions_change_nothing() -> None:
     dropped = text(padded, mask, torch.tensor([True, False]))[2]
     empty = text(torch.randn(2, 4, 8), torch.zeros(2, 4, dtype=torch.bool), None)[2]
     torch.testing.assert_close(dropped[1], empty[1])
+
+
+def test_zeros_stand_for_no_vector() -> None:
+    layer = OptionalVector(6)
+    given = torch.randn(3, 6, generator=torch.Generator().manual_seed(0))
+    given[1] = 0
+    out = layer(given, 3)
+    torch.testing.assert_close(out[1], layer(None, 3)[1])
+    torch.testing.assert_close(out[0], layer.norm(given[0]))
+    assert float((out[0] - out[1]).abs().max()) > 0.1
+
+
+def test_an_image_embedding_is_four_tokens_and_a_vector() -> None:
+    layer = ImageEmbeddingConditioner(6, 8, 10)
+    tokens, vector = layer(torch.randn(2, 6), 2)
+    assert tokens.shape == (2, 4, 8) and vector.shape == (2, 10)
+
+
+def test_appended_tokens_are_seen() -> None:
+    mask = torch.tensor([[True, False]])
+    tokens, seen = append_tokens(torch.zeros(1, 2, 4), mask, torch.ones(1, 3, 4, dtype=torch.float64))
+    assert tokens.dtype == torch.float32 and tokens[0, 2:].all() and not tokens[0, :2].any()
+    assert seen is not None and seen.tolist() == [[True, False, True, True, True]]
+    assert append_tokens(torch.zeros(1, 2, 4), None, torch.ones(1, 3, 4))[1] is None

@@ -8,18 +8,22 @@ from typing import Any
 import cv2
 import pytest
 import torch
+from pydantic import ValidationError
 
 from dataprep.io.errors import UserError
+from dataprep.io.pack_format import IMAGE_FEATURES
 from dataprep.io.storage import read_json_lines
-from tests.helpers.packs import write_embeddings, write_pack
+from tests.helpers.packs import FEATURE_WIDTH, write_embeddings, write_pack
 from tests.helpers.toys import short_config
 from train.config import TrainConfig
+from train.loader.config import LoaderConfig
 from train.loader.loader import Loader
+from train.loader.reader import Reader
 from train.loader.sampler import SampleRandom
 from train.loader.shard_index import index_shards
 from train.loop import train
 from train.models.export import load_stage
-from train.tasks.diffusion import DiffusionTask, spread_times, train_diffusion
+from train.tasks.diffusion import DiffusionTask, train_diffusion
 from train.tasks.diffusion_config import DiffusionStageConfig, DiffusionTrainingConfig
 
 X0 = {"prediction": "x0", "lowres_max_level": 0.3}
@@ -29,7 +33,9 @@ X0 = {"prediction": "x0", "lowres_max_level": 0.3}
 def pack(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
     """A pack shard of 64 images, and its embeddings of width 8."""
     folder = tmp_path_factory.mktemp("pack")
-    return write_pack(folder / "p.parquet", 0, 64), write_embeddings(folder / "e.parquet", 0, 64)
+    return write_pack(folder / "p.parquet", 0, 64, features=[IMAGE_FEATURES]), write_embeddings(
+        folder / "e.parquet", 0, 64
+    )
 
 
 @pytest.mark.parametrize(
@@ -38,16 +44,17 @@ def pack(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
         ({"resolution": 16, "model": "micro-base"}, 16),
         ({"resolution": 64, "low_resolution": 16, "crop": 32, "model": "micro-sr", "diffusion": X0}, 8),
         ({"resolution": 16, "model": "dit-micro-base", "diffusion": {"prediction": "x0"}}, 16),
+        ({"resolution": 16, "model": "micro-base", "image_embedding": True, "text_drop": 1.0}, 16),
     ],
 )
 def test_diffusion_stage_learns_and_exports(
     tmp_path: Path, pack: tuple[str, str], changes: dict[str, Any], batch: int
 ) -> None:
     stage = DiffusionStageConfig(**changes)
-    task = DiffusionTask(stage, text_dim=8)
-    loaders = [
-        Loader([pack[0]], [pack[1]], task.columns, split, 0, batch, stage.crop) for split in ("train", "validation")
-    ]
+    task = DiffusionTask(stage, text_dim=8, image_dim=FEATURE_WIDTH)
+    shards = index_shards([pack[0]], [pack[1]], task.columns, vectors=stage.vector_columns())
+    data = Reader(shards, LoaderConfig())
+    loaders = [Loader.from_reader(data, split, 0, batch, stage.crop) for split in ("train", "validation")]
     config = TrainConfig(
         **(
             short_config(30, batch, 3e-3).model_dump()
@@ -69,17 +76,7 @@ def test_diffusion_stage_learns_and_exports(
         and settings["backbone"] == ("dit" if "dit" in stage.model else "unet")
         and settings["model"]["text_dim"] == 8
     )
-    assert model.config == task.denoiser_config()
-
-
-def test_times_are_spread_evenly() -> None:
-    times = spread_times(SampleRandom(3, 5, range(160, 192))).sort().values
-    gaps = times.diff()
-    assert float(gaps.max()) < 2.7 / 32 and float(times[0]) < 0.09 and float(times[-1]) > 0.91
-    part = spread_times(SampleRandom(3, 5, [170]))
-    assert part in spread_times(SampleRandom(3, 5, range(160, 192)))
-    many = torch.cat([spread_times(SampleRandom(0, step, range(step * 4, step * 4 + 4))) for step in range(500)])
-    assert abs(float(many.mean()) - 0.5) < 0.02
+    assert model.config == task.layout
 
 
 def test_training_on_no_rows_is_refused(tmp_path: Path) -> None:
@@ -88,3 +85,33 @@ def test_training_on_no_rows_is_refused(tmp_path: Path) -> None:
     index_shards(*files, config.pixel_columns()).write(str(tmp_path / "index"))
     with pytest.raises(UserError, match="nothing was kept to train on"):
         train_diffusion(str(tmp_path / "index"), False, config, str(tmp_path / "run"), 0)
+
+
+def test_image_embeddings_are_given_and_dropped(pack: tuple[str, str]) -> None:
+    stage = DiffusionStageConfig(resolution=16, model="micro-base", image_embedding=True, image_drop=0.5, text_drop=0.5)
+    task = DiffusionTask(stage, text_dim=8, image_dim=FEATURE_WIDTH)
+    shards = index_shards([pack[0]], [pack[1]], task.columns, vectors=stage.vector_columns())
+    batch = Loader.from_reader(Reader(shards, LoaderConfig()), "train", 0, 32).batch(0)
+    random = SampleRandom(0, 0, batch["index"])
+    conditions = task.prepare(batch, random)["inputs"].conditions
+    given, kept = conditions.image_embedding_BE, conditions.text_keep_B
+    assert given.shape == (32, FEATURE_WIDTH) and task.layout.image_embedding_dim == FEATURE_WIDTH
+    whole = (given != 0).any(1)
+    assert torch.equal(given[whole], batch[IMAGE_FEATURES].float()[whole])
+    assert 8 < int(whole.sum()) < 24 and not torch.equal(whole, kept)  # one is dropped without the other
+
+
+@pytest.mark.parametrize(
+    ("keys", "message"),
+    [
+        ({"model_overrides": {"image_embedding_dim": 8}}, "that is CLIP's width; set image_embedding: true"),
+        ({"model": "prior-micro"}, "model=prior-micro is trained by task: prior; set it, or take another model"),
+        (
+            {"model": "micro-if", "diffusion": {"schedule": "discrete", "prediction": "eps"}, "image_embedding": True},
+            "image_embedding=true: model=micro-if of backbone diffusers_unet takes none",
+        ),
+    ],
+)
+def test_stages_that_take_no_image_embedding_are_named(keys: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValidationError, match=message):
+        DiffusionStageConfig.model_validate({"resolution": 16, "model": "micro-base"} | keys)

@@ -28,7 +28,7 @@ from train.models.adapters.lora import check_shapes, merge_pairs, split_pairs
 ADAPTER_FILE = "adapter.safetensors"
 METADATA, DIFFUSERS_METADATA = "imagen_ray", "lora_adapter_metadata"  # keys of JSON in a file's metadata
 PREFIX = re.compile(
-    r"^(base_model\.model\.)?(unet|transformer|text_encoder|clip)\.|^base_model\.model\.|^lora_(unet|te1?)_"
+    r"^(base_model\.model\.)?(unet|transformer|prior|text_encoder|clip)\.|^base_model\.model\.|^lora_(unet|te1?)_"
 )
 HALVES = (
     (re.compile(r"\.lora_A(\.default)?\.weight$|\.lora_down\.weight$|\.lora\.down\.weight$"), 0),

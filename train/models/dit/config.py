@@ -49,9 +49,6 @@ class DiTConfig(DenoiserConfig):
         description="of these, heads that look back or ahead only: easier word order; from 3 heads of 32 on",
     )
     condition_width: int = Field(default=384, ge=8, description="width of noise embedding + pooled text")
-    image_embedding_dim: int = Field(
-        default=0, ge=0, description="width of the image embedding that it is conditioned on; 0: none"
-    )
 
     @model_validator(mode="after")
     def _check_layout(self) -> Self:

@@ -15,37 +15,13 @@ from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
 from train.models.base import Conditions, check_conditions
-from train.models.conditioning import NoiseEmbedding, TextConditioner
+from train.models.conditioning import ImageEmbeddingConditioner, NoiseEmbedding, TextConditioner, append_tokens
 from train.models.dit.attention import NORM_EPS, rotary_2d
 from train.models.dit.block import MODULATIONS, DiTBlock, PatchCondition, modulate
 from train.models.dit.config import SUPPORTED_CONDITIONS, DiTConfig
 from train.models.layers import COORDINATE_FEATURES, coordinate_features, zero_init
 
 NOISE_FEATURES = 256
-IMAGE_TOKENS = 4  # context tokens of an image embedding (Ramesh et al. 2022, section 2.1)
-
-
-class ImageEmbeddingConditioner(nn.Module):
-    """An image embedding as context tokens, and as a vector to add to the noise embedding (Ramesh et al. 2022, 2.1).
-
-    A row of zeros, and no embedding at all, become a learned null embedding.
-    """
-
-    def __init__(self, dim: int, context_width: int, condition_width: int) -> None:
-        super().__init__()
-        self.null = nn.Parameter(torch.randn(dim))
-        self.norm = nn.LayerNorm(dim)
-        self.tokens = nn.Linear(dim, IMAGE_TOKENS * context_width)
-        self.vector = nn.Linear(dim, condition_width)
-
-    def forward(self, embedding_BE: Tensor | None, batch: int) -> tuple[Tensor, Tensor]:
-        """Returns tokens (B, 4, K) and a vector (B, E)."""
-        given_BE = self.null.expand(batch, -1)
-        if embedding_BE is not None:
-            embedding_BE = embedding_BE.to(self.null.dtype)
-            given_BE = torch.where((embedding_BE != 0).any(1, keepdim=True), embedding_BE, given_BE)
-        given_BE = self.norm(given_BE)
-        return self.tokens(given_BE).unflatten(1, (IMAGE_TOKENS, -1)), self.vector(given_BE)
 
 
 class DiT(nn.Module):
@@ -146,9 +122,7 @@ class DiT(nn.Module):
         if self.image_embedding is not None:
             tokens, more_BE = self.image_embedding(conditions.image_embedding_BE, batch)
             vector_BE = vector_BE + more_BE
-            text_BTK = torch.cat([text_BTK, tokens.to(text_BTK.dtype)], dim=1)
-            if mask_BT is not None:
-                mask_BT = torch.cat([mask_BT, mask_BT.new_ones(tokens.shape[:2])], dim=1)
+            text_BTK, mask_BT = append_tokens(text_BTK, mask_BT, tokens)
         return functional.silu(vector_BE), text_BTK, mask_BT
 
     def _mask_keys(self, mask_BT: Tensor | None, patches: int) -> Tensor | None:

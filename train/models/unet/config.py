@@ -14,7 +14,7 @@ from train.models.base import ENCODED_TEXT, DenoiserConfig
 
 AttentionKind = Literal["none", "self", "cross", "joint"]
 SUPPORTED_CONDITIONS = (
-    *("text_BLD", "text_mask_BL", "text_keep_B", "lowres_BCHW", "lowres_log_snr_B"),
+    *("text_BLD", "text_mask_BL", "text_keep_B", "lowres_BCHW", "lowres_log_snr_B", "image_embedding_BE"),
     *ENCODED_TEXT,
 )
 

@@ -16,7 +16,7 @@ from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
 from train.models.base import Conditions, check_conditions
-from train.models.conditioning import NoiseEmbedding, TextConditioner
+from train.models.conditioning import ImageEmbeddingConditioner, NoiseEmbedding, TextConditioner, append_tokens
 from train.models.layers import COORDINATE_FEATURES, coordinate_features, zero_init
 from train.models.unet.attention import ImageAttention
 from train.models.unet.blocks import CombineEmbeddings, ResBlock, StridedConv, UpsamplingConv
@@ -118,6 +118,8 @@ class UNet(nn.Module):
         self.noise = NoiseEmbedding(config.channels, condition)
         self.lowres_noise = NoiseEmbedding(config.channels, condition) if config.lowres else None
         self.text = TextConditioner(config.text_dim, context, config.text_layers, condition, config.text_directions)
+        dim = config.image_embedding_dim
+        self.image_embedding = ImageEmbeddingConditioner(dim, context, condition) if dim else None
         self.stem = nn.Conv2d(config.image_channels * (2 if config.lowres else 1), config.channels, 3, padding=1)
         self.place = nn.Conv2d(COORDINATE_FEATURES, config.channels, 1) if config.positions else None
         self.shrink, self.down, self.up, self.grow = (nn.ModuleList() for _ in range(4))
@@ -169,7 +171,8 @@ class UNet(nn.Module):
     def forward(self, x_BCHW: Tensor, log_snr_B: Tensor, conditions: Conditions) -> Tensor:
         """Returns the prediction (B, C, H, W), as `train.models.base.Denoiser` specifies.
 
-        Requires text tokens; a super-resolution U-Net also the low-resolution image and its log-SNR.
+        Requires text tokens; a super-resolution U-Net also the low-resolution image and its log-SNR. An image embedding
+        is optional, where the config has a width for it.
         """
         lowres_BCHW = conditions.lowres_BCHW
         self._check_inputs(x_BCHW, conditions)
@@ -178,6 +181,10 @@ class UNet(nn.Module):
         if self.lowres_noise is not None and lowres_BCHW is not None:
             vector_BE = vector_BE + self.lowres_noise(conditions.lowres_log_snr_B)
             x_BCHW = torch.cat([x_BCHW, lowres_BCHW], dim=1)
+        if self.image_embedding is not None:
+            tokens, more_BE = self.image_embedding(conditions.image_embedding_BE, x_BCHW.shape[0])
+            vector_BE = vector_BE + more_BE
+            text_BTC, mask_BT = append_tokens(text_BTC, mask_BT, tokens)
         condition = BlockCondition(functional.silu(vector_BE), text_BTC, mask_BT)
         # Channels last: faster for convolutions, on CPUs for GroupNorm too. On GPUs it lasts through a compiled model
         # alone: torch's GroupNorm there gives contiguous tensors, and the convolutions after it another layout.
@@ -210,6 +217,8 @@ class UNet(nn.Module):
             raise ValueError("a super-resolution U-Net needs lowres_BCHW and lowres_log_snr_B")
         if not self.config.lowres and conditions.lowres_BCHW is not None:
             raise ValueError("this U-Net takes no low-resolution image; set lowres: true in its config")
+        if not self.config.image_embedding_dim and conditions.image_embedding_BE is not None:
+            raise ValueError("this U-Net takes no image embedding; set image_embedding_dim to its width in the config")
 
     def _levels(self, stem_BCHW: Tensor, condition: BlockCondition) -> Tensor:
         """Maps stem features through the U to features of the same size and width."""

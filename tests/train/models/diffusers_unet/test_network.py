@@ -18,7 +18,8 @@ from train.models.backbones import build_denoiser, denoiser_config, read_folder_
 from train.models.base import Conditions
 from train.models.diffusers_unet.network import DiffusersUNet
 from train.models.export import load_stage
-from train.tasks.diffusion import DiffusionTask, spread_times
+from train.tasks.denoising import spread_times
+from train.tasks.diffusion import DiffusionTask
 from train.tasks.diffusion_config import DiffusionStageConfig
 
 pytest.importorskip("diffusers")

@@ -1,0 +1,85 @@
+"""What the stages share that train a denoiser on packed images, their features and text embeddings."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from dataprep.io import storage
+from dataprep.io.errors import UserError
+from pipeline.runtime.context import Context
+from pipeline.runtime.training_data import INDEX_FILE, write_shard_index
+from pipeline.runtime.training_stage import train_on_cluster
+from pipeline.stages.base import StageInputs
+from pipeline.stages.clip import find_clip_width
+from pipeline.stages.initial_weights import Origin, check_origin, find_origin, list_origin_files
+from pipeline.stages.text_encoder import find_text_width
+from pipeline.stages.training_stages import place_weights
+from pipeline.store.artifact import Artifact
+from train.init_config import InitConfig
+from train.initial_weights.base import read_settings
+from train.tasks.denoising_config import DenoisingStageConfig
+
+if TYPE_CHECKING:
+    from pipeline.config import RunConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainInputs(StageInputs):
+    """Training pixels, with features of the images if they are packed, and text embeddings, row-aligned."""
+
+    pack: Artifact
+    embed: Artifact
+
+
+def list_denoiser_sources(config: RunConfig, name: str) -> list[str]:
+    """Returns the files of the weights that a stage begins from, if any, after checking that they fit its network."""
+    stage = config.denoisers()[name]
+    if stage.init is None:
+        return []
+    key = f"train.{name}.init"
+    origin = find_origin(stage.init, f"train.{name}", key)
+    check_weights(stage, origin, stage.init, (find_text_width(config.encoder), find_clip_width(config.clip)), key)
+    return list_origin_files(origin)
+
+
+def check_weights(
+    stage: DenoisingStageConfig, origin: Origin, init: InitConfig, widths: tuple[int | None, int | None], key: str
+) -> None:
+    """Raises UserError for weights that do not fit, or that were trained to predict something else.
+
+    ``widths``: of the text encoder's output, and of CLIP's embeddings. Where one that counts is not known yet, the
+    ranks check shapes.
+    """
+    settings = read_settings(origin.path, "config.json")
+    predicts = (settings.get("diffusion") or {}).get("prediction", stage.diffusion.prediction)
+    if predicts != stage.diffusion.prediction:
+        raise UserError(
+            f"{key}={init.source}: predicts {predicts}, diffusion.prediction is {stage.diffusion.prediction}; "
+            f"set it to {predicts}"
+        )
+    layout = stage.denoiser_config(*widths)
+    counting = widths if stage.vector_columns() else widths[:1]
+    if None in counting or settings.get("model") == layout.model_dump(mode="json"):
+        return  # the same config has the same tensors
+    import torch
+
+    from train.initial_weights.fitting import list_model_tensors
+    from train.models.backbones import build_denoiser
+
+    with torch.device("meta"):
+        tensors = list_model_tensors(build_denoiser(layout))
+    check_origin(origin, init, tensors, key)
+
+
+def train_denoiser(ctx: Context[Any, TrainInputs], train_rank: Callable[..., dict[str, Any]]) -> None:
+    """Trains the stage: checkpoints, log, and EMA weights to sample from; ``train_rank`` does so on each rank."""
+    pack, embed, train = ctx.inputs.pack, ctx.inputs.embed, ctx.config.train
+    index, content = ctx.path(INDEX_FILE), pack.content + embed.content
+    columns, vectors = train.pixel_columns(), train.vector_columns()
+    write_shard_index(ctx, index, pack.files(), embed.files(), columns, content, train.min_original, vectors)
+    validate = pack.manifest.counters["validation"] > 0
+    arguments: dict[str, Any] = {"index": index, "validate": validate, "mix": ctx.config.mix}
+    train_on_cluster(ctx, train_rank, arguments, place_weights(ctx, train), ctx.config.seed)
+    storage.remove(index)
