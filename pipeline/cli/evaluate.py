@@ -51,7 +51,7 @@ def evaluate_images(
     ] = None,
     judge: Annotated[
         list[str] | None,
-        typer.Option(metavar="KIND=PATH", help="pickscore, hps, aesthetic, geneval, dpg: by local weights; repeatable"),
+        typer.Option(metavar="KIND=PATH", help="pickscore, hps, imagereward, aesthetic, geneval, dpg; repeatable"),
     ] = None,
     num: Annotated[int, typer.Option(min=1, help="images per prompt that a model samples")] = 1,
     limit: Annotated[int | None, typer.Option(min=1, help="prompts to take at most, drawn by the seed")] = None,

@@ -91,6 +91,26 @@ def save_detector(folder: Path, names: tuple[str, ...] = ("cat", "dog", "mouse")
     return str(folder)
 
 
+def save_segmenter(folder: Path, none: float = -9.0) -> str:
+    """Saves an untrained Mask2Former whose queries show no object with logit ``none``; returns the folder."""
+    transformers = import_transformers()
+    torch.manual_seed(5)
+    backbone = transformers.SwinConfig(
+        image_size=32, embed_dim=8, depths=[1, 1, 1, 1], num_heads=[1, 1, 2, 2], window_size=2,
+        out_features=["stage1", "stage2", "stage3", "stage4"],
+    )  # fmt: skip
+    sizes: dict[str, Any] = {"feature_size": 16, "mask_feature_size": 16, "hidden_dim": 16, "num_queries": 4}
+    sizes |= {"encoder_feedforward_dim": 16, "dim_feedforward": 16, "num_attention_heads": 2, "encoder_layers": 1}
+    names = dict(enumerate(("cat", "dog", "mouse")))
+    config = transformers.Mask2FormerConfig(backbone_config=backbone, decoder_layers=2, id2label=names, **sizes)
+    model = transformers.Mask2FormerForUniversalSegmentation(config)
+    model.class_predictor.bias.data[:] = torch.tensor([3.0, 0.0, -3.0, none])  # the last: no object
+    model.save_pretrained(folder)
+    more = {"image_processor_type": "Mask2FormerImageProcessor", "size": {"height": 64, "width": 64}}
+    (folder / "preprocessor_config.json").write_text(json.dumps(PREPROCESSOR | more))
+    return str(folder)
+
+
 def save_answerer(folder: Path) -> str:
     """Saves an untrained ViLT that chooses between yes and no; returns the folder."""
     transformers = import_transformers()

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 # The paper's settings.
 COUNTING_CONFIDENCE, MAX_OBJECTS = 0.9, 16
 OVERLAP = 0.1  # share of both objects' sizes within which their centres count as aligned
+BACKGROUND = 0x99  # grey that hides what is not the object when its colour is told
 COLOURS = ("red", "orange", "yellow", "green", "blue", "purple", "pink", "brown", "black", "white")
 TEMPLATES = ("a photo of a {} {}", "a photo of a {}-colored {}", "a photo of a {} object")
 NameColours = Callable[[np.ndarray, Sequence[DetectedObject], str], list[str]]
@@ -98,11 +99,18 @@ def colour_namer(scorer: ClipScorer) -> NameColours:
         return features_CD / np.linalg.norm(features_CD, axis=1, keepdims=True)
 
     def name_colours(image: np.ndarray, objects: Sequence[DetectedObject], name: str) -> list[str]:
-        crops = [_crop(image, item.box) for item in objects]
+        crops = [_crop(hide_background(image, item), item.box) for item in objects]
         best = (scorer.image_features(crops) @ colour_features(name.replace("_", " ")).T).argmax(axis=1)
         return [COLOURS[index] for index in best.tolist()]
 
     return name_colours
+
+
+def hide_background(image: np.ndarray, item: DetectedObject) -> np.ndarray:
+    """Returns the image with `BACKGROUND` where the object is not, if the detector gave a mask of it."""
+    if item.mask_HW is None:
+        return image
+    return np.where(item.mask_HW[..., None], image, np.uint8(BACKGROUND))
 
 
 def _crop(image: np.ndarray, box: Box) -> np.ndarray:

@@ -7,12 +7,14 @@ from eval.metrics.judges.base import Judge
 from eval.metrics.judges.dpg import DpgJudge
 from eval.metrics.judges.geneval import GenEvalJudge
 from eval.metrics.judges.hps import HpsJudge
+from eval.metrics.judges.imagereward import ImageRewardJudge
 from eval.metrics.judges.pickscore import PickScoreJudge
 
 JUDGES: dict[str, Judge] = {
     "pickscore": PickScoreJudge(),
     "hps": HpsJudge(),
     "aesthetic": AestheticJudge(),
+    "imagereward": ImageRewardJudge(),
     "geneval": GenEvalJudge(),
     "dpg": DpgJudge(),
 }

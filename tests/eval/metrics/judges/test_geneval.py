@@ -16,9 +16,15 @@ from eval.metrics.judges.base import Verdict
 from eval.metrics.judges.config import JudgeConfig
 from eval.metrics.judges.detectors import Box, DetectedObject, load_detector
 from eval.metrics.judges.geneval import GenEvalJudge, read_metadata
-from eval.metrics.judges.geneval_rules import colour_namer, find_relations, is_correct, make_judge
+from eval.metrics.judges.geneval_rules import (
+    colour_namer,
+    find_relations,
+    hide_background,
+    is_correct,
+    make_judge,
+)
 from eval.metrics.judges.registry import JUDGES, find_protocol
-from tests.helpers.foreign import save_detector
+from tests.helpers.foreign import save_detector, save_segmenter
 
 IMAGE = np.zeros((100, 100, 3), np.uint8)
 LEFT, RIGHT, LOW = (0.0, 40.0, 20.0, 60.0), (80.0, 40.0, 100.0, 60.0), (40.0, 80.0, 60.0, 100.0)
@@ -127,6 +133,41 @@ def test_colours_are_those_of_the_objects_crops() -> None:
     scorer: Any = Flat()
     name = colour_namer(scorer)
     assert name(image, [found(LEFT), found(RIGHT), found((-5.0, 45.0, 10.0, 50.0))], "cat") == ["red", "blue", "red"]
+
+
+def test_masks_hide_what_is_not_the_object() -> None:
+    """A blue frame around a red object is most of its box."""
+    image = np.full((100, 100, 3), (0, 0, 255), np.uint8)
+    mask_HW = np.zeros((100, 100), bool)
+    mask_HW[45:55, 5:15] = True
+    image[mask_HW] = (255, 0, 0)
+    masked = DetectedObject(LEFT, 0.9, mask_HW)
+    shown = hide_background(image, masked)
+    assert (shown[mask_HW] == (255, 0, 0)).all() and (shown[~mask_HW] == 0x99).all()
+    assert hide_background(image, found(LEFT)) is image
+    scorer: Any = Flat()
+    assert colour_namer(scorer)(image, [masked, found(LEFT)], "cat") == ["red", "blue"]
+
+
+def test_a_network_of_instance_segmentation(tmp_path: Path, protocol: str) -> None:
+    folder = save_segmenter(tmp_path / "segmenter")
+    config = JudgeConfig(kind="geneval", model=folder, protocol=protocol)
+    JUDGES["geneval"].check(config)
+    detect = load_detector(config, "cpu", "")
+    objects = [item for items in detect(np.full((40, 60, 3), 200, np.uint8)).values() for item in items]
+    assert objects
+    for item in objects:
+        assert item.mask_HW is not None and item.mask_HW.shape == (40, 60) and item.mask_HW.dtype == bool
+        left, top, right, bottom = map(int, item.box)
+        inside = item.mask_HW[top:bottom, left:right]
+        assert inside.sum() == item.mask_HW.sum() and all(inside.any(axis=axis)[[0, -1]].all() for axis in (0, 1))
+    assert JUDGES["geneval"].describe(config)["model"].startswith("mask2former detector")
+
+
+def test_an_image_without_objects_has_no_masks(tmp_path: Path, protocol: str) -> None:
+    folder = save_segmenter(tmp_path / "segmenter", none=9.0)
+    config = JudgeConfig(kind="geneval", model=folder, protocol=protocol)
+    assert load_detector(config, "cpu", "")(IMAGE) == {}
 
 
 def test_a_detector_of_transformers(tmp_path: Path, protocol: str) -> None:

@@ -119,7 +119,7 @@ def test_wrong_configs(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text("{}")
     with pytest.raises(UserError, match=r"pickscore=.* cannot be loaded"):
         JUDGES["pickscore"].load(JudgeConfig(kind="pickscore", model=str(tmp_path)), NO_CLIP, "cpu")
-    with pytest.raises(ValidationError, match="'imagereward' is unknown; take one of pickscore, hps, aesthetic"):
-        JudgeConfig(kind="imagereward", model="x")
+    with pytest.raises(ValidationError, match="'clip' is unknown; take one of pickscore, hps, aesthetic"):
+        JudgeConfig(kind="clip", model="x")
     with pytest.raises(ValidationError, match="judges: hps is named twice"):
         EvaluateConfig(judges=(JudgeConfig(kind="hps", model="x"), JudgeConfig(kind="hps", model="y")))
