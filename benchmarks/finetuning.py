@@ -1,19 +1,25 @@
 """Fine-tuning the demo's base against training it from nothing, and DreamBooth with and without prior preservation.
 
-    python -m benchmarks.finetuning runs/demo [--seeds 0 1 2] [--steps 4500] [--part colour]
+    python -m benchmarks.finetuning runs/demo [--seeds 0 1 2] [--steps 2400] [--part colour] [--rows FILE]
 
 Part ``colour``: scenes of which half show purple, a colour that the demo's model has never seen. `steps` updates from
 nothing, a fifth of them from nothing, and the same fifth from the demo's weights: all of them, and LoRA of rank 4 and
 16. Part ``subject``: five images of a striped purple square, as "a zwx square", with the model's own images of squares
-beside them and without. Both at 16 pixels, the resolution of the demo's base. The checker of the scenes judges prompts
-of what is new, and of what the model knew.
+beside them and without. The base is trained, at 16 pixels; the demo's own sr64 enlarges what it samples, and the
+checker of the scenes judges the 64 pixels: prompts of what is new, and of what the model knew.
+
+With ``--rows`` each finished training is added to a file, and one that is there already is not repeated: seeds and
+parts may run one by one, and the last call writes the result of them all.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -45,10 +51,33 @@ from train.tasks.diffusion import train_diffusion
 from train.tasks.diffusion_config import DiffusionTrainingConfig
 
 SAMPLING = SamplingConfig(guidance=2.0, steps=16)
+LARGE = "sr64"  # the demo's stage whose images are judged
 WORD = "zwx"  # which means nothing yet
 CLASS_IMAGES = 96
 Prompts = Sequence[tuple[str, Claim]]
 Example = tuple[np.ndarray, str]  # uint8 RGB image, caption
+Row = dict[str, Any]
+
+
+class Rows:
+    """The measured rows, kept in a file where one is given."""
+
+    def __init__(self, path: str | None) -> None:
+        self.path = Path(path) if path else None
+        lines = self.path.read_text().splitlines() if self.path and self.path.exists() else []
+        self.rows: list[Row] = [json.loads(line) for line in lines]
+
+    def measure(self, part: str, method: str, seed: int, work: Callable[[], Row]) -> None:
+        """Adds what ``work`` measures of a method, with its CPU-seconds, unless it is there."""
+        known = {"part": part, "method": method, "seed": seed}
+        if any(known.items() <= row.items() for row in self.rows):
+            return
+        began = time.process_time()
+        self.rows.append(known | work() | {"cpu_seconds": round(time.process_time() - began, 1)})
+        print(json.dumps(self.rows[-1]), flush=True)
+        if self.path:
+            with self.path.open("a") as file:
+                file.write(json.dumps(self.rows[-1]) + "\n")
 
 
 class Bench:
@@ -80,14 +109,21 @@ class Bench:
         return folder / "export"
 
     def open(self, base: str | Path) -> Cascade:
-        """Returns a cascade of this base alone."""
-        entry = StageEntry(name="base", resolution=self.size, path=str(base), sampling=SAMPLING)
-        update = {"stages": [entry], "clip": None, "clip_pretrained": None, "watermark": None}
+        """Returns a cascade of this base and the demo's `LARGE`."""
+        base_entry = StageEntry(name="base", resolution=self.size, path=str(base), sampling=SAMPLING)
+        stages = [base_entry, next(entry for entry in self.cascade.stages if entry.name == LARGE)]
+        update = {
+            "stages": [entry.model_dump() for entry in stages],
+            "clip": None,
+            "clip_pretrained": None,
+            "watermark": None,
+        }
         return Cascade.from_config(CascadeConfig.model_validate(self.cascade.model_dump() | update, strict=False))
 
-    def sample(self, base: str | Path, prompts: Sequence[str], seed: int) -> list[np.ndarray]:
-        """Returns an image per prompt."""
-        images: list[Image.Image] = self.open(base).sample(list(prompts), SamplingOptions(seed=seed)).images
+    def sample(self, base: str | Path, prompts: Sequence[str], seed: int, num: int = 1) -> list[np.ndarray]:
+        """Returns ``num`` images per prompt."""
+        options = SamplingOptions(seed=seed, num=num)
+        images: list[Image.Image] = self.open(base).sample(list(prompts), options).images
         return [np.asarray(image) for image in images]
 
     def _new_folder(self, kind: str) -> Path:
@@ -123,8 +159,8 @@ def draw_scenes(count: int, seed: int) -> Iterator[Example]:
 # ---------------------------------------------------------------------------------------------- a new colour
 
 
-def measure_colour(bench: Bench, seed: int, steps: int, images: int, prompts: int) -> list[dict[str, Any]]:
-    """Returns accuracy on new and old prompts of every method."""
+def measure_colour(bench: Bench, rows: Rows, seed: int, steps: int, images: int, prompts: int) -> None:
+    """Adds the accuracy of every method on new and old prompts."""
     index, few = bench.write_data(list(draw_scenes(images, seed))), max(1, steps // 5)
     new, old = make_prompts(prompts, seed, True), make_prompts(prompts, seed, False)
     rate = bench.config.learning_rate
@@ -136,46 +172,46 @@ def measure_colour(bench: Bench, seed: int, steps: int, images: int, prompts: in
         "LoRA, rank 4": (few, {"init": init, "adapter": {"rank": 4}, "learning_rate": rate, "weight_decay": 0.0}),
         "LoRA, rank 16": (few, {"init": init, "adapter": {"rank": 16}, "learning_rate": rate, "weight_decay": 0.0}),
     }
-    rows = [describe(bench, bench.base, "the demo's model", 0, seed, new, old)]
+
+    def train(updates: int, changes: dict[str, Any]) -> Row:
+        return describe(bench, bench.train(index, updates, seed, **changes), updates, seed, new, old)
+
+    rows.measure("colour", "the demo's model", seed, lambda: describe(bench, bench.base, 0, seed, new, old))
     for name, (updates, changes) in methods.items():
-        base = bench.train(index, updates, seed, **changes)
-        rows.append(describe(bench, base, name, updates, seed, new, old))
-        print(rows[-1], flush=True)
-    return rows
+        rows.measure("colour", name, seed, partial(train, updates, changes))
 
 
-def describe(
-    bench: Bench, base: str | Path, name: str, steps: int, seed: int, new: Prompts, old: Prompts
-) -> dict[str, Any]:
-    """Returns a row: accuracy on new and old prompts."""
+def describe(bench: Bench, base: str | Path, steps: int, seed: int, new: Prompts, old: Prompts) -> Row:
+    """Returns the accuracy on new and old prompts."""
     found = {
         key: judge(bench.sample(base, [text for text, _ in prompts], seed), prompts)
         for key, prompts in {"new": new, "old": old}.items()
     }
-    return {"part": "colour", "method": name, "steps": steps, "seed": seed, **found}
+    return {"steps": steps, **found}
 
 
 # ---------------------------------------------------------------------------------------------- a subject
 
 
-def measure_subject(bench: Bench, seed: int, steps: int, prompts: int) -> list[dict[str, Any]]:
-    """Returns what DreamBooth learned and forgot, with the class images and without."""
+def measure_subject(bench: Bench, rows: Rows, seed: int, steps: int, prompts: int) -> None:
+    """Adds what DreamBooth learned and forgot, with the class images and without."""
     rng = np.random.default_rng([seed, 800])
     squares = [sample_square(rng) for _ in range(2 * prompts)]
     kept, judged = squares[prompts:], squares[:prompts]
     subject = [(draw_subject(number, 64), f"a {WORD} square") for number in range(SUBJECT_IMAGES)]
     texts = [render_caption(kept[number % len(kept)]) for number in range(CLASS_IMAGES)]
-    own = list(zip(bench.sample(bench.base, texts, seed + 1), texts, strict=True))
     changes = {"init": {"source": bench.base}, "learning_rate": bench.config.learning_rate / 6, "batch_size": 16}
-    rows = [describe_subject(bench, bench.base, "the demo's model", seed, judged)]
-    for name, examples in {
-        "with class images": [*subject * (CLASS_IMAGES // SUBJECT_IMAGES), *own],
-        "without": list(subject),
-    }.items():
-        base = bench.train(bench.write_data(examples), steps, seed, **changes)
-        rows.append(describe_subject(bench, base, name, seed, judged))
-        print(rows[-1], flush=True)
-    return rows
+
+    def train(with_class: bool) -> Row:
+        examples = list(subject)
+        if with_class:
+            own = zip(bench.sample(bench.base, texts, seed + 1), texts, strict=True)
+            examples = [*subject * (CLASS_IMAGES // SUBJECT_IMAGES), *own]
+        return describe_subject(bench, bench.train(bench.write_data(examples), steps, seed, **changes), seed, judged)
+
+    rows.measure("subject", "the demo's model", seed, lambda: describe_subject(bench, bench.base, seed, judged))
+    rows.measure("subject", "with class images", seed, lambda: train(True))
+    rows.measure("subject", "without", seed, lambda: train(False))
 
 
 def sample_square(rng: np.random.Generator) -> Claim:
@@ -187,36 +223,40 @@ def sample_square(rng: np.random.Generator) -> Claim:
     return Claim.model_validate({"first": group, "position": position})
 
 
-def describe_subject(bench: Bench, base: str | Path, name: str, seed: int, squares: Sequence[Claim]) -> dict[str, Any]:
-    """Returns a row: the subject as trained, in new places, beside a circle; and what other squares look like."""
-    places = ("left", "right", "top", "bottom")
-    alone = [(f"a {WORD} square", Claim(first=SUBJECT))] * 8
+def describe_subject(bench: Bench, base: str | Path, seed: int, squares: Sequence[Claim]) -> Row:
+    """Returns shares of right images: the subject as trained, in new places, beside others; and other squares."""
+    places = {"left": "on the left", "right": "on the right", "top": "at the top", "bottom": "at the bottom"}
+    anywhere = SUBJECT.model_copy(update={"size": None})
+    alone = [(f"a {WORD} square", Claim(first=SUBJECT))]
     moved = [
-        (f"a {WORD} square {word}", Claim.model_validate({"first": SUBJECT, "position": place}))
-        for place, word in zip(places, ("on the left", "on the right", "at the top", "at the bottom"), strict=True)
-    ] * 2
-    circle = ObjectGroup.model_validate({"colour": "red", "shape": "circle", "size": "small"})
+        (f"a {WORD} square {words}", Claim.model_validate({"first": anywhere, "position": place}))
+        for place, words in places.items()
+    ]
+    others = [
+        ObjectGroup.model_validate({"colour": colour, "shape": shape, "size": "small"})
+        for colour, shape in (("red", "circle"), ("blue", "triangle"))
+    ]
     beside = [
         (
-            f"a {WORD} square {relation} a small red circle",
-            Claim.model_validate({"first": SUBJECT, "second": circle, "relation": relation}),
+            f"a {WORD} square {relation} a small {other.colour} {other.shape}",
+            Claim.model_validate({"first": anywhere, "second": other, "relation": relation}),
         )
         for relation in ("left of", "right of", "above", "below")
-    ] * 2
+        for other in others
+    ]
     found = {
-        key: judge(bench.sample(base, [text for text, _ in group], seed), group)
-        for key, group in {"alone": alone, "new place": moved, "beside": beside}.items()
+        key: judge(bench.sample(base, [text for text, _ in group], seed, num), repeat(group, num))
+        for key, group, num in (("alone", alone, 16), ("new place", moved, 8), ("beside", beside, 4))
     }
-    others = [(render_caption(claim), claim) for claim in squares]
-    images = bench.sample(base, [text for text, _ in others], seed)
-    return {
-        "part": "subject",
-        "method": name,
-        "seed": seed,
-        **found,
-        "class": judge(images, others),
-        "class collapsed": float(np.mean([is_subject(image) for image in images])),
-    }
+    prompts = [(render_caption(claim), claim) for claim in squares]
+    images = bench.sample(base, [text for text, _ in prompts], seed)
+    collapsed = float(np.mean([is_subject(image) for image in images]))
+    return {**found, "class": judge(images, prompts), "class collapsed": collapsed}
+
+
+def repeat(prompts: Prompts, num: int) -> list[tuple[str, Claim]]:
+    """Returns each prompt ``num`` times, in the order of its images."""
+    return [prompt for prompt in prompts for _ in range(num)]
 
 
 def is_subject(image: np.ndarray) -> bool:
@@ -241,13 +281,19 @@ def make_claims(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
         for method in ("full tuning", "LoRA, rank 4", "LoRA, rank 16"):
             text = f"{method}, a fifth of the updates: accuracy on the new colour over that of all updates from nothing"
             claims.append(make_claim(text, average(colour, method, "new") / max(target, 1e-9), "ratio", 1.0))
+        known = average(colour, "the demo's model", "old")
+        for method in ("full tuning", "LoRA, rank 4", "LoRA, rank 16"):
+            text = f"{method}: accuracy on the old colours over that before"
+            claims.append(make_claim(text, average(colour, method, "old") / max(known, 1e-9), "ratio", 0.9))
     if subject:
-        kept, lost = (average(subject, method, "class") for method in ("with class images", "without"))
-        claims.append(
-            make_claim("class kept by its images: accuracy with them less without", kept - lost, "share", 0.2)
-        )
-        text = "the subject in new places, with class images"
-        claims.append(make_claim(text, average(subject, "with class images", "new place"), "share", 0.5))
+        before = max(average(subject, "the demo's model", "class"), 1e-9)
+        kept, lost = (average(subject, method, "class") / before for method in ("with class images", "without"))
+        claims.append(make_claim("accuracy on the class over that before, with class images", kept, "ratio", 0.8))
+        text = "accuracy on the class over that before, without: it collapses"
+        claims.append(make_claim(text, lost, "ratio", 0.5, at_most=True))
+        for key, text in (("new place", "in new places"), ("beside", "beside other things")):
+            value = average(subject, "with class images", key)
+            claims.append(make_claim(f"the subject {text}, with class images", value, "share", 0.5))
     return claims
 
 
@@ -256,22 +302,24 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("demo", help="a finished run of configs/demo.yaml")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--steps", type=int, default=4500, help="updates from nothing")
+    parser.add_argument("--steps", type=int, default=2400, help="updates from nothing")
     parser.add_argument("--subject-steps", type=int, default=300)
     parser.add_argument("--images", type=int, default=4000)
     parser.add_argument("--prompts", type=int, default=100)
     parser.add_argument("--part", choices=["colour", "subject"], help="only this one")
+    parser.add_argument("--rows", help="file of what is measured already, to which is added")
     given = parser.parse_args()
-    rows: list[dict[str, Any]] = []
+    rows = Rows(given.rows)
     with tempfile.TemporaryDirectory() as scratch:
         bench = Bench(given.demo, scratch)
         for seed in given.seeds:
             if given.part != "subject":
-                rows += measure_colour(bench, seed, given.steps, given.images, given.prompts)
+                measure_colour(bench, rows, seed, given.steps, given.images, given.prompts)
             if given.part != "colour":
-                rows += measure_subject(bench, seed, given.subject_steps, given.prompts)
-    sizes = {name: value for name, value in vars(given).items() if name != "demo"}
-    write_result("finetuning", rows, make_claims(rows), ("torch",), sizes=sizes)
+                measure_subject(bench, rows, seed, given.subject_steps, given.prompts)
+    names = ("steps", "subject_steps", "images", "prompts")
+    sizes = {name: getattr(given, name) for name in names} | {"seeds": sorted({row["seed"] for row in rows.rows})}
+    write_result("finetuning", rows.rows, make_claims(rows.rows), ("torch",), sizes=sizes)
 
 
 if __name__ == "__main__":
