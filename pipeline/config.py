@@ -38,6 +38,7 @@ from train.tasks.cascade_config import CascadeTraining
 from train.tasks.diffusion_config import DiffusionTrainingConfig
 from train.tasks.distillation_config import DistillationTrainingConfig
 from train.tasks.prior_config import PriorTrainingConfig
+from train.tasks.text_tuning_config import TextTuningConfig
 
 DISTILLED_SETTINGS = ("sampler", "steps", "spacing", "timesteps", "log_snrs", "guidance", "threshold")
 DenoiserTraining = DiffusionTrainingConfig | PriorTrainingConfig
@@ -86,6 +87,9 @@ class RunConfig(Config):
     select: SelectConfig = SelectConfig()
     caption: CaptionConfig = CaptionConfig()
     pack: PackConfig = PackConfig()
+    text_tuning: TextTuningConfig | None = Field(
+        None, description="words that the text encoder learns, or LoRA over it; see docs/finetuning.md"
+    )
     embed: EmbedConfig = EmbedConfig()
     card: CardConfig = CardConfig()
     train: dict[str, CascadeTraining] = Field(
@@ -130,6 +134,7 @@ class RunConfig(Config):
         self._check_captions()
         self._check_cascade()
         self._check_trainings()
+        self._check_text_tuning()
         self._check_batches()
         self._check_stage_names()
         self._check_distilled()
@@ -216,10 +221,19 @@ class RunConfig(Config):
                     )
             self._check_buckets(name, training)
 
+    def _check_text_tuning(self) -> None:
+        """Raises ValueError where the encoder cannot learn from the packed images."""
+        tuning = self.text_tuning
+        if tuning is not None and tuning.resolution not in self.pack.resolutions:
+            raise ValueError(
+                f"pack.resolutions={list(self.pack.resolutions)}: text_tuning needs {tuning.resolution}; add it"
+            )
+
     def _check_batches(self) -> None:
         """Raises ValueError for a batch that the ranks cannot share evenly."""
         loops: dict[str, TrainConfig | None] = {f"train.{name}": stage for name, stage in self.train.items()}
         loops |= {"encoder.pretrain": self.encoder.pretrain, "clip.train": self.clip.train}
+        loops["text_tuning"] = self.text_tuning
         for key, loop in loops.items():
             ranks = self.cluster.ranks  # None: as many as divide the batch
             if loop is not None and ranks is not None and loop.batch_size % (ranks * loop.accumulation):

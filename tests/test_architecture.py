@@ -17,7 +17,7 @@ ARROWS: dict[str, tuple[str, ...]] = {
     "imagen_ray": ("pipeline", "dataprep", "eval"),
     "pipeline": ("dataprep", "train", "eval"),
     "dataprep": (),
-    "train": ("dataprep.io", "dataprep.text.embedding_codec"),
+    "train": ("dataprep.io", "dataprep.text"),
     "train.models": ("dataprep.io", "dataprep.text.encoder"),
     "train.diffusion": ("dataprep.io",),
     "eval": (

@@ -56,6 +56,8 @@ class TrainConfig(Config):
 
     resumable: ClassVar[frozenset[str]] = frozenset(RESUMABLE)  # a task for which one of them matters takes it out
 
+    brings_weights: ClassVar[bool] = False  # whether a task has the weights that an adapter is trained beside
+
     preset: str | None = Field(
         None, description="settings of a stage in the paper, for which docs/training.md has one caveat"
     )
@@ -136,7 +138,7 @@ class TrainConfig(Config):
             )
         if self.decay_steps is not None and self.schedule != "cosine":
             raise ValueError(f"decay_steps={self.decay_steps} is the length of a cosine; set schedule=cosine")
-        if self.adapter is not None and self.init is None:
+        if self.adapter is not None and self.init is None and not self.brings_weights:
             raise ValueError("adapter is trained beside weights that exist; name them as init")
         if self.offload != "none" and self.zero_stage == 0:
             raise ValueError(f"offload={self.offload} requires ZeRO; set zero_stage to 1 or more")
@@ -159,6 +161,11 @@ class TrainConfig(Config):
                 "compile=true cannot trace how zero_stage=3 gathers parameters; set zero_stage to 2 or less"
             )
         return self
+
+    @property
+    def trains_part(self) -> bool:
+        """Whether only a part is trained, beside weights that are read at every start and are in no checkpoint."""
+        return self.adapter is not None
 
     def resolve_stage(self, parameters: int) -> Literal[0, 1, 2, 3]:
         """Returns the ZeRO stage for a model of so many parameters."""

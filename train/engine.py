@@ -265,12 +265,12 @@ class Engine:
     def buffers(self) -> dict[str, Tensor]:
         """Returns the model's state besides trained parameters (frozen ones, running statistics) on this rank.
 
-        Beside an adapter frozen parameters are left out: they are loaded from `TrainConfig.init` at every start.
+        Where only a part is trained frozen parameters are left out: they are loaded at every start.
         """
         state = self.module.state_dict(keep_vars=True)
         shared = {param.data_ptr() for param in self.params.values()}
         names = [name for name in state if name not in self.params and state[name].data_ptr() not in shared]
-        if self.config.adapter is not None:
+        if self.config.trains_part:
             names = [name for name in names if not isinstance(state[name], nn.Parameter)]
         return {name: state[name].detach().cpu().clone() for name in names}
 

@@ -40,7 +40,17 @@ from train.models.adapters.lora import merge_pairs, split_pairs
 from train.models.adapters.registry import ADAPTERS
 from train.preemption import ShutdownConsensus
 from train.resume import Checkpoint, load_checkpoint, load_companions, open_newest
-from train.task import AccompaniedTask, AdaptableTask, Companion, PreparingTask, SamplingTask, Task, ValidatingTask
+from train.task import (
+    AccompaniedTask,
+    AdaptableTask,
+    Companion,
+    LoadingTask,
+    PartlyAdaptableTask,
+    PreparingTask,
+    SamplingTask,
+    Task,
+    ValidatingTask,
+)
 from train.timing import Stopwatch, peak_memory_mb, peak_tflops
 from train.watchdog import SpikeDetector, Watchdog
 
@@ -85,7 +95,7 @@ def train(
 def build_model(task: Task, config: TrainConfig, seed: int) -> nn.Module:
     """Returns the model as training begins: random from ``seed``, or with the weights that ``config.init`` names.
 
-    With ``config.adapter`` its matrices are added, and all else is frozen.
+    With ``config.adapter`` its matrices are added to the model, or to its part, and all else there is frozen.
     """
     torch.manual_seed(sample_seed(seed, 0, 0, "weights"))
     model = task.build()
@@ -95,7 +105,8 @@ def build_model(task: Task, config: TrainConfig, seed: int) -> nn.Module:
     if config.adapter is not None:
         if not isinstance(task, AdaptableTask):
             raise UserError(f"adapter: {type(task).__name__} names no component for its file; leave adapter out")
-        ADAPTERS[config.adapter.kind]()(model, config.adapter)
+        part = task.adapted_part(model) if isinstance(task, PartlyAdaptableTask) else model
+        ADAPTERS[config.adapter.kind]()(part, config.adapter)
     return model
 
 
@@ -212,9 +223,10 @@ class _TrainingRun:
                 update = engine.step(self.rate)
         with clock.part("step"):
             ended = [companion.end_update(update.applied) for companion in self.companions.values()]
-        if recorder is not None and (forward := count_flops(self.task.build, recorder.calls)):
+        build = self.task.build_random if isinstance(self.task, LoadingTask) else self.task.build
+        if recorder is not None and (forward := count_flops(build, recorder.calls)):
             # The backward pass counts twice the forward, once where weights are frozen; recomputation is not counted.
-            self.flops = (3 if config.adapter is None else 2) * forward * config.accumulation
+            self.flops = (2 if config.trains_part else 3) * forward * config.accumulation
         self.grad_norm = update.grad_norm
         if update.applied:
             self.consecutive_skips = 0
@@ -364,13 +376,14 @@ class _TrainingRun:
         dist.barrier()
 
     def _merge(self, weights: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Returns the state dict of the whole model: as given, or with a trained adapter merged into the weights."""
-        adapter = self.config.adapter
+        """Returns the state dict of the whole model: with what is frozen, and a trained adapter in the weights."""
+        config, adapter = self.config, self.config.adapter
+        if config.trains_part:
+            weights = build_model(self.task, config, self.seed).state_dict() | weights
         if adapter is None:
             return weights
         pairs = split_pairs(weights)
-        state = build_model(self.task, self.config, self.seed).state_dict()
-        return merge_pairs(state | weights, pairs, dict.fromkeys(pairs, adapter.scale))
+        return merge_pairs(weights, pairs, dict.fromkeys(pairs, adapter.scale))
 
     def _save_adapter(self, folder: Path, weights: dict[str, Tensor], step: int) -> None:
         if self.config.adapter is not None and isinstance(self.task, AdaptableTask):

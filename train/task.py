@@ -82,6 +82,22 @@ class AccompaniedTask(Protocol):
 
 
 @runtime_checkable
+class PartlyAdaptableTask(AdaptableTask, Protocol):
+    """A task of whose model an adapter is for a part."""
+
+    def adapted_part(self, model: nn.Module) -> nn.Module:
+        """Returns the part of a model of `Task.build`; ``component`` names it, and is its attribute there."""
+
+
+@runtime_checkable
+class LoadingTask(Protocol):
+    """A task whose `Task.build` reads weights."""
+
+    def build_random(self) -> nn.Module:
+        """Returns a model of the same shapes with any weights, for counting its operations."""
+
+
+@runtime_checkable
 class SamplingTask(Protocol):
     """A task whose model generates images."""
 

@@ -62,6 +62,14 @@ def import_transformers_vision() -> ModuleType:
     return import_transformers()
 
 
+def let_transformers_find_scipy() -> None:
+    """Lets models be built whose loss needs scipy, as Mask2Former's, which `import_transformers` takes for absent."""
+    _import_base()
+    from transformers.utils import import_utils
+
+    import_utils.is_scipy_available.cache_clear()
+
+
 @functools.cache
 def _import_base() -> ModuleType:
     """Imports transformers itself, which imports models when they are asked for."""

@@ -8,6 +8,7 @@ from pydantic import Field
 
 from dataprep.io.config import Config
 
+TOKENS_FILE = "learned_tokens.safetensors"  # beside a tuned encoder, see `dataprep.text.learned_tokens`
 EncoderDtype = Literal["auto", "float32", "bfloat16", "float16"]
 
 

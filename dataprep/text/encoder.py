@@ -151,7 +151,7 @@ class TextEncoder:
         """Returns token ids per caption, including the end token, cut to max_length, and the number of cut captions."""
         if not captions:
             return [], 0
-        captions = [self._clean(caption) for caption in captions]
+        captions = [self.clean(caption) for caption in captions]
         ids = self.tokenizer(captions, truncation=False, verbose=False)["input_ids"]
         long = [index for index, tokens in enumerate(ids) if len(tokens) > self.max_length]
         if long:  # the tokenizer cuts before its end token
@@ -163,7 +163,7 @@ class TextEncoder:
 
     def beyond(self, caption: str) -> str:
         """Returns the end of ``caption``, in whole words, that exceeds max_length; empty if all of it fits."""
-        caption = self._clean(caption)
+        caption = self.clean(caption)
         ids = self.tokenizer(caption, truncation=False, verbose=False)["input_ids"]
         if len(ids) <= self.max_length:
             return ""
@@ -175,7 +175,8 @@ class TextEncoder:
             end = half.start()
         return caption[end:].strip()
 
-    def _clean(self, caption: str) -> str:
+    def clean(self, caption: str) -> str:
+        """Returns a caption as the tokenizer reads it."""
         return caption.lower().strip() if self.lowercase else caption
 
     def encode(self, captions: Sequence[str]) -> list[np.ndarray]:
@@ -209,7 +210,7 @@ class TextEncoder:
         """As `batches`, with tokens on the device in the encoder's dtype; does not wait for them to be computed."""
         groups = self._group([len(tokens) for tokens in ids])
         # A thread pads the next batches while this one starts the encoder.
-        padded = read_ahead((self._pad_ids([ids[index] for index in indices]) for indices in groups), PADDED_AHEAD)
+        padded = read_ahead((self.pad_ids([ids[index] for index in indices]) for indices in groups), PADDED_AHEAD)
         for indices, batch in zip(groups, padded, strict=True):
             output = self.model(
                 input_ids=send(batch.ids_BL, self.device), attention_mask=send(batch.mask_BL, self.device)
@@ -217,7 +218,8 @@ class TextEncoder:
             states_TD = output.last_hidden_state.flatten(0, 1)[send(batch.place_T, self.device)]
             yield EncodedTokens(indices, batch.lengths, states_TD)
 
-    def _pad_ids(self, ids: Sequence[list[int]]) -> PaddedIds:
+    def pad_ids(self, ids: Sequence[list[int]]) -> PaddedIds:
+        """Returns a batch of token id lists, padded as the encoder takes them."""
         lengths = [len(tokens) for tokens in ids]
         width = self.max_length if self.pad else max(lengths)
         mask_BL = torch.arange(width)[None] < torch.tensor(lengths)[:, None]

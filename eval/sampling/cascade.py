@@ -101,7 +101,7 @@ class Cascade:
         parts = [*([] if prior is None else [prior]), *stages]
         encoder = load_encoder(config, parts, device)
         clip = {"model": config.clip, "pretrained": config.clip_pretrained} if config.clip else None
-        merged = apply_adapters(adapters, parts, encoder)
+        merged = apply_adapters(adapters, parts, lambda: encoder)
         for part in parts:
             for network in (part.model, part.guide):
                 if isinstance(network, nn.Module):

@@ -15,11 +15,15 @@ import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 from dataprep.io import storage
 from dataprep.io.errors import UserError
 from dataprep.io.outputs import check_output_folder
+from dataprep.text.encoder import TextEncoder
+from dataprep.text.learned_tokens import save_encoder_folder
+from eval.sampling.adapters import ENCODER as MERGED_ENCODER
 from eval.sampling.adapters import AdapterChoice, apply_adapters
 from eval.sampling.config import CascadeConfig, StageEntry, read_cascade, resolve_paths, write_cascade
 from eval.sampling.loading import load_prior, load_stages
@@ -71,9 +75,11 @@ def export_run(folder: str, out: Path, options: ExportOptions) -> Path:
     run = Run(folder)
     config = run_cascade(run)
     with new_folder(out) as temporary:
-        written = _write_folder(run, config, temporary, options, shard_bytes)
+        _write_folder(run, config, temporary, options, shard_bytes)
         merged = merge_adapters(temporary, find_adapters(options.adapters), options.dtype, shard_bytes)
-        card = render_model_card(run, written, temporary, options.weights, options.licence, options.datasets, merged)
+        card = render_model_card(
+            run, read_cascade(temporary), temporary, options.weights, options.licence, options.datasets, merged
+        )
         (temporary / CARD).write_text(card, encoding="utf-8")
     return out
 
@@ -113,9 +119,7 @@ def parse_size(text: str) -> int:
     return int(match[1]) * units[match[2]]
 
 
-def _write_folder(
-    run: Run, config: CascadeConfig, out: Path, options: ExportOptions, shard_bytes: int
-) -> CascadeConfig:
+def _write_folder(run: Run, config: CascadeConfig, out: Path, options: ExportOptions, shard_bytes: int) -> None:
     artifacts = run.artifacts()
 
     def write(stage: StageEntry) -> StageEntry:
@@ -142,28 +146,29 @@ def _write_folder(
         changes["clip_pretrained"] = _copy_model(config.clip_pretrained, out, "clip_weights")
     if options.watermark is not None:
         changes["watermark"] = options.watermark
-    written = config.model_copy(update=changes)
-    write_cascade(out, written)
+    write_cascade(out, config.model_copy(update=changes))
     for name in COPIED_FILES:
         if storage.exists(run.path(name)):
             (out / name).write_bytes(storage.read_bytes(run.path(name)))
-    return written
 
 
 def merge_adapters(
     folder: Path, choices: Sequence[AdapterChoice], dtype: str = "float32", shard_bytes: int = MAX_SHARD_BYTES
 ) -> list[AdapterChoice]:
-    """Merges adapters into the stages of an exported cascade; returns them with their stages.
+    """Merges adapters into the stages and the text encoder of an exported cascade; returns them with their stages.
 
-    Raises UserError for one of the text encoder, whose folder stays as it was trained.
+    An encoder that the cascade only names, on a hub, is then written into its folder.
     """
     if not choices:
         return []
     config = resolve_paths(read_cascade(folder), folder)
     prior = load_prior(config, "cpu")
     stages = [*([] if prior is None else [prior]), *load_stages(config, "cpu")]
-    merged = apply_adapters(choices, stages, None)
+    encoder = cache(lambda: TextEncoder.from_folder(config.encoder, "float32", lowercase=config.encoder_lowercase))
+    merged = apply_adapters(choices, stages, encoder)
     changed = {choice.stage for choice in merged}
+    if MERGED_ENCODER in changed:
+        _replace_encoder(folder, encoder())
     for stage in stages:
         if stage.entry.name in changed:
             model, settings = read_stage_settings(stage.entry.path)
@@ -171,6 +176,13 @@ def merge_adapters(
             weights, distilled = stage.model.state_dict(), read_distilled(settings)
             save_stage(stage.entry.path, weights, model, diffusion, steps, dtype, shard_bytes, distilled)
     return merged
+
+
+def _replace_encoder(folder: Path, encoder: TextEncoder) -> None:
+    """Writes the text encoder of an exported cascade again."""
+    shutil.rmtree(folder / ENCODER, ignore_errors=True)
+    save_encoder_folder(encoder, folder / ENCODER)
+    write_cascade(folder, read_cascade(folder).model_copy(update={"encoder": ENCODER}))
 
 
 def _copy_model(source: str, out: Path, name: str) -> str:

@@ -15,6 +15,7 @@ from dataprep.io.hub import HUB_PREFIX
 from dataprep.io.markdown import escape_cell, format_table
 from dataprep.io.wording import count_of
 from dataprep.synthetic.grammar import ATTRIBUTES
+from dataprep.text.config import TOKENS_FILE
 from eval.sampling.adapters import AdapterChoice
 from eval.sampling.config import CascadeConfig
 from pipeline.inference.card_metadata import make_card_metadata
@@ -22,6 +23,7 @@ from pipeline.report.data_card_files import FACTS
 from pipeline.stages.initial_weights import describe_origin, read_origin
 from pipeline.store.run import Run
 from pipeline.units import format_decimal, format_percent
+from train.initial_weights.base import read_header
 from train.models.distilled import read_distilled
 from train.models.export import CONFIG_FILE
 from train.models.weight_files import count_parameters
@@ -94,12 +96,19 @@ def _describe_parts(config: CascadeConfig, out: Path, weights: str) -> list[str]
     head = ["stage", "from", "to", "#parameters", "#training steps", "default sampling"]
     lines = ["## Parts", "", f"Weights: {kind}, {stored}, safetensors.", "", *format_table(head, rows), ""]
     lines.append(f"Text encoder: `{config.encoder}`, up to {config.max_length} tokens of a prompt.")
+    lines += _describe_words(out / config.encoder)
     uses = "chooses the best of several images" + (
         "" if config.prior is None else ", and whose embeddings are predicted"
     )
     lines += [f"CLIP that {uses}: `{config.clip}`."] if config.clip else []
     lines += ["Images carry an invisible watermark."] if config.watermark else []
     return [*lines, ""]
+
+
+def _describe_words(encoder: Path) -> list[str]:
+    """Returns a line on the words that a text encoder learned by `text_tuning`, if any."""
+    path = str(encoder / TOKENS_FILE)
+    return [f"Words that it learned: {', '.join(sorted(read_header(path)))}."] if storage.exists(path) else []
 
 
 def _describe_training(facts: Mapping[str, Any], record: Mapping[str, Any]) -> list[str]:

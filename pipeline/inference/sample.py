@@ -19,9 +19,10 @@ from dataprep.io.outputs import check_output_file, check_output_folder
 from dataprep.io.plain_text import check_text
 from dataprep.io.wording import count_of
 from dataprep.io.yaml_text import parse_yaml
+from dataprep.text.config import TOKENS_FILE
 from eval.captioning.config import ExpandConfig
 from eval.sampling import image_editing
-from eval.sampling.adapters import AdapterChoice
+from eval.sampling.adapters import ENCODER, AdapterChoice
 from eval.sampling.batch_folder import sample_folder
 from eval.sampling.cascade import Cascade
 from eval.sampling.config import CASCADE_FILE, CascadeConfig, read_cascade, resolve_paths
@@ -33,6 +34,7 @@ from eval.sampling.prompts import clean_prompt
 from eval.sampling.stored_weights import StoredWeights
 from eval.sampling.user_images import read_image, read_mask_image
 from pipeline.config import run_config_type
+from pipeline.stages.model_files import EXPORT, TUNED, find_encoder
 from pipeline.stages.schedule import place_levels
 from pipeline.stages.trained_cascade import copy_parts_here, trained_cascade
 from pipeline.store.run import RUN_FILE, Run
@@ -41,6 +43,7 @@ from train.models.backbones import find_stage_folder
 
 NO_EXPANSION = "no"
 ADAPTER = "export/adapter.safetensors"  # of a training stage
+TOKENS = f"{EXPORT}/{TOKENS_FILE}"  # of a tuned text encoder
 
 
 def run_cascade(run: Run) -> CascadeConfig:
@@ -57,9 +60,10 @@ def run_cascade(run: Run) -> CascadeConfig:
     more: dict[str, Any] = {"max_length": config.embed.max_length, "encoder_dtype": config.embed.dtype}
     more |= {"encoder_pad": config.embed.pad, "encoder_lowercase": config.embed.lowercase}
     more |= {"watermark": config.sample.watermark, "expand": config.sample.expand}
-    sample, clip = config.sample, artifacts.get("clip")
+    sample, clip, encoder = config.sample, artifacts.get("clip"), find_encoder(artifacts)
+    assert encoder is not None
     sampling = place_levels(sample.stages, artifacts.get("schedule") if sample.fit else None)
-    return copy_parts_here(trained_cascade(trained, sampling, artifacts["encoder"], clip, sample.guides, **more))
+    return copy_parts_here(trained_cascade(trained, sampling, encoder, clip, sample.guides, **more))
 
 
 def model_cascade(model: str, then: Sequence[str] = ()) -> CascadeConfig:
@@ -183,18 +187,26 @@ def find_adapters(texts: Sequence[str]) -> list[AdapterChoice]:
         if not storage.exists(storage.join(choice.path, RUN_FILE)):
             found.append(choice)
             continue
-        trained = {
-            "encoder" if stage == "encoder" else stage.removeprefix("train."): artifact.path(ADAPTER)
-            for stage, artifact in Run(choice.path).artifacts().items()
-            if artifact.has(ADAPTER) and stage != "clip"
-        }
-        wanted = {name: path for name, path in trained.items() if choice.stage in (None, name)}
+        trained = _list_trained(Run(choice.path), choice.weight)
+        wanted = [each for each in trained if choice.stage in (None, each.stage)]
         if not wanted:
-            names = ", ".join(trained) or "none"
+            names = ", ".join(str(each.stage) for each in trained) or "none"
             raise UserError(
                 f"--adapter {text}: that run trained no such adapter (it has: {names}); name another run or a file"
             )
-        found += [AdapterChoice(path, choice.weight, name) for name, path in wanted.items()]
+        found += wanted
+    return found
+
+
+def _list_trained(run: Run, weight: float) -> list[AdapterChoice]:
+    """Returns the adapters and the learned tokens of a run's stages; these have no weight but 1."""
+    found = []
+    for stage, artifact in run.artifacts().items():
+        name = ENCODER if stage in ("encoder", TUNED) else stage.removeprefix("train.")
+        if artifact.has(ADAPTER) and stage != "clip":
+            found.append(AdapterChoice(artifact.path(ADAPTER), weight, name))
+        if artifact.has(TOKENS):
+            found.append(AdapterChoice(artifact.path(TOKENS), 1.0, name))
     return found
 
 

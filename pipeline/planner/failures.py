@@ -69,7 +69,7 @@ def _model_stage(plan: CostPlan, cost: StageCost) -> WorkQueue | Training:
     machine = plan.table.machines[cost.machine]
     slots = machine.units if cost.bound in ("GPU", "arithmetic") else machine.cores
     shards = max(1, round(plan.rates.urls / plan.config.listing.rows_per_shard))
-    if cost.stage in ("encoder", "clip"):
+    if cost.stage in ("encoder", "clip", "text_tuning"):
         return WorkQueue(1, seconds, 1)
     shards = min(shards, plan.works[cost.stage].tasks or shards)
     if cost.stage == "sample":

@@ -15,6 +15,7 @@ from pipeline.config import RunConfig
 from pipeline.planner.catalog import Assumptions, Machine
 from pipeline.planner.encoders import ClipCost, TextCost
 from pipeline.planner.rates import Rates
+from pipeline.planner.training import BACKWARD_FROZEN
 from pipeline.stages.base import Placement, Rows
 from pipeline.stages.graph import STAGES
 from pipeline.units import HOUR
@@ -125,6 +126,16 @@ def _plan_pack(facts: PlanFacts) -> Workload:
     return Workload("cpu", rates.pairs, bytes=facts.image_bytes + packed)
 
 
+def _plan_text_tuning(facts: PlanFacts) -> Workload | None:
+    """The image model is taken for the first of the cascade; nothing frozen needs gradients of its weights."""
+    config = facts.config.text_tuning
+    if config is None:
+        return None
+    samples, denoise = config.steps * config.batch_size, next(iter(facts.sampling_flops.values()))
+    encode = facts.rates.tokens * facts.text.flops_per_token
+    return Workload("gpu", samples, flops=(1 + BACKWARD_FROZEN) * samples * (denoise + encode))
+
+
 def _plan_embed(facts: PlanFacts) -> Workload:
     tokens = facts.captions * facts.assumptions.distinct_captions * facts.rates.tokens
     stored = facts.captions * facts.embedding_bytes
@@ -178,6 +189,7 @@ WORKLOADS: dict[str, Callable[[PlanFacts], Workload | None]] = {
     "score": _plan_score,
     "select": _plan_select,
     "pack": _plan_pack,
+    "text_tuning": _plan_text_tuning,
     "embed": _plan_embed,
     "schedule": _plan_schedule,
     "sample": _plan_sample,

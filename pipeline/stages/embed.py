@@ -21,10 +21,11 @@ class EmbedStageConfig(StageConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class EmbedInputs(StageInputs):
-    """The kept captions, and the text encoder."""
+    """The kept captions, and the text encoder; with `text_tuning` the tuned one."""
 
     pack: Artifact
     encoder: Artifact
+    text_tuning: Artifact | None
 
 
 class EmbedWorker:
@@ -46,7 +47,7 @@ class EmbedWorker:
 
 def run(ctx: Context[EmbedStageConfig, EmbedInputs]) -> None:
     """Embeds every pack shard, on GPUs where there are any."""
-    arguments = {"config": ctx.config.embed, "encoder": encoder_location(ctx.inputs.encoder)}
+    arguments = {"config": ctx.config.embed, "encoder": encoder_location(ctx.inputs.text_tuning or ctx.inputs.encoder)}
     ctx.map_shards(EmbedWorker, arguments, ctx.join_shards(ctx.inputs.pack), on_gpu=True)
     # The manifest holds the codec's mean error per distinct caption, in parts per million.
     summed = ctx.counters.pop("codec_error_ppm_sum", 0)
@@ -58,6 +59,7 @@ STAGE = StageType(
     run=run,
     config=EmbedStageConfig,
     inputs=EmbedInputs,
+    optional=lambda config, name: config.text_tuning is not None,
     placement=always(Placement.MODELS),
     counter="captions",
     rows=Rows.KEPT,

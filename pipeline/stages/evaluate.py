@@ -14,6 +14,7 @@ from eval.sampling.config import SamplingConfig
 from pipeline.runtime.context import Context
 from pipeline.stages.base import Placement, StageConfig, StageInputs, StageType, always, config_key
 from pipeline.stages.clip import digest_clip, is_trained_here, read_clip_spec
+from pipeline.stages.model_files import TUNED
 from pipeline.stages.sample import SampleConfig, SampleStageConfig
 from pipeline.stages.trained_cascade import trained_cascade
 from pipeline.stages.training_stages import read_stages
@@ -51,6 +52,14 @@ class EvaluateInputs(StageInputs):
     pack: Artifact
     train: dict[str, Artifact]
     encoder: Artifact | None
+    text_tuning: Artifact | None
+
+    @property
+    def text_encoder(self) -> Artifact:
+        """The encoder that the cascade reads."""
+        found = self.text_tuning or self.encoder
+        assert found is not None
+        return found
 
 
 EvaluateContext = Context[EvaluateStageConfig, EvaluateInputs]
@@ -256,13 +265,12 @@ def _sample_sweep(
     if sweep is None or not settings:
         return
     samples, sampled = first[: sweep.prompts], _read_sampling(ctx)
-    assert ctx.inputs.encoder is not None
     text: dict[str, Any] = {"max_length": ctx.config.max_length, "encoder_dtype": ctx.config.dtype}
     text |= {"encoder_pad": ctx.config.pad, "encoder_lowercase": ctx.config.lowercase}
     arguments = {
         **models,
         "cascade": trained_cascade(
-            ctx.inputs.train, sampled.stages, ctx.inputs.encoder, ctx.inputs.clip, sampled.guides, **text
+            ctx.inputs.train, sampled.stages, ctx.inputs.text_encoder, ctx.inputs.clip, sampled.guides, **text
         ),
         "stage": settings[0].stage,
         "points": [item.point for item in settings],
@@ -284,10 +292,9 @@ def _measure_likelihood(ctx: EvaluateContext) -> dict[str, list[dict[str, float]
     config, inputs = ctx.config.evaluate.likelihood, ctx.inputs
     if config is None:
         return {}
-    assert inputs.encoder is not None
     text: dict[str, Any] = {"max_length": ctx.config.max_length, "encoder_dtype": ctx.config.dtype}
     text |= {"encoder_pad": ctx.config.pad, "encoder_lowercase": ctx.config.lowercase}
-    cascade = trained_cascade(inputs.train, {}, inputs.encoder, inputs.clip, **text)
+    cascade = trained_cascade(inputs.train, {}, inputs.text_encoder, inputs.clip, **text)
     arguments = {"cascade": cascade, "pack": inputs.pack.files(), "config": config}
     trainings = read_stages(inputs.train)
     denoisers = [number for number, entry in enumerate(cascade.stages) if trainings[entry.name].trains == "diffusion"]
@@ -304,6 +311,8 @@ def _read_sampling(ctx: EvaluateContext) -> SampleConfig:
 
 
 def _uses_input(config: RunConfig, name: str) -> bool:
+    if name == TUNED and config.text_tuning is None:
+        return False
     return config.evaluate.sweep is not None or config.evaluate.likelihood is not None
 
 

@@ -29,6 +29,7 @@ from pipeline.stages import (
     select,
     subject,
     text_encoder,
+    text_tuning,
     train,
     vq,
 )
@@ -48,6 +49,7 @@ STAGES: dict[str, StageType] = {  # in this order; a stage stands after its inpu
     "select": select.STAGE,  # columns and rules -> keep or drop, with the reason
     "caption": caption.STAGE,  # if asked for: kept images -> further captions by a vision-language model
     "pack": pack.STAGE,  # kept images -> one column per training resolution
+    "text_tuning": text_tuning.STAGE,  # if asked for: the encoder learns words or LoRA through an image model
     "embed": embed.STAGE,  # kept captions -> text embeddings
     "card": card.STAGE,  # what the data set consists of
     "prior": prior.STAGE,  # an entry of `train` with task: prior: captions -> CLIP embeddings of images

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 from dataprep.io import storage
 from dataprep.io.errors import UserError
 from eval.sampling.config import CASCADE_FILE
+from pipeline.store.artifact import Artifact
 from pipeline.store.run import RUN_FILE, Run
 
 MODEL_FILE = "model.json"  # {"model": name or path} of an existing model, {"model": null} of one trained here
+TUNED = "text_tuning"  # stage whose encoder takes the place of the stage `encoder`'s
 EXPORT = "export"  # folder of the model that was trained here
 
 
@@ -28,13 +31,19 @@ def list_model_files(path: str) -> list[str]:
     return found
 
 
+def find_encoder(artifacts: Mapping[str, Artifact]) -> Artifact | None:
+    """Returns the artifact of the encoder that image models read: the tuned one where there is one."""
+    return artifacts.get(TUNED) or artifacts.get("encoder")
+
+
 def locate_model(name: str, part: str, key: str) -> str:
     """Returns the folder or name of a model; ``part`` (encoder or clip) of a run or an export if ``name`` is one.
 
     Raises UserError, naming ``key`` of the config, where that run or export has no such part.
     """
     if storage.exists(storage.join(name, RUN_FILE)):
-        artifact = Run(name).artifacts().get(part)
+        artifacts = Run(name).artifacts()
+        artifact = find_encoder(artifacts) if part == "encoder" else artifacts.get(part)
         if artifact is None:
             raise UserError(f"{key}={name}: stage {part} is not finished in that run; run it first")
         spec = artifact.read_json(MODEL_FILE)

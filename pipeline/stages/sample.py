@@ -19,7 +19,7 @@ from pipeline.runtime.shard_worker import ShardTask
 from pipeline.stages.base import Placement, RowBalance, StageConfig, StageInputs, StageType, always, config_key
 from pipeline.stages.clip import ClipSpec, read_clip_spec
 from pipeline.stages.guides import list_guide_files
-from pipeline.stages.model_files import list_model_files, resolve_model_name
+from pipeline.stages.model_files import TUNED, list_model_files, resolve_model_name
 from pipeline.stages.schedule import place_levels
 from pipeline.stages.trained_cascade import build_cascade, trained_cascade
 from pipeline.store.artifact import Artifact, Shard
@@ -76,6 +76,7 @@ class SampleInputs(StageInputs):
 
     train: dict[str, Artifact]
     encoder: Artifact
+    text_tuning: Artifact | None
     clip: Artifact
     schedule: Artifact | None
 
@@ -192,9 +193,10 @@ def run(ctx: Context[SampleStageConfig, SampleInputs]) -> None:
     config, inputs = ctx.config.sample, ctx.inputs
     text: dict[str, Any] = {"max_length": ctx.config.max_length, "encoder_dtype": ctx.config.dtype}
     text |= {"encoder_pad": ctx.config.pad, "encoder_lowercase": ctx.config.lowercase}
+    encoder = inputs.text_tuning or inputs.encoder
     text |= {"watermark": config.watermark, "expand": _place_expander(config.expand)}
     stages = place_levels(config.stages, inputs.schedule)
-    cascade = trained_cascade(inputs.train, stages, inputs.encoder, inputs.clip, config.guides, **text)
+    cascade = trained_cascade(inputs.train, stages, encoder, inputs.clip, config.guides, **text)
     prompts = list_prompts(config, ctx.config.source, ctx.config.seed)
     arguments = {
         "cascade": cascade,
@@ -207,12 +209,18 @@ def run(ctx: Context[SampleStageConfig, SampleInputs]) -> None:
     ctx.map_shards(SampleWorker, arguments, shards, on_gpu=True)
 
 
+def _uses_input(config: RunConfig, name: str) -> bool:
+    """Returns whether an input is read: what the config may do without only where it asks for it."""
+    wanted = {TUNED: config.text_tuning is not None, "schedule": config.sample.fit is not None}
+    return wanted.get(name, True)
+
+
 STAGE = StageType(
     name="sample",
     run=run,
     config=SampleStageConfig,
     inputs=SampleInputs,
-    optional=lambda config, name: name != "schedule" or config.sample.fit is not None,
+    optional=_uses_input,
     placement=always(Placement.MODELS),
     sources=list_sources,
     kind="evaluation",

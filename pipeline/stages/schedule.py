@@ -14,6 +14,7 @@ from pipeline.runtime.context import Context
 from pipeline.runtime.shard_worker import ShardTask
 from pipeline.stages.base import Placement, StageConfig, StageInputs, StageType, always, config_key
 from pipeline.stages.guides import list_guide_files
+from pipeline.stages.model_files import TUNED
 from pipeline.stages.trained_cascade import build_cascade, trained_cascade
 from pipeline.store.artifact import Artifact, Shard
 
@@ -42,6 +43,7 @@ class ScheduleInputs(StageInputs):
 
     train: dict[str, Artifact]
     encoder: Artifact
+    text_tuning: Artifact | None
     pack: Artifact
 
 
@@ -97,7 +99,8 @@ def run(ctx: Context[ScheduleStageConfig, ScheduleInputs]) -> None:
     config, inputs = ctx.config, ctx.inputs
     text = {"max_length": config.max_length, "encoder_dtype": config.dtype}
     text |= {"encoder_pad": config.pad, "encoder_lowercase": config.lowercase}
-    cascade = trained_cascade(inputs.train, config.stages, inputs.encoder, None, config.guides, **text)
+    encoder = inputs.text_tuning or inputs.encoder
+    cascade = trained_cascade(inputs.train, config.stages, encoder, None, config.guides, **text)
     cascade = cascade.model_copy(update={"prior": None})  # stages that need it are refused
     arguments = {"cascade": cascade, "fit": config.fit, "pack": inputs.pack.files(), "seed": config.seed}
     shards = [Shard(number, {}) for number in range(len(config.fit.stages))]
@@ -124,6 +127,7 @@ STAGE = StageType(
     config=ScheduleStageConfig,
     inputs=ScheduleInputs,
     instances=list_instances,
+    optional=lambda config, name: name != TUNED or config.text_tuning is not None,
     placement=always(Placement.MODELS),
     sources=list_guide_files,
     kind="evaluation",

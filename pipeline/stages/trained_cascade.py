@@ -19,6 +19,7 @@ from eval.sampling.config import (
 from eval.sampling.folder_cascade import folder_cascade
 from pipeline.stages.clip import read_clip_spec
 from pipeline.stages.guides import find_guides
+from pipeline.stages.model_files import find_encoder
 from pipeline.stages.text_encoder import encoder_location
 from pipeline.stages.training_stages import read_stages, read_training
 from pipeline.store.artifact import Artifact
@@ -106,8 +107,9 @@ def find_cascade(model: str, key: str) -> CascadeConfig:
     embed = config["embed"]
     text = {"max_length": embed["max_length"], "encoder_dtype": embed["dtype"]}
     text |= {"encoder_pad": embed["pad"], "encoder_lowercase": embed["lowercase"]}
-    clip = artifacts.get("clip")
-    return trained_cascade(trained, sampling, artifacts["encoder"], clip, config["sample"]["guides"], **text)
+    clip, encoder = artifacts.get("clip"), find_encoder(artifacts)
+    assert encoder is not None
+    return trained_cascade(trained, sampling, encoder, clip, config["sample"]["guides"], **text)
 
 
 def list_cascade_files(config: CascadeConfig) -> list[str]:

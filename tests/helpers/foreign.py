@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from dataprep.io.model_imports import declare_torchvision_operators, import_transformers
+from dataprep.io.model_imports import declare_torchvision_operators, import_transformers, let_transformers_find_scipy
 from dataprep.synthetic.renderer import draw_scene
 from eval.sampling.prompts import EvalPrompt, scene_prompts
 from tests.helpers.encoders import save_encoder
@@ -94,12 +94,13 @@ def save_detector(folder: Path, names: tuple[str, ...] = ("cat", "dog", "mouse")
 def save_segmenter(folder: Path, none: float = -9.0) -> str:
     """Saves an untrained Mask2Former whose queries show no object with logit ``none``; returns the folder."""
     transformers = import_transformers()
+    let_transformers_find_scipy()
     torch.manual_seed(5)
     backbone = transformers.SwinConfig(
         image_size=32, embed_dim=8, depths=[1, 1, 1, 1], num_heads=[1, 1, 2, 2], window_size=2,
         out_features=["stage1", "stage2", "stage3", "stage4"],
     )  # fmt: skip
-    sizes: dict[str, Any] = {"feature_size": 16, "mask_feature_size": 16, "hidden_dim": 16, "num_queries": 4}
+    sizes: dict[str, Any] = {"feature_size": 32, "mask_feature_size": 32, "hidden_dim": 32, "num_queries": 4}
     sizes |= {"encoder_feedforward_dim": 16, "dim_feedforward": 16, "num_attention_heads": 2, "encoder_layers": 1}
     names = dict(enumerate(("cat", "dog", "mouse")))
     config = transformers.Mask2FormerConfig(backbone_config=backbone, decoder_layers=2, id2label=names, **sizes)

@@ -14,6 +14,7 @@ from train.tasks.distillation_config import DistillationTrainingConfig
 from train.tasks.prior_config import PriorTrainingConfig
 from train.tasks.refinement_config import RefinementTrainingConfig
 from train.tasks.t5_config import T5TrainingConfig
+from train.tasks.text_tuning_config import TextTuningConfig
 from train.tasks.vq_config import VqTrainingConfig
 
 TrainFunction = Callable[..., dict[str, Any]]
@@ -80,6 +81,13 @@ def load_t5() -> TrainFunction:
     return train_t5
 
 
+def load_text_tuning() -> TrainFunction:
+    """Imports `train_text_tuning`."""
+    from train.tasks.text_tuning import train_text_tuning
+
+    return train_text_tuning
+
+
 TASKS: dict[str, TaskKind] = {
     "diffusion": TaskKind(DiffusionTrainingConfig, load_diffusion),
     "distillation": TaskKind(DistillationTrainingConfig, load_distillation),
@@ -88,6 +96,7 @@ TASKS: dict[str, TaskKind] = {
     "refinement": TaskKind(RefinementTrainingConfig, load_refinement),
     "clip": TaskKind(ClipTrainingConfig, load_clip),
     "t5": TaskKind(T5TrainingConfig, load_t5),
+    "text_tuning": TaskKind(TextTuningConfig, load_text_tuning),
 }
 
 

@@ -40,10 +40,12 @@ def load_detector(config: JudgeConfig, device: str, needs: str) -> Detect:
     import torch
     from PIL import Image
 
-    from dataprep.io.model_imports import import_transformers
+    from dataprep.io.model_imports import import_transformers, let_transformers_find_scipy
 
     transformers = import_transformers()
     masks = gives_masks(config.model)
+    if masks:
+        let_transformers_find_scipy()
     kind = transformers.AutoModelForUniversalSegmentation if masks else transformers.AutoModelForObjectDetection
     try:
         model = kind.from_pretrained(config.model, local_files_only=True)

@@ -12,12 +12,15 @@ from torch import nn
 
 from dataprep.io.errors import UserError
 from dataprep.io.model_imports import import_transformers
+from dataprep.text.encoder import TextEncoder
+from dataprep.text.learned_tokens import save_tokens
 from eval.sampling import loading
 from eval.sampling.adapters import AdapterChoice, apply_adapters
 from eval.sampling.cascade import Cascade
 from eval.sampling.config import read_cascade, resolve_paths
 from eval.sampling.loading import load_stages
 from tests.helpers.cascades import BASE, SR, WordEncoder, export, trained
+from tests.helpers.encoders import WORDS, save_encoder
 from tests.train.models.adapters.test_lora import adapt
 from train.models.adapters.files import load_adapter, save_adapter
 from train.models.unet.config import UNetConfig
@@ -41,7 +44,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def apply(folder: Path, *texts: str, encoder: Any = None) -> tuple[list[AdapterChoice], dict[str, Any]]:
     """Applies adapters to the stages of ``folder``; returns them and the stages' weights by name."""
     stages = load_stages(resolve_paths(read_cascade(folder), folder), "cpu")
-    choices = apply_adapters([AdapterChoice.parse(text) for text in texts], stages, encoder)
+    choices = apply_adapters([AdapterChoice.parse(text) for text in texts], stages, lambda: encoder)
     return choices, {stage.entry.name: stage.model.state_dict() for stage in stages}
 
 
@@ -81,16 +84,18 @@ def test_adapters_go_to_the_stage_that_they_fit_and_add_up(folder: Path) -> None
 
 def test_what_fits_no_stage_or_several_is_refused(folder: Path, tmp_path: Path) -> None:
     wider = write_adapter(tmp_path / "wide.safetensors", trained(widened(BASE)))
-    with pytest.raises(UserError, match=r"wide\.safetensors: fits none of base, sr; give one that was trained on this"):
+    with pytest.raises(
+        UserError, match=r"wide\.safetensors: fits none of base, sr, encoder; give one that was trained on this"
+    ):
         apply(folder, wider)
     with pytest.raises(UserError, match=r"base\.safetensors: fits none of sr;"):
         apply(folder, f"sr={folder}/base.safetensors")
-    with pytest.raises(UserError, match=r"there is no stage 'top'; take one of base, sr"):
+    with pytest.raises(UserError, match=r"there is no stage 'top'; take one of base, sr, encoder"):
         apply(folder, f"top={folder}/base.safetensors")
     stages = load_stages(resolve_paths(read_cascade(folder), folder), "cpu")
     twins = [*stages[:1], SimpleNamespace(entry=SimpleNamespace(name="twin"), model=stages[0].model)]
     with pytest.raises(UserError, match=r"fits base and twin; name one as STAGE=FILE"):
-        apply_adapters([AdapterChoice(f"{folder}/base.safetensors")], twins, None)  # type: ignore[arg-type]
+        apply_adapters([AdapterChoice(f"{folder}/base.safetensors")], twins, lambda: None)  # type: ignore[arg-type]
 
 
 def widened(config: UNetConfig) -> UNetConfig:
@@ -121,3 +126,29 @@ def test_images_change_and_say_why(folder: Path, monkeypatch: pytest.MonkeyPatch
     assert "adapters" not in one.making
     assert other.making["adapters"] == [{"path": path, "weight": 0.8, "stage": "base"}]
     assert plain.digest != changed.digest
+
+
+def test_learned_tokens_are_words_of_the_encoder(folder: Path, tmp_path: Path) -> None:
+    encoder = TextEncoder.from_folder(save_encoder(tmp_path / "t5", "t5"))
+    path = tmp_path / "words.safetensors"
+    save_tokens(path, {"zwx": torch.ones(32)})
+    choices, _ = apply(folder, f"encoder={path}", encoder=encoder)
+    assert choices == [AdapterChoice(str(path), 1.0, "encoder")]
+    assert encoder.tokenize(["zwx"])[0] == [[len(WORDS), 1]]
+    with pytest.raises(
+        UserError, match=r"words\.safetensors: has learned tokens of the text encoder; leave weight 0\.5"
+    ):
+        apply(folder, f"{path}:0.5", encoder=encoder)
+    with pytest.raises(UserError, match="learned tokens of the text encoder; leave stage base out"):
+        apply(folder, f"base={path}", encoder=encoder)
+    with pytest.raises(UserError, match="token 'zwx': the encoder's tokenizer has this word already"):
+        apply(folder, str(path), encoder=encoder)
+
+
+def test_the_encoder_is_loaded_only_for_what_fits_no_stage(folder: Path) -> None:
+    def load() -> Any:
+        raise AssertionError("loaded")
+
+    stages = load_stages(resolve_paths(read_cascade(folder), folder), "cpu")
+    choices = apply_adapters([AdapterChoice(f"{folder}/sr.safetensors")], stages, load)
+    assert [choice.stage for choice in choices] == ["sr"]

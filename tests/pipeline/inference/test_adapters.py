@@ -4,18 +4,23 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
 
 from dataprep.io.errors import UserError
-from eval.sampling.adapters import AdapterChoice
+from dataprep.text.encoder import TextEncoder
+from dataprep.text.learned_tokens import save_tokens
+from eval.sampling.adapters import AdapterChoice, apply_adapters
+from eval.sampling.config import read_cascade, write_cascade
 from pipeline.inference.export import merge_adapters
 from pipeline.inference.model_card import _describe_adapters
 from pipeline.inference.sample import find_adapters
 from pipeline.store.run import Run
 from tests.eval.sampling.test_adapters import write_adapter
 from tests.helpers.cascades import BASE, SR, export, trained
+from tests.helpers.encoders import save_encoder
 from tests.helpers.trained_runs import commit_stage
 from train.models.adapters.files import load_adapter, merge_adapter
 
@@ -63,3 +68,26 @@ def test_the_card_names_what_was_merged() -> None:
     assert _describe_adapters([]) == []
     text = "\n".join(_describe_adapters([AdapterChoice("/x/cat.safetensors", 0.8, "base")]))
     assert "## Adapters in the weights" in text and "| base | cat.safetensors | 0.8 |" in text
+
+
+def test_export_merges_what_the_text_encoder_learned(tmp_path: Path) -> None:
+    folder = export(tmp_path / "exported")
+    (folder / "encoder").rmdir()
+    source = save_encoder(tmp_path / "t5", "t5")
+    write_cascade(folder, read_cascade(folder).model_copy(update={"encoder": source}))  # only named, as a hub's
+    before = {name: (folder / name / "model.safetensors").read_bytes() for name in ("base", "sr")}
+    encoder = TextEncoder.from_folder(source)
+    adapter = write_adapter(tmp_path / "lora.safetensors", TextEncoder.from_folder(source).model, "text_encoder")
+    save_tokens(tmp_path / "words.safetensors", {"zwx": torch.ones(32)})
+    choices = [AdapterChoice(adapter, 0.5), AdapterChoice(str(tmp_path / "words.safetensors"))]
+    merged = merge_adapters(folder, choices)
+    assert [choice.stage for choice in merged] == ["encoder", "encoder"]
+    assert read_cascade(folder).encoder == "encoder"
+    apply_adapters(choices, [], lambda: encoder)
+    texts = ["a zwx circle", "a red square"]
+    for ours, wanted in zip(
+        TextEncoder.from_folder(str(folder / "encoder")).encode(texts), encoder.encode(texts), strict=True
+    ):
+        np.testing.assert_array_equal(ours, wanted)
+    assert np.abs(encoder.encode(texts)[1] - TextEncoder.from_folder(source).encode(texts)[1]).max() > 1e-3
+    assert before == {name: (folder / name / "model.safetensors").read_bytes() for name in before}

@@ -54,7 +54,8 @@ def test_sampling_two_folders(folders: list[Path], tmp_path: Path, capsys: pytes
     assert Image.open(tmp_path / "a.png").size == (32, 32)
     assert run("inspect", tmp_path / "a.png") == 0
     told = capsys.readouterr().out
-    assert '"sr32": {"sampler": "ddpm", "steps": 3, "spacing": "leading"' in told
+    settings = told.partition('"sr32": {')[2].partition("}")[0]
+    assert all(part in settings for part in ('"sampler": "ddpm"', '"steps": 3', '"spacing": "leading"')), told
     assert run(*words[:2], *words[4:], "--set", "base.timesteps=[900, 500, 0]") == 0
     assert Image.open(tmp_path / "a.png").size == (16, 16)
 

@@ -6,8 +6,10 @@ from dataclasses import asdict
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 
+from dataprep.text.learned_tokens import save_tokens
 from eval.sampling.config import CascadeConfig, StageEntry
 from pipeline.inference import model_card
 from pipeline.inference.model_card import NO_LICENCE, render_model_card
@@ -38,6 +40,12 @@ def test_card_names_data_metrics_and_a_missing_licence(finished_run: Made, monke
     assert NO_LICENCE in text and "license" not in text.split("---\n")[1]
     assert "11 image-caption pairs, kept of 13 rows." in text
     assert "## Metrics" in text
+
+
+def test_card_names_the_words_that_the_encoder_learned(tmp_path: Path) -> None:
+    assert model_card._describe_words(tmp_path) == []
+    save_tokens(tmp_path / "learned_tokens.safetensors", {"zwx": torch.ones(4), "qpt": torch.ones(4)})
+    assert model_card._describe_words(tmp_path) == ["Words that it learned: qpt, zwx."]
 
 
 def test_card_says_what_a_stage_began_from(finished_run: Made, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -69,6 +69,7 @@ def test_options_reach_the_cascade(cascade: Recorder, tmp_path: Path) -> None:
     assert call.pop("image").size == call.pop("mask").size == (8, 8)
     assert call == {
         "prompts": ["a cat"], "num": 2, "seed": 3, "negative": "a dog", "start_at": "sr", "stop_at": "sr", "best_of": 4,
+        "variations_of": None, "to_image": None, "to_prompt": "",
         "overlong": "refuse", "batch_size": 16, "size": (96, 64),
         "changes": {
             "strength": 0.5, "sampler": "unipc", "steps": 9, "guidance": {"base": 2, "sr": 1.5},

@@ -15,14 +15,15 @@ from pipeline.planner.encoders import ClipCost, TextCost
 from pipeline.planner.rates import assume_rates
 from pipeline.planner.workload import WORKLOADS, PlanFacts, Workload, estimate_hours, plan_workloads
 from pipeline.stages.graph import STAGES
+from tests.helpers.paths import ROOT
 from tests.helpers.plans import SMOKE
 
 FIT = "sample.fit={stages: [base, sr32], samples: 10, levels: 20}"
 DISTILLED = "train.base.distillation={teacher: runs/other, steps: 2}"
 
 
-def make_facts(*overrides: str) -> PlanFacts:
-    config, assumptions = load_config(SMOKE, overrides), Assumptions()
+def make_facts(*overrides: str, path: str = SMOKE) -> PlanFacts:
+    config, assumptions = load_config(path, overrides), Assumptions()
     text, clip = TextCost("t5", 32, 64, 1, 32, 10, 100.0, ""), ClipCost("clip", "", 8, 100.0)
     sizes = dict.fromkeys(config.train, 10)
     return PlanFacts(
@@ -39,7 +40,7 @@ def make_facts(*overrides: str) -> PlanFacts:
 
 
 def test_stages_are_planned_in_the_order_of_the_pipeline() -> None:
-    everything = [name for name in STAGES if name in WORKLOADS]
+    everything = [name for name in STAGES if name in WORKLOADS and name != "text_tuning"]
     assert list(plan_workloads(make_facts(FIT))) == everything
     assert list(plan_workloads(make_facts())) == [name for name in everything if name != "schedule"]
 
@@ -51,6 +52,14 @@ def test_evaluations_of_a_fit_and_of_a_distilled_stage() -> None:
     distilled = plan_workloads(make_facts("train.base.task=distillation", DISTILLED, "sample.stages.base={}"))["sample"]
     images = 2 * (2 + 8)  # shown and evaluated prompts, two candidates each
     assert plain.flops - distilled.flops == images * (3 * 2 - 2)  # three guided steps, or two in one pass each
+
+
+def test_tuning_the_encoder_goes_forward_and_back_through_both_networks() -> None:
+    facts = make_facts(path=str(ROOT / "configs" / "textual_inversion.yaml"))
+    (tuned,) = [work for name, work in plan_workloads(facts).items() if name == "text_tuning"]
+    assert facts.config.text_tuning is not None and "text_tuning" not in plan_workloads(make_facts())
+    assert tuned.items == 200 * 16
+    assert tuned.flops == 2 * tuned.items * (1.0 + facts.rates.tokens * facts.text.flops_per_token)
 
 
 def test_a_new_stage_over_all_pairs_counts_as_one_that_decodes_every_image(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -33,5 +33,5 @@ def test_a_new_task_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 def test_unknown_task_is_refused() -> None:
-    with pytest.raises(UserError, match="task 'vg' is unknown; take one of diffusion, prior, vq, "):
+    with pytest.raises(UserError, match=f"task 'vg' is unknown; take one of {', '.join(TASKS)}"):
         find_task("vg")

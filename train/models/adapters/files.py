@@ -51,13 +51,13 @@ def save_adapter(
 ) -> None:
     """Writes the trained tensors of an adapter, float32, with its config and ``settings`` as metadata."""
     stored: dict[str, Tensor] = {}
-    for name, (down, up) in split_pairs(tensors).items():
-        key = f"{component}.{name.removeprefix('unet.')}"
+    pairs = {name.removeprefix(f"{component}."): pair for name, pair in split_pairs(tensors).items()}
+    for name, (down, up) in pairs.items():
+        key = f"{component}.{name}"
         stored |= {f"{key}.lora_A.weight": down.float().contiguous(), f"{key}.lora_B.weight": up.float().contiguous()}
         stored[f"{key}.alpha"] = torch.tensor(config.scale * config.rank)
     described = config.model_dump(mode="json") | {"component": component} | settings
-    layers = sorted(name.removeprefix("unet.") for name in split_pairs(tensors))
-    theirs = {"r": config.rank, "lora_alpha": config.scale * config.rank, "target_modules": layers}
+    theirs = {"r": config.rank, "lora_alpha": config.scale * config.rank, "target_modules": sorted(pairs)}
     metadata = {
         METADATA: json.dumps(described, sort_keys=True),
         DIFFUSERS_METADATA: json.dumps({f"{component}.{key}": value for key, value in theirs.items()}, sort_keys=True),
