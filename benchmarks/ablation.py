@@ -5,7 +5,7 @@
     python -m benchmarks.ablation                                # the table of what is there
 
 A variant is a file of `benchmarks/ablations/`: ``about`` says what it is, ``changes`` are keys of configs/demo.yaml. A
-name a+b has the changes of both over those of ``base``, the demo's first recipe; ``demo`` is configs/demo.yaml itself.
+name a+b has the changes of both over those of ``base``, the demo's recipe; ``demo`` is configs/demo.yaml itself.
 Every training, text encoder and base together, has the same number of operations (`--flops`), counted; so a cheaper
 network gets more updates. Rows go to `--folder` as they are finished, and a finished one is not run again.
 
