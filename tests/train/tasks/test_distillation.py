@@ -153,7 +153,7 @@ def test_a_student_learns_and_says_how_it_is_sampled(tmp_path: Path, pack: Pack)
     index_shards([pack[0]], [pack[1]], config.pixel_columns()).write(str(tmp_path / "index"))
     result = train_distillation(str(tmp_path / "index"), True, config, str(tmp_path / "run"), 0)
     losses = [row["loss"] for row in read_json_lines(str(tmp_path / "run/log.jsonl"))]
-    assert losses[-1] < losses[0] / 2 and result["validation_loss"] < losses[0]
+    assert losses[-1] < 0.75 * losses[0] and result["validation_loss"] < losses[0]
     assert (tmp_path / "run/samples/step-00000040.png").exists()
     model, settings = load_stage(tmp_path / "run/export")
     distilled = read_distilled(settings)
