@@ -175,6 +175,10 @@ class TextEncoder:
             end = half.start()
         return caption[end:].strip()
 
+    def pieces(self, caption: str) -> list[str]:
+        """Returns the text of each token of ``caption``, those that the tokenizer adds included."""
+        return [str(self.tokenizer.decode([token])).strip() for token in self.tokenize([caption])[0][0]]
+
     def clean(self, caption: str) -> str:
         """Returns a caption as the tokenizer reads it."""
         return caption.lower().strip() if self.lowercase else caption

@@ -6,12 +6,14 @@ Shape legend: B batch, C channels, H W height and width.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 
 import torch
 from PIL import Image
 from torch import Tensor
 
 from eval.sampling import image_editing
+from eval.sampling.attention import AttentionMaps, AttentionRecorder
 from eval.sampling.generators import generate
 from eval.sampling.plan import SamplingPlan
 from eval.sampling.prompts import hash_prompt
@@ -37,24 +39,28 @@ def sample_plan(
     """
     last = plan.stages[-1].entry.name
     by_stage: dict[str, list[Image.Image]] = {stage.entry.name: [] for stage in plan.stages}
+    attention: dict[str, list[AttentionMaps]] = {}
     for start in range(0, len(keys), batch_size):
         part = slice(start, start + batch_size)
         embedding_BE = None if embedding_NE is None else embedding_NE[part]
-        for name, x_BCHW in _sample_batch(plan, keys[part], device, embedding_BE).items():
+        for name, (x_BCHW, maps) in _sample_batch(plan, keys[part], device, embedding_BE).items():
+            if maps is not None:
+                attention.setdefault(name, []).extend(maps)
             pixels = list(to_pixels(x_BCHW).cpu().numpy())
             if watermark and name == last and can_carry(plan.size):
                 pixels = [add_watermark(image_HWC, watermark) for image_HWC in pixels]
             by_stage[name] += [Image.fromarray(image_HWC) for image_HWC in pixels]
-    return Samples(by_stage[last], [prompt for prompt, _ in keys], [index for _, index in keys], by_stage)
+    prompts, indices = [prompt for prompt, _ in keys], [index for _, index in keys]
+    return Samples(by_stage[last], prompts, indices, by_stage, attention=attention)
 
 
 def _sample_batch(
     plan: SamplingPlan, keys: Sequence[SampleKey], device: torch.device, embedding_BE: Tensor | None
-) -> dict[str, Tensor]:
-    """Returns the images (B, C, H, W) in [-1, 1] of every stage, by its name."""
+) -> dict[str, tuple[Tensor, list[AttentionMaps] | None]]:
+    """Returns the images (B, C, H, W) in [-1, 1] of every stage, by its name, and where it looked, if recorded."""
     text = pad_text([plan.texts[prompt] for prompt, _ in keys], device)
     negative = None if plan.negative is None else pad_text([plan.negative] * len(keys), device)
-    sampled: dict[str, Tensor] = {}
+    sampled: dict[str, tuple[Tensor, list[AttentionMaps] | None]] = {}
     x_BCHW, from_base = _first_input(plan, len(keys), device), plan.stages[0].entry.low_resolution is None
     for stage in plan.stages:
         name = stage.entry.name
@@ -69,9 +75,11 @@ def _sample_batch(
         vectors = {}
         if embedding_BE is not None and stage.model.config.image_embedding_dim:
             vectors = {"image_embedding_BE": embedding_BE}
-        inputs = SamplerInputs(text, negative, x_BCHW, edit, vectors)
-        x_BCHW = generate(stage, plan.settings[name], inputs, seeds, (height, width))
-        sampled[name] = x_BCHW
+        watch = AttentionRecorder(stage.model, (height, width)) if name in plan.watched else None
+        inputs = SamplerInputs(text, negative, x_BCHW, edit, vectors, watch=watch)
+        with watch or nullcontext():
+            x_BCHW = generate(stage, plan.settings[name], inputs, seeds, (height, width))
+        sampled[name] = x_BCHW, watch.collect([len(plan.texts[prompt]) for prompt, _ in keys]) if watch else None
     return sampled
 
 

@@ -45,6 +45,7 @@ class SamplingOptions:
         best_of: candidates per image, of which the cascade's CLIP picks the best.
         overlong: prompts beyond the limit of the text encoder are cut, with a warning, or refused.
         batch_size: images per batch.
+        attention: record where each stage looks for each token of the prompt (`Samples.attention`).
         changes: sampler settings that differ from the defaults of the stages.
     """
 
@@ -62,6 +63,7 @@ class SamplingOptions:
     best_of: int = 1
     overlong: Overlong = "cut"
     batch_size: int = 16
+    attention: bool = False
     changes: SettingChanges = field(default_factory=dict)
 
     @property

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -9,9 +10,11 @@ import numpy as np
 
 from dataprep.io.errors import UserError
 from eval.sampling import image_editing
+from eval.sampling.attention import find_text_layers
 from eval.sampling.config import SamplingConfig
 from eval.sampling.options import DEFAULT_STRENGTH, SamplingOptions, Size, override_sampling
 from eval.sampling.stage_sampler import LoadedStage
+from train.models.backbones import backbone_name, find_backbone
 
 
 @dataclass(frozen=True)
@@ -30,6 +33,7 @@ class SamplingPlan:
     image_HWC: np.ndarray | None
     mask_HW: np.ndarray | None
     one_noise: bool = False  # all images of a prompt have the noise of the first
+    watched: frozenset[str] = frozenset()  # the stages of which is recorded where they look
 
 
 def make_plan(
@@ -76,6 +80,7 @@ def make_plan(
         image_HWC=image_HWC,
         mask_HW=mask,
         one_noise=options.interpolates,
+        watched=choose_watched(stages) if options.attention else frozenset(),
     )
 
 
@@ -102,6 +107,27 @@ def _check_inpainting(stages: Sequence[LoadedStage]) -> None:
 def find_taker(stages: Sequence[LoadedStage]) -> LoadedStage | None:
     """Returns the first stage that is conditioned on image embeddings; None: there is none."""
     return next((stage for stage in stages if stage.model.config.image_embedding_dim), None)
+
+
+def choose_watched(stages: Sequence[LoadedStage]) -> frozenset[str]:
+    """Returns the names of the stages whose networks can show where they look, and warns of the others.
+
+    Raises UserError where none can.
+    """
+    seeing = frozenset(stage.entry.name for stage in stages if _shows_attention(stage))
+    blind = [f"{s.entry.name} ({type(s.model).__name__})" for s in stages if s.entry.name not in seeing]
+    if not seeing:
+        raise UserError(
+            f"attention: no stage has a layer that shows where it looks: {', '.join(blind)}; leave attention out"
+        )
+    for name in blind:
+        warnings.warn(f"attention: stage {name} has no layer that shows where it looks", stacklevel=4)
+    return seeing
+
+
+def _shows_attention(stage: LoadedStage) -> bool:
+    """Returns whether a network reads the caption in layers that show where they look, in steps of diffusion."""
+    return find_backbone(backbone_name(stage.model.config)).task == "diffusion" and bool(find_text_layers(stage.model))
 
 
 def select_stages(

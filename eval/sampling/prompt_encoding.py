@@ -23,6 +23,10 @@ class PromptEncoder(Protocol):
         """Returns the end of the caption that is beyond the encoder's limit, "" if it fits."""
         ...
 
+    def pieces(self, caption: str) -> list[str]:
+        """Returns the text of each token of `encode`, without padding."""
+        ...
+
 
 def encode_prompts(encoder: PromptEncoder, prompts: Sequence[str], overlong: Overlong) -> dict[str, np.ndarray]:
     """Returns {prompt: float32 (L_i, D)}. A prompt that is too long is cut with a warning; "refuse": UserError."""

@@ -8,6 +8,8 @@ from typing import Any
 
 from PIL import Image
 
+from eval.sampling.attention import AttentionMaps
+
 
 @dataclass(frozen=True)
 class Samples:
@@ -23,6 +25,8 @@ class Samples:
     scores: list[float] | None = None  # CLIP scores, with best_of
     making: Mapping[str, Any] = field(default_factory=dict)  # shared by all images: seed, model, settings
     expanded: Mapping[str, str] = field(default_factory=dict)  # prompt -> what was drawn in its place, if written out
+    # Where the stages looked, by stage and image; {} unless asked for.
+    attention: Mapping[str, Sequence[AttentionMaps]] = field(default_factory=dict)
 
     def info(self, number: int) -> dict[str, Any]:
         """Returns the metadata of image ``number``, as `eval.sampling.png_metadata.save_png` writes it."""
@@ -40,4 +44,5 @@ class Samples:
             indices=[self.indices[i] for i in numbers],
             by_stage={name: [images[i] for i in numbers] for name, images in self.by_stage.items()},
             scores=[scores[i] for i in numbers],
+            attention={name: [maps[i] for i in numbers] for name, maps in self.attention.items()},
         )

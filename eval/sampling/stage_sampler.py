@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from eval.sampling.attention import AttentionRecorder
 from eval.sampling.config import SamplingConfig, StageEntry
 from train.diffusion.config import DiffusionConfig
 from train.diffusion.guidance import GuidedDenoiser, guide_model
@@ -69,6 +70,7 @@ class SamplerInputs(NamedTuple):
     edit: StageEdit | None = None
     vectors: Mapping[str, Tensor] = MappingProxyType({})
     negative_vectors: Mapping[str, Tensor] = MappingProxyType({})
+    watch: AttentionRecorder | None = None  # entered; told of every evaluation
 
 
 def sample_stage(
@@ -196,7 +198,13 @@ def stage_denoiser(
             return ask(stage.model, x_BCHW, log_snr_B, text, negative)
         return ask(stage.model, x_BCHW, log_snr_B, text, text, keep_B=keep_B)
 
-    return guide_model(model, stage.diffusion, settings)
+    def watched_model(x_BCHW: Tensor, log_snr_B: Tensor, keep_B: Tensor) -> Tensor:
+        output = model(x_BCHW, log_snr_B, keep_B)
+        if inputs.watch is not None:
+            inputs.watch.end_evaluation(float(log_snr_B[0]), batch)
+        return output
+
+    return guide_model(watched_model, stage.diffusion, settings)
 
 
 def call_in_parts(model: Denoiser, x: Tensor, log_snr_B: Tensor, conditions: Conditions, pixels: int) -> Tensor:

@@ -67,6 +67,9 @@ def sample_images(
         list[str] | None,
         typer.Option(metavar="[STAGE=]FILE[:WEIGHT]", help="LoRA file, or a run that trained some; repeatable"),
     ] = None,
+    attention: Annotated[
+        bool, typer.Option("--attention", help="also a picture of where each stage looked for each token of the prompt")
+    ] = False,
     batch_size: Annotated[int, typer.Option(min=1, help="images generated at a time")] = 16,
     device: Annotated[str, typer.Option(help="auto (a GPU if there is one), cpu, cuda, cuda:1")] = "auto",
     compiled: Annotated[
@@ -98,6 +101,7 @@ def sample_images(
         to_prompt=to_prompt,
         overlong="refuse" if refuse_overlong else "cut",
         batch_size=batch_size,
+        attention=attention,
         changes={"strength": strength, "guidance": guidance, "steps": steps, "sampler": sampler},
     )
     request = SampleRequest(
@@ -135,8 +139,10 @@ def _describe_images(out: Path, written: list[Path], is_folder: bool) -> list[di
 
         return [{**entry, "file": str(out / entry["file"])} for entry in read_lines(out)]
     from eval.sampling.png_metadata import read_png_metadata
+    from pipeline.inference.sample import ATTENTION
 
-    return [{"file": str(path), **read_png_metadata(path)} for path in (written[1:] or written)]
+    images = [path for path in written if not path.stem.endswith(ATTENTION)]
+    return [{"file": str(path), **read_png_metadata(path)} for path in (images[1:] or images)]
 
 
 def inspect_images(

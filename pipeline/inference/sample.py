@@ -23,6 +23,7 @@ from dataprep.text.config import TOKENS_FILE
 from eval.captioning.config import ExpandConfig
 from eval.sampling import image_editing
 from eval.sampling.adapters import ENCODER, AdapterChoice
+from eval.sampling.attention_picture import draw_attention
 from eval.sampling.batch_folder import sample_folder
 from eval.sampling.cascade import Cascade
 from eval.sampling.config import CASCADE_FILE, CascadeConfig, read_cascade, resolve_paths
@@ -31,6 +32,7 @@ from eval.sampling.options import SamplingOptions, SettingChanges, SettingValue,
 from eval.sampling.png_metadata import is_ours, save_png
 from eval.sampling.prompt_files import read_prompt_file
 from eval.sampling.prompts import clean_prompt
+from eval.sampling.samples import Samples
 from eval.sampling.stored_weights import StoredWeights
 from eval.sampling.user_images import read_image, read_mask_image
 from pipeline.config import run_config_type
@@ -42,6 +44,7 @@ from pipeline.terminal import console, progress
 from train.models.backbones import find_stage_folder
 
 NO_EXPANSION = "no"
+ATTENTION = "-attention"  # end of the name of a picture of where the stages looked
 ADAPTER = "export/adapter.safetensors"  # of a training stage
 TOKENS = f"{EXPORT}/{TOKENS_FILE}"  # of a tuned text encoder
 
@@ -132,6 +135,9 @@ def sample_run(folder: str, request: SampleRequest) -> list[Path]:
         to_prompt=clean_prompt(request.options.to_prompt, "--to-prompt"),
     )
     check_folder(request) if many else check_files(request)
+    if options.attention and (many or request.compiled):
+        other = "--prompts-file" if many else "--compile"
+        raise UserError(f"--attention with {other}: attention is shown for prompts on the line, not compiled; drop one")
     with postpone_collection():
         cascade = load_cascade(
             folder,
@@ -216,12 +222,25 @@ def _sample_into_files(cascade: Cascade, request: SampleRequest, options: Sampli
     out.parent.mkdir(parents=True, exist_ok=True)
     samples = replace(samples, making={**samples.making, "run": folder.encode(errors="backslashreplace").decode()})
     names = name_files(out, len(samples.images))
+    shown = _save_attention(cascade, samples, [out.with_name(name) for name in names] or [out])
     if not names:
-        return [save_png(out, samples.images[0], samples.info(0))]
+        return [save_png(out, samples.images[0], samples.info(0)), *shown]
     sheet = grid(samples.images, options.num)
     written = [save_png(out, sheet, {"prompt": " | ".join(request.prompts), **samples.making})]
     for number, (image, name) in enumerate(zip(samples.images, names, strict=True)):
         written.append(save_png(out.with_name(name), image, samples.info(number)))
+    return written + shown
+
+
+def _save_attention(cascade: Cascade, samples: Samples, images: Sequence[Path]) -> list[Path]:
+    """Writes where the stages looked, if that was recorded: beside each image a picture of its own."""
+    written = []
+    for number, path in enumerate(images if samples.attention else []):
+        stages = {name: found[number] for name, found in samples.attention.items()}
+        pictures = {name: samples.by_stage[name][number] for name in stages}
+        prompt = samples.prompts[number]
+        sheet = draw_attention(cascade.encoder.pieces(samples.expanded.get(prompt, prompt)), pictures, stages)
+        written.append(save_png(path.with_name(f"{path.stem}{ATTENTION}.png"), sheet, samples.info(number)))
     return written
 
 

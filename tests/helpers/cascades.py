@@ -34,6 +34,9 @@ class WordEncoder:
         ]
         return [np.asarray(row, np.float32).reshape(-1, 8) for row in rows]
 
+    def pieces(self, caption: str) -> list[str]:
+        return caption.split()[:10]
+
     def beyond(self, caption: str) -> str:
         return " ".join(caption.split()[10:])
 

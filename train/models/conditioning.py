@@ -16,6 +16,7 @@ from train.models.base import Conditions
 from train.models.layers import split_heads
 
 IMAGE_TOKENS = 4  # context tokens of an image embedding (Ramesh et al. 2022, section 2.1)
+NULL_TOKENS = 1  # of `TextConditioner`, in front of the caption's
 
 
 class NoiseEmbedding(nn.Module):

@@ -12,6 +12,7 @@ import pytest
 from PIL import Image
 
 from dataprep.io import storage
+from eval.sampling.attention import AttentionMaps
 from eval.sampling.config import CascadeConfig, StageEntry
 from eval.sampling.options import SamplingOptions
 from eval.sampling.png_metadata import read_png_metadata
@@ -19,6 +20,7 @@ from eval.sampling.samples import Samples
 from pipeline.cli.main import main
 from pipeline.inference import sample
 from pipeline.stages.trained_cascade import copy_parts_here
+from tests.helpers.cascades import WordEncoder
 
 
 class Recorder:
@@ -29,6 +31,7 @@ class Recorder:
     adapters: Sequence[str] = ()
 
     def __init__(self) -> None:
+        self.encoder = WordEncoder()
         self.calls: list[dict[str, Any]] = []
 
     def sample(self, prompts: Sequence[str], options: SamplingOptions) -> Samples:
@@ -36,7 +39,10 @@ class Recorder:
         jobs = [(prompt, index) for prompt in prompts for index in range(options.num)]
         images = [Image.fromarray(np.full((4, 6, 3), 10 * index, np.uint8)) for _, index in jobs]
         making = {"seed": options.seed, "model": self.digest, "settings": {}}
-        return Samples(images, [p for p, _ in jobs], [i for _, i in jobs], {"base": images}, making=making)
+        maps = AttentionMaps(np.ones((1, 2, 2, 2), np.float32), [(1.0, 0.0)])
+        shown = {"base": [maps] * len(jobs)} if options.attention else {}
+        prompts, indices = [p for p, _ in jobs], [i for _, i in jobs]
+        return Samples(images, prompts, indices, {"base": images}, making=making, attention=shown)
 
 
 @pytest.fixture
@@ -64,22 +70,46 @@ def test_options_reach_the_cascade(cascade: Recorder, tmp_path: Path) -> None:
     words += ["--image", str(tmp_path / "in.png"), "--mask", str(tmp_path / "in.png"), "--strength", "0.5"]
     words += ["--size", "96x64", "--best-of", "4", "--sampler", "unipc", "--steps", "9", "--refuse-overlong"]
     words += ["--set", "base.guidance=2", "--set", "sr.guidance=1.5", "--set", "guidance_interval=[0.2, 0.9]"]
-    assert run(*words, "--start-at", "sr", "--stage", "sr", "--watermark", "mine") == 0
+    assert run(*words, "--start-at", "sr", "--stage", "sr", "--watermark", "mine", "--attention") == 0
     (call,) = cascade.calls
     assert call.pop("image").size == call.pop("mask").size == (8, 8)
     assert call == {
         "prompts": ["a cat"], "num": 2, "seed": 3, "negative": "a dog", "start_at": "sr", "stop_at": "sr", "best_of": 4,
+        "overlong": "refuse", "batch_size": 16, "attention": True, "size": (96, 64),
         "variations_of": None, "to_image": None, "to_prompt": "",
-        "overlong": "refuse", "batch_size": 16, "size": (96, 64),
         "changes": {
             "strength": 0.5, "sampler": "unipc", "steps": 9, "guidance": {"base": 2, "sr": 1.5},
             "guidance_interval": [0.2, 0.9],
         },
     }  # fmt: skip
     assert cascade.watermark == "mine"
-    assert sorted(path.name for path in (tmp_path / "deep").iterdir()) == ["a-000.png", "a-001.png", "a.png"]
+    assert sorted(path.name for path in (tmp_path / "deep").iterdir()) == [
+        *("a-000-attention.png", "a-000.png", "a-001-attention.png", "a-001.png", "a.png"),
+    ]
+    assert read_png_metadata(tmp_path / "deep" / "a-001-attention.png")["index"] == 1
     assert Image.open(tmp_path / "deep" / "a.png").size == (16, 4)
     assert read_png_metadata(tmp_path / "deep" / "a-001.png")["index"] == 1
+
+
+def test_attention_is_a_picture_beside_a_single_image(
+    cascade: Recorder, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "a.png"
+    assert run("a cat", "--attention", "--json", "--out", str(out)) == 0
+    printed = json.loads(capsys.readouterr().out)
+    assert printed["files"] == [str(out), str(tmp_path / "a-attention.png")]
+    assert [image["file"] for image in printed["images"]] == [str(out)]
+    assert Image.open(tmp_path / "a-attention.png").width > 100
+
+
+@pytest.mark.parametrize("other", [["--prompts-file", "p.txt"], ["a cat", "--compile"]])
+def test_attention_is_for_prompts_on_the_line(
+    other: list[str], cascade: Recorder, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / ("a.png" if "a cat" in other else "a")
+    assert run(*other, "--attention", "--out", str(out)) == 2
+    assert f"--attention with {other[-1] if 'a cat' in other else other[0]}:" in capsys.readouterr().err
+    assert not cascade.calls
 
 
 def test_images_tell_how_they_were_made(cascade: Recorder, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

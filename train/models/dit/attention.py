@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from train.models.layers import split_heads
+from train.models.text_attention import weigh_keys
 
 NORM_EPS = 1e-6
 ROTARY_BASE = 100.0  # periods up to 2 pi 100 patches (Heo et al. 2024, RoPE-Axial)
@@ -76,6 +77,23 @@ class PatchAttention(nn.Module):
 
     def forward(self, x_BNC: Tensor, rotary: Rotary | None, text_BTC: Tensor | None, mask: Tensor | None) -> Tensor:
         """Returns (B, N, C); ``mask`` is bool, True at keys that are seen, and broadcasts to (B, G, N, keys)."""
+        q, k, v = self._project(x_BNC, rotary, text_BTC)
+        mixed = functional.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+        out_BNC: Tensor = self.project(mixed.transpose(1, 2).flatten(2))
+        return out_BNC
+
+    @property
+    def reads_text(self) -> bool:
+        """Whether the caption is among the keys."""
+        return self.text_keys_values is not None
+
+    def weigh_text(self, x_BNC: Tensor, rotary: Rotary | None, text_BTC: Tensor, mask: Tensor | None) -> Tensor:
+        """Returns where the patches look at the caption, see `train.models.text_attention.TextAttention`."""
+        q, k, _ = self._project(x_BNC, rotary, text_BTC)
+        return weigh_keys(q, k, mask)[..., -text_BTC.shape[1] :]
+
+    def _project(self, x_BNC: Tensor, rotary: Rotary | None, text_BTC: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+        """Returns queries (B, G, N, d), keys and values (B, G, K, d); the caption's keys come last."""
         q = normalize(self.norm_query, split_heads(self.query(x_BNC), self.heads))
         keys, values = [], []
         if self.image_keys_values is not None:
@@ -91,9 +109,7 @@ class PatchAttention(nn.Module):
             values.append(v)
         # The norms compute in fp32 under autocast; the kernel needs one type.
         k, v = torch.cat(keys, dim=2).to(values[0].dtype), torch.cat(values, dim=2)
-        mixed = functional.scaled_dot_product_attention(q.to(v.dtype), k, v, attn_mask=mask)
-        out_BNC: Tensor = self.project(mixed.transpose(1, 2).flatten(2))
-        return out_BNC
+        return q.to(v.dtype), k, v
 
 
 class WindowGrid(NamedTuple):

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from train.models.layers import COORDINATE_FEATURES, coordinate_features, split_heads, zero_init
+from train.models.text_attention import weigh_keys
 from train.models.unet.config import AttentionKind
 
 
@@ -52,6 +53,27 @@ class ImageAttention(nn.Module):
 
     def forward(self, x_BCHW: Tensor, text_BTC: Tensor, mask_BT: Tensor | None) -> Tensor:
         height, width = x_BCHW.shape[2:]
+        q, k, v, mask = self._project(x_BCHW, text_BTC, mask_BT)
+        mixed = functional.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+        out_BNC = self.project(mixed.transpose(1, 2).flatten(2))
+        x_BCHW = x_BCHW + out_BNC.transpose(1, 2).unflatten(2, (height, width))
+        return x_BCHW if self.feed_forward is None else x_BCHW + self.feed_forward(x_BCHW)
+
+    @property
+    def reads_text(self) -> bool:
+        """Whether the caption is among the keys."""
+        return self.text_keys_values is not None
+
+    def weigh_text(self, x_BCHW: Tensor, text_BTC: Tensor, mask_BT: Tensor | None) -> Tensor:
+        """Returns where the positions look at the caption, see `train.models.text_attention.TextAttention`."""
+        q, k, _, mask = self._project(x_BCHW, text_BTC, mask_BT)
+        return weigh_keys(q, k, mask)[..., -text_BTC.shape[1] :]
+
+    def _project(
+        self, x_BCHW: Tensor, text_BTC: Tensor, mask_BT: Tensor | None
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+        """Returns queries (B, G, N, d), keys and values (B, G, K, d), and a mask of keys; the text's keys come last."""
+        height, width = x_BCHW.shape[2:]
         h_BNC = self.norm(x_BCHW).flatten(2).transpose(1, 2)
         if self.place is not None:
             h_BNC = h_BNC + self.place(coordinate_features(height, width, h_BNC).flatten(2).transpose(1, 2))
@@ -66,9 +88,4 @@ class ImageAttention(nn.Module):
         if self.text_keys_values is not None and mask_BT is not None:
             seen = [mask_BT.new_ones(h_BNC.shape[:2])] if self.image_keys_values is not None else []
             mask = torch.cat([*seen, mask_BT], dim=1)[:, None, None, :]
-        mixed = functional.scaled_dot_product_attention(
-            split_heads(self.query(h_BNC), self.heads), k, v, attn_mask=mask
-        )
-        out_BNC = self.project(mixed.transpose(1, 2).flatten(2))
-        x_BCHW = x_BCHW + out_BNC.transpose(1, 2).unflatten(2, (height, width))
-        return x_BCHW if self.feed_forward is None else x_BCHW + self.feed_forward(x_BCHW)
+        return split_heads(self.query(h_BNC), self.heads), k, v, mask
