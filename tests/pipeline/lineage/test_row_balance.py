@@ -136,5 +136,5 @@ def test_kept_rows_of_a_quarantined_shard_are_read_from_the_selection(made: Coun
 
 def test_every_stage_with_rows_says_how_they_add_up() -> None:
     without = {name for name, kind in STAGES.items() if kind.balance is None}
-    trained = {"prior", "train", "train_vq", "train_refinement"}
-    assert without == {"encoder", "card", "subject", "evaluate", "report"} | trained
+    trained = {"prior", "text_tuning", "train", "train_distillation", "train_refinement", "train_vq"}
+    assert without == {"encoder", "card", "subject", "schedule", "evaluate", "report"} | trained
