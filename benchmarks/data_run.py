@@ -29,6 +29,7 @@ from pipeline.stages.pack import PackWorker
 from pipeline.store.artifact import Artifact, Manifest, describe_file
 from pipeline.store.run import Run, current_time
 from train.tasks.t5 import T5Task
+from train.tasks.t5_config import T5TrainingConfig
 
 FINGERPRINT = "0" * 16
 
@@ -106,7 +107,7 @@ def _select_pairs(config: RunConfig, made: dict[str, Artifact], folder: Path) ->
 
 def _export_encoder(config: RunConfig, pack: Artifact, folder: str) -> None:
     """Exports the config's T5 with random weights and a tokenizer of the pack's captions."""
-    assert config.encoder.pretrain is not None
+    assert isinstance(config.encoder.pretrain, T5TrainingConfig)
     captions = [text for path in pack.files() for text in read_table(path, "pack", ["caption"])["caption"].to_pylist()]
     task = T5Task(config.encoder.pretrain, captions)
     torch.manual_seed(0)

@@ -24,10 +24,12 @@ from train.loader.reader import Reader
 from train.loader.shard_index import index_shards
 from train.loop import build_model
 from train.task import PreparingTask, Task
+from train.tasks.bert import BertTask
 from train.tasks.clip import ClipTask
 from train.tasks.diffusion import DiffusionTask
 from train.tasks.diffusion_config import DiffusionTrainingConfig
 from train.tasks.t5 import T5Task
+from train.tasks.t5_config import T5TrainingConfig
 
 SAMPLED = 4  # updates of one size that are counted
 
@@ -80,7 +82,8 @@ def _list_trainings(run: Run) -> Iterator[tuple[str, Task, TrainConfig, Stream]]
     pack, embed = artifacts["pack"].files(), artifacts["embed"].files()
     if (encoder := config.encoder.pretrain) is not None:
         captions = [caption for path in artifacts["download"].files() for caption in read_captions(path)]
-        yield "encoder", T5Task(encoder, captions), encoder, CaptionLoader(captions, config.seed, encoder.batch_size)
+        task = T5Task(encoder, captions) if isinstance(encoder, T5TrainingConfig) else BertTask(encoder, captions)
+        yield "encoder", task, encoder, CaptionLoader(captions, config.seed, encoder.batch_size)
     if (clip := config.clip.train) is not None:
         # Of the kept images: those of the pairs are removed at the end of the stage.
         data = Reader(index_shards(pack, None, (pixels_column(clip.image_size),)), LoaderConfig())

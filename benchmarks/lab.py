@@ -65,7 +65,7 @@ class Laboratory:
         """Trains a variant on ``flops`` operations with a seed; returns what it cost and how good it is."""
         began = time.process_time()
         stage, pretrain, scenes = config.cascade()["base"], config.encoder.pretrain, config.listing.scenes
-        assert pretrain is not None and scenes is not None
+        assert isinstance(pretrain, T5TrainingConfig) and scenes is not None
         corpus = self._open_corpus(scenes, seed, stage.resolution)
         encoder, encoder_flops = self._train_encoder(pretrain, scenes, corpus, seed)
         folder = self.folder / "trained" / f"{name}-{seed}"

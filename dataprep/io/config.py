@@ -34,7 +34,7 @@ class NameIn:
         return name
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)  # hashed by identity, as a part of ``X | None`` has to be
 class ClassOf:
     """Annotation of a section whose class another of its keys names: an entry of ``classes``, by default the first.
 

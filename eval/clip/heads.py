@@ -9,16 +9,15 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from itertools import pairwise
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from dataprep.io.errors import UserError
-from dataprep.io.storage import exists, local_copy
+from dataprep.io.storage import exists
 from eval.clip.config import HeadConfig
+from train.models.weight_files import read_tensor_file
 
 ACTIVATIONS = {"none": nn.Identity, "relu": nn.ReLU, "gelu": nn.GELU, "sigmoid": nn.Sigmoid}
 
@@ -90,18 +89,9 @@ def _find_matrices(name: str, path: str) -> dict[str, tuple[Tensor, Tensor | Non
 
 def _read_tensors(name: str, path: str) -> Mapping[str, Tensor]:
     try:
-        with local_copy(path) as local:
-            if Path(local).suffix == ".safetensors":
-                from safetensors.torch import load_file
-
-                return load_file(local)
-            loaded: Any = torch.load(local, map_location="cpu", weights_only=True)
-    except Exception as error:  # both readers raise many types on a broken file; weights_only runs none of its code
-        raise _bad_file(name, path, " ".join(str(error).split())[:160] or type(error).__name__) from error
-    loaded = loaded.get("state_dict", loaded) if isinstance(loaded, dict) else loaded
-    if not isinstance(loaded, dict) or not all(isinstance(value, Tensor) for value in loaded.values()):
-        raise _bad_file(name, path, "not a dict of tensors")
-    return loaded
+        return read_tensor_file(path)
+    except ValueError as error:
+        raise _bad_file(name, path, str(error)) from error
 
 
 def _natural_key(key: str) -> list[tuple[int, str]]:

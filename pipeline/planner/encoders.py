@@ -62,7 +62,8 @@ def estimate_text_cost(config: EncoderConfig) -> TextCost:
     """Returns the cost of the text encoder, counted from its sizes."""
     if config.pretrain is not None:
         own = config.pretrain
-        return _t5("trained here", own.d_model, own.d_ff, own.layers, own.d_model, own.vocabulary, "its own sizes")
+        sizes = (own.d_model, own.d_ff, own.layers, own.d_model, own.vocabulary)
+        return _count_encoder("trained here", *sizes, "its own sizes", gated=own.task == "t5")
     name = locate_encoder(str(config.model))
     described = Path(encoder_folders(name)[0]) / "config.json"
     if described.is_file():
@@ -71,15 +72,19 @@ def estimate_text_cost(config: EncoderConfig) -> TextCost:
         inner = read.get("num_heads", 1) * read["d_kv"] if "d_kv" in read else width
         hidden = read.get("d_ff") or read.get("intermediate_size", 4 * width)
         layers = read.get("num_layers") or read.get("num_hidden_layers", 12)
-        return _t5(name, width, hidden, layers, inner, read.get("vocab_size", VOCABULARY), "the folder's config.json")
+        sizes = (width, hidden, layers, inner, read.get("vocab_size", VOCABULARY))
+        gated = "d_ff" in read and read.get("feed_forward_proj", "relu").startswith("gated")
+        return _count_encoder(name, *sizes, "the folder's config.json", gated)
     size = next((size for size in sorted(T5_SIZES, key=len, reverse=True) if name.lower().endswith(size)), None)
     note = "by its name" if size else "unknown size, counted as T5-XXL; use a local folder for its real size"
-    return _t5(name, *T5_SIZES[size or "xxl"], VOCABULARY, note)
+    return _count_encoder(name, *T5_SIZES[size or "xxl"], VOCABULARY, note)
 
 
-def _t5(name: str, width: int, hidden: int, layers: int, inner: int, vocabulary: int, note: str) -> TextCost:
-    """Returns the cost of an encoder with gated feed-forward layers: 7 matrices per layer, and attention."""
-    matrices = layers * (4 * width * inner + 3 * width * hidden)
+def _count_encoder(
+    name: str, width: int, hidden: int, layers: int, inner: int, vocabulary: int, note: str, gated: bool = True
+) -> TextCost:
+    """Returns the cost of an encoder: 6 matrices per layer, 7 with ``gated`` feed-forward layers, and attention."""
+    matrices = layers * (4 * width * inner + (3 if gated else 2) * width * hidden)
     attention = layers * 4 * inner * PROBE_TOKENS
     parameters = matrices + vocabulary * width
     return TextCost(name, width, hidden, layers, inner, parameters, 2.0 * matrices + attention, note)

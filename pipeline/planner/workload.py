@@ -86,9 +86,10 @@ def _plan_encoder(facts: PlanFacts) -> Workload | None:
     if config is None:
         return None
     samples = config.steps * config.batch_size
-    # The decoder reads about as many tokens as the encoder.
+    # T5's decoder reads about as many tokens as the encoder; BERT has none.
+    readers = 2 if config.task == "t5" else 1
     tokens = samples * min(facts.assumptions.caption_tokens, config.max_tokens)
-    return Workload("gpu", samples, flops=(1 + BACKWARD) * 2 * tokens * facts.text.flops_per_token)
+    return Workload("gpu", samples, flops=(1 + BACKWARD) * readers * tokens * facts.text.flops_per_token)
 
 
 def _plan_clip(facts: PlanFacts) -> Workload | None:

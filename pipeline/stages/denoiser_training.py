@@ -34,14 +34,18 @@ class TrainInputs(StageInputs):
 
 
 def list_denoiser_sources(config: RunConfig, name: str) -> list[str]:
-    """Returns the files of the weights that a stage begins from, if any, after checking that they fit its network."""
+    """Returns the files of weights that a stage begins from or is judged by, after checking that they fit."""
     stage = config.denoisers()[name]
+    for part, path in stage.local_files().items():
+        if not storage.exists(path):
+            raise UserError(f"train.{name}.{part}={path}: no such file; give a local weights file (docs/diffusion.md)")
+    files = list(stage.local_files().values())
     if stage.init is None:
-        return []
+        return files
     key = f"train.{name}.init"
     origin = find_origin(stage.init, f"train.{name}", key)
     check_weights(stage, origin, stage.init, (find_text_width(config.encoder), find_clip_width(config.clip)), key)
-    return list_origin_files(origin)
+    return files + list_origin_files(origin)
 
 
 def check_weights(
@@ -81,5 +85,6 @@ def train_denoiser(ctx: Context[Any, TrainInputs], train_rank: Callable[..., dic
     write_shard_index(ctx, index, pack.files(), embed.files(), columns, content, train.min_original, vectors)
     validate = pack.manifest.counters["validation"] > 0
     arguments: dict[str, Any] = {"index": index, "validate": validate, "mix": ctx.config.mix}
-    train_on_cluster(ctx, train_rank, arguments, place_weights(ctx, train), ctx.config.seed)
+    train = place_weights(ctx, train.move_files(storage.absolute))  # ranks have other working directories
+    train_on_cluster(ctx, train_rank, arguments, train, ctx.config.seed)
     storage.remove(index)

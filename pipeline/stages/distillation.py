@@ -79,7 +79,8 @@ def run(ctx: Context[DistillationStageConfig, TrainInputs]) -> None:
     write_shard_index(ctx, index, pack.files(), embed.files(), train.pixel_columns(), content, train.min_original)
     validate = pack.manifest.counters["validation"] > 0
     arguments: dict[str, Any] = {"index": index, "validate": validate, "mix": ctx.config.mix}
-    train_on_cluster(ctx, train_rank, arguments, _place_teacher(ctx, place_weights(ctx, train)), ctx.config.seed)
+    train = _place_teacher(ctx, place_weights(ctx, train.move_files(storage.absolute)))
+    train_on_cluster(ctx, train_rank, arguments, train, ctx.config.seed)
     storage.remove(index)
 
 

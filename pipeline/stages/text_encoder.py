@@ -1,14 +1,15 @@
-"""Stage `encoder`: the frozen text encoder, loaded once as a check, or a small T5 pretrained on the run's captions."""
+"""Stage `encoder`: the frozen text encoder, loaded once as a check, or a small one pretrained on the run's captions."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import Field, model_validator
 
 from dataprep.io import storage
-from dataprep.io.config import Config
+from dataprep.io.config import ClassOf, Config
 from dataprep.io.errors import UserError
 from dataprep.io.hub import HUB_PREFIX
 from dataprep.io.pipeline_folder import encoder_folders
@@ -26,10 +27,18 @@ from pipeline.stages.initial_weights import (
 from pipeline.stages.model_files import EXPORT, MODEL_FILE, list_model_files, locate_model, resolve_model_name
 from pipeline.store.artifact import Artifact, Manifest
 from train.initial_weights.base import read_settings
+from train.tasks.bert_config import BertTrainingConfig
 from train.tasks.t5_config import T5TrainingConfig
 
 if TYPE_CHECKING:
     from pipeline.config import RunConfig
+
+
+PRETRAININGS: Mapping[str, type[T5TrainingConfig] | type[BertTrainingConfig]] = {
+    "t5": T5TrainingConfig,  # the default
+    "bert": BertTrainingConfig,
+}
+Pretraining = Annotated[T5TrainingConfig | BertTrainingConfig, ClassOf("task", PRETRAININGS)]
 
 
 class EncoderConfig(Config):
@@ -40,7 +49,9 @@ class EncoderConfig(Config):
         description="Hugging Face hub name or local folder of a T5- or BERT-type encoder; or a run or export to take "
         "its encoder from",
     )
-    pretrain: T5TrainingConfig | None = Field(None, description="pretrain a small T5 on the captions instead")
+    pretrain: Pretraining | None = Field(
+        None, description="pretrain a small encoder on the captions instead: `task: t5`, the default, or bert"
+    )
 
     @model_validator(mode="after")
     def _check_one_is_given(self) -> EncoderConfig:
@@ -93,7 +104,7 @@ def find_text_width(config: EncoderConfig) -> int | None:
     return int(width) if width else None
 
 
-def find_encoder_origin(config: T5TrainingConfig) -> Origin:
+def find_encoder_origin(config: Pretraining) -> Origin:
     """Returns where the encoder's first weights are; raises UserError where no tokenizer goes with them."""
     assert config.init is not None
     key = "encoder.pretrain.init"
@@ -107,11 +118,18 @@ def find_encoder_origin(config: T5TrainingConfig) -> Origin:
     return origin
 
 
-def train_rank(**arguments: Any) -> dict[str, Any]:
+def train_t5_rank(**arguments: Any) -> dict[str, Any]:
     """Trains one rank, see `train.tasks.t5.train_t5`."""
     from train.tasks.t5 import train_t5
 
     return train_t5(**arguments)
+
+
+def train_bert_rank(**arguments: Any) -> dict[str, Any]:
+    """Trains one rank, see `train.tasks.bert.train_bert`."""
+    from train.tasks.bert import train_bert
+
+    return train_bert(**arguments)
 
 
 def run(ctx: Context[EncoderStageConfig, EncoderInputs]) -> None:
@@ -131,13 +149,14 @@ def run(ctx: Context[EncoderStageConfig, EncoderInputs]) -> None:
     storage.write_json(ctx.path(MODEL_FILE), {"model": resolve_model_name(model)})
 
 
-def _pretrain(ctx: Context[EncoderStageConfig, EncoderInputs], config: T5TrainingConfig, captions: list[str]) -> None:
+def _pretrain(ctx: Context[EncoderStageConfig, EncoderInputs], config: Pretraining, captions: list[str]) -> None:
     arguments: dict[str, Any] = {"captions": captions}
     if config.init is not None:
         origin = find_encoder_origin(config)
         arguments["tokenizer"] = origin.model or origin.path
         config = config.model_copy(update={"init": place_init(config.init, origin)})
         write_origin(ctx.path(ORIGIN_FILE), origin)
+    train_rank = train_t5_rank if config.task == "t5" else train_bert_rank
     train_on_cluster(ctx, train_rank, arguments, config, ctx.config.seed)
 
 

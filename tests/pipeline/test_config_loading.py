@@ -105,6 +105,8 @@ def test_a_folder_is_no_config(tmp_path: Path) -> None:
         ("train.base.stepz=3", ["train.base.stepz=3", "did you mean steps?"]),
         ("sample.stages.base.stepz=3", ["sample.stages.base.stepz=3", "did you mean steps?"]),
         ("encoder.pretrain.stepz=3", ["encoder.pretrain.stepz=3", "did you mean steps?"]),
+        ("encoder.pretrain.task=gpt", ["encoder.pretrain: task=gpt is unknown; take one of t5, bert"]),
+        ("encoder.pretrain={task: bert, sentinelz: 3}", ["encoder.pretrain.sentinelz=3", "did you mean sentinels?"]),
         ("listing.scenes.trouble.dead=0.1", ["listing.scenes.trouble.dead", "unknown key"]),
         ("seed.x=1", ["seed.x", "no keys below it"]),
         ("justtext", ["key=value"]),

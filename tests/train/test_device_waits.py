@@ -21,6 +21,8 @@ from train.loader.loader import Batch, CaptionLoader, Stream
 from train.loop import _TrainingRun, train
 from train.models.base import Conditions
 from train.task import Task
+from train.tasks.bert import BertTask
+from train.tasks.bert_config import BertTaskConfig
 from train.tasks.clip import ClipTask
 from train.tasks.clip_config import ClipTaskConfig
 from train.tasks.diffusion import DiffusionTask
@@ -91,6 +93,11 @@ def t5(_: Path) -> tuple[Task, Stream]:
     return task, CaptionLoader(CAPTIONS, 0, 4)
 
 
+def bert(_: Path) -> tuple[Task, Stream]:
+    task = BertTask(BertTaskConfig(d_model=32, d_ff=32, heads=2, layers=1, vocabulary=400), CAPTIONS)
+    return task, CaptionLoader(CAPTIONS, 0, 4)
+
+
 TASKS: dict[str, Callable[[Path], tuple[Task, Stream]]] = {
     "base": base,
     "super-resolution": super_resolution,
@@ -99,6 +106,7 @@ TASKS: dict[str, Callable[[Path], tuple[Task, Stream]]] = {
     "clip": clip,
     "aligned clip": aligned_clip,
     "t5": t5,
+    "bert": bert,
 }
 
 

@@ -86,6 +86,14 @@ class DiffusionConfig(Config):
         default=0.05, gt=0, le=1, description="weighting=velocity: flow time below which the weight on x0 is constant"
     )
     sigmoid_bias: float = Field(default=0.0, description="log-SNR where the sigmoid weight is one half")
+    variance_weight: float = Field(
+        default=0.0,
+        ge=0,
+        description="weight of the bound that trains the variance of a step (0.001 in improved DDPM); 0: not trained",
+    )
+    variance_steps: int = Field(
+        default=1000, ge=2, description="steps of that bound's chain; of schedule discrete those of `betas`"
+    )
     lowres_schedule: ScheduleName = Field(default="cosine", description="noise level -> log-SNR of the augmentation")
     lowres_max_level: float = Field(
         default=1.0, ge=0, le=1, description="largest augmentation level in training; at most 0.5 with lowres_residual"
@@ -111,5 +119,10 @@ class DiffusionConfig(Config):
             raise ValueError(
                 f"times={self.times}: weighting=elbo adds up all noise levels, of which that hardly takes those at the "
                 "ends; set times to uniform"
+            )
+        if self.weighting == "elbo" and self.variance_weight:
+            raise ValueError(
+                f"variance_weight={self.variance_weight}: weighting=elbo is a bound without steps, in bits; set "
+                "variance_weight to 0"
             )
         return self

@@ -16,6 +16,7 @@ from torch.nn import functional
 from dataprep.io.errors import UserError
 from train.beta_schedule import OwnSpacing, own_steps
 from train.diffusion.config import DiffusionConfig, Spacing, StepSpacing
+from train.diffusion.learned_variance import ChainStep, chain_length, chain_step, variance_loss
 from train.diffusion.likelihood import bound_levels, prior_nats, reconstruction_nats
 from train.diffusion.losses import LOSSES
 from train.diffusion.samplers import sampling_log_snrs
@@ -34,6 +35,8 @@ from train.diffusion.weighting import loss_weight
 
 # (noisy image, log-SNR (B,)) -> output of the network; the caller binds caption and low-resolution input.
 PredictOutput = Callable[[Tensor, Tensor], Tensor]
+# (predicted clean image, clean image, log-SNR (B,)) -> loss (B,) beside that of the output
+ImageLoss = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
 def log_snr_at_time(config: DiffusionConfig, t_B: Tensor) -> Tensor:
@@ -107,6 +110,7 @@ class NoisedImages(NamedTuple):
     log_snr_B: Tensor
     weight_B: Tensor  # of the squared error of the network's output
     scales: tuple[Tensor, Tensor]  # `alpha_sigma`
+    step: ChainStep | None = None  # at which the variance is trained; None: it is not
 
 
 def noise_images(x0_BCHW: Tensor, u_B: Tensor, noise_BCHW: Tensor, config: DiffusionConfig) -> NoisedImages:
@@ -114,23 +118,34 @@ def noise_images(x0_BCHW: Tensor, u_B: Tensor, noise_BCHW: Tensor, config: Diffu
 
     Both can be functions of the sample. The noise rises with ``u_B``.
     """
-    log_snr_B = log_snr_at_time(config, training_time(config, draw_times(u_B, config)))
+    t_B = training_time(config, draw_times(u_B, config))
+    log_snr_B = log_snr_at_time(config, t_B)
     scales = alpha_sigma(log_snr_B)
     x_BCHW = add_noise(x0_BCHW, noise_BCHW, log_snr_B, scales)
     target_BCHW = prediction_target(config.prediction, x0_BCHW, noise_BCHW, log_snr_B, scales)
-    return NoisedImages(x0_BCHW, x_BCHW, target_BCHW, log_snr_B, loss_weight(log_snr_B, config), scales)
+    step = chain_step(config, t_B, log_snr_B) if config.variance_weight else None
+    return NoisedImages(x0_BCHW, x_BCHW, target_BCHW, log_snr_B, loss_weight(log_snr_B, config), scales, step)
 
 
-def denoising_loss(predict: PredictOutput, noised: NoisedImages, config: DiffusionConfig) -> tuple[Tensor, Tensor]:
+def denoising_loss(
+    predict: PredictOutput, noised: NoisedImages, config: DiffusionConfig, image_loss: ImageLoss | None = None
+) -> tuple[Tensor, Tensor]:
     """Returns the weighted loss per sample (B,), and the predicted clean image (B, C, H, W).
 
-    A learned variance is not trained: the error is that of the prediction alone.
+    With ``variance_weight`` that is L_hybrid (Nichol and Dhariwal 2021, equation 16); without it a variance that the
+    network learned before stays as it is.
     """
     seen_BCHW = network_input(noised.x_BCHW, noised.log_snr_B, config.schedule, noised.scales)
-    output_BCHW, _ = split_variance(predict(seen_BCHW, noised.log_snr_B), noised.x_BCHW)
+    output_BCHW, variance_BCHW = split_variance(predict(seen_BCHW, noised.log_snr_B), noised.x_BCHW)
     loss_B = LOSSES[config.loss](output_BCHW.float() - noised.target_BCHW, noised.weight_B, config)
     output_BCHW = output_BCHW.float()
     x0_hat_BCHW = x0_from_output(config.prediction, output_BCHW, noised.x_BCHW, noised.log_snr_B, noised.scales)
+    if image_loss is not None:
+        loss_B = loss_B + image_loss(x0_hat_BCHW, noised.x0_BCHW, noised.log_snr_B)
+    if noised.step is not None:
+        assert variance_BCHW is not None, "the config of a stage checks that its network predicts one"
+        chain = (noised.x0_BCHW, x0_hat_BCHW, variance_BCHW.float(), noised.log_snr_B, noised.step)
+        loss_B = loss_B + config.variance_weight * variance_loss(*chain, chain_length(config))
     return loss_B, x0_hat_BCHW
 
 

@@ -57,6 +57,10 @@ class DenoiserConfig(Config):
     image_embedding_dim: int = Field(
         default=0, ge=0, description="width of the image embedding that it is conditioned on; 0: none"
     )
+    learned_variance: bool = Field(
+        default=False,
+        description="also predict the variance of a sampler's steps; trained by diffusion.variance_weight",
+    )
 
     def vector_widths(self) -> Mapping[str, int]:
         """Returns the widths of the vectors that the network takes, by their field of `Conditions`.
@@ -64,6 +68,10 @@ class DenoiserConfig(Config):
         A row of zeros stands for no vector.
         """
         return {"image_embedding_BE": self.image_embedding_dim} if self.image_embedding_dim else {}
+
+    def output_channels(self) -> int:
+        """Returns the channels of the network's output: the prediction, and behind it a learned variance."""
+        return self.image_channels * (2 if self.learned_variance else 1)
 
     def size_multiple(self) -> int:
         """Returns the number that divides the height and width of every valid image."""

@@ -32,6 +32,14 @@ def coordinate_features(height: int, width: int, like: Tensor) -> Tensor:
     return torch.cat([grid_2HW, *waves])[None].to(like.dtype)
 
 
+def add_to_prediction(output_BCHW: Tensor, image_BCHW: Tensor) -> Tensor:
+    """Adds an image to the prediction in an output, which a learned variance may follow."""
+    channels = image_BCHW.shape[1]
+    if output_BCHW.shape[1] == channels:
+        return output_BCHW + image_BCHW
+    return torch.cat([output_BCHW[:, :channels] + image_BCHW, output_BCHW[:, channels:]], dim=1)
+
+
 def zero_init(layer: Layer) -> Layer:
     """Sets the layer's weight and bias to zero, so that its residual branch starts at zero."""
     nn.init.zeros_(layer.weight)

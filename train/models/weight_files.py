@@ -9,6 +9,7 @@ import json
 import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -16,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from dataprep.io.errors import UserError
-from dataprep.io.storage import write_json
+from dataprep.io.storage import local_copy, write_json
 
 WEIGHTS_FILE, INDEX_FILE = "model.safetensors", "model.safetensors.index.json"
 MAX_SHARD_BYTES = 5 * 10**9  # as transformers
@@ -108,3 +109,21 @@ def _read_header(path: Path) -> Iterator[tuple[str, list[int]]]:
         for name in file.keys():  # noqa: SIM118
             part = file.get_slice(name)
             yield part.get_dtype(), part.get_shape()
+
+
+def read_tensor_file(path: str) -> Mapping[str, Tensor]:
+    """Returns the tensors of one file (any fsspec URL): .safetensors, or a torch state dict.
+
+    Raises ValueError with the reason for one that cannot be read; runs none of the code that a file may hold.
+    """
+    try:
+        with local_copy(path) as local:
+            if Path(local).suffix == ".safetensors":
+                return load_file(local)
+            loaded: Any = torch.load(local, map_location="cpu", weights_only=True)
+    except Exception as error:  # both readers raise many types on a broken file
+        raise ValueError(" ".join(str(error).split())[:160] or type(error).__name__) from error
+    loaded = loaded.get("state_dict", loaded) if isinstance(loaded, dict) else loaded
+    if not isinstance(loaded, dict) or not all(isinstance(value, Tensor) for value in loaded.values()):
+        raise ValueError("not a dict of tensors")
+    return loaded

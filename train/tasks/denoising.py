@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from dataprep.io.errors import UserError
 from train.diffusion.config import DiffusionConfig
-from train.diffusion.objective import NoisedImages, denoising_loss, noise_images
+from train.diffusion.objective import ImageLoss, NoisedImages, denoising_loss, noise_images
 from train.loader.loader import Batch
 from train.loader.sampler import SampleRandom, sample_seed
 from train.loader.shard_index import ShardIndex
@@ -38,6 +38,7 @@ class DenoisingTask(ABC):
 
     component = "unet"
     bound = (-1.0, 1.0)  # of clean values, to which a predicted one is clipped before its error is measured
+    image_loss: ImageLoss | None = None  # of what is predicted, beside the loss of the network's output
 
     def __init__(self, diffusion: DiffusionConfig, layout: DenoiserConfig) -> None:
         self.diffusion, self.layout = diffusion, layout
@@ -103,7 +104,7 @@ class DenoisingTask(ABC):
 
     def sample_losses(self, model: Callable[..., Any], inputs: DenoisingInputs) -> tuple[Tensor, Tensor]:
         """Returns the weighted loss per sample (B,), and what is predicted (B, C, H, W)."""
-        return denoising_loss(bind(model, inputs.conditions), inputs.noised, self.diffusion)
+        return denoising_loss(bind(model, inputs.conditions), inputs.noised, self.diffusion, self.image_loss)
 
     def export(self, folder: str, weights: dict[str, Tensor], step: int) -> None:
         """Writes the stage as `train.models.export.load_stage` reads it."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, Self
 
 from pydantic import Field, model_validator
@@ -18,6 +19,7 @@ class DenoisingStageConfig(Config):
     """The network and its diffusion process."""
 
     trains: ClassVar[str]  # the networks of this task, see `train.models.base.Backbone`
+    learns_variance: ClassVar[bool] = True  # where the network predicts one
 
     model: str = Field(description="preset of the network, see docs/models.md")
     model_overrides: dict[str, Any] = Field(default_factory=dict, description="fields of the preset to replace")
@@ -49,6 +51,14 @@ class DenoisingStageConfig(Config):
         """Returns the pack's columns of vectors that training reads."""
         return ()
 
+    def local_files(self) -> Mapping[str, str]:
+        """Returns the files, by key, that training reads besides its data and its first weights."""
+        return {}
+
+    def move_files(self, place: Callable[[str], str]) -> Self:
+        """Returns the config with ``place`` of each of `local_files` in its place."""
+        return self
+
     @model_validator(mode="after")
     def _check_network(self) -> Self:
         config, chosen = self.denoiser_config(), self.diffusion.model_dump(mode="json")
@@ -60,6 +70,22 @@ class DenoisingStageConfig(Config):
                 raise ValueError(
                     f"diffusion.{name}={chosen[name]}: model={self.model} has learned {value}; set it to that"
                 )
+        return self
+
+    @model_validator(mode="after")
+    def _check_variance(self) -> Self:
+        config, weight = self.denoiser_config(), self.diffusion.variance_weight
+        if weight and not config.learned_variance:
+            raise ValueError(
+                f"diffusion.variance_weight={weight}: model={self.model} predicts no variance; set "
+                "model_overrides.learned_variance to true, or variance_weight to 0"
+            )
+        # A network that brings its own process has learned its variance before.
+        if config.learned_variance and self.learns_variance and not weight and not config.fixed_diffusion():
+            raise ValueError(
+                f"model_overrides.learned_variance=true: nothing trains the variance of model={self.model}; set "
+                "diffusion.variance_weight to 0.001"
+            )
         return self
 
 

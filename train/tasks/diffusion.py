@@ -37,6 +37,7 @@ from train.loader.sampler import SampleRandom
 from train.loader.shard_index import ShardIndex
 from train.models.base import Conditions, PaddedTextDenoiser
 from train.models.discriminator import pool_text
+from train.models.perceptual import PerceptualTerm
 from train.task import Companion
 from train.tasks.denoising import DenoisingInputs, DenoisingTask, bind, drop_vectors, read_text_width
 from train.tasks.diffusion_config import DiffusionStageConfig, DiffusionTrainingConfig
@@ -64,6 +65,7 @@ class DiffusionTask(DenoisingTask):
         self.config, self.empty_text_LD, self.adversary = config, empty_text_LD, adversary
         self.companions: dict[str, Companion] = {} if adversary is None else {"adversary": adversary}
         self.columns = config.pixel_columns()
+        self.image_loss = PerceptualTerm(config.perceptual) if config.perceptual else None
 
     def build(self) -> nn.Module:
         """Returns a fresh network."""

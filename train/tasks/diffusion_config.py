@@ -5,6 +5,7 @@ Sections are of arXiv 2205.11487.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
@@ -13,12 +14,14 @@ from dataprep.io.hub import HUB_PREFIX
 from dataprep.io.pack_format import IMAGE_FEATURES, pixels_column
 from train.models.backbones import backbone_name, denoiser_config, find_backbone, is_preset, read_folder_stage
 from train.models.base import DenoiserConfig
+from train.models.perceptual_config import PerceptualConfig
 from train.tasks.adversarial_config import AdversarialConfig
 from train.tasks.denoising_config import CascadeTrainingConfig, DenoisingStageConfig
 
 # Above this level less of the small image than of the noise is left in a network's low-resolution input.
 MAX_RESIDUAL_LEVEL = 0.5
 UNKNOWN_WIDTH = 512  # of image embeddings, until CLIP is known
+SMALLEST_SIDE = 16  # of the images that VGG16 compares
 
 
 class DiffusionStageConfig(DenoisingStageConfig):
@@ -45,6 +48,7 @@ class DiffusionStageConfig(DenoisingStageConfig):
     image_drop: float = Field(
         0.1, ge=0, le=1, description="share of samples trained without image embedding, for classifier-free guidance"
     )
+    perceptual: PerceptualConfig | None = Field(None, description="a perceptual term of the loss; None: there is none")
     token_drop: float = Field(
         0.0,
         ge=0,
@@ -78,6 +82,20 @@ class DiffusionStageConfig(DenoisingStageConfig):
     def vector_columns(self) -> tuple[str, ...]:
         """Returns the pack's column of image embeddings, of a stage that is conditioned on them."""
         return (IMAGE_FEATURES,) if self.image_embedding else ()
+
+    def local_files(self) -> Mapping[str, str]:
+        """Returns the files of the perceptual term by key."""
+        if self.perceptual is None:
+            return {}
+        files = {"weights": self.perceptual.weights, "lpips": self.perceptual.lpips}
+        return {f"perceptual.{name}": path for name, path in files.items() if path is not None}
+
+    def move_files(self, place: Callable[[str], str]) -> Self:
+        """As `DenoisingStageConfig.move_files`."""
+        if (given := self.perceptual) is None:
+            return self
+        moved = {key.removeprefix("perceptual."): place(path) for key, path in self.local_files().items()}
+        return self.model_copy(update={"perceptual": given.model_copy(update=moved)})
 
     half_size_steps: int = Field(
         0,
@@ -158,6 +176,16 @@ class DiffusionStageConfig(DenoisingStageConfig):
             )
         if self.low_resolution and self.resolution % self.low_resolution:
             raise ValueError(f"low_resolution={self.low_resolution} does not divide resolution={self.resolution}")
+        return self
+
+    @model_validator(mode="after")
+    def _check_perceptual(self) -> Self:
+        if self.perceptual is None:
+            return self
+        if self.diffusion.weighting == "elbo":
+            raise ValueError("perceptual: weighting=elbo is a bound, whose loss is in bits; leave perceptual out")
+        if (side := (self.crop or self.resolution) // (2 if self.half_size_steps else 1)) < SMALLEST_SIDE:
+            raise ValueError(f"perceptual: VGG16 halves an image four times, {side} pixels are too few; leave it out")
         return self
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, Self
+from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -30,6 +30,8 @@ class DistillationConfig(GuidanceConfig):
 class DistillationTrainingConfig(DiffusionTrainingConfig):
     """A cascade stage that learns a trained one's steps in few: keys of the stage, of the loop and of the loader."""
 
+    learns_variance: ClassVar[bool] = False
+
     task: Literal["distillation"] = Field(  # type: ignore[assignment]
         "distillation", description="a trained stage's steps in few, see docs/distillation.md"
     )
@@ -41,6 +43,11 @@ class DistillationTrainingConfig(DiffusionTrainingConfig):
         if self.diffusion.weighting == "elbo":
             raise ValueError(
                 "diffusion.weighting=elbo: the bound is of data, and a student learns from its teacher; take plain"
+            )
+        if self.diffusion.variance_weight:
+            raise ValueError(
+                f"diffusion.variance_weight={self.diffusion.variance_weight}: a student is sampled without noise, so "
+                "the variance of its steps stays the teacher's; set it to 0"
             )
         if self.adversarial is not None:
             raise ValueError("adversarial: a student learns from its teacher, not from images; leave it out")

@@ -38,6 +38,8 @@ class RefinementTrainingConfig(DiffusionTrainingConfig):
     def _check_unused(self) -> Self:
         if self.adversarial is not None:
             raise ValueError("adversarial: no gradient passes chosen codes; give it to the autoencoder's entry")
+        if self.perceptual is not None:
+            raise ValueError("perceptual: codes are compared, not images; leave it out")
         if self.token_drop:
             raise ValueError(f"token_drop={self.token_drop}: only a diffusion stage has it; leave it out")
         default = DiffusionConfig()

@@ -8,6 +8,7 @@ from typing import Any
 
 from dataprep.io.errors import UserError
 from train.config import TrainConfig
+from train.tasks.bert_config import BertTrainingConfig
 from train.tasks.clip_config import ClipTrainingConfig
 from train.tasks.diffusion_config import DiffusionTrainingConfig
 from train.tasks.distillation_config import DistillationTrainingConfig
@@ -74,6 +75,13 @@ def load_clip() -> TrainFunction:
     return train_clip
 
 
+def load_bert() -> TrainFunction:
+    """Imports `train_bert`."""
+    from train.tasks.bert import train_bert
+
+    return train_bert
+
+
 def load_t5() -> TrainFunction:
     """Imports `train_t5`."""
     from train.tasks.t5 import train_t5
@@ -96,6 +104,7 @@ TASKS: dict[str, TaskKind] = {
     "refinement": TaskKind(RefinementTrainingConfig, load_refinement),
     "clip": TaskKind(ClipTrainingConfig, load_clip),
     "t5": TaskKind(T5TrainingConfig, load_t5),
+    "bert": TaskKind(BertTrainingConfig, load_bert),
     "text_tuning": TaskKind(TextTuningConfig, load_text_tuning),
 }
 

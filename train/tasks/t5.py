@@ -18,15 +18,13 @@ from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_toke
 from torch import Tensor, nn
 from torch.nn import functional
 
-from dataprep.io import storage
 from dataprep.io.device_copy import send
 from dataprep.io.errors import UserError
-from dataprep.io.hub import HUB_PREFIX
 from dataprep.io.model_imports import import_transformers
-from train.initial_weights.hub import download_weights
 from train.loader.loader import Batch, CaptionLoader
 from train.loader.sampler import SampleRandom
 from train.loop import train
+from train.tasks.caption_tokens import IGNORE, load_trained_tokenizer, mask_padding, pad_tokens
 from train.tasks.t5_config import T5TaskConfig, T5TrainingConfig
 
 if TYPE_CHECKING:
@@ -34,8 +32,7 @@ if TYPE_CHECKING:
 
 PAD, EOS, UNK = "<pad>", "</s>", "<unk>"  # ids 0, 1, 2, as in T5
 PAD_ID, EOS_ID = 0, 1
-IGNORE = -100  # label of a position without loss
-MASKED = torch.finfo(torch.bfloat16).min  # added to the logit of a masked key
+SENTINEL = "<extra_id_0>"  # the first of those that masked spans become
 # Scripts without spaces: every character is its own word, or one token could cover half a sentence.
 UNSPACED = r"[\p{Han}\p{Hiragana}\p{Katakana}\p{Thai}]"
 
@@ -79,8 +76,10 @@ class T5Task:
     def __init__(self, config: T5TaskConfig, captions: Sequence[str], tokenizer: str | None = None) -> None:
         """``tokenizer``: folder of the one that initial weights were trained with; None: one is trained here."""
         self.config = config
-        self.tokenizer = load_trained_tokenizer(tokenizer) if tokenizer else train_tokenizer(captions, config)
-        self.first_sentinel = int(self.tokenizer.convert_tokens_to_ids("<extra_id_0>"))
+        self.tokenizer = (
+            load_trained_tokenizer(tokenizer, SENTINEL, "T5") if tokenizer else train_tokenizer(captions, config)
+        )
+        self.first_sentinel = int(self.tokenizer.convert_tokens_to_ids(SENTINEL))
 
     def model_config(self) -> T5Config:
         """Returns the model's config for transformers."""
@@ -110,8 +109,8 @@ class T5Task:
         ids = self.tokenizer(batch["caption"], truncation=True, max_length=self.config.max_tokens)["input_ids"]
         pairs = [self.corrupt(tokens[:-1], seed) for tokens, seed in zip(ids, random.seeds("spans"), strict=True)]
         source_BL, target_BT = (
-            _pad([pair.source for pair in pairs], PAD_ID),
-            _pad([pair.target for pair in pairs], IGNORE),
+            pad_tokens([pair.source for pair in pairs], PAD_ID),
+            pad_tokens([pair.target for pair in pairs], IGNORE),
         )
         device = str(random.device)
         return batch | {"source_BL": send(source_BL, device), "target_BT": send(target_BT, device)}
@@ -121,14 +120,9 @@ class T5Task:
         prepared = batch if "source_BL" in batch else self.prepare(batch, random)
         source_BL, target_BT = prepared["source_BL"], prepared["target_BT"]
         start_B1 = torch.full_like(target_BT[:, :1], PAD_ID)
-        # Given with all its axes and as what is added to the logits: of any other form transformers asks the device
-        # whether it masks anything, twice, and waits for the answer.
-        mask_B11L = torch.zeros(source_BL.shape, device=source_BL.device).masked_fill_(source_BL == PAD_ID, MASKED)[
-            :, None, None
-        ]
         logits_BTV = model(
             input_ids=source_BL,
-            attention_mask=mask_B11L,
+            attention_mask=mask_padding(source_BL, PAD_ID),
             decoder_input_ids=torch.cat([start_B1, target_BT[:, :-1].clamp(min=0)], dim=1),
             use_cache=False,
         ).logits
@@ -174,15 +168,6 @@ class T5Task:
         self.tokenizer.save_pretrained(folder)
 
 
-def load_trained_tokenizer(folder: str) -> PreTrainedTokenizerFast:
-    """Loads the tokenizer of a T5 (a local folder, a URL or ``hf://NAME``); UserError for one without sentinels."""
-    local = download_weights(folder) if folder.startswith(HUB_PREFIX) else storage.local_folder(folder)
-    tokenizer = import_transformers().AutoTokenizer.from_pretrained(local)
-    if tokenizer.convert_tokens_to_ids("<extra_id_0>") in (None, tokenizer.unk_token_id):
-        raise UserError(f"encoder.pretrain.init: the tokenizer of {folder} has no sentinels (<extra_id_0>); name a T5")
-    return tokenizer
-
-
 def train_t5(
     captions: Sequence[str], config: T5TrainingConfig, folder: str, seed: int, tokenizer: str | None = None
 ) -> dict[str, Any]:
@@ -222,11 +207,3 @@ def _partition(total: int, parts: int, rng: np.random.Generator) -> list[int]:
     cuts = sorted(int(cut) + 1 for cut in rng.choice(total - 1, parts - 1, replace=False)) if parts > 1 else []
     edges = [0, *cuts, total]
     return [after - before for before, after in itertools.pairwise(edges)]
-
-
-def _pad(rows: Sequence[Sequence[int]], value: int) -> Tensor:
-    """Returns ids as int64 (B, longest), padded with ``value``."""
-    out = torch.full((len(rows), max(len(row) for row in rows)), value, dtype=torch.long)
-    for target, row in zip(out, rows, strict=True):
-        target[: len(row)] = torch.tensor(row)
-    return out

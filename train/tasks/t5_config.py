@@ -38,3 +38,5 @@ class T5TaskConfig(Config):
 
 class T5TrainingConfig(T5TaskConfig, TrainConfig):
     """A small T5 pretrained on the run's own captions: keys of the model and of the training loop."""
+
+    task: Literal["t5"] = Field("t5", description="what is trained")

@@ -11,9 +11,10 @@ from torch import Tensor
 from tests.helpers.gaussian import exact_denoiser, normal
 from tests.helpers.paths import ROOT
 from train.beta_schedule import BetaSchedule
-from train.diffusion.config import ScheduleName
+from train.diffusion.config import DiffusionConfig, ScheduleName
 from train.diffusion.inpainting import add_forward_noise
-from train.diffusion.samplers import posterior_mean_std
+from train.diffusion.objective import denoising_loss, noise_images
+from train.diffusion.samplers import learned_std, posterior_mean_std
 from train.diffusion.schedules import (
     SCHEDULES,
     add_noise,
@@ -182,10 +183,46 @@ def test_equation_13_the_divergence_of_the_ode() -> None:
     torch.testing.assert_close(along, -(alpha**2 - alpha * gain), rtol=1e-4, atol=1e-6)
 
 
+def test_equation_14_the_learned_variance() -> None:
+    now, then = torch.tensor([-3.0, -1, 2]).double(), torch.tensor([-2.0, 1, 6]).double()
+    zeros = torch.zeros(3, 1, 1, 1).double()
+    (alpha_t, _), (alpha_s, _) = alpha_sigma(now), alpha_sigma(then)
+    largest = (1 - (alpha_t / alpha_s) ** 2).log()
+    least = 2 * posterior_mean_std(zeros, zeros, now, then)[1].log()
+    for v in (-1.0, -0.4, 0.0, 1.0, 1.3):
+        expected = (1 + v) / 2 * largest + (1 - v) / 2 * least
+        torch.testing.assert_close(2 * learned_std(zeros + v, now, then).double().log(), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_equation_15_the_hybrid_loss() -> None:
+    """The mean over all times is the plain loss and the weighted sum of the chain's divergences, by torch's own KL."""
+    config = DiffusionConfig(prediction="x0", variance_weight=0.01, variance_steps=50)
+    t = (torch.arange(400) + 0.5) / 400
+    x0 = normal(1, 3, 4, 4).expand(400, -1, -1, -1)
+    noised = noise_images(x0, t, normal(400, 3, 4, 4, seed=1), config)
+    output = torch.cat([normal(400, 3, 4, 4, seed=2) / 3, normal(400, 3, 4, 4, seed=3)], dim=1)
+    loss_B, x0_hat = denoising_loss(lambda x, at: output, noised, config)
+    divergences = []
+    for row in range(8, 400):  # not the last step of the chain
+        now, then = noised.log_snr_B[row : row + 1], log_snr_at(t[row : row + 1].double() - 1 / 50, config.schedule)
+        means, deviation = [], torch.zeros(())
+        for clean in (x0[row], x0_hat[row]):
+            mean, deviation = posterior_mean_std(noised.x_BCHW[row : row + 1], clean[None], now, then)
+            means.append(mean)
+        true, found = (
+            torch.distributions.Normal(mean, std)
+            for mean, std in zip(means, (deviation, learned_std(output[row : row + 1, 3:], now, then)), strict=True)
+        )
+        divergences.append(torch.distributions.kl_divergence(true, found).mean())
+    total = 50 * torch.stack(divergences).sum() / 400
+    plain = (output[:, :3] - x0).square().mean()
+    torch.testing.assert_close(loss_B.mean(), plain + 0.01 * total, rtol=1e-4, atol=1e-5)
+
+
 def test_every_equation_has_a_test() -> None:
     text = (ROOT / "docs/diffusion.md").read_text(encoding="utf-8")
     numbers = [int(line.split(")")[0].strip()[1:]) for line in text.splitlines() if line.startswith("    (")]
-    assert numbers == list(range(1, 14))
+    assert numbers == list(range(1, 16))
     tested = " ".join(name for name in globals() if name.startswith("test_equation_"))
     by_others = {10: "test_likelihood.py"}  # the sum of the parts that are tested there
     assert [n for n in numbers if n not in by_others and f"_{n}_" not in f"{tested}_"] == []

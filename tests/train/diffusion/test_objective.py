@@ -14,10 +14,12 @@ from train.beta_schedule import BetaSchedule, log_snr_table
 from train.diffusion.config import DiffusionConfig, Prediction, Weighting
 from train.diffusion.objective import (
     augment_lowres,
+    denoising_loss,
     diffusion_loss,
     evaluation_log_snrs,
     log_snr_at_level,
     log_snr_at_time,
+    noise_images,
     to_model_range,
     to_pixels,
     training_time,
@@ -144,3 +146,23 @@ def test_a_small_image_can_keep_its_corners() -> None:
     for corner in ((0, 0), (0, -1), (-1, -1)):
         torch.testing.assert_close(aligned[0, :, corner[0], corner[1]], x[0, :, corner[0], corner[1]])
     assert not torch.allclose(aligned, upsample_lowres(x, 16))
+
+
+def test_a_loss_of_images_is_added_and_reaches_the_network() -> None:
+    """Half the squared error of the clean image, written as such a loss, is half of the loss for prediction x0."""
+    config = DiffusionConfig(prediction="x0")
+    noised = noise_images(torch.rand(4, 3, 4, 4), torch.arange(4) / 4, torch.randn(4, 3, 4, 4), config)
+    output = torch.zeros(4, 3, 4, 4, requires_grad=True)
+    seen = []
+
+    def half(x0_hat: Tensor, x0: Tensor, log_snr_B: Tensor) -> Tensor:
+        seen.append(log_snr_B)
+        return (x0_hat - x0).square().mean(dim=(1, 2, 3)) / 2
+
+    plain, _ = denoising_loss(lambda x, at: output, noised, config)
+    both, _ = denoising_loss(lambda x, at: output, noised, config, half)
+    torch.testing.assert_close(both, 1.5 * plain)
+    assert torch.equal(seen[0], noised.log_snr_B)
+    (of_plain,) = torch.autograd.grad(plain.sum(), output)
+    (of_both,) = torch.autograd.grad(both.sum(), output)
+    torch.testing.assert_close(of_both, 1.5 * of_plain)

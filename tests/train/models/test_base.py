@@ -7,7 +7,7 @@ import torch
 
 from tests.helpers.dits import dit_config
 from tests.helpers.unets import make_inputs, predict, unet_config, wake
-from train.models.backbones import build_denoiser
+from train.models.backbones import build_denoiser, denoiser_config
 from train.models.base import Conditions, DenoiserConfig, TextEncodingDenoiser, check_conditions
 from train.models.unet.unet import UNet
 
@@ -52,3 +52,16 @@ def test_text_encoded_once_gives_the_same_prediction(config: DenoiserConfig, mas
     assert torch.equal(network(x, log_snr, encoded), network(x, log_snr, conditions))
     other = network.encode_text(Conditions(text + 1))
     assert not torch.equal(network(x, log_snr, other), network(x, log_snr, encoded))
+
+
+@pytest.mark.parametrize("preset", ["micro-base", "micro-sr", "dit-micro-base", "dit-micro-sr"])
+def test_a_learned_variance_stands_behind_the_prediction(preset: str) -> None:
+    """The low-resolution image, where the prediction is a difference to it, is no part of the variance."""
+    torch.manual_seed(0)
+    config = denoiser_config(preset, {"learned_variance": True, "text_dim": 8})
+    given, fresh = make_inputs(config), build_denoiser(config)
+    output_BCHW = predict(fresh, given)
+    assert output_BCHW.shape == (2, 6, 16, 16)
+    assert not bool(output_BCHW[:, 3:].any())  # zero at the start: between beta and the posterior's
+    assert bool(output_BCHW[:, :3].any()) is config.lowres_residual
+    assert bool(predict(wake(fresh), given)[:, 3:].any())

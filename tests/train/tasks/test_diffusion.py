@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import cv2
 import pytest
 import torch
 from pydantic import ValidationError
+from torch import Tensor
 
 from dataprep.io.errors import UserError
 from dataprep.io.pack_format import IMAGE_FEATURES
@@ -23,9 +25,12 @@ from train.loader.sampler import SampleRandom
 from train.loader.shard_index import index_shards
 from train.loop import train
 from train.models.export import load_stage
+from train.models.perceptual_config import PerceptualConfig
+from train.tasks import diffusion
 from train.tasks.diffusion import DiffusionTask, train_diffusion
 from train.tasks.diffusion_config import DiffusionStageConfig, DiffusionTrainingConfig
 
+HYBRID, VARIANCE = {"variance_weight": 0.001}, {"learned_variance": True}
 X0 = {"prediction": "x0", "lowres_max_level": 0.3}
 
 
@@ -45,6 +50,7 @@ def pack(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
         ({"resolution": 64, "low_resolution": 16, "crop": 32, "model": "micro-sr", "diffusion": X0}, 8),
         ({"resolution": 16, "model": "dit-micro-base", "diffusion": {"prediction": "x0"}}, 16),
         ({"resolution": 16, "model": "micro-base", "image_embedding": True, "text_drop": 1.0}, 16),
+        ({"resolution": 16, "model": "micro-base", "diffusion": HYBRID, "model_overrides": VARIANCE}, 16),
     ],
 )
 def test_diffusion_stage_learns_and_exports(
@@ -85,6 +91,35 @@ def test_training_on_no_rows_is_refused(tmp_path: Path) -> None:
     index_shards(*files, config.pixel_columns()).write(str(tmp_path / "index"))
     with pytest.raises(UserError, match="nothing was kept to train on"):
         train_diffusion(str(tmp_path / "index"), False, config, str(tmp_path / "run"), 0)
+
+
+@pytest.mark.parametrize("half", [0, 1])
+def test_a_perceptual_term_is_added_to_the_loss(
+    pack: tuple[str, str], half: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In training, where the images may have half their size, and in validation."""
+
+    def judge(x0_hat_BCHW: Tensor, x0_BCHW: Tensor, log_snr_B: Tensor) -> Tensor:
+        assert x0_hat_BCHW.shape == x0_BCHW.shape and log_snr_B.shape == (8,)
+        return (x0_hat_BCHW - x0_BCHW).square().mean((1, 2, 3)) + 2.0
+
+    made = list[PerceptualConfig]()
+
+    def make_term(config: PerceptualConfig) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
+        made.append(config)
+        return judge
+
+    monkeypatch.setattr(diffusion, "PerceptualTerm", make_term)
+    stage = DiffusionStageConfig(resolution=16, model="micro-base", half_size_steps=half)
+    judged = stage.model_copy(update={"perceptual": PerceptualConfig(weights="vgg16.pth")})
+    plain, task = DiffusionTask(stage, text_dim=8), DiffusionTask(judged, text_dim=8)
+    assert made == [judged.perceptual]
+    shards = index_shards([pack[0]], [pack[1]], task.columns)
+    batch = Loader.from_reader(Reader(shards, LoaderConfig()), "train", 0, 8).batch(0)
+    model, random = task.build(), SampleRandom(0, 0, batch["index"])
+    for losses in ("loss", "validate"):
+        without, with_term = (float(getattr(each, losses)(model, batch, random)[0]) for each in (plain, task))
+        assert with_term > without + 2.0
 
 
 def test_image_embeddings_are_given_and_dropped(pack: tuple[str, str]) -> None:

@@ -9,6 +9,9 @@ from pydantic import ValidationError
 
 from train.tasks.diffusion_config import DiffusionStageConfig
 
+VGG: dict[str, Any] = {"weights": "vgg16.pth"}
+MICRO: dict[str, Any] = {"resolution": 16, "model": "micro-base"}
+VARIANCE = {"learned_variance": True}
 X0 = {"prediction": "x0", "lowres_max_level": 0.3}
 SR = {"resolution": 64, "low_resolution": 16, "model": "micro-sr", "diffusion": X0}
 CROPPED = {"resolution": 256, "low_resolution": 64, "crop": 128, "diffusion": X0}
@@ -31,6 +34,15 @@ CROPPED = {"resolution": 256, "low_resolution": 64, "crop": 128, "diffusion": X0
         (SR | {"crop": 32, "model_overrides": {"attention": ["self", "cross"]}}, "has attention 'self'"),
         (SR | {"crop": 32, "model_overrides": {"attention": ["none", "none"], "middle": True}}, "attention 'joint'"),
         ({"resolution": 16, "model": "nano"}, "preset 'nano' is unknown"),
+        (
+            MICRO | {"diffusion": {"variance_weight": 0.1}},
+            r"weight=0\.1: model=micro-base predicts no variance",
+        ),
+        (MICRO | {"perceptual": VGG, "diffusion": {"weighting": "elbo"}}, "perceptual: weighting=elbo is a bound"),
+        (MICRO | {"perceptual": VGG, "resolution": 8}, "8 pixels are too few"),
+        (SR | {"perceptual": VGG, "crop": 12}, "12 pixels are too few"),
+        (MICRO | {"perceptual": VGG, "half_size_steps": 5}, "8 pixels are too few"),
+        (MICRO | {"model_overrides": VARIANCE}, "nothing trains the variance of model=micro-base; set diffusion"),
     ],
 )
 def test_invalid_stages_are_refused(changes: dict[str, Any], message: str) -> None:
@@ -47,6 +59,8 @@ def test_invalid_stages_are_refused(changes: dict[str, Any], message: str) -> No
         SR | {"diffusion": {}, "model_overrides": {"lowres_residual": False}},
         CROPPED | {"model": "small-sr256", "model_overrides": {"attention": ["none", "none", "none", "cross"]}},
         CROPPED | {"model": "small-sr1024"},
+        MICRO | {"perceptual": VGG},
+        MICRO | {"model_overrides": VARIANCE, "diffusion": {"variance_weight": 0.001}},
     ],
     ids=str,
 )
@@ -55,3 +69,13 @@ def test_stages_that_fit_are_taken(changes: dict[str, Any]) -> None:
     assert {name: getattr(config, name) for name in ("crop", "model") if name in changes} == {
         name: changes[name] for name in ("crop", "model") if name in changes
     }
+
+
+def test_the_files_of_a_perceptual_term_can_be_moved() -> None:
+    plain = DiffusionStageConfig(**MICRO)
+    assert not plain.local_files() and plain.move_files("/there/".__add__) == plain
+    moved = DiffusionStageConfig(**MICRO | {"perceptual": VGG | {"weight": 0.5}}).move_files("/there/".__add__)
+    assert moved.local_files() == {"perceptual.weights": "/there/vgg16.pth"}
+    assert moved.perceptual is not None and moved.perceptual.weight == 0.5
+    both = DiffusionStageConfig(**MICRO | {"perceptual": VGG | {"lpips": "vgg.pth"}}).move_files("/there/".__add__)
+    assert both.local_files() == {"perceptual.weights": "/there/vgg16.pth", "perceptual.lpips": "/there/vgg.pth"}

@@ -39,6 +39,8 @@ from train.models.export import load_stage
 from train.tasks.distillation import DistillationTask, train_distillation
 from train.tasks.distillation_config import DistillationTrainingConfig
 
+VARIANCE = {"learned_variance": True}
+
 
 @pytest.fixture(scope="module")
 def pack(tmp_path_factory: pytest.TempPathFactory) -> Pack:
@@ -183,6 +185,10 @@ def test_a_student_learns_and_says_how_it_is_sampled(tmp_path: Path, pack: Pack)
             {"distillation": {"teacher": "x"}, "diffusion": {"weighting": "elbo"}},
             "weighting=elbo: the bound is of data",
         ),
+        (
+            {"distillation": {"teacher": "x"}, "diffusion": {"variance_weight": 0.1}, "model_overrides": VARIANCE},
+            "variance_weight=0.1: a student is sampled without noise",
+        ),
         ({"distillation": {"teacher": "x", "sampler": "unipc"}}, "take one of ddim, dpmpp_2m"),
         ({"distillation": {"teacher": "x"}, "half_size_steps": 5}, "half_size_steps=5: the teacher knows one size"),
         ({"distillation": {"teacher": "x", "steps": 0}}, "greater than or equal to 1"),
@@ -191,3 +197,8 @@ def test_a_student_learns_and_says_how_it_is_sampled(tmp_path: Path, pack: Pack)
 def test_what_cannot_be_distilled_is_refused(keys: dict[str, Any], message: str) -> None:
     with pytest.raises(ValidationError, match=message):
         DistillationTrainingConfig(**(BASE | keys))
+
+
+def test_a_student_may_have_the_variance_of_its_teacher() -> None:
+    config = DistillationTrainingConfig(**(BASE | {"distillation": {"teacher": "x"}, "model_overrides": VARIANCE}))
+    assert config.denoiser_config().learned_variance and not config.diffusion.variance_weight

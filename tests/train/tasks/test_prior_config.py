@@ -15,6 +15,7 @@ from train.tasks.prior_config import PriorTrainingConfig
     [
         ({"model": "tiny-base"}, "model=tiny-base is trained by task: diffusion; set it, or take another model"),
         ({"diffusion": {"prediction": "v"}}, "diffusion.prediction=v: model=prior-tiny has learned x0; set it to that"),
+        ({"diffusion": {"variance_weight": 0.1}}, "weight=0.1: model=prior-tiny predicts no variance"),
         ({"sample_every": 5}, "sample_every=5: a prior makes no images to show; set it to 0"),
         ({"resolution": 64}, "resolution\n  Extra inputs are not permitted"),
     ],

@@ -49,6 +49,7 @@ def test_crops_have_to_be_whole_codes_and_windows() -> None:
     [
         ({"model": "tiny-sr64"}, "model=tiny-sr64 is trained by task: diffusion"),
         ({"diffusion": {"prediction": "x0"}}, "diffusion.prediction=x0: codes are not denoised; leave it out"),
+        ({"perceptual": {"weights": "vgg16.pth"}}, "perceptual: codes are compared, not images"),
         ({"token_drop": 0.5}, "token_drop=0.5: only a diffusion stage has it"),
         ({"low_resolution": None}, "is not a base model"),
         ({"crop": 32}, "crop=32: model=refiner-tiny has"),

@@ -19,7 +19,7 @@ from tests.helpers.toys import short_config
 from train.init_config import InitConfig
 from train.loader.loader import CaptionLoader
 from train.loop import build_model, train
-from train.tasks.t5 import T5Task, load_trained_tokenizer, random_spans, train_tokenizer
+from train.tasks.t5 import T5Task, random_spans, train_tokenizer
 from train.tasks.t5_config import T5TaskConfig
 
 CAPTIONS = [make_caption(index) for index in range(64)]
@@ -65,8 +65,8 @@ def test_t5_goes_on_from_its_checkpoint_with_its_tokenizer_and_not_from_an_encod
 
 
 def test_a_tokenizer_without_sentinels_cannot_corrupt_text(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="has no sentinels"):
-        load_trained_tokenizer(save_encoder(tmp_path, "t5"))
+    with pytest.raises(UserError, match=r"has no <extra_id_0>, by which text is hidden; name a T5"):
+        T5Task(T5TaskConfig(), [], save_encoder(tmp_path, "t5"))
 
 
 def test_tokenizer_covers_everything_and_is_deterministic() -> None:

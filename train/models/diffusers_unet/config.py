@@ -108,11 +108,12 @@ class DiffusersUNetConfig(DenoiserConfig):
     @model_validator(mode="before")
     @classmethod
     def _take_sizes(cls, data: Any) -> Any:
-        """Takes `lowres` and `text_dim` from the network's own keys where they are not given."""
+        """Takes `lowres`, `text_dim` and `learned_variance` from the network's own keys where they are not given."""
         if not isinstance(data, dict) or not isinstance(data.get("unet"), dict | UNet2DSettings):
             return data
         unet = data["unet"] if isinstance(data["unet"], UNet2DSettings) else UNet2DSettings(**data["unet"])
         own = {"lowres": unet.in_channels == 2 * IMAGE_CHANNELS, "text_dim": unet.text_width}
+        own["learned_variance"] = unet.out_channels == 2 * IMAGE_CHANNELS
         return own | data
 
     @model_validator(mode="after")
@@ -126,6 +127,11 @@ class DiffusersUNetConfig(DenoiserConfig):
             raise ValueError(
                 f"image_channels={self.image_channels}, lowres={self.lowres} do not fit unet.in_channels="
                 f"{self.unet.in_channels}; leave them out"
+            )
+        if self.learned_variance != (self.unet.out_channels == 2 * IMAGE_CHANNELS):
+            raise ValueError(
+                f"learned_variance={self.learned_variance} does not fit unet.out_channels={self.unet.out_channels}; "
+                "leave it out"
             )
         if self.lowres_residual:
             raise ValueError("lowres_residual is not supported by diffusers_unet; leave it out")

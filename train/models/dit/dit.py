@@ -19,7 +19,7 @@ from train.models.conditioning import ImageEmbeddingConditioner, NoiseEmbedding,
 from train.models.dit.attention import NORM_EPS, rotary_2d
 from train.models.dit.block import MODULATIONS, DiTBlock, PatchCondition, modulate
 from train.models.dit.config import SUPPORTED_CONDITIONS, DiTConfig
-from train.models.layers import COORDINATE_FEATURES, coordinate_features, zero_init
+from train.models.layers import COORDINATE_FEATURES, add_to_prediction, coordinate_features, zero_init
 
 NOISE_FEATURES = 256
 
@@ -53,7 +53,8 @@ class DiT(nn.Module):
         self.modulation = nn.Linear(condition, MODULATIONS * width) if config.modulation == "shared" else None
         self.blocks = nn.ModuleList(DiTBlock(config, shifted=number % 2 == 1) for number in range(config.depth))
         self.norm_out = nn.RMSNorm(width, NORM_EPS, elementwise_affine=False)
-        self.modulation_out, self.out = nn.Linear(condition, 2 * width), nn.Linear(width, predicted or patch)
+        predicted = predicted or config.patch**2 * config.output_channels()
+        self.modulation_out, self.out = nn.Linear(condition, 2 * width), nn.Linear(width, predicted)
         self.recompute = False
         self._initialise()
 
@@ -83,7 +84,9 @@ class DiT(nn.Module):
         size = x_BCHW.shape[2] // patch, x_BCHW.shape[3] // patch
         patches = self.out(self.transform(self.embed_patches(x_BCHW), size, log_snr_B, conditions))
         output_BCHW = functional.pixel_shuffle(patches.transpose(1, 2).unflatten(2, size), patch)
-        return output_BCHW + lowres_BCHW if self.config.lowres_residual and lowres_BCHW is not None else output_BCHW
+        if self.config.lowres_residual and lowres_BCHW is not None:
+            output_BCHW = add_to_prediction(output_BCHW, lowres_BCHW)
+        return output_BCHW
 
     def embed_patches(self, x_BCHW: Tensor) -> Tensor:
         """Returns an image as one token for each patch, (B, N, C)."""

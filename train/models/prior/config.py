@@ -28,6 +28,11 @@ class PriorConfig(DenoiserConfig):
             )
         if self.lowres or self.lowres_residual or self.image_embedding_dim:
             raise ValueError("a prior has no image as input; leave lowres, lowres_residual and image_embedding_dim out")
+        if self.learned_variance:
+            raise ValueError(
+                "learned_variance=true: a prior predicts the embedding alone; set it to false, and "
+                "diffusion.variance_weight to 0"
+            )
         return self
 
     def vector_widths(self) -> Mapping[str, int]:

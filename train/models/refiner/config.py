@@ -25,6 +25,8 @@ class RefinerConfig(DiTConfig):
         if self.patch != self.autoencoder.stride():
             stride = self.autoencoder.stride()
             raise ValueError(f"patch {self.patch}: a token is a code of {stride} pixels; set it to that")
+        if self.learned_variance:
+            raise ValueError("learned_variance=true: codes are not denoised and have none; leave it out")
         if self.image_embedding_dim:
             raise ValueError(f"image_embedding_dim {self.image_embedding_dim}: a refiner takes none; set it to 0")
         return self

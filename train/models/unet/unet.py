@@ -17,7 +17,7 @@ from torch.utils.checkpoint import checkpoint
 
 from train.models.base import Conditions, check_conditions
 from train.models.conditioning import ImageEmbeddingConditioner, NoiseEmbedding, TextConditioner, append_tokens
-from train.models.layers import COORDINATE_FEATURES, coordinate_features, zero_init
+from train.models.layers import COORDINATE_FEATURES, add_to_prediction, coordinate_features, zero_init
 from train.models.unet.attention import ImageAttention
 from train.models.unet.blocks import CombineEmbeddings, ResBlock, StridedConv, UpsamplingConv
 from train.models.unet.config import SUPPORTED_CONDITIONS, AttentionKind, UNetConfig
@@ -126,7 +126,7 @@ class UNet(nn.Module):
         self._build_levels()
         self.middle = self._middle() if config.middle else None
         self.norm_out = nn.GroupNorm(config.norm_groups(config.channels), config.channels)
-        self.out = zero_init(nn.Conv2d(config.channels, config.image_channels, 3, padding=1))
+        self.out = zero_init(nn.Conv2d(config.channels, config.output_channels(), 3, padding=1))
 
     def _build_levels(self) -> None:
         config = self.config
@@ -194,7 +194,9 @@ class UNet(nn.Module):
             h_BCHW = h_BCHW + self.place(coordinate_features(h_BCHW.shape[2], h_BCHW.shape[3], h_BCHW))
         h_BCHW = self._levels(h_BCHW, condition)
         output_BCHW: Tensor = self.out(functional.silu(self.norm_out(h_BCHW)))
-        return output_BCHW + lowres_BCHW if self.config.lowres_residual and lowres_BCHW is not None else output_BCHW
+        if self.config.lowres_residual and lowres_BCHW is not None:
+            output_BCHW = add_to_prediction(output_BCHW, lowres_BCHW)
+        return output_BCHW
 
     def encode_text(self, conditions: Conditions) -> Conditions:
         """Returns the conditions with features of the text in its place, see `TextEncodingDenoiser`."""

@@ -16,6 +16,7 @@ from train.models.prior.config import PriorConfig
         ({"width": 100, "head_width": 64}, "width 100 does not split into heads of 64"),
         ({"lowres": True}, "a prior has no image as input"),
         ({"image_embedding_dim": 4}, "a prior has no image as input"),
+        ({"learned_variance": True}, "a prior predicts the embedding alone"),
     ],
 )
 def test_impossible_layouts_are_refused(keys: dict[str, Any], message: str) -> None:

@@ -86,6 +86,7 @@ def test_missing_and_unfit_inputs_are_refused() -> None:
     [
         ({"patch": 8}, "patch 8: a token is a code of 4 pixels"),
         ({"lowres": False}, "lowres true, no residual"),
+        ({"learned_variance": True}, "codes are not denoised"),
         ({"image_embedding_dim": 4}, "a refiner takes none"),
     ],
 )
