@@ -112,7 +112,7 @@ def test_configs_for_gpus_spend_no_compute_or_quality_for_nothing(name: str) -> 
         (["pack.features=[clip_text_embedding]"], "train.base reads clip_embedding; add it"),
         (["score.text_embeddings=false"], "score does not keep clip_text_embedding; set score.text_embeddings to true"),
         (["sample.evaluate_at=prior"], "there is no cascade stage 'prior'; the stages are base, sr32, sr64"),
-        (["train.prior.task=vae"], "task=vae is unknown; take one of diffusion, prior"),
+        (["train.prior.task=vae"], "task=vae is unknown; take one of diffusion, distillation, prior"),
         (["train.prior.stepss=3"], "train.prior.stepss=3: unknown key; did you mean steps?"),
         (["train.prior.steps=many"], "train.prior.steps='many': input should be a valid integer"),
     ],

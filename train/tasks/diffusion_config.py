@@ -123,7 +123,7 @@ class DiffusionStageConfig(DenoisingStageConfig):
 
     @model_validator(mode="after")
     def _check_conditions(self) -> Self:
-        if "image_embedding_dim" in self.model_overrides:
+        if self.model_overrides.get("image_embedding_dim"):  # a folder of diffusers says 0
             raise ValueError("model_overrides.image_embedding_dim: that is CLIP's width; set image_embedding: true")
         backbone = backbone_name(self.denoiser_config())
         if self.image_embedding and "image_embedding_BE" not in find_backbone(backbone).conditions:

@@ -26,7 +26,7 @@ def test_unsupported_conditions_are_refused_by_name() -> None:
         check_conditions(conditions, ("text_BLD",), "dummy")
 
 
-@pytest.mark.parametrize("name", ["pooled_text_BE", "image_embedding_BE", "region_masks_BRHW", "region_text_BRE"])
+@pytest.mark.parametrize("name", ["pooled_text_BE", "region_masks_BRHW", "region_text_BRE"])
 def test_the_unet_refuses_what_it_does_not_support(name: str) -> None:
     config = unet_config("micro-base")
     with pytest.raises(ValueError, match=f"backbone unet does not support the condition {name}"):
