@@ -9,7 +9,7 @@ from typing import Any
 
 import yaml
 
-from dataprep.card.facts import describe_source
+from dataprep.card.facts import describe_source, is_synthetic
 from dataprep.io import storage
 from dataprep.io.hub import HUB_PREFIX
 from dataprep.io.markdown import escape_cell, format_table
@@ -167,7 +167,7 @@ def _describe_limits(config: CascadeConfig, facts: Mapping[str, Any]) -> list[st
         "",
         "- The model can only generate what its training data shows, with the biases of that data.",
     ]
-    if (facts.get("source") or {}).get("source") == "scenes":
+    if facts.get("sources") and is_synthetic(facts):
         lines.append("- Trained on rendered scenes of simple shapes only: a demonstration, not a general image model.")
     lines.append("- Trained on square images; other aspect ratios are possible and worse.")
     lines.append(f"- Prompts are truncated to {config.max_length} tokens.")

@@ -63,7 +63,7 @@ def test_counts_add_up_over_shards(tmp_path: Path) -> None:
     assert (found["rows"], found["kept"]) == (10, 6)
     assert found["statuses"] == {"success": 8, "failed_to_download": 2}
     assert found["reasons"] == {"robots_txt": 2}
-    assert found["opt_outs"] == {"robots_txt": 2, "robots_tag": 0, "tdm": 0}
+    assert found["opt_outs"] == {"robots_txt": 2, "robots_tag": 0, "tdm": 0, "hash_opt_out": 0}
     assert found["licences"] == {"CC0": 4, "not given": 2}  # of kept rows alone
     assert found["languages"] == {"en": 4, "zh": 2}
     assert found["sides"] == {"below 64": 2, "from 64": 2, "from 256": 2}

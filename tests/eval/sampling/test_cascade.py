@@ -125,7 +125,7 @@ def test_the_call_overrides_defaults(folder: Path) -> None:
         ({"steps": 0}, "steps 0: .*greater than or equal to 1"),
         ({"guidance": -1.0}, "guidance -1.0"),
         ({"best_of": 0}, "best_of 0 is too small"),
-        ({"best_of": 2}, "this cascade has no CLIP to choose by"),
+        ({"best_of": 2}, "clip: this cascade has none, by which best_of chooses"),
         ({"guidence": 2.0}, r"setting 'guidence' is unknown; did you mean guidance\?"),
         ({"colour": 2.0}, "setting 'colour' is unknown; take one of guidance, "),
         ({"sampler": "euler"}, "sampler euler: "),

@@ -96,7 +96,8 @@ def test_with_a_mask_what_is_shown_stays() -> None:
 
 
 def test_every_task_that_trains_a_stage_generates() -> None:
-    assert {backbone.task for backbone in BACKBONES.values()} <= set(GENERATORS)
+    # A prior makes an embedding, of which other stages make images.
+    assert {backbone.task for backbone in BACKBONES.values()} - {"prior"} <= set(GENERATORS)
     stage, inputs, settings = make_stage(), make_inputs(), SamplingConfig(steps=2)
     assert torch.equal(generate(stage, settings, inputs, SEEDS), sample_codes(stage, settings, inputs, SEEDS))
 

@@ -143,6 +143,9 @@ class Painter:
     def __init__(self, stages: list[Any], encoder: object, device: object) -> None:
         self.stages, self.encoder, self.device = stages, encoder, device
 
+    def with_stages(self, stages: list[Any]) -> Painter:
+        return Painter(stages, self.encoder, self.device)
+
     def sample(self, prompts: Sequence[str], options: SamplingOptions) -> Any:
         settings = next(stage.entry.sampling for stage in self.stages if stage.entry.name == options.stop_at)
         asked = prompts if settings.guidance > 1 else ["a red circle"] * len(prompts)

@@ -61,7 +61,11 @@ def test_the_layout_of_the_autoencoder_is_part_of_the_stage() -> None:
         ({"resolution": 16}, {}, "sr32.autoencoder=vq32 is trained at resolution 16; train one at 32"),
         ({"resolution": 48}, {"autoencoder": "base"}, "autoencoder=base is no entry"),
         ({"stepz": 1}, {}, "train.vq32.stepz=1: unknown key; did you mean steps?"),
-        ({"task": "vg"}, {}, "train.vq32: task=vg is unknown; take one of diffusion, vq, refinement"),
+        (
+            {"task": "vg"},
+            {},
+            "train.vq32: task=vg is unknown; take one of diffusion, distillation, prior, vq, refinement",
+        ),
         ({"batch_size": 6}, {"autoencoder": "vq32", "batch_size": 5}, None),
     ],
 )

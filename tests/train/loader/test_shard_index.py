@@ -151,7 +151,7 @@ def test_shards_that_changed_since_are_refused(tmp_path: Path) -> None:
 
 def test_shards_that_store_pixels_in_two_ways_are_refused(tmp_path: Path) -> None:
     pack = [write_pack(tmp_path / f"p{raw}", 0, 8, raw_up_to=raw) for raw in (16, 64)]
-    with pytest.raises(UserError, match=r"p64: stores its pixels in another way than .*p16; run pack again"):
+    with pytest.raises(UserError, match=r"p64: stores its pixels or vectors in another way than .*p16; run pack again"):
         index_shards(pack, None, ("pixels_64",))
 
 

@@ -29,7 +29,7 @@ def test_a_training_is_stored_and_read_as_json() -> None:
 
 
 def test_errors_name_the_key_and_the_tasks() -> None:
-    with pytest.raises(ValidationError, match="task=vg is unknown; take one of diffusion, vq"):
+    with pytest.raises(ValidationError, match="task=vg is unknown; take one of diffusion, distillation"):
         TRAINING.validate_python({"task": "vg"})
     with pytest.raises(ValidationError) as caught:
         TRAINING.validate_python({"resolution": 16, "task": "vq", "stepz": 3})
