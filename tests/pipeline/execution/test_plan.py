@@ -82,7 +82,8 @@ def build_unchecked(cls: type[StageConfig], config: RunConfig, **given: Any) -> 
     return cls.model_construct(**{name: pick(config, key) for name, key in keys.items() if name not in given} | given)
 
 
-LATER = {"listing.licence": {"card"}, "listing.captions": {"card"}}  # not of the rows
+# Keys that fewer stages read than their section: the licence, and how often a caption is trained on.
+LATER = {"listing.licence": {"card"}, "pack.captions.caption": {"train.base", "train.sr32", "train.sr64"}}
 
 
 def find_readers(config: RunConfig, path: tuple[str, ...]) -> set[str]:
@@ -113,13 +114,15 @@ def test_every_config_key_makes_exactly_its_stages_and_dependents_stale(
     before = plan_fingerprints(config, tmp_path)
     seen = 0
     for path, value in list_leaves(config):
-        if path in (("subject",), ("listing", "captions")):
-            continue  # adds a stage before all others; has the form of a policy
+        if path in (("subject",), ("listing", "captions"), ("listing", "sources")):
+            continue  # read by their form, which the changed value has not
         after = plan_fingerprints(replace_leaf(config, path, change_value(value)), tmp_path)
+        if before.keys() != after.keys():
+            continue  # adds a stage, which others then read
         stale = {name for name in before if before[name] != after[name]}
         expected = find_dependents(config, find_readers(config, path))
         assert stale == expected, f"{'.'.join(path)}: stale {sorted(stale)}, expected {sorted(expected)}"
-        if path[0] not in ("run", "cluster"):
+        if path[0] not in ("run", "cluster", "caption"):  # the smoke run writes no captions
             assert expected, f"{'.'.join(path)}: no stage reads this key"
         seen += 1
     assert seen > 150
