@@ -172,7 +172,7 @@ def test_a_student_learns_and_says_how_it_is_sampled(tmp_path: Path, pack: Pack)
     for key, value in (("steps", 5), ("guidance", 2.0), ("sampler", "deis"), ("spacing", "karras")):
         with pytest.raises(UserError, match=f"{key} {value}: stage base is distilled to {key}"):
             override_sampling(entry, {key: value})
-    # In its own steps it comes nearer to where its teacher arrives in many, and is not what its teacher gives in as few.
+    # It comes nearer to where its teacher arrives in many steps, and not to what its teacher gives in as few.
     inputs, seeds = SamplerInputs(pad_text([make_embedding(row) for row in range(16)])), [(1, row) for row in range(16)]
     network = load_stage(teacher)[0]
     of_teacher = LoadedStage(StageEntry(name="base", resolution=16, path="."), network, config.diffusion)
