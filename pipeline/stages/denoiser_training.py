@@ -9,11 +9,10 @@ from typing import TYPE_CHECKING, Any
 from dataprep.io import storage
 from dataprep.io.errors import UserError
 from pipeline.runtime.context import Context
-from pipeline.runtime.training_data import INDEX_FILE, write_shard_index
-from pipeline.runtime.training_stage import train_on_cluster
 from pipeline.stages.base import StageInputs
 from pipeline.stages.clip import find_clip_width
 from pipeline.stages.initial_weights import Origin, check_origin, find_origin, list_origin_files
+from pipeline.stages.pack_training import train_on_pack
 from pipeline.stages.text_encoder import find_text_width
 from pipeline.stages.training_stages import place_weights
 from pipeline.store.artifact import Artifact
@@ -79,12 +78,5 @@ def check_weights(
 
 def train_denoiser(ctx: Context[Any, TrainInputs], train_rank: Callable[..., dict[str, Any]]) -> None:
     """Trains the stage: checkpoints, log, and EMA weights to sample from; ``train_rank`` does so on each rank."""
-    pack, embed, train = ctx.inputs.pack, ctx.inputs.embed, ctx.config.train
-    index, content = ctx.path(INDEX_FILE), pack.content + embed.content
-    columns, vectors = train.pixel_columns(), train.vector_columns()
-    write_shard_index(ctx, index, pack.files(), embed.files(), columns, content, train.min_original, vectors)
-    validate = pack.manifest.counters["validation"] > 0
-    arguments: dict[str, Any] = {"index": index, "validate": validate, "mix": ctx.config.mix}
-    train = place_weights(ctx, train.move_files(storage.absolute))  # ranks have other working directories
-    train_on_cluster(ctx, train_rank, arguments, train, ctx.config.seed)
-    storage.remove(index)
+    train = place_weights(ctx, ctx.config.train.move_files(storage.absolute))  # ranks have other working directories
+    train_on_pack(ctx, train_rank, train, ctx.inputs.pack, ctx.inputs.embed, train.vector_columns())

@@ -8,11 +8,10 @@ from dataprep.io import storage
 from dataprep.io.errors import UserError
 from eval.sampling.config import check_same_process
 from pipeline.runtime.context import Context
-from pipeline.runtime.training_data import INDEX_FILE, write_shard_index
-from pipeline.runtime.training_stage import train_on_cluster
 from pipeline.stages.base import Placement, StageConfig, StageType, always
 from pipeline.stages.denoiser_training import TrainInputs, check_weights, list_denoiser_sources
 from pipeline.stages.initial_weights import ORIGIN_FILE, REFERENCE, find_origin, list_origin_files, write_origin
+from pipeline.stages.pack_training import train_on_pack
 from pipeline.stages.text_encoder import find_text_width
 from pipeline.stages.training_stages import describe_learning, list_trainings, place_weights
 from train.init_config import InitConfig
@@ -74,14 +73,8 @@ def train_rank(**arguments: Any) -> dict[str, Any]:
 
 def run(ctx: Context[DistillationStageConfig, TrainInputs]) -> None:
     """Trains the stage: checkpoints, log, and EMA weights that say how they are sampled."""
-    pack, embed, train = ctx.inputs.pack, ctx.inputs.embed, ctx.config.train
-    index, content = ctx.path(INDEX_FILE), pack.content + embed.content
-    write_shard_index(ctx, index, pack.files(), embed.files(), train.pixel_columns(), content, train.min_original)
-    validate = pack.manifest.counters["validation"] > 0
-    arguments: dict[str, Any] = {"index": index, "validate": validate, "mix": ctx.config.mix}
-    train = _place_teacher(ctx, place_weights(ctx, train.move_files(storage.absolute)))
-    train_on_cluster(ctx, train_rank, arguments, train, ctx.config.seed)
-    storage.remove(index)
+    train = _place_teacher(ctx, place_weights(ctx, ctx.config.train.move_files(storage.absolute)))
+    train_on_pack(ctx, train_rank, train, ctx.inputs.pack, ctx.inputs.embed)
 
 
 def _place_teacher(

@@ -5,13 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
-from dataprep.io import storage
 from pipeline.runtime.context import Context
-from pipeline.runtime.training_data import INDEX_FILE, write_shard_index
-from pipeline.runtime.training_stage import train_on_cluster
 from pipeline.stages.base import Placement, StageConfig, StageInputs, StageType, always
 from pipeline.stages.initial_weights import check_origin, find_origin, list_origin_files
 from pipeline.stages.model_files import EXPORT
+from pipeline.stages.pack_training import train_on_pack
 from pipeline.stages.text_encoder import find_text_width
 from pipeline.stages.training_stages import describe_learning, list_trainings, place_weights
 from pipeline.store.artifact import Artifact
@@ -88,14 +86,9 @@ def train_rank(**arguments: Any) -> dict[str, Any]:
 
 def run(ctx: Context[RefinementStageConfig, RefinementInputs]) -> None:
     """Trains the stage: checkpoints, log, and EMA weights to sample from, with the autoencoder."""
-    pack, embed, train = ctx.inputs.pack, ctx.inputs.embed, ctx.config.train
-    index, content = ctx.path(INDEX_FILE), pack.content + embed.content
-    write_shard_index(ctx, index, pack.files(), embed.files(), train.pixel_columns(), content, train.min_original)
-    validate = pack.manifest.counters["validation"] > 0
-    arguments: dict[str, Any] = {"index": index, "validate": validate, "mix": ctx.config.mix}
-    arguments["autoencoder"] = ctx.inputs.train[train.autoencoder].path(EXPORT)
-    train_on_cluster(ctx, train_rank, arguments, place_weights(ctx, train), ctx.config.seed)
-    storage.remove(index)
+    inputs, train = ctx.inputs, place_weights(ctx, ctx.config.train)
+    autoencoder = inputs.train[train.autoencoder].path(EXPORT)
+    train_on_pack(ctx, train_rank, train, inputs.pack, inputs.embed, autoencoder=autoencoder)
 
 
 STAGE = StageType(

@@ -5,12 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from dataprep.io import storage
 from pipeline.runtime.context import Context
-from pipeline.runtime.training_data import INDEX_FILE, write_shard_index
-from pipeline.runtime.training_stage import train_on_cluster
 from pipeline.stages.base import Placement, StageConfig, StageInputs, StageType, always
 from pipeline.stages.initial_weights import check_origin, find_origin, list_origin_files
+from pipeline.stages.pack_training import train_on_pack
 from pipeline.stages.training_stages import describe_learning, list_trainings, place_weights
 from pipeline.store.artifact import Artifact
 from train.loader.mix_config import DataMix
@@ -80,14 +78,7 @@ def train_rank(**arguments: Any) -> dict[str, Any]:
 
 def run(ctx: Context[VqTrainStageConfig, VqInputs]) -> None:
     """Trains the autoencoder: checkpoints, log, and EMA weights with the codebook."""
-    pack, embed, train = ctx.inputs.pack, ctx.inputs.embed, ctx.config.train
-    index, captions = ctx.path(INDEX_FILE), embed.files() if embed is not None else None
-    content = pack.content + (embed.content if embed is not None else "")
-    write_shard_index(ctx, index, pack.files(), captions, train.pixel_columns(), content, train.min_original)
-    validate = pack.manifest.counters["validation"] > 0
-    arguments: dict[str, Any] = {"index": index, "validate": validate, "mix": ctx.config.mix}
-    train_on_cluster(ctx, train_rank, arguments, place_weights(ctx, train), ctx.config.seed)
-    storage.remove(index)
+    train_on_pack(ctx, train_rank, place_weights(ctx, ctx.config.train), ctx.inputs.pack, ctx.inputs.embed)
 
 
 STAGE = StageType(
