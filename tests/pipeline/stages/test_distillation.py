@@ -13,7 +13,7 @@ from dataprep.io.errors import UserError
 from pipeline.config import RunConfig
 from pipeline.config_loading import load_config
 from pipeline.execution.plan import plan_run
-from pipeline.stages import distillation
+from pipeline.stages import distillation, pack_training
 from pipeline.stages.distillation import DistillationStageConfig, list_sources
 from pipeline.stages.initial_weights import ORIGIN_FILE
 from pipeline.store.artifact import Artifact, Manifest
@@ -102,9 +102,9 @@ def test_ranks_get_the_place_of_the_teacher(
     pack = Artifact("", Manifest("pack", "f", {}, {}, [], {"validation": 3}, 1.0, {}))
     ctx.inputs.pack, ctx.inputs.embed = pack, pack
     called: dict[str, Any] = {}
-    monkeypatch.setattr(distillation, "write_shard_index", lambda *arguments: storage.write_json(arguments[1], {}))
+    monkeypatch.setattr(pack_training, "write_shard_index", lambda *arguments: storage.write_json(arguments[1], {}))
     monkeypatch.setattr(
-        distillation,
+        pack_training,
         "train_on_cluster",
         lambda ctx, rank, arguments, config, seed: called.update(rank=rank, config=config),
     )
