@@ -21,9 +21,9 @@ console = Console(stderr=True, highlight=False, soft_wrap=True)
 
 
 class ProgressUpdate(Protocol):
-    """Reports that ``done`` units of the total are finished, with a short note."""
+    """Reports that ``done`` units of the total are finished, with a short note, and the total if it has changed."""
 
-    def __call__(self, done: int, note: str = "") -> None: ...
+    def __call__(self, done: int, note: str = "", total: int | None = None) -> None: ...
 
 
 @contextmanager
@@ -94,31 +94,35 @@ def _show_bar(label: str, total: int, unit: str) -> Iterator[ProgressUpdate]:
         task = display.add_task(label, total=total, unit=unit, rate="", note="")
         measure_rate = _make_rate_meter()
         try:
-            yield lambda done, note="": display.update(task, completed=done, rate=measure_rate(done), note=note)
+            yield lambda done, note="", total=None: display.update(
+                task, completed=done, rate=measure_rate(done), note=note, total=total
+            )
         finally:
             display.remove_task(task)
 
 
 def _print_lines(label: str, total: int, unit: str) -> ProgressUpdate:
-    measure_rate, last_shown = _make_rate_meter(total), time.monotonic()
+    measure_rate, last_shown, latest = _make_rate_meter(), time.monotonic(), total
 
-    def update(done: int, note: str = "") -> None:
-        nonlocal last_shown
+    def update(done: int, note: str = "", total: int | None = None) -> None:
+        nonlocal last_shown, latest
+        latest = latest if total is None else total
         if time.monotonic() - last_shown >= LOG_INTERVAL:
             last_shown = time.monotonic()
-            print(f"  {label}: {done}/{total} {unit} {measure_rate(done)} {note}".rstrip(), file=sys.stderr, flush=True)
+            text = f"  {label}: {done}/{latest} {unit} {measure_rate(done, latest)} {note}"
+            print(text.rstrip(), file=sys.stderr, flush=True)
 
     return update
 
 
-def _make_rate_meter(total: int | None = None) -> Callable[[int], str]:
-    """Returns a function of the units done: units per second since its first call and, of a ``total``, the time left.
+def _make_rate_meter() -> Callable[..., str]:
+    """Returns a function of the units done: units per second since its first call and, of a total, the time left.
 
     Units that were done before the first call, by the run that is resumed, do not count.
     """
     first: tuple[float, int] | None = None
 
-    def measure_rate(done: int) -> str:
+    def measure_rate(done: int, total: int | None = None) -> str:
         nonlocal first
         first = first or (time.monotonic(), done)
         seconds, units = time.monotonic() - first[0], done - first[1]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -49,7 +49,9 @@ class ListingWriter:
         out_dir: Path,
         forgotten: Collection[str],
         columns: Mapping[str, pa.DataType] | None = None,
+        on_shard: Callable[[Path], None] = lambda path: None,
     ) -> None:
+        self.on_shard = on_shard
         self.config, self.out_dir, self.forgotten, self.columns = config, out_dir, forgotten, dict(columns or {})
         self.pending: list[pa.Table] = []
         self.sources: dict[str, SourceCounts] = {}
@@ -104,14 +106,20 @@ class ListingWriter:
             gone_N = np.array([hash_url(url) in self.forgotten for url in table["url"].to_pylist()])
             table = blank_rows(table, "listing", gone_N) if gone_N.any() else table
             self.counts["forgotten"] += int(gone_N.sum())
-        write_table(table.combine_chunks(), self.out_dir / shard_name(self.counts["shards"], "parquet"), "listing")
+        path = self.out_dir / shard_name(self.counts["shards"], "parquet")
+        write_table(table.combine_chunks(), path, "listing")
         self.own.shards += 1
         self.counts["shards"] += 1
         self.counts["rows"] += table.num_rows
+        self.on_shard(path)
 
 
 def write_listing(
-    config: ListingConfig, seed: int, out_dir: str | Path, forgotten: Collection[str] = frozenset()
+    config: ListingConfig,
+    seed: int,
+    out_dir: str | Path,
+    forgotten: Collection[str] = frozenset(),
+    on_shard: Callable[[Path], None] = lambda path: None,
 ) -> dict[str, int]:
     """Writes all rows to ``out_dir``/00000.parquet and so on; UserError if there are none.
 
@@ -119,7 +127,8 @@ def write_listing(
     shard only. Of several sources, `SOURCES_FILE` says which shards are whose, and all shards have the columns that any
     source has in its first rows. Rows whose
     URL hash (`redact.hash_url`) is in ``forgotten`` are blanked, not removed, so that all other rows keep their keys.
-    What is left out of the source is written to `LEFT_OUT_FILE` and `ACCOUNT_FILE`, if anything is.
+    ``on_shard`` is called with the path of each shard once it is written, and may move it away. What is left out of the
+    source is written to `LEFT_OUT_FILE` and `ACCOUNT_FILE`, if anything is.
 
     Returns:
         Counters: records (read from the source), rows, shards, usable (rows without a reason), reason_<reason>, and if
@@ -127,7 +136,7 @@ def write_listing(
         `dataprep.listing.account`. records = rows + beyond_limit, and rows = usable + all reason_<reason>.
     """
     columns = {name: kind for name, kind in check_source(config).items() if name != FILE_HASH} if config.sources else {}
-    writer = ListingWriter(config, Path(out_dir), forgotten, columns)
+    writer = ListingWriter(config, Path(out_dir), forgotten, columns, on_shard)
     log_path = Path(out_dir) / LEFT_OUT_FILE
     with open(log_path, "w", encoding="utf-8") as log:
         account = Account(log=lambda kind, name: print(json.dumps([kind, name], ensure_ascii=False), file=log))

@@ -18,7 +18,8 @@ from pipeline.execution.plan import PlannedStage, check_names, cut_plan, plan_ru
 from pipeline.execution.record import RunRecord
 from pipeline.profile import span
 from pipeline.runtime.context import Context
-from pipeline.runtime.errors import StageError
+from pipeline.runtime.errors import InputFailedError, StageError
+from pipeline.runtime.shard_stream import RunningArtifact, StageStreams
 from pipeline.stages.base import Placement
 from pipeline.stages.continued_training import begin_training, find_update_rule
 from pipeline.store.artifact import MANIFEST, Artifact, Manifest, ShardRecord, describe_file, output_path
@@ -61,8 +62,10 @@ def run_pipeline(config: RunConfig, command: str, until: str | None = None, keep
         record = RunRecord.start(run, config, command, planned, current)
         run.event("run_started", command=command, todo=[item.stage.name for item in todo if item.artifact is None])
 
-        def run_stage(item: PlannedStage, done: dict[str, Artifact], shares: ClusterShares) -> Artifact:
-            return _run_stage(item, done, shares, config, run, record)
+        def run_stage(
+            item: PlannedStage, done: dict[str, Artifact], shares: ClusterShares, streams: StageStreams
+        ) -> Artifact:
+            return _run_stage(item, done, shares, streams, config, run, record)
 
         try:
             artifacts = _run_stages(todo, run_stage, config.cluster)
@@ -79,7 +82,7 @@ def run_pipeline(config: RunConfig, command: str, until: str | None = None, keep
 
 def _run_stages(
     todo: Sequence[PlannedStage],
-    run_stage: Callable[[PlannedStage, dict[str, Artifact], ClusterShares], Artifact],
+    run_stage: Callable[[PlannedStage, dict[str, Artifact], ClusterShares, StageStreams], Artifact],
     cluster: ClusterConfig,
 ) -> dict[str, Artifact]:
     """Runs the stages that have no artifact; returns the artifacts of all. Imports Ray only if there are any."""
@@ -114,16 +117,18 @@ def _run_stage(
     item: PlannedStage,
     done: dict[str, Artifact],
     shares: ClusterShares,
+    streams: StageStreams,
     config: RunConfig,
     run: Run,
     record: RunRecord,
 ) -> Artifact:
-    """Runs one stage and commits its manifest."""
+    """Runs one stage, whose inputs are done or, if they are among ``streams``, running; commits its manifest."""
     name = item.stage.name
     run.event("stage_started", stage=name, fingerprint=item.fingerprint, reason=item.reason)
     record.update_stage(name, state="running")
     started = time.monotonic()
-    artifacts = {stage: done[stage] for stage in item.stage.inputs}
+    running = {stage: RunningArtifact(stage, item.parts.inputs[stage]) for stage in streams.inputs}
+    artifacts = {stage: running[stage] if stage in running else done[stage] for stage in item.stage.inputs}
     ctx: Context[Any, Any] = Context(
         stage=name,
         config=item.stage.config,
@@ -135,6 +140,7 @@ def _run_stage(
         trains=item.stage.placement is Placement.GROUP,
         shares=shares,
         sources=item.parts.sources,
+        streams=streams,
     )
     try:
         with span(name):
@@ -143,12 +149,16 @@ def _run_stage(
     except (UserError, KeyboardInterrupt):
         record.update_stage(name, state="failed")
         raise
+    except InputFailedError:
+        record.update_stage(name, state="pending")
+        raise
     except Exception as error:
         record.update_stage(name, state="failed")
         run.event("stage_failed", stage=name, error=str(error))
         text = str(error) if isinstance(error, StageError) else f"{type(error).__name__}: {str(error).strip()}"
         raise StageError(f"stage {name} failed: {text}. Log: {run.path(EVENTS_FILE)}") from error
     finally:
+        ctx.close_feeds()
         ctx.close_pools()
     seconds = round(time.monotonic() - started, 3)
     artifact = run.commit(_make_manifest(item, ctx, seconds))

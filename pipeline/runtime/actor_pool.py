@@ -67,15 +67,19 @@ class ActorPool:
         if first:
             console.print(f"[yellow]{self.stage}: no node with {needed} yet; waiting for one[/]")
 
-    def resize(self, work: int) -> None:
-        """Starts actors until there are as many as ``work`` shards can use; ends those that others may want."""
+    def resize(self, work: int, more_to_come: bool = False) -> None:
+        """Starts actors until there are as many as ``work`` shards can use; ends those that others may want.
+
+        While there is ``more_to_come``, idle actors are only ended above the pool's limit: starting them anew would
+        cost more than they hold.
+        """
         limit = self._actor_limit()
         target = min(work, limit)
         have = len(self.idle) + len(self.busy) + len(self.starting)
         for _ in range(target - have):
             actor = WARM.acquire(self.spec)
             self.starting[actor.locate.remote()] = actor
-        for _ in range(have - (target if can_grow() else limit)):
+        for _ in range(have - (target if can_grow() and not more_to_come else limit)):
             if self.starting:
                 ray.kill(self.starting.popitem()[1])
             elif self.idle:

@@ -40,6 +40,17 @@ class ClusterConfig(Config):
     regroup_seconds: float = Field(
         300.0, gt=0, description="how long a training waits for lost machines before it goes on with fewer ranks"
     )
+    stream: bool = Field(
+        False,
+        description="start a stage on the shards that its input has finished, instead of when all are: downloads, CPUs "
+        "and GPUs are busy at the same time",
+    )
+    stream_lag: int = Field(
+        4,
+        ge=1,
+        description="with `stream`: a stage pauses while this many of its finished shards, for each of its workers, "
+        "wait for a stage that reads them",
+    )
     retries: int = Field(2, ge=0, description="retries of a failed shard or training group")
     max_quarantined: int = Field(0, ge=0, description="failed shards that a stage tolerates")
     stages: dict[str, StageResources] = Field(

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from dataprep.io import storage
 from pipeline.runtime.config import ClusterConfig
+from pipeline.runtime.shard_stream import RunningArtifact, ShardFeed, StageStreams
 from pipeline.store.artifact import Artifact, Shard
 from pipeline.store.markers import Marker
 from pipeline.store.run import Run
@@ -39,6 +40,8 @@ class Context(Generic[C, I]):
     finished: list[Marker] = field(default_factory=list)
     quarantined: list[dict[str, Any]] = field(default_factory=list)
     pools: dict[str, ActorPool] = field(default_factory=dict)  # workers kept for the next call of `map_shards`
+    streams: StageStreams = field(default_factory=StageStreams)
+    feeds: list[ShardFeed] = field(default_factory=list)
 
     def path(self, *parts: str) -> str:
         """Returns a path below the stage's folder."""
@@ -55,33 +58,62 @@ class Context(Generic[C, I]):
 
         Shards that an input lacks (quarantined there) are skipped and counted.
         """
-        joined: dict[int, Shard] = {}
-        names = {artifact.manifest.stage for artifact in artifacts}
+        feed = ShardFeed(artifact.manifest.stage for artifact in artifacts)
         for artifact in artifacts:
-            stage = artifact.manifest.stage
-            for shard in artifact.shards:
-                into = joined.setdefault(shard.id, Shard(shard.id, {}))
-                into.files.update({f"{stage}.{extension}": path for extension, path in shard.files.items()})
-                into.sha256.update({f"{stage}.{extension}": sha256 for extension, sha256 in shard.sha256.items()})
-        complete = [s for _, s in sorted(joined.items()) if {name.partition(".")[0] for name in s.files} == names]
-        if len(complete) < len(joined):
-            self.counters["shards_left_out"] = len(joined) - len(complete)
-        return complete
+            feed.add(artifact.manifest.stage, artifact.shards)
+        self.count_left_out(feed)
+        return feed.take()
+
+    def feed_shards(self, *artifacts: Artifact) -> ShardFeed:
+        """Returns what `join_shards` returns, but for `map_shards` alone and also of inputs that are still running.
+
+        Such inputs are those that the stage's `StageType.streams` names.
+        """
+        streams = self.streams.inputs
+        running = [streams[one.manifest.stage] for one in artifacts if isinstance(one, RunningArtifact)]
+        feed = ShardFeed((one.manifest.stage for one in artifacts), [stream.open_reader() for stream in running])
+        self.feeds.append(feed)
+        for artifact in artifacts:
+            if not isinstance(artifact, RunningArtifact):
+                feed.add(artifact.manifest.stage, artifact.shards)
+        return feed
+
+    def count_left_out(self, feed: ShardFeed) -> None:
+        """Counts the shards of a feed that has ended which an input lacks."""
+        if feed.partial:
+            self.counters["shards_left_out"] = len(feed.partial)
+
+    def offer_shard(self, shard: Shard) -> None:
+        """Hands a shard whose files are published and final to the stages that read this one while it runs."""
+        if self.streams.output is not None:
+            self.streams.output.offer(shard)
 
     def map_shards(
         self,
         worker: type[ShardWorker],
         arguments: Mapping[str, Any],
-        shards: Sequence[Shard],
+        shards: Sequence[Shard] | ShardFeed,
         *,
         subfolder: str = "",
         on_gpu: bool = False,
         keep_workers: bool = False,
+        is_final: Callable[[Marker], bool] = lambda marker: True,
     ) -> None:
         """Runs a worker over ``shards`` on the cluster, see `pipeline.runtime.shard_map.map_shards`."""
         from pipeline.runtime.shard_map import map_shards
 
-        map_shards(self, worker, arguments, shards, subfolder=subfolder, on_gpu=on_gpu, keep_workers=keep_workers)
+        map_shards(
+            *(self, worker, arguments, shards),
+            subfolder=subfolder,
+            on_gpu=on_gpu,
+            keep_workers=keep_workers,
+            is_final=is_final,
+        )
+
+    def close_feeds(self) -> None:
+        """Ends the reading of inputs that are still running."""
+        for feed in self.feeds:
+            feed.close()
 
     def close_pools(self) -> None:
         """Stops the workers that were kept."""

@@ -12,6 +12,7 @@ from ray._private.state import state
 
 from pipeline.runtime.config import StageResources
 
+STREAMED_CPUS = 0.33  # three stages stream at most: download, annotate and score, or caption, pack and embed
 MAX_RANK_THREADS = 16  # more threads per rank only contend
 
 
@@ -67,9 +68,11 @@ def _count_on_node(node: Mapping[str, float], need: WorkerNeed) -> int:
     return min(int(node.get(name, 0) / amount + 1e-9) for name, amount in amounts.items())
 
 
-def resolve_actor_need(requested: StageResources, with_model: bool) -> WorkerNeed:
+def resolve_actor_need(requested: StageResources, with_model: bool, streamed: bool = False) -> WorkerNeed:
     """Returns the resources of an actor; one ``with_model`` gets a GPU if there are any.
 
+    An actor of a stage that is ``streamed``, that is, runs beside the stages that it reads or that read it, counts as
+    `STREAMED_CPUS`: each of them may have an actor for each CPU, which waits for the network, for shards, or computes.
     The default is one CPU, with a GPU half of the CPUs that the nodes have per GPU: its threads decode and tokenise for
     the GPU, and the other half is left to stages that run at the same time.
     """
@@ -78,7 +81,7 @@ def resolve_actor_need(requested: StageResources, with_model: bool) -> WorkerNee
         gpus = float(with_model and get_cluster_capacity("GPU") >= 1)
     cpus = requested.num_cpus
     if cpus is None:
-        cpus = float(max(1, _cpus_per_gpu_rank(gpus) // 2)) if gpus else 1.0
+        cpus = float(max(1, _cpus_per_gpu_rank(gpus) // 2)) if gpus else STREAMED_CPUS if streamed else 1.0
     return build_need(requested, cpus, gpus)
 
 

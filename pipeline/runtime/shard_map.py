@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter, deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -22,17 +22,20 @@ from pipeline.runtime.config import StageResources
 from pipeline.runtime.errors import StageError
 from pipeline.runtime.resources import resolve_actor_need
 from pipeline.runtime.run_metrics import ShardMetrics
+from pipeline.runtime.shard_stream import ShardFeed
 from pipeline.runtime.shard_worker import ShardWorker
 from pipeline.runtime.warm_processes import ProcessSpec
 from pipeline.store.artifact import Shard
-from pipeline.store.markers import Marker, MarkerBatches, read_markers, shard_fingerprint
-from pipeline.store.shard_cache import take_over_shards, worker_fingerprint
+from pipeline.store.markers import Marker, MarkerBatches, shard_fingerprint
+from pipeline.store.shard_cache import ShardCache, worker_fingerprint
 from pipeline.terminal import console, progress
 
 if TYPE_CHECKING:
     from pipeline.runtime.context import Context
 
 BACKOFF = 1.0  # seconds before the first retry of a shard; doubles each time
+MAX_WAIT = 0.5  # seconds for a shard to finish, before the pool is looked at again
+FEED_INTERVAL = 0.1  # seconds after which a stage looks for shards that its running inputs have committed
 MAX_LOST_MACHINES = 10  # machines lost while running a shard before a loss counts as a failed try
 ShardResult = tuple[Shard, Marker | None, str]  # marker of a finished shard, or None and the error
 
@@ -41,11 +44,12 @@ def map_shards(
     ctx: Context[Any, Any],
     worker: type[ShardWorker],
     arguments: Mapping[str, Any],
-    shards: Sequence[Shard],
+    shards: Sequence[Shard] | ShardFeed,
     *,
     subfolder: str = "",
     on_gpu: bool = False,
     keep_workers: bool = False,
+    is_final: Callable[[Marker], bool] = lambda marker: True,
 ) -> None:
     """Runs ``worker(**arguments)`` over every shard; outputs land in the stage's folder or in a subfolder of it.
 
@@ -54,20 +58,21 @@ def map_shards(
     ``ctx``.
 
     Args:
+        shards: a list, or a feed of shards that inputs are still committing.
         on_gpu: gives each worker a GPU if the cluster has any, unless `cluster.stages` says otherwise.
         keep_workers: keeps the workers in case that the next call has the same worker and arguments.
+        is_final: whether a finished shard may be handed to stages that read this one while it runs; another call
+            that writes the shard again must be ruled out. All others are handed over when the stage ends.
 
     Raises:
-        UserError: ``shards`` is empty, or a worker raised it (retrying cannot help).
+        UserError: there is no shard, or a worker raised it (retrying cannot help).
         StageError: more than `cluster.max_quarantined` shards are quarantined.
+        InputFailedError: an input failed that was still running; the shards that it had committed are finished.
     """
-    if not shards:
-        raise UserError(f"{ctx.stage}: no shard to process; the stage before it has none left")
-    fingerprint = _fingerprint(ctx, worker, arguments, shards)
-    folder = ctx.path(subfolder) if subfolder else ctx.folder
-    done = _take_finished(ctx, folder, subfolder, shards, fingerprint)
-    waiting = [shard for shard in shards if shard.id not in done]
-    if waiting:
+    feed = shards if isinstance(shards, ShardFeed) else ShardFeed.from_list(shards)
+    fingerprint = _fingerprint(ctx, worker, arguments, feed.stages)
+    work = _ShardPass(ctx, feed, fingerprint, subfolder, is_final)
+    if first := work.await_work():
         ctx.connect()
         key = worker_fingerprint(worker, arguments, [], {})
         pool = ctx.pools.pop(key, None)
@@ -75,8 +80,8 @@ def map_shards(
             ctx.close_pools()  # kept workers of other arguments hold the resources
             pool = _make_pool(ctx, on_gpu, getattr(worker, "process_kind", ""))
         try:
-            call = _ShardCall(ctx.stage, key, [ray.put((worker, arguments))], folder, subfolder, fingerprint)
-            failed = _finish_shards(ctx, pool, call, waiting, done)
+            call = _ShardCall(ctx.stage, key, [ray.put((worker, arguments))], work.folder, subfolder, fingerprint)
+            _finish_shards(ctx, pool, call, first, work)
         except BaseException:
             pool.close(keep=False)
             raise
@@ -84,34 +89,92 @@ def map_shards(
             ctx.pools[key] = pool
         else:
             pool.close()
-        _quarantine(ctx, failed, len(shards))
-    _add_finished(ctx, [done[shard.id] for shard in sorted(shards, key=lambda s: s.id) if shard.id in done])
+        _quarantine(ctx, work.failed, len(feed.complete))
+    feed.check_inputs()
+    if not feed.complete:
+        raise UserError(f"{ctx.stage}: no shard to process; the stage before it has none left")
+    ctx.count_left_out(feed)
+    _add_finished(ctx, [marker for _, marker in sorted(work.done.items())])
+
+
+class _ShardPass:
+    """The shards of one call: which have come, which are finished, and which have failed."""
+
+    def __init__(
+        self,
+        ctx: Context[Any, Any],
+        feed: ShardFeed,
+        fingerprint: str,
+        subfolder: str,
+        is_final: Callable[[Marker], bool],
+    ) -> None:
+        self.ctx, self.feed, self.fingerprint, self.is_final = ctx, feed, fingerprint, is_final
+        self.folder = ctx.path(subfolder) if subfolder else ctx.folder
+        self.cache = ShardCache(ctx.run, ctx.stage, subfolder, self.folder)
+        self.done: dict[int, Marker] = {}
+        self.failed: list[dict[str, Any]] = []
+        self.ended = False
+
+    def take(self) -> list[Shard]:
+        """Returns the shards that have come since the last call and are not finished."""
+        if self.ended:
+            return []
+        self.ended = self.feed.readers_ended
+        new = self.feed.take()
+        found = self.cache.find({s.id: shard_fingerprint(self.fingerprint, s.id, s.sha256) for s in new})
+        for marker in found.values():
+            self.add_done(marker)
+        output = self.ctx.streams.output
+        if output is not None:
+            output.expected = max(output.expected, self.feed.total)
+        if self.ended and self.cache.taken:
+            total = len(self.feed.complete)
+            self.ctx.run.event("shards_taken_over", stage=self.ctx.stage, shards=self.cache.taken, of=total)
+        return [shard for shard in new if shard.id not in found]
+
+    def await_work(self) -> list[Shard]:
+        """Returns the first shards that are not finished; none if all are."""
+        while not (found := self.take()) and not self.ended:
+            _check_shutdown()
+            time.sleep(FEED_INTERVAL)
+        return found
+
+    def add_done(self, marker: Marker) -> None:
+        """Adds a finished shard and hands it over to stages that are waiting for it."""
+        self.done[marker.id] = marker
+        if self.is_final(marker):
+            self.ctx.offer_shard(Shard.from_marker(self.ctx.folder, marker))
+
+    def is_held_back(self, pool: ActorPool) -> bool:
+        """Returns whether the stages that read this one are too far behind for another shard."""
+        output = self.ctx.streams.output
+        workers = max(1, len(pool.busy) + len(pool.idle))
+        return output is not None and output.lag() >= self.ctx.cluster.stream_lag * workers
 
 
 def _finish_shards(
-    ctx: Context[Any, Any], pool: ActorPool, call: _ShardCall, waiting: Sequence[Shard], done: dict[int, Marker]
-) -> list[dict[str, Any]]:
-    """Runs ``waiting`` and adds their markers to ``done``, with progress and metrics; returns the failed shards."""
-    total, failed = len(done) + len(waiting), list[dict[str, Any]]()
-    batches, metrics = MarkerBatches(call.folder, done), ShardMetrics(ctx.folder, ctx.stage)
-    with progress(f"{ctx.stage} {call.subfolder}".strip(), total, "shards") as update:
-        update(len(done))
-        for shard, marker, error in _run_shards(pool, waiting, ctx.cluster.retries, call, metrics):
+    ctx: Context[Any, Any], pool: ActorPool, call: _ShardCall, first: Sequence[Shard], work: _ShardPass
+) -> None:
+    """Runs the ``first`` shards and all that are to come, with progress and metrics."""
+    batches, metrics = MarkerBatches(call.folder, work.cache.own), ShardMetrics(ctx.folder, ctx.stage)
+    with progress(f"{ctx.stage} {call.subfolder}".strip(), work.feed.total, "shards") as update:
+        update(len(work.done))
+        for shard, marker, error in _run_shards(pool, first, work, ctx.cluster.retries, call, metrics):
             if marker is not None:
-                done[shard.id] = marker
+                work.add_done(marker)
                 batches.add(marker)
                 metrics.add_counters(marker.counters)
             else:
-                failed.append({"shard": shard.id, "reason": error})
-            metrics.set_shards(done=len(done), quarantined=len(failed), waiting=total - len(done) - len(failed))
-            update(len(done), f"{len(failed)} quarantined" if failed else "")
-    return failed
+                work.failed.append({"shard": shard.id, "reason": error})
+            done, failed, total = len(work.done), len(work.failed), work.feed.total
+            metrics.set_shards(done=done, quarantined=failed, waiting=total - done - failed)
+            update(done, f"{failed} quarantined" if failed else "", total)
 
 
 def _make_pool(ctx: Context[Any, Any], on_gpu: bool, kind: str) -> ActorPool:
     """Returns a pool of processes as large as the config, the cluster and other stages allow."""
     requested = StageResources() if ctx.trains else ctx.cluster.stage_resources(ctx.stage)
-    need, shares = resolve_actor_need(requested, on_gpu), ctx.shares
+    need, shares = resolve_actor_need(requested, on_gpu, ctx.streams.active), ctx.shares
     return ActorPool(
         ProcessSpec(need, kind=kind),
         ctx.stage,
@@ -120,29 +183,10 @@ def _make_pool(ctx: Context[Any, Any], on_gpu: bool, kind: str) -> ActorPool:
     )
 
 
-def _fingerprint(ctx: Context[Any, Any], worker: type, arguments: Mapping[str, Any], shards: Sequence[Shard]) -> str:
-    """Returns the worker's fingerprint; inputs that are not processed per shard count as a whole."""
-    by_shard = {name.partition(".")[0] for shard in shards for name in shard.files}
+def _fingerprint(ctx: Context[Any, Any], worker: type, arguments: Mapping[str, Any], by_shard: Collection[str]) -> str:
+    """Returns the worker's fingerprint; inputs that are not processed ``by_shard`` count as a whole."""
     whole = [artifact for stage, artifact in ctx.artifacts.items() if stage not in by_shard]
     return worker_fingerprint(worker, arguments, whole, ctx.sources)
-
-
-def _take_finished(
-    ctx: Context[Any, Any], folder: str, subfolder: str, shards: Sequence[Shard], fingerprint: str
-) -> dict[int, Marker]:
-    """Links reusable shards of earlier artifacts into ``folder``; returns the markers of all finished shards by id."""
-    wanted = {shard.id: shard_fingerprint(fingerprint, shard.id, shard.sha256) for shard in shards}
-
-    def read_finished() -> dict[int, Marker]:
-        return {i: marker for i, marker in read_markers(folder).items() if wanted.get(i) == marker.fingerprint}
-
-    done = read_finished()
-    missing = {shard: name for shard, name in wanted.items() if shard not in done}
-    taken = take_over_shards(ctx.run, ctx.stage, subfolder, folder, missing)
-    if not taken:
-        return done
-    ctx.run.event("shards_taken_over", stage=ctx.stage, shards=taken, of=len(shards))
-    return read_finished()
 
 
 def _add_finished(ctx: Context[Any, Any], markers: Sequence[Marker]) -> None:
@@ -166,6 +210,11 @@ def _quarantine(ctx: Context[Any, Any], failed: Sequence[dict[str, Any]], shards
         )
 
 
+def _check_shutdown() -> None:
+    if SHUTDOWN.is_set():
+        raise RuntimeError("stopped by SIGTERM; finished shards are kept")
+
+
 @dataclass(frozen=True)
 class _ShardCall:
     """Arguments of `WorkerProcess.run_shard` that are the same for all shards."""
@@ -184,19 +233,24 @@ class _ShardCall:
 
 
 def _run_shards(
-    pool: ActorPool, shards: Sequence[Shard], retries: int, call: _ShardCall, metrics: ShardMetrics
+    pool: ActorPool,
+    first: Sequence[Shard],
+    work: _ShardPass,
+    retries: int,
+    call: _ShardCall,
+    metrics: ShardMetrics,
 ) -> Iterator[ShardResult]:
-    """Yields shards as they finish or fail."""
-    waiting = deque((shard, 0) for shard in shards)
+    """Yields the ``first`` shards and those that come, as they finish or fail."""
+    waiting = deque((shard, 0) for shard in first)
     running: dict[Any, tuple[Any, Shard, int]] = {}
     not_before: dict[int, float] = {}
     machines_lost: Counter[int] = Counter()
-    while waiting or running:
-        if SHUTDOWN.is_set():
-            raise RuntimeError("stopped by SIGTERM; finished shards are kept")
-        pool.resize(len(waiting) + len(running))
+    while waiting or running or not work.ended:
+        _check_shutdown()
+        waiting.extend((shard, 0) for shard in work.take())
+        pool.resize(len(waiting) + len(running), more_to_come=not work.ended)
         for _ in range(len(waiting)):
-            if not pool.idle:
+            if not pool.idle or work.is_held_back(pool):
                 break
             shard, tries = waiting.popleft()
             if not_before.get(shard.id, 0) > time.monotonic():
@@ -204,8 +258,9 @@ def _run_shards(
                 continue
             actor = pool.acquire()
             running[call.start(actor, shard)] = (actor, shard, tries)
+        work.feed.set_waiting(len(waiting))
         metrics.set_workers(busy=len(pool.busy), idle=len(pool.idle), starting=len(pool.starting))
-        for reference in pool.wait(list(running), 0.5):
+        for reference in pool.wait(list(running), MAX_WAIT if work.ended else FEED_INTERVAL):
             actor, shard, tries = running.pop(reference)
             try:
                 marker = ray.get(reference)

@@ -62,7 +62,7 @@ def list_sources(config: RunConfig) -> list[str]:
 def run(ctx: Context[AnnotateStageConfig, AnnotateInputs]) -> None:
     """Annotates every downloaded shard."""
     arguments = {"config": ctx.config.annotate, "max_pixels": ctx.config.max_pixels}
-    ctx.map_shards(AnnotateWorker, arguments, ctx.join_shards(ctx.inputs.download))
+    ctx.map_shards(AnnotateWorker, arguments, ctx.feed_shards(ctx.inputs.download))
 
 
 STAGE = StageType(
@@ -71,6 +71,7 @@ STAGE = StageType(
     config=AnnotateStageConfig,
     inputs=AnnotateInputs,
     placement=always(Placement.SHARDS),
+    streams=("download",),
     sources=list_sources,
     counter="ok",
     rows=Rows.ALIGNED,

@@ -181,6 +181,9 @@ class StageType:
     # As `sources`, of one of several instances, by its name in the config.
     instance_sources: Callable[[RunConfig, str], list[str]] | None = None
     instances: Callable[[RunConfig], Mapping[str, StageConfig]] | None = None  # several stages ``<name>.<entry>``
+    # Inputs whose shard n is all that shard n of this stage needs of them: with `cluster.stream` the stage begins while
+    # these are running, and reads them by `Context.feed_shards`.
+    streams: tuple[str, ...] = ()
     # Further inputs of one of several instances, by its name in the config: names of stages before it.
     instance_inputs: Callable[[RunConfig, str], tuple[str, ...]] | None = None
     section: type[Config] | None = None  # config section ``<name>``, where `pipeline.config.RunConfig` has none

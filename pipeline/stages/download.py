@@ -97,6 +97,7 @@ def list_sources(config: RunConfig) -> list[str]:
 def run(ctx: Context[DownloadStageConfig, DownloadInputs]) -> None:
     """Downloads every shard, then makes `retry_failed` more passes over the rows that failed for transient reasons."""
     from dataprep.download.shard import count_transient_failures
+    from dataprep.io.failure_reasons import TRANSIENT
 
     config = ctx.config.download
     # Not an argument of the worker: the passes that an earlier run with fewer passes made are taken over.
@@ -109,15 +110,21 @@ def run(ctx: Context[DownloadStageConfig, DownloadInputs]) -> None:
         "seed": ctx.config.seed,
         "forgotten": ForgottenList(path=ctx.run.path(FORGOTTEN_FILE)),
     }
-    shards = ctx.join_shards(ctx.inputs.listing)
-    ctx.map_shards(DownloadWorker, arguments, shards)
+
+    def is_final(marker: Marker) -> bool:
+        """Whether no later pass writes the shard again."""
+        return config.retry_failed == 0 or not any(marker.counters.get(reason) for reason in TRANSIENT)
+
+    feed = ctx.feed_shards(ctx.inputs.listing)
+    ctx.map_shards(DownloadWorker, arguments, feed, is_final=is_final)
+    shards = feed.list_complete()
     for number in range(1, config.retry_failed + 1):
         latest = {marker.id: marker for marker in ctx.finished}
         again = [_with_previous(ctx, shard, latest[shard.id]) for shard in shards if shard.id in latest]
         again = [shard for shard in again if count_transient_failures(shard.files["previous.parquet"])]
         if not again:
             break
-        ctx.map_shards(DownloadWorker, arguments, again, subfolder=f"pass-{number:03d}")
+        ctx.map_shards(DownloadWorker, arguments, again, subfolder=f"pass-{number:03d}", is_final=lambda marker: False)
 
 
 def _with_previous(ctx: Context[DownloadStageConfig, DownloadInputs], shard: Shard, done: Marker) -> Shard:
@@ -136,6 +143,7 @@ STAGE = StageType(
     config=DownloadStageConfig,
     inputs=DownloadInputs,
     placement=always(Placement.SHARDS),
+    streams=("listing",),
     sources=list_sources,
     counter="success",
     rows=Rows.ALIGNED,

@@ -48,7 +48,7 @@ class EmbedWorker:
 def run(ctx: Context[EmbedStageConfig, EmbedInputs]) -> None:
     """Embeds every pack shard, on GPUs where there are any."""
     arguments = {"config": ctx.config.embed, "encoder": encoder_location(ctx.inputs.text_tuning or ctx.inputs.encoder)}
-    ctx.map_shards(EmbedWorker, arguments, ctx.join_shards(ctx.inputs.pack), on_gpu=True)
+    ctx.map_shards(EmbedWorker, arguments, ctx.feed_shards(ctx.inputs.pack), on_gpu=True)
     # The manifest holds the codec's mean error per distinct caption, in parts per million.
     summed = ctx.counters.pop("codec_error_ppm_sum", 0)
     ctx.counters["codec_error_ppm"] = round(summed / max(1, ctx.counters.get("distinct", 0)))
@@ -61,6 +61,7 @@ STAGE = StageType(
     inputs=EmbedInputs,
     optional=lambda config, name: config.text_tuning is not None,
     placement=always(Placement.MODELS),
+    streams=("pack",),
     counter="captions",
     rows=Rows.KEPT,
     balance=RowBalance(written="captions", equal={"rows": "pack.rows"}),

@@ -13,7 +13,8 @@ from dataprep.listing.config import ListingConfig
 from pipeline.runtime.context import Context
 from pipeline.stages.base import RowBalance, Rows, StageConfig, StageInputs, StageType
 from pipeline.stages.subject import FOLDER
-from pipeline.store.artifact import Artifact
+from pipeline.store.artifact import Artifact, Shard, describe_file
+from pipeline.store.markers import Marker
 from pipeline.store.run import Run
 
 if TYPE_CHECKING:
@@ -67,8 +68,16 @@ def run(ctx: Context[ListingStageConfig, ListingInputs]) -> None:
     if ctx.inputs.subject is not None:
         config = config.model_copy(update={"source": "folder", "path": ctx.inputs.subject.path(FOLDER)})
     with tempfile.TemporaryDirectory(prefix="imagen-ray-") as scratch:
+
+        def hand_over(path: Path) -> None:
+            """Publishes a shard at once if the download runs already."""
+            if ctx.streams.output is not None:
+                output = describe_file(scratch, path.name)
+                storage.publish(path, ctx.path(path.name))
+                ctx.offer_shard(Shard.from_marker(ctx.folder, Marker(int(path.stem), "", {}, [output], {})))
+
         forgotten = Forgotten.read(ctx.run.path(FORGOTTEN_FILE)).urls
-        ctx.counters |= write_listing(config, ctx.config.seed, scratch, forgotten)
+        ctx.counters |= write_listing(config, ctx.config.seed, scratch, forgotten, hand_over)
         for name in storage.list_files(scratch):
             storage.publish(Path(scratch) / name, ctx.path(name))
 

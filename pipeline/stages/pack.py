@@ -83,7 +83,7 @@ def run(ctx: Context[PackStageConfig, PackInputs]) -> None:
     }
     inputs = ctx.inputs
     read = (inputs.download, inputs.select, inputs.annotate, inputs.caption, inputs.score)
-    ctx.map_shards(PackWorker, arguments, ctx.join_shards(*(artifact for artifact in read if artifact is not None)))
+    ctx.map_shards(PackWorker, arguments, ctx.feed_shards(*(artifact for artifact in read if artifact is not None)))
 
 
 def uses_input(config: RunConfig, name: str) -> bool:
@@ -99,6 +99,7 @@ STAGE = StageType(
     inputs=PackInputs,
     optional=uses_input,
     placement=always(Placement.SHARDS),
+    streams=("caption",),
     rows=Rows.KEPT,
     balance=RowBalance(outcomes=("train", "validation"), written="rows", equal={"rows": "select.kept"}),
     trace=TraceView("pack", columns=("split",)),

@@ -86,7 +86,7 @@ def run(ctx: Context[ScoreStageConfig, ScoreInputs]) -> None:
         "heads": heads,
         "features": ctx.config.score.feature_columns(),
     }
-    ctx.map_shards(ScoreWorker, arguments, ctx.join_shards(ctx.inputs.download), on_gpu=True)
+    ctx.map_shards(ScoreWorker, arguments, ctx.feed_shards(ctx.inputs.download), on_gpu=True)
 
 
 STAGE = StageType(
@@ -95,6 +95,7 @@ STAGE = StageType(
     config=ScoreStageConfig,
     inputs=ScoreInputs,
     placement=always(Placement.MODELS),
+    streams=("download",),
     sources=list_sources,
     counter="scored",
     rows=Rows.ALIGNED,

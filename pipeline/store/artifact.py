@@ -32,6 +32,17 @@ class Shard:
     files: dict[str, str]
     sha256: dict[str, str] = field(default_factory=dict)
 
+    @classmethod
+    def from_marker(cls, folder: str, marker: Marker) -> Shard:
+        """Returns a committed shard of the artifact in ``folder``, which may be unfinished; see `Artifact.shards`."""
+        shard = cls(marker.id, {})
+        for output in marker.outputs:
+            path = output_path(marker.subfolder, output.path)
+            if match := SHARD_FILE.match(path):
+                shard.files[match[2]] = storage.join(folder, path)
+                shard.sha256[match[2]] = output.sha256
+        return shard
+
 
 @dataclass(frozen=True)
 class ShardRecord:

@@ -62,23 +62,43 @@ def _to_json_value(value: Any, contents: Mapping[str, str]) -> Any:
     raise TypeError(f"an argument of a shard worker is a {type(value).__name__}, which has no stable form")
 
 
-def take_over_shards(run: Run, stage: str, subfolder: str, folder: str, wanted: Mapping[int, str]) -> int:
-    """Links shards of earlier artifacts of ``stage`` into ``folder`` and writes their markers.
+class ShardCache:
+    """The finished shards of a stage: those in its folder, and those of its earlier artifacts, finished or not.
 
     Args:
-        subfolder: of the shards within an artifact; ``folder`` includes it.
-        wanted: shard id -> fingerprint of the shards that ``folder`` lacks.
-
-    Returns:
-        The number of linked shards.
+        subfolder: of the shards within an artifact ("": none).
+        folder: of the stage's shards, ``subfolder`` included.
     """
-    missing = dict(wanted)
-    for source, marker in _list_earlier(run, stage, subfolder, folder) if missing else ():
-        if missing.get(marker.id) == marker.fingerprint and _link_shard(source, folder, marker):
-            del missing[marker.id]
-        if not missing:
-            break
-    return len(wanted) - len(missing)
+
+    def __init__(self, run: Run, stage: str, subfolder: str, folder: str) -> None:
+        self.folder, self.own = folder, read_markers(folder)
+        self.unread = _list_earlier(run, stage, subfolder, folder)
+        self.earlier: dict[str, list[tuple[str, Marker]]] = {}  # fingerprint -> what was read so far
+        self.taken = 0  # shards that were linked from earlier artifacts
+
+    def find(self, wanted: Mapping[int, str]) -> dict[int, Marker]:
+        """Returns the markers by id of the finished ones among shards, given by id and fingerprint.
+
+        Shards of earlier artifacts are linked into the folder.
+        """
+        own = {number: self.own.get(number) for number in wanted}
+        found = {i: marker for i, marker in own.items() if marker is not None and marker.fingerprint == wanted[i]}
+        for number, fingerprint in wanted.items():
+            if number not in found and (marker := self._take_over(fingerprint)) is not None:
+                found[number] = marker
+                self.taken += 1
+        return found
+
+    def _take_over(self, fingerprint: str) -> Marker | None:
+        """Links a shard of an earlier artifact; returns its marker, or None if there is none whose files are whole."""
+        for source, marker in self.earlier.get(fingerprint, ()):
+            if _link_shard(source, self.folder, marker):
+                return marker
+        for source, marker in self.unread:
+            self.earlier.setdefault(marker.fingerprint, []).append((source, marker))
+            if marker.fingerprint == fingerprint and _link_shard(source, self.folder, marker):
+                return marker
+        return None
 
 
 def _list_earlier(run: Run, stage: str, subfolder: str, folder: str) -> Iterator[tuple[str, Marker]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,7 @@ from eval.metrics.samples_table import EVALUATE, JudgedSample, write_samples
 from eval.sampling.prompts import EvalPrompt, scene_prompts
 from pipeline.runtime.config import ClusterConfig
 from pipeline.runtime.context import Context
+from pipeline.runtime.shard_stream import ShardFeed
 from pipeline.runtime.shard_worker import ShardTask
 from pipeline.stages.evaluate import EvaluateInputs, EvaluateStageConfig
 from pipeline.store.artifact import Artifact, Manifest, Shard, describe_file
@@ -190,14 +191,15 @@ class InProcess(Context[EvaluateStageConfig, EvaluateInputs]):
         self,
         worker: type[Any],
         arguments: Mapping[str, Any],
-        shards: Sequence[Shard],
+        shards: Sequence[Shard] | ShardFeed,
         *,
         subfolder: str = "",
         on_gpu: bool = False,
         keep_workers: bool = False,
+        is_final: Callable[[Marker], bool] = lambda marker: True,
     ) -> None:
         made = worker(**arguments)
-        for shard in shards:
+        for shard in shards.take() if isinstance(shards, ShardFeed) else shards:
             with tempfile.TemporaryDirectory() as scratch:
                 counters = made(ShardTask(shard.id, shard.files, Path(scratch)))
                 outputs = [describe_file(scratch, name) for name in storage.list_files(scratch)]

@@ -39,3 +39,18 @@ def test_files_with_other_columns_are_joined_with_nulls(tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
     write_listing(table_config(tmp_path), 0, tmp_path / "out")
     assert read_table(tmp_path / "out" / "00000.parquet", "listing")["more"].to_pylist() == [None, "m"]
+
+
+def test_each_shard_is_handed_over_once_it_is_written(tmp_path: Path) -> None:
+    """The stage publishes it at once: the rest of the listing does not need the file any more."""
+    config = table_config(write_csv(tmp_path / "list.csv"), rows_per_shard=2)
+    found: dict[str, int] = {}
+
+    def take(path: Path) -> None:
+        found[path.name] = read_table(path, "listing").num_rows
+        path.unlink()
+
+    (tmp_path / "out").mkdir()
+    counters = write_listing(config, 0, tmp_path / "out", on_shard=take)
+    assert found == {"00000.parquet": 2, "00001.parquet": 2, "00002.parquet": 1}
+    assert (counters["rows"], counters["shards"], list((tmp_path / "out").iterdir())) == (5, 3, [])

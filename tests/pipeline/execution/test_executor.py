@@ -17,6 +17,7 @@ from pipeline.execution.executor import _run_stage, run_pipeline
 from pipeline.execution.plan import FingerprintParts, PlannedStage, plan_run
 from pipeline.execution.record import RunRecord
 from pipeline.runtime.admission import ClusterShares
+from pipeline.runtime.shard_stream import StageStreams
 from pipeline.stages.base import Placement, Stage, StageConfig, StageInputs, StageType
 from pipeline.store.markers import Marker, write_marker
 from pipeline.store.run import Run
@@ -83,6 +84,6 @@ def test_a_finished_stage_leaves_no_markers_on_an_object_store() -> None:
     hashed = FingerprintParts("listing", {}, {}, {}, {}, {})
     record = RunRecord(run, {"stages": {"listing": {}}})
     shares = ClusterShares(lambda resource: 1.0)
-    _run_stage(PlannedStage(stage, "f" * 20, hashed, None, ""), {}, shares, config, run, record)
+    _run_stage(PlannedStage(stage, "f" * 20, hashed, None, ""), {}, shares, StageStreams(), config, run, record)
     assert storage.list_files(folder) == ["manifest.json"]
     assert [record.subfolder for record in run.artifact("listing", "f" * 20).manifest.shards] == ["", "pass-001"]  # type: ignore[union-attr]

@@ -130,3 +130,14 @@ def test_a_pool_shrinks_to_its_share_and_keeps_its_limit(monkeypatch: pytest.Mon
     pool.release(busy[0])
     pool.resize(100)
     assert (len(pool.idle), len(pool.busy)) == (0, 4)
+
+
+def test_idle_actors_wait_for_shards_that_are_to_come(monkeypatch: pytest.MonkeyPatch) -> None:
+    ray = FakeRay(monkeypatch, can_grow=True)
+    pool = ActorPool(ProcessSpec(WorkerNeed()), "score")
+    pool.resize(2)
+    pool.wait([], 0)
+    pool.resize(0, more_to_come=True)
+    assert (len(pool.idle), ray.kept) == (2, 0)
+    pool.resize(0)
+    assert (len(pool.idle), ray.kept) == (0, 2)

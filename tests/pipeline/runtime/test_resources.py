@@ -7,7 +7,7 @@ from collections.abc import Callable
 import pytest
 
 from pipeline.runtime.config import StageResources
-from pipeline.runtime.resources import WorkerNeed, count_fitting_workers, resolve_actor_need, share_cpus
+from pipeline.runtime.resources import STREAMED_CPUS, WorkerNeed, count_fitting_workers, resolve_actor_need, share_cpus
 
 CPU_NODE, GPU_NODE = {"CPU": 32.0, "memory": 128e9}, {"CPU": 96.0, "GPU": 8.0, "memory": 1e12}
 
@@ -20,6 +20,9 @@ def test_models_get_a_gpu_if_the_cluster_has_or_can_start_one(cluster: Callable[
     assert resolve_actor_need(StageResources(num_gpus=0.5), True) == WorkerNeed(3.0, 0.5)
     assert resolve_actor_need(StageResources(num_cpus=1), True) == WorkerNeed(1.0, 1.0)
     assert resolve_actor_need(StageResources(), False) == WorkerNeed(1.0, 0.0)
+    assert resolve_actor_need(StageResources(), False, streamed=True) == WorkerNeed(STREAMED_CPUS, 0.0)
+    assert resolve_actor_need(StageResources(), True, streamed=True) == WorkerNeed(6.0, 1.0)
+    assert resolve_actor_need(StageResources(num_cpus=1), False, streamed=True) == WorkerNeed(1.0, 0.0)
     requested = StageResources(num_gpus=0.25, num_cpus=3, memory_gb=2)
     assert resolve_actor_need(requested, True) == WorkerNeed(3, 0.25, 2 << 30)
     cluster({"CPU": 0.0}, limits={"CPU": 96, "GPU": 8})  # a head node only; the autoscaler can start GPU nodes

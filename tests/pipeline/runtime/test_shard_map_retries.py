@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from types import SimpleNamespace
 from typing import Any, cast
-from unittest.mock import create_autospec
+from unittest.mock import Mock, create_autospec
 
 import pytest
 from ray.exceptions import RayActorError
@@ -39,7 +39,8 @@ class ScriptedPool:
             return "marker"
         raise RayActorError(error_msg="gone")
 
-    def resize(self, work: int) -> None:
+    def resize(self, work: int, more_to_come: bool) -> None:
+        assert not more_to_come
         self.idle = [self]
 
     def acquire(self) -> Any:
@@ -59,7 +60,9 @@ def run_shards(pool: ScriptedPool, count: int) -> list[ShardResult]:
     shards = [Shard(number, {}) for number in range(count)]
     call = shard_map._ShardCall("", "", [], "", "", "")
     metrics = create_autospec(ShardMetrics, instance=True)
-    found = list(shard_map._run_shards(cast(ActorPool, pool), shards, 1, call, metrics))
+    work = create_autospec(shard_map._ShardPass, instance=True)
+    work.ended, work.feed, work.take.return_value, work.is_held_back.return_value = True, Mock(), [], False
+    found = list(shard_map._run_shards(cast(ActorPool, pool), shards, work, 1, call, metrics))
     lost = min(pool.script.count("machine"), shard_map.MAX_LOST_MACHINES)
     assert metrics.add_retry.call_count == len(pool.calls) - count - lost  # lost machines are no retries
     return found

@@ -17,14 +17,14 @@ from PIL import Image
 from dataprep.io.parquet import read_table
 from pipeline.config_loading import load_config
 from pipeline.execution.executor import run_pipeline
+from pipeline.runtime.shard_stream import ShardStream
 from pipeline.store.artifact import Artifact
 from pipeline.store.run import verify_outputs
 from tests.helpers.paths import ROOT
+from tests.helpers.thread_workers import run_in_threads
 
 # How many times a path answers 503 before it succeeds; "gone" always answers 404.
 TROUBLE = {"0": 0, "1": 1, "2": 0, "3": 2, "gone": 0, "5": 0, "6": 0, "7": 1}
-
-pytestmark = pytest.mark.usefixtures("local_ray")
 
 
 class Site:
@@ -73,20 +73,26 @@ def site() -> Iterator[Site]:
     server.server_close()
 
 
-def run_download(site: Site, tmp_path: Path, passes: int) -> tuple[Artifact, list[str | None]]:
-    """Returns the stage's artifact and the failure reason of every row."""
+def run_to(stage: str, site: Site, tmp_path: Path, passes: int, stream: bool = False) -> dict[str, Artifact]:
     with open(tmp_path / "list.csv", "w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerows([["url", "caption"], *([f"{site.address}/{name}", f"picture {name}"] for name in TROUBLE)])
     settings = [f"run={tmp_path / 'run'}", f"listing.path={tmp_path / 'list.csv'}", "listing.rows_per_shard=2"]
     settings += ["download.fetch.retries=0", f"download.retry_failed={passes}"]
-    run = run_pipeline(load_config(str(ROOT / "configs" / "your_urls.yaml"), settings), "test", until="download")
+    settings += ["cluster.cpus=2", f"cluster.stream={stream}"]
+    run = run_pipeline(load_config(str(ROOT / "configs" / "your_urls.yaml"), settings), "test", until=stage)
     assert [problem for _, _, problems in verify_outputs(run) for problem in problems] == []
-    artifact = run.artifacts()["download"]
+    return run.artifacts()
+
+
+def run_download(site: Site, tmp_path: Path, passes: int) -> tuple[Artifact, list[str | None]]:
+    """Returns the stage's artifact and the failure reason of every row."""
+    artifact = run_to("download", site, tmp_path, passes)["download"]
     rows = [read_table(path, "download")["reason"].to_pylist() for path in artifact.files()]
     return artifact, [reason for shard in rows for reason in shard]
 
 
+@pytest.mark.usefixtures("local_ray")
 def test_passes_retry_transient_failures_only(site: Site, tmp_path: Path) -> None:
     artifact, reasons = run_download(site, tmp_path, 0)
     assert reasons == [None, "http_5xx", None, "http_5xx", "http_404", None, None, "http_5xx"]
@@ -104,3 +110,26 @@ def test_passes_retry_transient_failures_only(site: Site, tmp_path: Path) -> Non
     tars = [Path(path) for path in artifact.files("tar")]
     assert [tar.parent.name.startswith("pass-") for tar in tars] == [True, True, False, True]
     assert counters["bytes"] == sum(tar.stat().st_size for tar in tars)
+
+
+def test_with_streaming_only_shards_that_no_pass_writes_again_are_handed_over_early(
+    site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run_in_threads(monkeypatch, cpus=2)
+    early: dict[str, list[int]] = {}
+    close = ShardStream.close
+
+    def note_and_close(self: ShardStream, artifact: Artifact) -> None:
+        early[self.stage] = sorted(self.offered)
+        close(self, artifact)
+
+    monkeypatch.setattr(ShardStream, "close", note_and_close)
+    found = []
+    for stream in (False, True):
+        site.requests.clear()
+        folder = tmp_path / f"{stream}"
+        folder.mkdir()
+        made = run_to("annotate", site, folder, 1, stream)
+        found.append({name: made[name].manifest.outputs for name in ("listing", "download", "annotate")})
+    assert found[0] == found[1]
+    assert early == {"listing": [0, 1, 2, 3], "download": [2]}  # the other shards have a 503
