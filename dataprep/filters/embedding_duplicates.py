@@ -17,7 +17,7 @@ from pydantic import Field
 
 from dataprep.filters.clusters import QUANTUM, find_nearest, quantise, train_centroids
 from dataprep.filters.components import EDGE, Forest, count_edge_parts, deal_both_ways
-from dataprep.filters.exchange import NONE, Parts, count_parts, spread
+from dataprep.filters.exchange import NONE, Division, Parts, divide, spread
 from dataprep.filters.left_rows import LeftRows, iterate_left
 from dataprep.filters.look_alike import Described, LookAlike, keep_first
 from dataprep.filters.steps import OpenTask, write_parts
@@ -87,12 +87,12 @@ class EmbeddingDuplicates(LookAlike):
         centroids = rows.exchange("centroids", TrainCentroids, {"sample": sample, "dim": dim, "count": clusters}, 1, 1)
         # As many as were found in the sample: there may be fewer rows than clusters.
         probes = min(probes, centroids.records)
-        parts = count_parts(rows.count * probes, make_vector_dtype(dim).itemsize)
-        arguments = {"centroids": centroids, "dim": dim, "probes": probes, "parts": parts}
+        division = divide(rows.count * probes, make_vector_dtype(dim).itemsize)
+        arguments = {"centroids": centroids, "dim": dim, "probes": probes, "parts": division.parts}
         vectors = rows.emit("vectors", EmitVectors, arguments, self.columns)
         edge_parts = count_edge_parts(rows.count)
-        arguments = {"vectors": vectors, "dim": dim, "cosine": self.cosine, "parts": edge_parts}
-        return rows.exchange("links", LinkVectors, arguments, parts, edge_parts)
+        arguments = {"vectors": vectors, "division": division, "dim": dim, "cosine": self.cosine, "parts": edge_parts}
+        return rows.exchange("links", LinkVectors, arguments, division.parts, edge_parts)
 
     def _count_dimensions(self, rows: LeftRows) -> int:
         return rows.shards[0][0].measure_column(self.columns[0]) // 2
@@ -225,13 +225,20 @@ class EmitVectors:
 class LinkVectors:
     """Worker: links the rows of each cluster of a part, and of rows that visit it, with a cosine near the limit."""
 
-    def __init__(self, vectors: Parts, dim: int, cosine: float, parts: int) -> None:
-        self.vectors, self.dtype, self.parts = vectors, make_vector_dtype(dim), parts
+    def __init__(self, vectors: Parts, division: Division, dim: int, cosine: float, parts: int) -> None:
+        self.vectors, self.division, self.dtype, self.parts = vectors, division, make_vector_dtype(dim), parts
         self.least = (cosine - MARGIN) * QUANTUM**2
 
     def __call__(self, task: OpenTask) -> dict[str, int]:
         """Writes parts of `components.EDGE`, as `components.find_components` needs them."""
-        vector_N = self.vectors.read(task.id, self.dtype)
+        pieces = self.division.read(self.vectors, task.id, self.dtype, self._find_piece, task.out)
+        return write_parts(task, map(self._link, pieces), EDGE, self.parts)
+
+    def _find_piece(self, vector_N: np.ndarray) -> np.ndarray:
+        return spread(vector_N["cluster"], self.division.shares) // self.division.parts
+
+    def _link(self, vector_N: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Returns the links among whole clusters, as `deal_both_ways` does."""
         vector_N = vector_N[np.lexsort((vector_N["position"], 1 - vector_N["home"], vector_N["cluster"]))]
         position_U, row_N = np.unique(vector_N["position"], return_inverse=True)
         forest = Forest(len(position_U))
@@ -240,8 +247,7 @@ class LinkVectors:
             for left_P, right_P in self._compare(vector_N[begin:end]):
                 forest.join(row_N[begin + left_P], row_N[begin + right_P])
         node_K, to_K = forest.edges()
-        edges = deal_both_ways(position_U[node_K], position_U[to_K], self.parts)
-        return write_parts(task, [edges], EDGE, self.parts)
+        return deal_both_ways(position_U[node_K], position_U[to_K], self.parts)
 
     def _compare(self, vector_C: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """Yields pairs of rows of a cluster, those at home first, of which one is at home."""

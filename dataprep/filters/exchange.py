@@ -2,13 +2,16 @@
 
 A step writes one file of numbered parts; a task of the next step reads its part of the files of all tasks before it.
 So rows are dealt out by hash, by cluster or by group through the run's storage, while a task holds its own part alone.
+Of many rows a part is larger than memory should be, since files times parts are reads: its task then deals it out once
+more on its own disk, and holds a piece at a time (`Division`).
 A file holds the position in bytes of each part and of the end (int64, parts + 1), then the records, part by part.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+import tempfile
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
@@ -19,7 +22,7 @@ from dataprep.io import storage
 
 VERDICT = np.dtype([("position", np.int64), ("original", np.int64)])  # a dropped row, and the one it repeats or NONE
 NONE = -1
-PART_BYTES = 16 << 20  # mean bytes of a part: what a task holds, before copies
+PART_BYTES = 16 << 20  # mean bytes of a part, or of a piece of one: what a task holds, before copies
 MAX_PARTS = 4096  # files times parts are reads
 CHUNK_BYTES = 32 << 20  # records that a writer holds before it deals them out
 BATCH = 256  # files that are read together
@@ -43,17 +46,72 @@ class Parts:
             ends = [np.frombuffer(data, np.int64) for data in fs.cat_ranges(inner, *places, on_error="raise")]
             filled = [place for place, (begin, end) in enumerate(ends) if end > begin]
             ranges = [[int(ends[place][side]) for place in filled] for side in (0, 1)]
-            for data in fs.cat_ranges([inner[place] for place in filled], *ranges, on_error="raise") if filled else ():
-                yield np.frombuffer(data, dtype)
+            for some in _cut_reads(np.subtract(ranges[1], ranges[0])):
+                names = [inner[place] for place in filled[some]]
+                for data in fs.cat_ranges(names, *(side[some] for side in ranges), on_error="raise"):
+                    yield np.frombuffer(data, dtype)
 
     def read(self, number: int, dtype: np.dtype) -> np.ndarray:
         """Returns part ``number`` of all files, one after the other."""
         return np.concatenate([np.zeros(0, dtype), *self.iterate(number, dtype)])
 
 
-def count_parts(records: int, record_bytes: int, most: int = MAX_PARTS) -> int:
-    """Returns how many parts ``records`` in total are worth."""
-    return min(max(1, -(-records * record_bytes // PART_BYTES)), most)
+def _cut_reads(size_F: np.ndarray) -> Iterator[slice]:
+    """Yields which of the reads of these sizes to make together: about `PART_BYTES`."""
+    cut_F = np.cumsum(size_F) // PART_BYTES
+    starts = [0, *(np.flatnonzero(np.diff(cut_F)) + 1).tolist()] if len(size_F) else []
+    yield from map(slice, starts, [*starts[1:], len(size_F)])
+
+
+def count_parts(records: int, record_bytes: int) -> int:
+    """Returns how many parts ``records`` in total are worth; of more than `MAX_PARTS` parts they are larger."""
+    return min(count_shares(records, record_bytes), MAX_PARTS)
+
+
+def count_shares(records: int, record_bytes: int) -> int:
+    """Returns in how many shares of `PART_BYTES` records can be held one at a time."""
+    return max(1, -(-records * record_bytes // PART_BYTES))
+
+
+@dataclass(frozen=True)
+class Division:
+    """Records as ``parts`` that are exchanged, each in ``pieces`` that its task holds one at a time."""
+
+    parts: int
+    pieces: int
+
+    @property
+    def shares(self) -> int:
+        """All pieces of all parts."""
+        return self.parts * self.pieces
+
+    def read(
+        self, parts: Parts, number: int, dtype: np.dtype, find_piece: Callable[[np.ndarray], np.ndarray], folder: Path
+    ) -> Iterator[np.ndarray]:
+        """Yields part ``number`` of ``parts`` piece by piece; ``find_piece`` returns the piece of each record.
+
+        More than one piece lies in the local ``folder`` meanwhile.
+        """
+        if self.pieces == 1:
+            yield parts.read(number, dtype)
+            return
+        with tempfile.TemporaryDirectory(dir=folder) as scratch:
+            with PartWriter(Path(scratch) / "pieces.bin", dtype, self.pieces) as writer:
+                for record_N in parts.iterate(number, dtype):
+                    writer.add(record_N, find_piece(record_N))
+            pieces = Parts((str(writer.path),), self.pieces, writer.records)
+            for piece in range(self.pieces):
+                yield pieces.read(piece, dtype)
+
+
+def divide(records: int, record_bytes: int, copies: int = 1) -> Division:
+    """Returns how to exchange ``records`` so that a piece has about `PART_BYTES`.
+
+    Each record is exchanged in ``copies``, and each copy has as many parts of its own.
+    """
+    shares = count_shares(records, record_bytes)
+    parts = min(shares, max(1, MAX_PARTS // copies))
+    return Division(parts, -(-shares // parts))
 
 
 def spread(value_N: np.ndarray, parts: int) -> np.ndarray:

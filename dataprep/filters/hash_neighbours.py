@@ -8,7 +8,8 @@ there are; `plan_choices` trades that against the number of sorts: within 6 bits
 at 10^8.
 
 Rows are exchanged once for each prefix that choices share (a block, or several at many rows), dealt out by the bits of
-the prefix, and sorted part by part by each of these choices.
+the prefix, and sorted part by part by each of these choices. The prefixes share the parts of an exchange, so above some
+5 * 10^7 rows a task works through its part in pieces, by further bits of the prefix.
 """
 
 from __future__ import annotations
@@ -22,14 +23,14 @@ from math import comb
 import numpy as np
 
 from dataprep.filters.components import EDGE, Forest, deal_both_ways
-from dataprep.filters.exchange import MAX_PARTS, Parts, count_parts
+from dataprep.filters.exchange import Division, Parts, count_shares, divide
 from dataprep.filters.left_rows import iterate_left
 from dataprep.filters.steps import OpenTask, write_parts
 
 HASH_BITS = 64
 INDEX_BITS = 28  # low bits of a sort key; up to 36 bits of a choice are above
 HASH = np.dtype([("hash", np.uint64), ("position", np.int64)])
-SPARE_BITS = 2  # of a prefix beyond those that number the parts, so that parts are about equal
+SPARE_BITS = 2  # of a prefix beyond those that number the shares, so that these are about equal
 SORTED_ROWS = 1 << 16  # sorted at a time, so that a sort stays in the CPU cache
 LARGE = 32  # rows equal in a choice, above which not all pairs are compared
 MOST_CHOICES = 4096
@@ -82,38 +83,39 @@ class HashPrefix:
         """The number of bits."""
         return sum(block.bits for block in self.blocks)
 
-    def find_part(self, hash_N: np.ndarray, parts: int) -> np.ndarray:
-        """Returns the part of each hash, of ``parts`` with equally many values of the prefix."""
-        return ((self.value(hash_N) * np.uint64(parts)) >> np.uint64(self.bits)).astype(np.int64)
+    def find_share(self, hash_N: np.ndarray, shares: int) -> np.ndarray:
+        """Returns the share of each hash, of ``shares`` with equally many values of the prefix."""
+        return ((self.value(hash_N) * np.uint64(shares)) >> np.uint64(self.bits)).astype(np.int64)
 
 
 @dataclass(frozen=True)
 class HashExchange:
-    """How hashes within ``distance`` meet: part p of ``parts`` of prefix i is part i * parts + p of the exchange."""
+    """How hashes within ``distance`` meet: part p of prefix i is part i * parts + p of the exchange.
+
+    ``division`` is that of the rows for one prefix.
+    """
 
     distance: int
     prefixes: tuple[HashPrefix, ...]
-    parts: int
+    division: Division
 
     @property
     def count(self) -> int:
         """The parts of all prefixes."""
-        return len(self.prefixes) * self.parts
+        return len(self.prefixes) * self.division.parts
 
 
 def plan_exchange(distance: int, rows: int) -> HashExchange:
     """Plans the exchange of the hashes of ``rows`` rows, with prefixes just long enough to deal them out evenly."""
-    choices, parts = plan_choices(max(1, distance), rows), count_parts(rows, HASH.itemsize)
-    length = 1
-    while (
-        length < len(choices[0]) and sum(block.bits for block in choices[0][:length]) < SPARE_BITS + parts.bit_length()
-    ):
+    choices, shares = plan_choices(max(1, distance), rows), count_shares(rows, HASH.itemsize)
+    length, wanted = 1, SPARE_BITS + shares.bit_length()
+    while length < len(choices[0]) and sum(block.bits for block in choices[0][:length]) < wanted:
         length += 1
     prefixes = [
         HashPrefix(blocks, tuple(choice[length:] for choice in some))
         for blocks, some in groupby(choices, key=lambda choice: choice[:length])
     ]
-    return HashExchange(distance, tuple(prefixes), min(parts, MAX_PARTS // len(prefixes)))
+    return HashExchange(distance, tuple(prefixes), divide(rows, HASH.itemsize, len(prefixes)))
 
 
 class EmitHashes:
@@ -127,12 +129,13 @@ class EmitHashes:
         return write_parts(task, self._deal(task), HASH, self.parts)
 
     def _deal(self, task: OpenTask) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        parts = self.exchange.parts
+        division = self.exchange.division
         for position_N, rows in iterate_left(task, ("phash",)):
             hash_N = np.empty(len(position_N), HASH)
             hash_N["hash"], hash_N["position"] = rows["phash"].to_numpy(), position_N
             for place, prefix in enumerate(self.exchange.prefixes):
-                yield hash_N, place * parts + prefix.find_part(hash_N["hash"], parts)
+                share_N = prefix.find_share(hash_N["hash"], division.shares)
+                yield hash_N, place * division.parts + share_N // division.pieces
 
 
 class LinkHashes:
@@ -143,12 +146,19 @@ class LinkHashes:
 
     def __call__(self, task: OpenTask) -> dict[str, int]:
         """Writes parts of `components.EDGE`, as `components.find_components` needs them."""
-        record_N = self.hashes.read(task.id, HASH)
-        prefix = self.exchange.prefixes[task.id // self.exchange.parts]
-        node_K, to_K = link_hashes(record_N["hash"], prefix, self.exchange.distance)
-        position_N = record_N["position"]
-        edges = deal_both_ways(position_N[node_K], position_N[to_K], self.parts)
-        return write_parts(task, [edges], EDGE, self.parts)
+        return write_parts(task, self._link(task), EDGE, self.parts)
+
+    def _link(self, task: OpenTask) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        division = self.exchange.division
+        prefix = self.exchange.prefixes[task.id // division.parts]
+
+        def find_piece(record_N: np.ndarray) -> np.ndarray:
+            return prefix.find_share(record_N["hash"], division.shares) % division.pieces
+
+        for record_N in division.read(self.hashes, task.id, HASH, find_piece, task.out):
+            node_K, to_K = link_hashes(record_N["hash"], prefix, self.exchange.distance)
+            position_N = record_N["position"]
+            yield deal_both_ways(position_N[node_K], position_N[to_K], self.parts)
 
 
 def link_hashes(hash_N: np.ndarray, prefix: HashPrefix, distance: int) -> tuple[np.ndarray, np.ndarray]:

@@ -7,7 +7,13 @@ import pyarrow as pa
 import pytest
 
 from dataprep.filters import embedding_duplicates, exchange
-from dataprep.filters.embedding_duplicates import ALL_PAIRS, SAMPLE, EmbeddingDuplicates, count_clusters
+from dataprep.filters.embedding_duplicates import (
+    ALL_PAIRS,
+    SAMPLE,
+    EmbeddingDuplicates,
+    LinkVectors,
+    count_clusters,
+)
 from dataprep.filters.exchange import NONE
 from tests.helpers.selection import OFF, choose, decide, row
 
@@ -53,6 +59,22 @@ def test_with_all_clusters_duplicates_are_those_of_brute_force(
     left_M, original_N = decide_features(EmbeddingDuplicates(0.97, probes, clusters), feature_ND)
     np.testing.assert_array_equal(left_M, expected_N == NONE)
     np.testing.assert_array_equal(original_N, expected_N)
+
+
+def test_parts_larger_than_memory_are_compared_piece_by_piece(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(exchange, "PART_BYTES", 5000)
+    monkeypatch.setattr(exchange, "MAX_PARTS", 3)
+    feature_ND = features_with_near_ones(400, 24, 0.12)
+    sizes, link = list[int](), LinkVectors._link
+
+    def note(self: LinkVectors, vector_N: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        sizes.append(vector_N.nbytes)
+        return link(self, vector_N)
+
+    monkeypatch.setattr(LinkVectors, "_link", note)
+    _, original_N = decide_features(EmbeddingDuplicates(0.97, 20, 20), feature_ND)
+    np.testing.assert_array_equal(original_N, brute_force(feature_ND, 0.97))
+    assert max(sizes) < sum(sizes) / 5  # of 3 parts
 
 
 def test_more_probes_find_more_duplicates_and_each_is_one(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,12 +3,24 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+from fsspec.implementations.local import LocalFileSystem
 
 from dataprep.filters import exchange
-from dataprep.filters.exchange import MAX_PARTS, PART_BYTES, VERDICT, Parts, PartWriter, count_parts, spread
+from dataprep.filters.exchange import (
+    MAX_PARTS,
+    PART_BYTES,
+    VERDICT,
+    Division,
+    Parts,
+    PartWriter,
+    count_parts,
+    divide,
+    spread,
+)
 
 
 def verdicts(first: int, count: int) -> np.ndarray:
@@ -63,6 +75,48 @@ def test_the_number_of_parts() -> None:
     assert count_parts(0, 24) == count_parts(1, 24) == count_parts(PART_BYTES // 24, 24) == 1
     assert count_parts(PART_BYTES, 3) == 3
     assert count_parts(10**12, 100) == MAX_PARTS
+
+
+def test_more_parts_than_there_may_be_are_divided_into_pieces() -> None:
+    assert divide(PART_BYTES, 3) == Division(3, 1)
+    assert divide(PART_BYTES, 3, 2 * MAX_PARTS) == Division(1, 3)
+    for records in (10**9, 10**10, 10**11):
+        division = divide(records, 16, 84)
+        assert division.parts * 84 <= MAX_PARTS and records * 16 / division.shares <= PART_BYTES
+
+
+@pytest.mark.parametrize("pieces", [1, 3])
+def test_a_part_is_read_piece_by_piece(tmp_path: Path, pieces: int) -> None:
+    paths = [str(tmp_path / f"{file}.bin") for file in range(2)]
+    for file, path in enumerate(paths):
+        with PartWriter(path, VERDICT, 2) as writer:
+            writer.add(verdicts(100 * file, 100), np.arange(100) % 2)
+    scratch = tmp_path / "scratch"
+    scratch.mkdir()
+    read = Division(2, pieces).read(
+        Parts(tuple(paths), 2, 200), 1, VERDICT, lambda record_N: record_N["position"] % pieces, scratch
+    )
+    found = [record_N["position"].tolist() for record_N in read]
+    assert found == [[row for row in range(1, 200, 2) if row % pieces == piece] for piece in range(pieces)]
+    assert not list(scratch.iterdir())
+
+
+def test_no_more_is_read_together_than_a_part_has(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    paths = [str(tmp_path / f"{file}.bin") for file in range(20)]
+    for file, path in enumerate(paths):
+        with PartWriter(path, VERDICT, 1) as writer:
+            writer.add(verdicts(10 * file, 10 if file % 3 else 0), np.zeros(10 if file % 3 else 0, np.int64))
+    monkeypatch.setattr(exchange, "PART_BYTES", 500)  # of files of 160
+    sizes, read = list[int](), LocalFileSystem.cat_ranges
+
+    def note(self: LocalFileSystem, paths: list[str], starts: Any, ends: list[int], **options: Any) -> Any:
+        sizes.append(sum(ends) - sum(starts))
+        return read(self, paths, starts, ends, **options)
+
+    monkeypatch.setattr(LocalFileSystem, "cat_ranges", note)
+    found = Parts(tuple(paths), 1, 130).read(0, VERDICT)
+    assert found["position"].tolist() == [row for row in range(200) if row // 10 % 3]
+    assert len(sizes) > 4 and max(sizes[1:]) <= 500 + 160
 
 
 def test_values_are_spread_evenly() -> None:

@@ -12,17 +12,17 @@ from hypothesis import strategies as st
 from dataprep.filters import exchange as filters_exchange
 from dataprep.filters import hash_neighbours
 from dataprep.filters.components import Forest
-from dataprep.filters.exchange import MAX_PARTS
-from dataprep.filters.hash_neighbours import HashExchange, link_hashes, plan_choices, plan_exchange
+from dataprep.filters.exchange import MAX_PARTS, PART_BYTES
+from dataprep.filters.hash_neighbours import HASH, HashExchange, link_hashes, plan_choices, plan_exchange
 
 
 def link_all(hash_N: np.ndarray, exchange: HashExchange) -> np.ndarray:
-    """Returns the smallest row that each row is connected to, over all prefixes and parts."""
+    """Returns the smallest row that each row is connected to, over all prefixes and pieces of parts."""
     forest = Forest(len(hash_N))
     for prefix in exchange.prefixes:
-        part_N = prefix.find_part(hash_N, exchange.parts)
-        for part in range(exchange.parts):
-            own_M = np.flatnonzero(part_N == part)
+        share_N = prefix.find_share(hash_N, exchange.division.shares)
+        for share in range(exchange.division.shares):
+            own_M = np.flatnonzero(share_N == share)
             node_K, to_K = link_hashes(hash_N[own_M], prefix, exchange.distance)
             assert len(np.unique(node_K)) == len(node_K)  # trees: one edge a hash at most
             forest.join(own_M[node_K], own_M[to_K])
@@ -74,13 +74,15 @@ def test_a_close_pair_is_equal_in_some_choice(distance: int) -> None:
         assert max(sum(block.bits for block in choice) for choice in choices) <= 36  # beside the index
 
 
-def test_prefixes_are_long_enough_to_deal_out_many_rows() -> None:
-    for rows in (10, 10**6, 10**8, 10**10):
-        exchange = plan_exchange(6, rows)
-        choices = set(plan_choices(6, rows))
-        assert {(*prefix.blocks, *rest) for prefix in exchange.prefixes for rest in prefix.rests} == choices
-        assert all(2**prefix.bits >= 2 * exchange.parts for prefix in exchange.prefixes)
-        assert exchange.count <= MAX_PARTS
+@pytest.mark.parametrize("rows", [10, 10**6, 10**8, 10**9, 10**10])
+def test_what_a_task_holds_does_not_grow_with_the_rows(rows: int) -> None:
+    exchange = plan_exchange(6, rows)
+    choices = set(plan_choices(6, rows))
+    assert {(*prefix.blocks, *rest) for prefix in exchange.prefixes for rest in prefix.rests} == choices
+    assert exchange.count <= MAX_PARTS
+    shares = exchange.division.shares
+    for prefix in exchange.prefixes:  # the values of a prefix are dealt out about evenly
+        assert -(-(2**prefix.bits) // shares) / 2**prefix.bits * rows * HASH.itemsize <= 1.5 * PART_BYTES
 
 
 def test_a_cluster_of_similar_hashes_costs_about_its_size() -> None:

@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 
 from dataprep.annotate import compute_thumbnail
-from dataprep.filters import exchange, near_duplicates
+from dataprep.filters import exchange, hash_neighbours, near_duplicates
 from dataprep.filters.config import SelectConfig
 from dataprep.filters.exchange import NONE
+from dataprep.filters.hash_neighbours import link_hashes
 from dataprep.filters.near_duplicates import NearDuplicates, measure_thumbnail_distance
 from dataprep.images.perceptual_hash import compute_perceptual_hash
 from tests.helpers.images import picture
@@ -70,6 +71,23 @@ def test_near_duplicates_are_those_of_brute_force(
     assert 0.5 < (expected_N == NONE).mean() < 0.98
     np.testing.assert_array_equal(left_M, expected_N == NONE)
     np.testing.assert_array_equal(original_N, expected_N)
+
+
+def test_parts_larger_than_memory_are_linked_piece_by_piece(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(exchange, "PART_BYTES", 2000)
+    monkeypatch.setattr(exchange, "MAX_PARTS", 10)  # fewer than the exchange of hashes has prefixes
+    hash_N, thumbnail_NDC = hashes_with_near_ones(6, 1000, 8)
+    sizes: list[int] = []
+
+    def note(hash_M: np.ndarray, *rest: Any) -> tuple[np.ndarray, np.ndarray]:
+        sizes.append(hash_M.nbytes)
+        return link_hashes(hash_M, *rest)
+
+    monkeypatch.setattr(hash_neighbours, "link_hashes", note)
+    left_M, original_N = decide_near(NearDuplicates(6, 4.0), hash_N, thumbnail_NDC)
+    np.testing.assert_array_equal(original_N, brute_force(hash_N, thumbnail_NDC, 6, 4.0))
+    np.testing.assert_array_equal(left_M, original_N == NONE)
+    assert max(sizes) < 2 * 2000 < len(hash_N) * 8
 
 
 def test_dropped_rows_do_not_count(monkeypatch: pytest.MonkeyPatch) -> None:
