@@ -127,14 +127,13 @@ class SourceConfig(Config):
         return self
 
     def locate(self) -> Self:
-        """Returns the source with the path, layout and licence of the public list that it names, if it names one."""
+        """Returns the source with the path and layout of the public list that it names, if it names one."""
         if self.source != "public":
             return self
         assert self.path is not None
         found = PUBLIC_LISTS[self.path]
         layout = found.layout if self.layout == "auto" else self.layout
-        known = {"path": found.path, "layout": layout, "licence": self.licence or found.licence}
-        return self.model_copy(update={"source": "dataset", **known})
+        return self.model_copy(update={"source": "dataset", "path": found.path, "layout": layout})
 
 
 class MixedSourceConfig(SourceConfig):

@@ -14,25 +14,27 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class PublicList:
-    """Where a published list is, the layout of its columns, and the licence of its metadata, not of its images."""
+    """Where a published list is, and the layout of its columns.
+
+    A licence that its publisher gives is of the list: the images are their owners', and nothing is known of them.
+    """
 
     path: str
     layout: str
-    licence: str
 
 
 def _relaion(name: str) -> PublicList:
-    return PublicList(f"hf://datasets/laion/{name}", "laion", "apache-2.0")
+    return PublicList(f"hf://datasets/laion/{name}", "laion")
 
 
 # Both variants are behind a form on the hub: HF_TOKEN is the token of an account that was let in.
 PUBLIC_LISTS: dict[str, PublicList] = {
     "relaion2B-en-research-safe": _relaion("relaion2B-en-research-safe"),
     "relaion2B-multi-research-safe": _relaion("relaion2B-multi-research-safe"),
-    "relaion1B-nolang-research-safe": _relaion("relaion1B-nolang-research-safe"),
+    "relaion1b-nolang-research-safe": _relaion("relaion1b-nolang-research-safe"),
     "relaion2B-en-research": _relaion("relaion2B-en-research"),
     "relaion2B-multi-research": _relaion("relaion2B-multi-research"),
-    "relaion1B-nolang-research": _relaion("relaion1B-nolang-research"),
+    "relaion1b-nolang-research": _relaion("relaion1b-nolang-research"),
 }
 
 # The parts of LAION-5B and LAION-400M, and the subsets that LAION published of them, as their folders and files are

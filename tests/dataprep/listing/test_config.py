@@ -104,6 +104,6 @@ def test_other_lists_are_not(path: str) -> None:
 def test_a_public_list_by_its_name(name: str) -> None:
     (source,) = ListingConfig(source="public", path=name).list_sources().values()
     assert (source.source, source.path) == ("dataset", f"hf://datasets/laion/{name}")
-    assert (source.layout, source.licence) == ("laion", "apache-2.0")
+    assert (source.layout, source.licence) == ("laion", None)  # that of the list is not that of its images
     own = ListingConfig(source="public", path=name, layout="coyo", licence="mine").locate()
     assert (own.layout, own.licence) == ("coyo", "mine")
