@@ -104,6 +104,11 @@ class HashExchange:
         """The parts of all prefixes."""
         return len(self.prefixes) * self.division.parts
 
+    @property
+    def sorts(self) -> int:
+        """How often each hash is sorted."""
+        return sum(len(prefix.rests) for prefix in self.prefixes)
+
 
 def plan_exchange(distance: int, rows: int) -> HashExchange:
     """Plans the exchange of the hashes of ``rows`` rows, with prefixes just long enough to deal them out evenly."""

@@ -77,6 +77,16 @@ class Assumptions(Config):
         default=4000.0, ge=0, description="bytes of caption, metadata, headers and padding per image in a tar"
     )
     caption_tokens: float = Field(default=20.0, gt=0, description="T5 tokens per caption; web alt texts have about 20")
+    image_tokens: float = Field(
+        default=576.0, gt=0, description="tokens that the captioning model reads of an image; LLaVA-1.5 reads 576"
+    )
+    prompt_tokens: float = Field(default=60.0, ge=0, description="tokens of the instruction to the captioning model")
+    answer_batch: float = Field(
+        default=100.0,
+        gt=0,
+        description="answers written side by side for which a GPU computes as long as it reads the weights: 118 on an "
+        "H100 and 82 on an H200 at 40% of their peak; fewer take as long",
+    )
     padded_tokens: int = Field(default=64, ge=1, description="tokens of the longest caption of a micro batch")
     zstd_share: float = Field(
         default=0.86, gt=0, le=1, description="size of embeddings after zstd: benchmarks/results/embed.json"
@@ -109,9 +119,10 @@ class Assumptions(Config):
         "more rows there are: assumed",
     )
     select_row_kb: float = Field(
-        default=1.5,
+        default=2.9,
         ge=0,
-        description="kB per row that select reads and writes in the run's storage, over all its steps",
+        description="kB per row that select reads and writes in the run's storage, over all its steps, without hashes "
+        "and features for the near-duplicate search: 2.9 in benchmarks.select_scaling",
     )
     jpeg_mpixels: float = Field(
         default=150.0,

@@ -1,4 +1,4 @@
-"""Cost of the frozen encoders: FLOPs per token of the text encoder, FLOPs per pair of CLIP, and their widths.
+"""Cost of the frozen models: FLOPs per token of the text encoder, FLOPs per pair of CLIP, size of the captioner.
 
 A model trained in the run and a local folder tell their sizes. Nothing is downloaded for a hub name: known sizes are
 counted, any other counts as the largest, and the plan says so.
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -16,8 +17,10 @@ from typing import Any
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from dataprep.io.model_imports import declare_torchvision_operators
+from dataprep.io.model_imports import declare_torchvision_operators, import_transformers_vision
 from dataprep.io.pipeline_folder import encoder_folders
+from eval.captioning.config import CaptionConfig
+from eval.captioning.model_folder import check_model_folder
 from pipeline.stages.clip import ClipConfig
 from pipeline.stages.text_encoder import EncoderConfig, locate_encoder
 from train.models.clip_text import AlignedClip, build_open_clip
@@ -32,6 +35,9 @@ T5_SIZES = {
 }
 VOCABULARY = 32_128
 PROBE_TOKENS = 32
+SIZE = re.compile(r"(?<![\d.])(\d+(?:\.\d+)?)([bm])(?![a-z])")  # as in Qwen2-VL-2B-Instruct
+UNITS = {"b": 1e9, "m": 1e6}
+LARGE_CAPTIONER = 7e9  # parameters
 
 
 @dataclass(frozen=True)
@@ -56,6 +62,36 @@ class ClipCost:
     model: str  # open_clip name of the counted model; empty: trained in the run
     width: int
     flops_per_pair: float
+
+
+@dataclass(frozen=True)
+class CaptionerCost:
+    """A frozen vision-language model that writes captions."""
+
+    name: str
+    parameters: float
+    note: str
+
+
+def estimate_captioner_cost(config: CaptionConfig) -> CaptionerCost | None:
+    """Returns the size of the model that writes captions; None if none are written.
+
+    Raises UserError for a folder that is not of such a model.
+    """
+    if config.model is None:
+        return None
+    if Path(config.model).exists():
+        check_model_folder(config.model)
+        transformers = import_transformers_vision()
+        described = transformers.AutoConfig.from_pretrained(config.model)
+        with torch.device("meta"):
+            model = transformers.AutoModelForImageTextToText.from_config(described)
+        return CaptionerCost(config.model, float(model.num_parameters()), "the folder's config.json")
+    size = SIZE.search(config.model.rpartition("/")[2].lower())
+    if size is None:
+        note = "unknown size, counted as 7 billion parameters; use a local folder for its real size"
+        return CaptionerCost(config.model, LARGE_CAPTIONER, note)
+    return CaptionerCost(config.model, float(size[1]) * UNITS[size[2]], "by its name")
 
 
 def estimate_text_cost(config: EncoderConfig) -> TextCost:

@@ -9,7 +9,14 @@ from dataprep.io.errors import UserError
 from pipeline.config import RunConfig
 from pipeline.planner.catalog import Assumptions, Machine, MachineCatalog, find_machine
 from pipeline.planner.choices import MOST_NODES, Choice, MachineOption, find_cheapest, list_choices, plan_option
-from pipeline.planner.encoders import ClipCost, TextCost, estimate_clip_cost, estimate_text_cost
+from pipeline.planner.encoders import (
+    CaptionerCost,
+    ClipCost,
+    TextCost,
+    estimate_captioner_cost,
+    estimate_clip_cost,
+    estimate_text_cost,
+)
 from pipeline.planner.host import estimate_host_ms
 from pipeline.planner.memory import Memory, MemorySetting, estimate_memory
 from pipeline.planner.rates import Rates, assume_rates, measure_rates
@@ -59,6 +66,7 @@ class CostPlan:
     models: list[StageModel]
     text: TextCost
     clip: ClipCost
+    captioner: CaptionerCost | None
     rates: Rates
     volumes: list[StorageVolume]
     choices: list[Choice]
@@ -100,6 +108,7 @@ def make_plan(config: RunConfig, table: MachineCatalog, wanted: PlanRequest) -> 
     assumptions = table.assumptions
     text = estimate_text_cost(config.encoder)
     clip = estimate_clip_cost(config.clip, text)
+    captioner = estimate_captioner_cost(config.caption)
     rates = assume_rates(config, assumptions, wanted.urls)
     if wanted.measured:
         rates = measure_rates(rates, wanted.measured)
@@ -121,9 +130,11 @@ def make_plan(config: RunConfig, table: MachineCatalog, wanted: PlanRequest) -> 
     parameters = {model.name: model.parameters for model in models}
     exported = {model.name: model.all_parameters for model in models}
     sampling_flops = {model.name: float(model.whole) for model in models}
-    facts = PlanFacts(config, assumptions, rates, text, clip, embedding, parameters, exported, sampling_flops)
+    facts = PlanFacts(
+        config, assumptions, rates, text, clip, embedding, parameters, exported, sampling_flops, captioner
+    )
     works, volumes = plan_workloads(facts), plan_volumes(facts)
-    plan = CostPlan(config, table, wanted, models, text, clip, rates, volumes, found, chosen, works, [])
+    plan = CostPlan(config, table, wanted, models, text, clip, captioner, rates, volumes, found, chosen, works, [])
     return replace(plan, costs=_costs(plan)) if chosen else plan
 
 
@@ -246,6 +257,7 @@ def encode_plan(plan: CostPlan) -> dict[str, Any]:
         "models": models,
         "encoder": asdict(plan.text),
         "clip": asdict(plan.clip),
+        "captioner": asdict(plan.captioner) if plan.captioner else None,
         "rates": asdict(plan.rates),
         "storage": [asdict(volume) for volume in plan.volumes],
         "stored_bytes": sum_bytes(plan.volumes),

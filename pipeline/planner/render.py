@@ -60,6 +60,11 @@ def _networks(plan: CostPlan) -> Iterable[RenderableType]:
         f"{format_flops(plan.text.flops_per_token)} per token ({plan.text.note}); CLIP {plan.clip.name}: "
         f"{format_flops(plan.clip.flops_per_pair)} per pair"
     )
+    if plan.captioner is not None:
+        yield (
+            f"captions by {plan.captioner.name}: {plan.captioner.parameters / 1e6:,.0f} M parameters "
+            f"({plan.captioner.note})"
+        )
 
 
 def _memory(plan: CostPlan) -> Iterable[RenderableType]:

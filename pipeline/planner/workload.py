@@ -7,13 +7,13 @@ from dataclasses import dataclass
 from math import ceil
 from typing import Literal
 
-from dataprep.filters.embedding_duplicates import count_clusters
-from dataprep.filters.hash_neighbours import plan_choices
+from dataprep.filters.embedding_duplicates import count_clusters, make_vector_dtype
+from dataprep.filters.hash_neighbours import HASH, plan_exchange
 from dataprep.filters.pair_shards import GROUP_ROWS, MAX_GROUPS
 from eval.sampling.config import SamplingConfig
 from pipeline.config import RunConfig
 from pipeline.planner.catalog import Assumptions, Machine
-from pipeline.planner.encoders import ClipCost, TextCost
+from pipeline.planner.encoders import CaptionerCost, ClipCost, TextCost
 from pipeline.planner.rates import Rates
 from pipeline.planner.training import BACKWARD_FROZEN
 from pipeline.stages.base import Placement, Rows
@@ -21,6 +21,7 @@ from pipeline.stages.graph import STAGES
 from pipeline.units import HOUR
 from train.tasks.distillation_config import DistillationTrainingConfig
 
+WRITTEN_AND_READ = 2  # times that what is exchanged passes the network
 BACKWARD = 2  # forward passes' worth of operations of a backward pass
 
 
@@ -37,6 +38,7 @@ class PlanFacts:
     parameters: dict[str, int]  # that each cascade stage trains
     exported: dict[str, int]  # parameters of each cascade stage's network
     sampling_flops: dict[str, float]  # of one evaluation of each cascade stage on a whole image
+    captioner: CaptionerCost | None = None
 
     @property
     def image_bytes(self) -> float:
@@ -108,17 +110,32 @@ def _plan_score(facts: PlanFacts) -> Workload:
 def _plan_select(facts: PlanFacts) -> Workload:
     urls, images, rules = float(facts.rates.urls), facts.rates.images, facts.config.select
     core_seconds, flops = urls * facts.assumptions.select_us * 1e-6, 0.0
+    moved = urls * facts.assumptions.select_row_kb * 1e3
     if rules.near_duplicate_bits is not None and images:
-        sorts = len(plan_choices(max(1, rules.near_duplicate_bits), round(images)))
-        core_seconds += images * sorts * facts.assumptions.select_sort_ns * 1e-9
+        exchange = plan_exchange(rules.near_duplicate_bits, round(images))
+        core_seconds += images * exchange.sorts * facts.assumptions.select_sort_ns * 1e-9
+        moved += images * len(exchange.prefixes) * HASH.itemsize * WRITTEN_AND_READ
     if rules.near_duplicate_cosine is not None and images:
         probes = rules.near_duplicate_probes
         clusters = count_clusters(round(images), probes, rules.near_duplicate_clusters)
         compared = clusters + (probes - 0.5) * images / clusters  # centroids, and rows of the clusters
         flops = images * compared * 2 * facts.clip.width
-    moved = urls * facts.assumptions.select_row_kb * 1e3
+        moved += images * probes * make_vector_dtype(facts.clip.width).itemsize * WRITTEN_AND_READ
     tasks = min(MAX_GROUPS, ceil(urls / GROUP_ROWS))
     return Workload("cpu", urls, core_seconds=core_seconds, flops=flops, bytes=moved, tasks=tasks)
+
+
+def _plan_caption(facts: PlanFacts) -> Workload | None:
+    """Every source is taken to want all captions that any source is trained on; an answer is as long as it may be."""
+    if facts.captioner is None:
+        return None
+    config, assumptions, pairs = facts.config.caption, facts.assumptions, facts.rates.pairs
+    wanted = {name for captions in facts.config.list_captions().values() for name in captions}
+    prompts = [prompt for name, prompt in config.prompts.items() if name in wanted]
+    read = (assumptions.image_tokens + assumptions.prompt_tokens) * len(prompts)
+    written = sum(prompt.max_tokens for prompt in prompts) * max(1.0, assumptions.answer_batch / config.batch_size)
+    flops = pairs * 2 * facts.captioner.parameters * (read + written)
+    return Workload("gpu", pairs * len(prompts), images=pairs, flops=flops, bytes=facts.image_bytes)
 
 
 def _plan_pack(facts: PlanFacts) -> Workload:
@@ -189,6 +206,7 @@ WORKLOADS: dict[str, Callable[[PlanFacts], Workload | None]] = {
     "clip": _plan_clip,
     "score": _plan_score,
     "select": _plan_select,
+    "caption": _plan_caption,
     "pack": _plan_pack,
     "text_tuning": _plan_text_tuning,
     "embed": _plan_embed,

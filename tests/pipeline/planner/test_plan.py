@@ -54,6 +54,16 @@ def test_every_stage_has_hours_and_money_and_its_machine(plan: CostPlan) -> None
         assert cost.dollars == pytest.approx(cost.hours * cost.nodes * machine.price)
 
 
+def test_captions_are_planned_where_a_model_writes_them(capsys: pytest.CaptureFixture[str], plan: CostPlan) -> None:
+    overrides = ["caption.model=somebody/vision-2b", "pack.captions={caption: 1.0, short: 1.0}"]
+    with pytest.raises(SystemExit) as caught:
+        main(["plan", SMOKE, *overrides, "--machine", "1xH100"])
+    printed = capsys.readouterr().out
+    assert caught.value.code == 0 and "captions by somebody/vision-2b: 2,000 M parameters (by its name)" in printed
+    assert any(line.split()[:1] == ["caption"] and "1xH100" in line for line in printed.splitlines())
+    assert plan.captioner is None and "caption" not in plan.works
+
+
 def test_json_holds_what_is_printed(plan: CostPlan) -> None:
     printed = json.loads(json.dumps(encode_plan(plan)))
     assert [model["stage"] for model in printed["models"]] == ["train.base", "train.sr32", "train.sr64"]

@@ -11,7 +11,7 @@ from dataprep.filters.config import SelectConfig
 from dataprep.filters.pair_shards import MAX_GROUPS
 from pipeline.config_loading import load_config
 from pipeline.planner.catalog import Assumptions, load_table
-from pipeline.planner.encoders import ClipCost, TextCost
+from pipeline.planner.encoders import CaptionerCost, ClipCost, TextCost
 from pipeline.planner.rates import assume_rates
 from pipeline.planner.workload import WORKLOADS, PlanFacts, Workload, estimate_hours, plan_workloads
 from pipeline.stages.graph import STAGES
@@ -40,7 +40,7 @@ def make_facts(*overrides: str, path: str = SMOKE) -> PlanFacts:
 
 
 def test_stages_are_planned_in_the_order_of_the_pipeline() -> None:
-    everything = [name for name in STAGES if name in WORKLOADS and name != "text_tuning"]
+    everything = [name for name in STAGES if name in WORKLOADS and name not in ("text_tuning", "caption")]
     assert list(plan_workloads(make_facts(FIT))) == everything
     assert list(plan_workloads(make_facts())) == [name for name in everything if name != "schedule"]
 
@@ -60,6 +60,18 @@ def test_tuning_the_encoder_goes_forward_and_back_through_both_networks() -> Non
     assert facts.config.text_tuning is not None and "text_tuning" not in plan_workloads(make_facts())
     assert tuned.items == 200 * 16
     assert tuned.flops == 2 * tuned.items * (1.0 + facts.rates.tokens * facts.text.flops_per_token)
+
+
+def test_captions_are_written_by_the_planned_model() -> None:
+    captions = ("caption.model=vision-2b", "pack.captions={caption: 1.0, short: 1.0}", "caption.batch_size=10")
+    facts = replace(make_facts(*captions), captioner=CaptionerCost("vision-2b", 2e9, ""))
+    assumed = Assumptions(image_tokens=500, prompt_tokens=50, answer_batch=100)
+    work = plan_workloads(replace(facts, assumptions=assumed))["caption"]
+    assert (work.pool, work.items, work.images) == ("gpu", facts.rates.pairs, facts.rates.pairs)
+    # 40 tokens at most, ten answers side by side: as slow as a hundred.
+    assert work.flops == pytest.approx(facts.rates.pairs * 2 * 2e9 * (550 + 40 * 10))
+    both = replace(facts, config=load_config(SMOKE, [captions[0], "pack.captions={short: 1.0, long: 1.0}"]))
+    assert plan_workloads(both)["caption"].items == 2 * facts.rates.pairs
 
 
 def test_a_new_stage_over_all_pairs_counts_as_one_that_decodes_every_image(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -85,6 +97,16 @@ def test_select_takes_longer_per_row_the_more_rows_there_are_and_uses_all_machin
     assert hours[0] == pytest.approx(10 * hours[1])
     assert hours[2] == hours[3]  # no more than `MAX_GROUPS` tasks at a time
     assert small.tasks == 8 and large.tasks == MAX_GROUPS
+
+
+def test_what_select_exchanges_passes_the_network() -> None:
+    off, large = plan_select(10**6, near_duplicate_bits=None), 10**9
+    assert off.bytes == 10**6 * Assumptions().select_row_kb * 1e3
+    hashes = plan_select(10**6).bytes - off.bytes
+    assert hashes == 10**6 * 7 * 16 * 2  # 7 prefixes of 16 bytes, written and read
+    assert plan_select(large).bytes - plan_select(large, near_duplicate_bits=None).bytes > 10 * large / 10**6 * hashes
+    by_cosine = plan_select(10**6, near_duplicate_bits=None, near_duplicate_cosine=0.96, near_duplicate_probes=3)
+    assert by_cosine.bytes - off.bytes == 10**6 * 3 * (16 + 2 * 8) * 2  # features of 8 dimensions
 
 
 def test_duplicates_by_embedding_are_planned_as_arithmetic() -> None:
