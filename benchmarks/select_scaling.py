@@ -6,7 +6,9 @@ Annotations and scores of 10,000 rows a shard go through every default filter, t
 captions, exact and near duplicates; 5% of the rows repeat an earlier image, exactly or nearly. Each measurement is a
 command of its own on a local Ray of one or two CPUs: wall seconds, CPU-seconds and memory (proportional set sizes) of
 all its processes, Ray's included, which `benchmarks.process_tree` describes. Wall seconds of two workers mean something
-on two quiet cores only.
+on two quiet cores only: ``others`` is the share of the machine's CPU time that other processes took meanwhile. Ray's
+workers run at the priority of the driver here. ``moved_kb`` are the kB a row that tasks read and write, of these
+``hash_kb`` the hashes of the near-duplicate search.
 
 CHECKOUT is a working tree of a commit at which the driver selected alone (a848339 or before); its code runs on the same
 files in one process without Ray.
@@ -16,19 +18,26 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import json
 import os
 import sys
 import tempfile
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+import psutil
 
 from benchmarks.data_scaling import make_hashes
 from benchmarks.process_tree import run_measured
 from benchmarks.result import make_claim, write_result
+from dataprep.filters.steps import PARTS_FILE, Runner, StepTask, StepWorker, TaskResult
 
 SIZES = (100_000, 1_000_000, 10_000_000)
 SHARD = 10_000
 SPEED_UP, FLAT = 1.7, 1.3  # targets
+HASHES = "near_duplicate-hashes"  # a step
 OPTIONS = {"top_similarity": 0.8, "max_caption_repeats": 2}
 # Runs in a checkout of the former code: folder, rows, output folder.
 BASELINE = """
@@ -101,29 +110,66 @@ def run_select(folder: Path, rows: int, workers: int, out: str) -> None:
     run, cluster = Run(out), ClusterConfig(cpus=workers)
     stage = run.stage_folder("select", "0" * 20)
     ctx: Context[Any, Any] = Context("select", config=None, inputs=None, folder=stage, run=run, cluster=cluster)
-    runner = ClusterRunner(ctx)
+    cluster_runner = ClusterRunner(ctx)
+    runner = CountingRunner(cluster_runner)
     chosen = select_pairs(shards, SelectConfig(**OPTIONS), runner)
-    runner.end()
-    print({"rows": chosen.rows, "kept": chosen.kept})
+    cluster_runner.end()
+    moved = {"moved_kb": sum(runner.bytes.values()), "hash_kb": runner.bytes[HASHES]}
+    print(json.dumps({"kept": chosen.kept} | {name: round(size / 1e3 / rows, 3) for name, size in moved.items()}))
+
+
+class CountingRunner:
+    """Counts the bytes that tasks read and write, by step."""
+
+    def __init__(self, runner: Runner) -> None:
+        self.runner, self.bytes = runner, Counter[str]()
+
+    def run(
+        self, name: str, worker: type[StepWorker], arguments: Mapping[str, Any], tasks: Sequence[StepTask]
+    ) -> list[TaskResult]:
+        """Runs the tasks; what they exchange is read once by the tasks of the next step."""
+        results = self.runner.run(name, worker, arguments, tasks)
+        for task in tasks:
+            self.bytes[name if name != HASHES else "inputs"] += sum(map(os.path.getsize, task.files.values()))
+        for result in results:
+            for file, path in result.files.items():
+                self.bytes[name] += os.path.getsize(path) * (2 if file == PARTS_FILE else 1)
+        return results
 
 
 def hash_tables(folder: Path) -> str:
     """Returns the hash of all selection tables below a folder, by name."""
     digest = hashlib.sha256()
-    for path in sorted(folder.rglob("*.parquet")):
+    for path in sorted(folder.rglob("*.parquet"), key=lambda path: path.name):
         digest.update(path.name.encode() + path.read_bytes())
     return digest.hexdigest()
 
 
+def hash_verdicts(folder: Path) -> str:
+    """Returns the hash of what all selection tables below a folder decide, whatever else they tell."""
+    import pyarrow.parquet as pq  # the former code's tables are of another schema version
+
+    digest = hashlib.sha256()
+    for path in sorted(folder.rglob("*.parquet"), key=lambda path: path.name):
+        table = pq.read_table(path, columns=["key", "keep", "reason", "split"])
+        digest.update(json.dumps(table.to_pydict()).encode())
+    return digest.hexdigest()
+
+
 def measure(words: list[str], checkout: Path, out: Path) -> dict[str, Any]:
-    """Runs a command that selects into ``out``; returns what it took and the hash of its tables."""
+    """Runs a command that selects into ``out``; returns what it took, what it printed and the hash of its tables."""
     out.mkdir()
-    env = os.environ | {"PYTHONPATH": str(checkout), "OPENBLAS_NUM_THREADS": "1"}
+    env = os.environ | {"PYTHONPATH": str(checkout), "OPENBLAS_NUM_THREADS": "1", "RAY_worker_niceness": "0"}
+    before = psutil.cpu_times()
     took = run_measured([sys.executable, *words], out, env)
     if took.returncode:
         raise RuntimeError(took.output)
+    others = sum(psutil.cpu_times()[:3]) - sum(before[:3]) - took.cpu_seconds  # user, nice, system
     figures = {"seconds": took.seconds, "cpu_seconds": took.cpu_seconds, "peak_mib": took.peak_mib}
-    return {name: round(value, 1) for name, value in figures.items()} | {"tables": hash_tables(out)}
+    figures["others"] = max(0.0, others / took.seconds / psutil.cpu_count())
+    printed = next((line for line in took.output.splitlines()[::-1] if line.startswith("{")), "{}")
+    found = {name: round(value, 2 if name == "others" else 1) for name, value in figures.items()}
+    return found | json.loads(printed) | {"tables": hash_tables(out), "verdicts": hash_verdicts(out)}
 
 
 def main() -> None:
@@ -176,6 +222,8 @@ def make_claims(rows: list[dict[str, Any]], sizes: list[int]) -> list[dict[str, 
     ]
     former = next((row for row in rows if row["rows"] == large and isinstance(row["workers"], str)), None)
     if former is not None:
+        same = float(one["verdicts"] == former["verdicts"])
+        claims.append(make_claim(f"{name}: verdicts are the former code's", same, "", 1))
         cpu = one["cpu_seconds"] / former["cpu_seconds"]
         claims.append(make_claim(f"{name}: CPU time over the former code's", cpu, "ratio", 1.5, at_most=True))
         faster = former["seconds"] / two["seconds"]
