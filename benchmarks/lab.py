@@ -54,6 +54,15 @@ class Corpus(NamedTuple):
     splits: list[str]
 
 
+class Prepared(NamedTuple):
+    """What a training of a base reads: the index of its data, its text encoder, that one's operations and width."""
+
+    index: str
+    encoder: Path
+    encoder_flops: int
+    text_dim: int
+
+
 class Laboratory:
     """Trains and judges variants; keeps corpora and text encoders that several variants share below ``folder``."""
 
@@ -64,23 +73,29 @@ class Laboratory:
     def measure(self, config: RunConfig, seed: int, name: str) -> Row:
         """Trains a variant on ``flops`` operations with a seed; returns what it cost and how good it is."""
         began = time.process_time()
-        stage, pretrain, scenes = config.cascade()["base"], config.encoder.pretrain, config.listing.scenes
-        assert isinstance(pretrain, T5TrainingConfig) and scenes is not None
-        corpus = self._open_corpus(scenes, seed, stage.resolution)
-        encoder, encoder_flops = self._train_encoder(pretrain, scenes, corpus, seed)
+        stage = config.cascade()["base"]
         folder = self.folder / "trained" / f"{name}-{seed}"
-        folder.mkdir(parents=True, exist_ok=True)
-        text = TextEncoder.from_folder(str(encoder), "float32")
-        index = write_training_data(folder, list(corpus.images_NHWC), corpus.captions, text, corpus.splits)
-        base_flops = self._count_base(stage, index, text.dim)
+        index, encoder, encoder_flops, text_dim = self.prepare(config, seed, folder)
+        base_flops = self._count_base(stage, index, text_dim)
         stage = scale_length(stage, max(1, int(stage.steps * (self.flops - encoder_flops) / base_flops)))
         result = train_diffusion(index, False, stage, str(folder), seed)
         row = {"seed": seed, "steps": stage.steps, "parameters": result["parameters"], "loss": result["loss"]}
-        row |= {"flops": encoder_flops + self._count_base(stage, index, text.dim), "encoder_flops": encoder_flops}
+        row |= {"flops": encoder_flops + self._count_base(stage, index, text_dim), "encoder_flops": encoder_flops}
         settings = config.sample.stages.get("base", SamplingConfig())
         cascade = open_base(folder / "export", encoder, stage.resolution, settings)
         row |= measure_errors(cascade, index) | judge_base(cascade, self.prompts, seed + JUDGE_SEED)
         return row | {"cpu_seconds": round(time.process_time() - began, 1)}
+
+    def prepare(self, config: RunConfig, seed: int, folder: Path) -> Prepared:
+        """Writes the packed images and embeddings of a config and a seed in ``folder``."""
+        pretrain, scenes = config.encoder.pretrain, config.listing.scenes
+        assert isinstance(pretrain, T5TrainingConfig) and scenes is not None
+        corpus = self._open_corpus(scenes, seed, config.cascade()["base"].resolution)
+        encoder, encoder_flops = self._train_encoder(pretrain, scenes, corpus, seed)
+        folder.mkdir(parents=True, exist_ok=True)
+        text = TextEncoder.from_folder(str(encoder), "float32")
+        index = write_training_data(folder, list(corpus.images_NHWC), corpus.captions, text, corpus.splits)
+        return Prepared(index, encoder, encoder_flops, text.dim)
 
     def _open_corpus(self, scenes: ScenesConfig, seed: int, side: int) -> Corpus:
         """Returns the corpus of a seed, drawn once."""

@@ -36,6 +36,7 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from datetime import UTC, datetime
 from typing import Any
+from unittest import mock
 
 import torch
 from torch import Tensor, nn
@@ -211,17 +212,18 @@ def measure_steps(side: str) -> dict[str, Any]:
 
 
 def import_peers(sides: Iterable[str]) -> None:
-    """Imports the sides' peers before forking; replaces the hub request of imagen-pytorch for T5's width."""
+    """Imports the sides' peers before forking; answers imagen-pytorch's request to the hub for T5's width meanwhile."""
     declare_torchvision_operators()  # transformers imports torchvision
     try:
         import transformers
 
-        transformers.T5Config.from_pretrained = classmethod(lambda cls, name, **_: cls(d_model=TEXT_DIM))
-        import diffusers.models.transformers.pixart_transformer_2d
-        import diffusers.models.unets.unet_2d_condition  # noqa: F401
+        answer = classmethod(lambda cls, name, **_: cls(d_model=TEXT_DIM))
+        with mock.patch.object(transformers.T5Config, "from_pretrained", answer):
+            import diffusers.models.transformers.pixart_transformer_2d
+            import diffusers.models.unets.unet_2d_condition  # noqa: F401
 
-        if "imagen-pytorch" in sides:
-            import imagen_pytorch  # noqa: F401
+            if "imagen-pytorch" in sides:
+                import imagen_pytorch  # noqa: F401
     except ImportError as error:
         raise SystemExit(f"{error}; install the peers first:\n{__doc__}") from error
 
