@@ -54,6 +54,10 @@ SAMPLING = SamplingConfig(guidance=2.0, steps=16)
 LARGE = "sr64"  # the demo's stage whose images are judged
 WORD = "zwx"  # which means nothing yet
 CLASS_IMAGES = 96
+# Of tuning, as in the configs of fine-tuning; from nothing the demo's own optimizer and rate are taken.
+TUNING: dict[str, Any] = {"optimizer": "adamw", "learning_rate": 5e-4}
+LORA: dict[str, Any] = TUNING | {"learning_rate": 2e-3, "weight_decay": 0.0}
+SUBJECT_RATE = 3e-4
 Prompts = Sequence[tuple[str, Claim]]
 Example = tuple[np.ndarray, str]  # uint8 RGB image, caption
 Row = dict[str, Any]
@@ -163,14 +167,13 @@ def measure_colour(bench: Bench, rows: Rows, seed: int, steps: int, images: int,
     """Adds the accuracy of every method on new and old prompts."""
     index, few = bench.write_data(list(draw_scenes(images, seed))), max(1, steps // 5)
     new, old = make_prompts(prompts, seed, True), make_prompts(prompts, seed, False)
-    rate = bench.config.learning_rate
     init = {"source": bench.base}
     methods: dict[str, tuple[int, dict[str, Any]]] = {
         "from nothing": (steps, {}),
         "from nothing, a fifth": (few, {}),
-        "full tuning": (few, {"init": init, "learning_rate": rate / 4}),
-        "LoRA, rank 4": (few, {"init": init, "adapter": {"rank": 4}, "learning_rate": rate, "weight_decay": 0.0}),
-        "LoRA, rank 16": (few, {"init": init, "adapter": {"rank": 16}, "learning_rate": rate, "weight_decay": 0.0}),
+        "full tuning": (few, TUNING | {"init": init}),
+        "LoRA, rank 4": (few, LORA | {"init": init, "adapter": {"rank": 4}}),
+        "LoRA, rank 16": (few, LORA | {"init": init, "adapter": {"rank": 16}}),
     }
 
     def train(updates: int, changes: dict[str, Any]) -> Row:
@@ -200,7 +203,7 @@ def measure_subject(bench: Bench, rows: Rows, seed: int, steps: int, prompts: in
     kept, judged = squares[prompts:], squares[:prompts]
     subject = [(draw_subject(number, 64), f"a {WORD} square") for number in range(SUBJECT_IMAGES)]
     texts = [render_caption(kept[number % len(kept)]) for number in range(CLASS_IMAGES)]
-    changes = {"init": {"source": bench.base}, "learning_rate": bench.config.learning_rate / 6, "batch_size": 16}
+    changes = TUNING | {"init": {"source": bench.base}, "learning_rate": SUBJECT_RATE, "batch_size": 16}
 
     def train(with_class: bool) -> Row:
         examples = list(subject)

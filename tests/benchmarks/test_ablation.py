@@ -136,16 +136,16 @@ def test_a_row_is_trained_once_at_the_given_cost(tmp_path: Path, monkeypatch: py
         "clip": {"train": {"steps": 1}},
         "listing": {"source": "scenes", "scenes": {"count": 60, "image_size": 64}},
         "encoder": {"pretrain": {"d_model": 32, "layers": 1, "steps": 3, "batch_size": 8}},
-        "train": {"base": {"resolution": 16, "model": "micro-base", "batch_size": 8, "steps": 100}},
+        "train": {"base": {"resolution": 16, "model": "micro-base", "model_overrides": {"head_width": 16}, "steps": 9}},
         "sample": {"stages": {"base": {"steps": 2}}},
     }
     (tmp_path / "demo.yaml").write_text(json.dumps(demo))
     monkeypatch.setattr(ablation, "DEMO", tmp_path / "demo.yaml")
-    row = run_row("muon", 0, tmp_path / "lab", 2e10, 4)
-    assert 1.7e10 < row["flops"] < 2.1e10 and 0 < row["encoder_flops"] < row["flops"] and row["steps"] > 3
+    row = run_row("muon", 0, tmp_path / "lab", 6e10, 4)
+    assert 5e10 < row["flops"] < 6.3e10 and 0 < row["encoder_flops"] < row["flops"] and row["steps"] > 3
     assert set(row["error_validation"]) == set(row["error_train"]) == {"-6", "-3", "0", "3"}
     assert 0 <= row["seen"]["all"] <= 1 and row["mixture"] == "muon" and "zh" in row
     path = next((tmp_path / "lab" / "rows").iterdir())
     path.write_text(path.read_text().replace(f'"steps": {row["steps"]}', '"steps": 12345'))
-    assert run_row("muon", 0, tmp_path / "lab", 2e10, 4)["steps"] == 12345  # read, not trained again
+    assert run_row("muon", 0, tmp_path / "lab", 6e10, 4)["steps"] == 12345  # read, not trained again
     assert [found["steps"] for found in ablation.read_rows(tmp_path / "lab")] == [12345]
