@@ -141,11 +141,11 @@ def test_a_row_is_trained_once_at_the_given_cost(tmp_path: Path, monkeypatch: py
     }
     (tmp_path / "demo.yaml").write_text(json.dumps(demo))
     monkeypatch.setattr(ablation, "DEMO", tmp_path / "demo.yaml")
-    row = run_row("muon", 0, tmp_path / "lab", 6e10, 4)
-    assert 5e10 < row["flops"] < 6.3e10 and 0 < row["encoder_flops"] < row["flops"] and row["steps"] > 3
+    row = run_row("muon", 0, tmp_path / "lab", 2.4e11, 4)
+    assert 2e11 < row["flops"] < 2.45e11 and 0 < row["encoder_flops"] < row["flops"] and row["steps"] > 3
     assert set(row["error_validation"]) == set(row["error_train"]) == {"-6", "-3", "0", "3"}
     assert 0 <= row["seen"]["all"] <= 1 and row["mixture"] == "muon" and "zh" in row
     path = next((tmp_path / "lab" / "rows").iterdir())
     path.write_text(path.read_text().replace(f'"steps": {row["steps"]}', '"steps": 12345'))
-    assert run_row("muon", 0, tmp_path / "lab", 6e10, 4)["steps"] == 12345  # read, not trained again
+    assert run_row("muon", 0, tmp_path / "lab", 2.4e11, 4)["steps"] == 12345  # read, not trained again
     assert [found["steps"] for found in ablation.read_rows(tmp_path / "lab")] == [12345]
