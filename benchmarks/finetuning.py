@@ -50,7 +50,7 @@ from pipeline.store.run import Run
 from train.tasks.diffusion import train_diffusion
 from train.tasks.diffusion_config import DiffusionTrainingConfig
 
-SAMPLING = SamplingConfig(guidance=2.0, steps=16)
+SAMPLING = SamplingConfig(guidance=1.5, steps=16)
 LARGE = "sr64"  # the demo's stage whose images are judged
 WORD = "zwx"  # which means nothing yet
 CLASS_IMAGES = 96

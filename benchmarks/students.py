@@ -24,24 +24,25 @@ from train.tasks.diffusion_config import DiffusionTrainingConfig
 from train.tasks.distillation import train_distillation
 from train.tasks.distillation_config import DistillationTrainingConfig
 
-# stage-steps -> teacher's evaluations for each step, updates, and the share of the stage's own learning rate.
-STUDENTS: dict[str, tuple[int, int, float]] = {
-    "base-4": (4, 400, 0.3),
-    "base-2": (8, 300, 0.3),
-    "sr64-2": (4, 100, 0.3),
-    "sr64-1": (8, 100, 0.3),
-    "sr256-1": (4, 60, 0.3),
+# stage-steps -> teacher's evaluations for each step, and updates.
+STUDENTS: dict[str, tuple[int, int]] = {
+    "base-4": (4, 400),
+    "base-2": (8, 300),
+    "sr64-2": (4, 100),
+    "sr64-1": (8, 100),
+    "sr256-1": (4, 60),
 }
+RATE = 6e-4  # of AdamW, as in configs/distill.yaml
 COSTS = "students.json"
 
 
 def make_config(stage: DiffusionTrainingConfig, teacher: str, steps: int, name: str) -> DistillationTrainingConfig:
     """Returns the config of a student; ``stage``: its teacher's, with the guidance that the demo samples with."""
-    each, updates, share = STUDENTS[name]
-    guidance = 2.0 if stage.low_resolution is None else 1.0
+    each, updates = STUDENTS[name]
+    guidance = 1.5 if stage.low_resolution is None else 1.0
     own = stage.model_dump(mode="json") | {"preset": None, "init": None, "task": "distillation", "text_drop": 0.0}
     own["distillation"] = {"teacher": teacher, "steps": steps, "teacher_steps": each, "guidance": guidance}
-    own |= {"steps": updates, "learning_rate": stage.learning_rate * share, "warmup_steps": 20, "zero_stage": 0}
+    own |= {"steps": updates, "optimizer": "adamw", "learning_rate": RATE, "warmup_steps": 20, "zero_stage": 0}
     own |= {
         "half_size_steps": 0,
         "ema_decay": 0.99,
