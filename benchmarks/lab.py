@@ -57,7 +57,7 @@ class Corpus(NamedTuple):
 class Prepared(NamedTuple):
     """What a training of a base reads: the index of its data, its text encoder, that one's operations and width."""
 
-    index: str
+    index_path: str
     encoder: Path
     encoder_flops: int
     text_dim: int

@@ -60,7 +60,7 @@ class Course:
         self.seed, self.prompts, self.folder = seed, prompts, folder / f"seed-{seed}"
         self.config = config.cascade()["base"]
         prepared = Laboratory(folder, 0.0, prompts).prepare(config, seed, self.folder)
-        self.index, self.encoder, self.text_dim = prepared.index, prepared.encoder, prepared.text_dim
+        self.index, self.encoder, self.text_dim = prepared.index_path, prepared.encoder, prepared.text_dim
         self.settings = config.sample.stages.get("base", SamplingConfig())
 
     def train_ours(self, seconds: float) -> tuple[Cascade, Row]:
