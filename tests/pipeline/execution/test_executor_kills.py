@@ -1,7 +1,8 @@
 """Drivers and their Ray killed with SIGKILL during download, annotate, score and select.
 
 A run is killed, resumed, killed again a stage later, and finally completed. After every kill the finished stages, and
-at the end all stages, must equal those of an uninterrupted run byte for byte.
+at the end all stages, must equal those of an uninterrupted run byte for byte. So with `cluster.stream`, where the
+uninterrupted run is the one without it.
 """
 
 from __future__ import annotations
@@ -40,8 +41,9 @@ class Driver:
     models: Path
     scratch: Path
 
-    def start(self, run: Path) -> subprocess.Popen[str]:
+    def start(self, run: Path, stream: bool = False) -> subprocess.Popen[str]:
         words = ["run", "configs/smoke.yaml", f"run={run}", "--until", "select", "cluster.cpus=1"]
+        words += [f"cluster.stream={stream}"]
         words += [f"listing.scenes.count={ROWS}", f"listing.rows_per_shard={SHARD_ROWS}"]
         words += ["encoder.pretrain=null", f"encoder.model={self.models}/t5"]
         words += ["clip.train=null", f"clip.model={self.models}/clip"]
@@ -57,8 +59,8 @@ class Driver:
             start_new_session=True,
         )
 
-    def finish(self, run: Path) -> None:
-        process = self.start(run)
+    def finish(self, run: Path, stream: bool = False) -> None:
+        process = self.start(run, stream)
         _, err = process.communicate(timeout=TIMEOUT)
         assert process.returncode == 0, err
 
@@ -125,14 +127,14 @@ def count_finished_shards(run: Path, stage: str) -> int:
     return sum(1 for _ in (run / "stages" / stage).glob(f"*/{pattern}"))
 
 
-def kill_at(driver: Driver, run: Path, stage: str, moment: float, delay: float) -> str | None:
+def kill_at(driver: Driver, run: Path, stage: str, moment: float, delay: float, stream: bool) -> str | None:
     """Runs until ``stage`` has finished the fraction ``moment`` of its missing shards, waits ``delay`` s, kills all.
 
     Returns where it was killed, or None if it finished before.
     """
     before, done = len(list_started(run)), count_finished_shards(run, stage)
     wanted = done + int(moment * (SHARDS - done))
-    process = driver.start(run)
+    process = driver.start(run, stream)
     deadline = time.monotonic() + TIMEOUT
     while process.poll() is None and (
         stage not in list_started(run)[before:] or count_finished_shards(run, stage) < wanted
@@ -154,8 +156,10 @@ def kill_at(driver: Driver, run: Path, stage: str, moment: float, delay: float) 
     if process.returncode == 0:
         return None
     assert process.returncode == -signal.SIGKILL, err
-    current = list_started(run)[-1]
-    return f"{current} after {count_finished_shards(run, current)} of {SHARDS} shards"
+    running = [one for one in dict.fromkeys(list_started(run)[before:]) if one not in find_manifests(run)]
+    current = stage if stage in running else list_started(run)[-1]
+    beside = "".join(f", {one} {count_finished_shards(run, one)}" for one in running if one != current)
+    return f"{current} after {count_finished_shards(run, current)} of {SHARDS} shards{beside}"
 
 
 def check_finished(run: Path, uninterrupted: Path) -> list[str]:
@@ -181,7 +185,9 @@ def check_rows(run: Path) -> None:
         assert [key for table in tables for key in table["key"].to_pylist()] == keys, stage
 
 
-def run_with_kills(driver: Driver, uninterrupted: Path, run: Path, stages: tuple[str, ...], seed: int) -> list[str]:
+def run_with_kills(
+    driver: Driver, uninterrupted: Path, run: Path, stages: tuple[str, ...], seed: int, stream: bool
+) -> list[str]:
     """Completes a run that is killed in each of ``stages`` at random moments; returns where it was killed."""
     numbers = random.Random(seed)
     killed: list[str] = []
@@ -190,12 +196,12 @@ def run_with_kills(driver: Driver, uninterrupted: Path, run: Path, stages: tuple
         shutil.copytree(made, run / "stages" / stage / made.name)
     for stage in stages:
         quick = 0.02 if stage == "select" else 0.2  # seconds, about the duration of a shard
-        where = kill_at(driver, run, stage, numbers.random(), numbers.random() * quick)
+        where = kill_at(driver, run, stage, numbers.random(), numbers.random() * quick, stream)
         finished = check_finished(run, uninterrupted)
         print(f"seed {seed}: killed in {where}" if where else f"seed {seed}: {stage} finished before the kill")
         killed += [where] if where else []
         assert set(finished) <= {*GIVEN, *STAGES}
-    driver.finish(run)
+    driver.finish(run, stream)
     assert set(check_finished(run, uninterrupted)) == {*GIVEN, *STAGES}
     check_rows(run)
     return killed
@@ -206,21 +212,23 @@ def count_kills(killed: list[str]) -> dict[str, int]:
 
 
 @pytest.mark.slow
-def test_three_kills(driver: Driver, uninterrupted: Path, tmp_path: Path) -> None:
-    killed = run_with_kills(driver, uninterrupted, tmp_path / "run", ("download", "annotate", "score"), seed=1)
+@pytest.mark.parametrize("stream", [False, True])
+def test_three_kills(stream: bool, driver: Driver, uninterrupted: Path, tmp_path: Path) -> None:
+    killed = run_with_kills(driver, uninterrupted, tmp_path / "run", ("download", "annotate", "score"), 1, stream)
     assert len(killed) == 3, killed
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
-def test_twenty_kills(driver: Driver, uninterrupted: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("stream", [False, True])
+def test_twenty_kills(stream: bool, driver: Driver, uninterrupted: Path, tmp_path: Path) -> None:
     """Two runs, each killed ten times; further runs make up for kills that came too late for their stage."""
     plans: list[tuple[str, ...]] = [("download",) * 3 + ("annotate",) * 2 + ("score",) * 3 + ("select",) * 2]
     plans += [("download",) * 2 + ("annotate",) * 3 + ("score",) * 2 + ("select",) * 3, *[STAGES] * 6]
     killed: list[str] = []
     for seed, stages in enumerate(plans, start=100):
         if len(killed) < 20 or min(count_kills(killed).values()) < 3:
-            killed += run_with_kills(driver, uninterrupted, tmp_path / f"run{seed}", stages, seed)
+            killed += run_with_kills(driver, uninterrupted, tmp_path / f"run{seed}", stages, seed, stream)
             shutil.rmtree(tmp_path / f"run{seed}")
     print(f"{len(killed)} kills: {count_kills(killed)}; every run equals the uninterrupted one")
     assert len(killed) >= 20, killed
