@@ -6,9 +6,9 @@ Scenes of the embedded corpus at 64 pixels with their captions; 512 others are h
 folder, or by default a T5 of the demo's sizes that is pretrained on the captions here (its training, which a run needs
 for its cascade anyway, is not counted). The demo's CLIP, a ResNet with a trained text tower, gets ``--updates`` updates
 of 128 pairs, and every other pair of towers as many as cost the same: operations of matrix products, convolutions and
-attention of a whole update, forward and backward, the frozen encoder's forward pass among them, counted by torch's
-FlopCounterMode. CPU-seconds of the training with all its threads stand beside. Recall is the mean of both directions
-among the held-out pairs (`eval.metrics.retrieval`).
+attention of a whole update, forward and backward, the frozen encoder's forward pass among them (`benchmarks.flops`).
+CPU-seconds of the training with all its threads stand beside. Recall is the mean of both directions among the held-out
+pairs (`eval.metrics.retrieval`).
 """
 
 from __future__ import annotations
@@ -21,9 +21,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils.flop_counter import FlopCounterMode
 
+from benchmarks.flops import count_updates
 from benchmarks.result import make_claim, write_result
 from dataprep.synthetic.grammar import render_caption, sample_claim
 from dataprep.synthetic.renderer import draw_scene
@@ -31,7 +30,6 @@ from eval.clip.scorer import ClipScorer
 from eval.metrics.retrieval import measure_retrieval
 from train.config import TrainConfig
 from train.loader.loader import Batch, Stream
-from train.loader.sampler import SampleRandom
 from train.loop import train
 from train.tasks.clip import ClipTask
 from train.tasks.clip_config import ClipTaskConfig
@@ -39,8 +37,8 @@ from train.tasks.t5 import train_t5
 from train.tasks.t5_config import T5TrainingConfig
 
 SIDE, HELD_OUT, BATCH = 64, 512, 128
-DEMO = {"batch_size": BATCH, "learning_rate": 2e-3, "warmup_steps": 40, "zero_stage": 0}
-# The demo's towers first. The ViT's updates cost about as many operations as the ResNet's.
+# The demo's; its number of updates is that of the first pair of towers alone.
+LOOP = TrainConfig(steps=250, batch_size=BATCH, learning_rate=2e-3, warmup_steps=40, zero_stage=0)
 TOWERS: dict[str, dict[str, Any]] = {
     "ResNet, trained text": {},
     "ViT, trained text": {"image_tower": "vit"},
@@ -78,7 +76,7 @@ def main() -> None:
         for seed in given.seeds:
             scenes, folder = Scenes(given.scenes, seed), Path(scratch) / str(seed)
             encoder = given.encoder or pretrain_encoder(scenes.captions, folder / "t5", seed)
-            budget = given.updates * count_update(ClipTask(ClipTaskConfig(), encoder), scenes)
+            budget = given.updates * count_updates(ClipTask(ClipTaskConfig(), encoder), LOOP, scenes, [0])[0]
             for name, changes in TOWERS.items():
                 task = ClipTask(ClipTaskConfig.model_validate(changes), encoder)
                 row = measure(task, scenes, held_out, budget, folder / name, seed)
@@ -94,19 +92,10 @@ def pretrain_encoder(captions: list[str], folder: Path, seed: int) -> str:
     return str(folder / "export")
 
 
-def count_update(task: ClipTask, scenes: Scenes) -> int:
-    """Returns the operations of one update: prepared batch, forward and backward pass."""
-    model, batch = task.build(), scenes.batch(0)
-    # Attention as two products, which are counted; its kernel for CPUs is not.
-    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
-        task.loss(model, batch, SampleRandom.of_batch(0, 0, batch))[0].backward()
-    return int(counter.get_total_flops())
-
-
 def measure(task: ClipTask, scenes: Scenes, held_out: Scenes, budget: int, folder: Path, seed: int) -> dict[str, Any]:
     """Trains for ``budget`` operations; returns updates, cost and recall on the held-out pairs."""
-    each = count_update(task, scenes)
-    config = TrainConfig.model_validate(DEMO | {"steps": max(1, round(budget / each)), "warmup_steps": 40})
+    (each,) = count_updates(task, LOOP, scenes, [0])
+    config = LOOP.model_copy(update={"steps": max(1, round(budget / each))})
     began = time.process_time()
     trained = train(task, config, scenes, str(folder), seed)
     spent = time.process_time() - began

@@ -1,10 +1,12 @@
-"""VQ refinement and adversarial training on the pack of a finished run of the demo.
+"""VQ refinement and adversarial training on the pack of a finished run.
 
-    python -m benchmarks.vq runs/demo [PART]
+    python -m benchmarks.vq RUN [PART]
 
-Parts: ``sizes`` (reconstruction and use of the codes against resolution), ``adversary`` (an autoencoder and a
+RUN has images of 16 and 64 pixels, as configs/demo.yaml and configs/bert_vq.yaml make it. Parts: ``sizes``
+(reconstruction and use of the codes against the resolutions that the run has), ``adversary`` (an autoencoder and a
 super-resolution stage, each trained with and without a discriminator, from the same seed), ``refinement`` (a refinement
-stage against the run's diffusion stage and bicubic resizing). Rows of the other parts are kept from the last result.
+stage against a diffusion stage, the run's own or if it has none one trained here, and bicubic resizing). Rows of the
+other parts are kept from the last result.
 
 Every measure is on held-out images. Sharpness is the mean length of the image's gradient, as a share of that of the
 true images: 1 is as sharp. The colour shift is the largest difference, over the three channels, between the mean colour
@@ -42,6 +44,7 @@ from train.loader.config import LoaderConfig
 from train.loader.loader import VALIDATION, Loader
 from train.loader.shard_index import index_shards
 from train.models.export import load_stage
+from train.models.refiner.refiner import Refiner
 from train.models.vq.stage_folder import load_autoencoder
 from train.tasks.diffusion import train_diffusion
 from train.tasks.diffusion_config import DiffusionTrainingConfig
@@ -152,7 +155,7 @@ def compare(made_BCHW: Tensor, true_BCHW: Tensor, scorer: Any) -> dict[str, floa
 def measure_sizes(bench: Bench, scorer: Any) -> list[dict[str, Any]]:
     """Returns a row per resolution: errors of held-out images, and use of the codes."""
     rows = []
-    for size in (16, 64, 256):
+    for size in bench.run.record()["config"]["pack"]["resolutions"]:
         folder, seconds = bench.train_vq(f"vq{size}", size, **({"crop": 64} if size > 64 else {}))
         loader = Loader(bench.pack, None, (f"pixels_{size}",), VALIDATION, 0, BATCH, None, LoaderConfig())
         true_BCHW = to_model_range(loader.first(BATCH)[f"pixels_{size}"])
@@ -225,6 +228,15 @@ def measure_adversary(bench: Bench, scorer: Any) -> list[dict[str, Any]]:
     return rows
 
 
+def find_diffusion_stage(bench: Bench, cascade: Cascade) -> tuple[LoadedStage, float]:
+    """Returns the run's diffusion stage at 64 pixels, or one trained here, and the CPU-seconds of that training."""
+    for stage in cascade.stages:
+        if stage.entry.resolution == 64 and not isinstance(stage.model, Refiner):
+            return stage, 0.0
+    folder, seconds = bench.train_stage("diffusion")
+    return open_stage(folder / "export"), seconds
+
+
 def measure_refinement(bench: Bench, cascade: Cascade) -> list[dict[str, Any]]:
     """Returns a row each for bicubic resizing, the run's diffusion stage, and a refinement stage."""
     held_out = bench.held_out()
@@ -233,8 +245,8 @@ def measure_refinement(bench: Bench, cascade: Cascade) -> list[dict[str, Any]]:
     large = [cv2.resize(image, (64, 64), interpolation=cv2.INTER_CUBIC) for image in small]
     seconds = (time.process_time() - before) / len(large)
     made = {"bicubic": (to_model_range(torch.from_numpy(np.stack(large))), seconds, 0.0)}
-    stage = next(stage for stage in cascade.stages if stage.entry.resolution == 64)
-    made["diffusion"] = (*sample(stage, held_out), 0.0)
+    stage, stage_seconds = find_diffusion_stage(bench, cascade)
+    made["diffusion"] = (*sample(stage, held_out), stage_seconds)
     vq, vq_seconds = bench.train_vq("vq64-refined", 64)
     folder, refine_seconds = bench.train_refinement("refined", vq)
     made["refinement"] = (*sample(open_stage(folder / "export"), held_out), vq_seconds + refine_seconds)

@@ -1,0 +1,33 @@
+"""Which diffusion stage the refinement stage is compared with."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+
+from benchmarks import vq
+from train.models.backbones import build_denoiser, denoiser_config
+
+
+def make_cascade(preset: str) -> Any:
+    """A cascade of one stage at 64 pixels."""
+    model = build_denoiser(denoiser_config(preset, {"text_dim": 8}))
+    return SimpleNamespace(stages=[SimpleNamespace(entry=SimpleNamespace(resolution=64), model=model)])
+
+
+def test_the_runs_own_stage_is_taken_where_it_is_one_of_diffusion(monkeypatch: pytest.MonkeyPatch) -> None:
+    trained: list[str] = []
+
+    def train_stage(name: str) -> tuple[Path, float]:
+        trained.append(name)
+        return Path(name), 7.0
+
+    bench = cast(vq.Bench, SimpleNamespace(train_stage=train_stage))
+    monkeypatch.setattr(vq, "open_stage", lambda folder: folder)
+    cascade = make_cascade("micro-sr")
+    assert vq.find_diffusion_stage(bench, cascade) == (cascade.stages[0], 0.0) and not trained
+    assert vq.find_diffusion_stage(bench, make_cascade("refiner-micro")) == (Path("diffusion/export"), 7.0)
+    assert trained == ["diffusion"]
