@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from train.models.layers import split_heads
+from train.models.norms import RMSNorm
 from train.models.text_attention import weigh_keys
 
 NORM_EPS = 1e-6
@@ -41,14 +41,15 @@ def rotary_2d(height: int, width: int, head_width: int, like: Tensor) -> Rotary:
     return Rotary(angle.cos().to(like.dtype), angle.sin().to(like.dtype))
 
 
-def rotate(x_BGNd: Tensor, by: Rotary) -> Tensor:
+def rotate(x_BNGd: Tensor, by: Rotary) -> Tensor:
     """Turns channel i and i + d / 2 of each position, as a pair, by the position's angle (Su et al. 2021)."""
-    first, second = x_BGNd.chunk(2, dim=-1)
-    turned = (torch.addcmul(first * by.cos, second, by.sin, value=-1), torch.addcmul(second * by.cos, first, by.sin))
+    first, second = x_BNGd.chunk(2, dim=-1)
+    cos, sin = by.cos[:, None], by.sin[:, None]
+    turned = (torch.addcmul(first * cos, second, sin, value=-1), torch.addcmul(second * cos, first, sin))
     return torch.cat(turned, dim=-1)
 
 
-def normalize(norm: nn.RMSNorm, x: Tensor) -> Tensor:
+def normalize(norm: RMSNorm, x: Tensor) -> Tensor:
     """Returns ``norm(x)`` in the type of its weight: fp32 under autocast on CPUs too, as on GPUs."""
     return norm(x.to(norm.weight.dtype))
 
@@ -65,14 +66,14 @@ class PatchAttention(nn.Module):
         super().__init__()
         self.heads = width // head_width
         self.query = nn.Linear(width, width)
-        self.norm_query = nn.RMSNorm(head_width, NORM_EPS)
+        self.norm_query = RMSNorm(head_width, NORM_EPS)
         self.image_keys_values = self.norm_image = self.text_keys_values = self.norm_text = None
         if kind != "cross":
             self.image_keys_values = nn.Linear(width, 2 * width)
-            self.norm_image = nn.RMSNorm(head_width, NORM_EPS)
+            self.norm_image = RMSNorm(head_width, NORM_EPS)
         if kind != "self":
             self.text_keys_values = nn.Linear(text_width, 2 * width)
-            self.norm_text = nn.RMSNorm(head_width, NORM_EPS)
+            self.norm_text = RMSNorm(head_width, NORM_EPS)
         self.project = nn.Linear(width, width)
 
     def forward(self, x_BNC: Tensor, rotary: Rotary | None, text_BTC: Tensor | None, mask: Tensor | None) -> Tensor:
@@ -94,22 +95,29 @@ class PatchAttention(nn.Module):
 
     def _project(self, x_BNC: Tensor, rotary: Rotary | None, text_BTC: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
         """Returns queries (B, G, N, d), keys and values (B, G, K, d); the caption's keys come last."""
-        q = normalize(self.norm_query, split_heads(self.query(x_BNC), self.heads))
+        # Heads move to the front last: until then all tensors lie in memory as they are read.
+        q = normalize(self.norm_query, self.query(x_BNC).unflatten(2, (self.heads, -1)))
         keys, values = [], []
         if self.image_keys_values is not None:
             assert self.norm_image is not None and rotary is not None
-            k, v = (split_heads(part, self.heads) for part in self.image_keys_values(x_BNC).chunk(2, dim=-1))
+            k, v = self._split(self.image_keys_values(x_BNC))
             q = rotate(q, rotary)
             keys.append(rotate(normalize(self.norm_image, k), rotary))
             values.append(v)
         if self.text_keys_values is not None:
             assert self.norm_text is not None and text_BTC is not None
-            k, v = (split_heads(part, self.heads) for part in self.text_keys_values(text_BTC).chunk(2, dim=-1))
+            k, v = self._split(self.text_keys_values(text_BTC))
             keys.append(normalize(self.norm_text, k))
             values.append(v)
+        # A cat of one would copy it.
+        k, v = (parts[0] if len(parts) == 1 else torch.cat(parts, dim=1) for parts in (keys, values))
         # The norms compute in fp32 under autocast; the kernel needs one type.
-        k, v = torch.cat(keys, dim=2).to(values[0].dtype), torch.cat(values, dim=2)
-        return q.to(v.dtype), k, v
+        return q.to(v.dtype).transpose(1, 2), k.to(v.dtype).transpose(1, 2), v.transpose(1, 2)
+
+    def _split(self, keys_values: Tensor) -> tuple[Tensor, Tensor]:
+        """Returns keys and values (B, K, G, d)."""
+        k, v = keys_values.unflatten(2, (2, self.heads, -1)).unbind(2)
+        return k, v
 
 
 class WindowGrid(NamedTuple):
