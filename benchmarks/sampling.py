@@ -251,7 +251,7 @@ def main() -> None:
     torch.set_num_threads(1)
     bench = Bench(given.run, given.students)
     kept = read_rows("sampling") if (RESULTS / "sampling.json").exists() else []
-    rows = [row for row in kept if row.get("part") not in given.parts]
+    rows = [row for row in kept if row["part"] not in given.parts]
     settings = {stage.entry.name: stage.entry.sampling.model_dump(mode="json") for stage in bench.cascade.stages}
     more = {"prompts": PROMPTS, "drawings": DRAWINGS, "settings": settings}
     for part in given.parts:
