@@ -1,0 +1,264 @@
+"""A download-bound list up to `score`, with and without `cluster.stream`: wall time, and how busy the workers were.
+
+    python -m benchmarks.streaming [--rows 960] [--rate 30] [--rounds 3] [--processes 2]
+
+A server on loopback sends at most ``rate`` images per second to all connections together, as a slow network would:
+JPEGs of 512x384, each URL another query. The command is
+
+    imagen-ray run configs/your_urls.yaml listing.path=list.parquet cluster.cpus=PROCESSES cluster.stream=true
+        --until score
+
+with listing, download (to 256 pixels), annotate and score by open_clip's ViT-S-32-alt with random weights, which do not
+affect the cost. Sides take turns, each round in the other order. Both must write the same bytes.
+
+What is counted: wall seconds of the command, start-up included; for each stage the share of the time from the first
+shard to the last in which at least one of its workers had a shard, and in which at least two stages did, by looking at
+the names of the processes ten times a second; the share of the network's rate that was used in that time; and the
+CPU-seconds of all processes of the command per CPU.
+
+On a busy machine all of it says less: a row has the load average at its start. It has not been run whole yet.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import os
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import psutil
+import uvloop
+
+from benchmarks.download import make_photo
+from benchmarks.process_tree import run_measured
+from benchmarks.result import make_claim, write_result
+
+ROOT = Path(__file__).parents[1]
+FILES, SHARDS = 100, 24
+STAGES = ("download", "annotate", "score")
+MODEL = "ViT-S-32-alt"
+LOOK = 0.1  # seconds between two looks at the processes
+SPEED_UP, TOGETHER = 1.2, 0.5  # targets
+MISSING = b"HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\n\r\n"
+
+
+# ---------------------------------------------------------------------------------------------- server
+
+
+class SlowNetwork(asyncio.Protocol):
+    """Answers GET /{number} from memory, ``rate`` images per second over all connections; anything else at once."""
+
+    answers: dict[bytes, bytes] = {}  # noqa: RUF012 - shared by all connections
+    rate, next_slot = 0.0, 0.0
+
+    def connection_made(self, transport: Any) -> None:
+        """Accepts a connection."""
+        self.transport, self.head = transport, b""
+
+    def data_received(self, data: bytes) -> None:
+        """Answers the requests that are complete, images when their turn comes."""
+        self.head += data
+        while b"\r\n\r\n" in self.head:
+            request, _, self.head = self.head.partition(b"\r\n\r\n")
+            answer = self.answers.get(request.split(b" ", 2)[1].partition(b"?")[0])
+            if answer is None:
+                self.transport.write(MISSING)
+                continue
+            loop = asyncio.get_running_loop()
+            SlowNetwork.next_slot = max(loop.time(), SlowNetwork.next_slot + 1 / SlowNetwork.rate)
+            loop.call_at(SlowNetwork.next_slot, self.transport.write, answer)
+
+
+def serve_slowly(port: int, rate: float) -> None:
+    """Serves `FILES` images until the process is terminated."""
+    for index in range(FILES):
+        data = make_photo("small", index)
+        assert data is not None
+        head = b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % len(data)
+        SlowNetwork.answers[b"/%d" % index] = head + data
+    SlowNetwork.rate = rate
+
+    async def main() -> None:
+        server = await asyncio.get_running_loop().create_server(SlowNetwork, "127.0.0.1", port, backlog=1024)
+        await server.serve_forever()
+
+    uvloop.run(main())
+
+
+@contextmanager
+def start_server(rate: float) -> Iterator[int]:
+    """Serves from a process of its own; yields its port."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    words = [sys.executable, "-m", "benchmarks.streaming", "--serve", str(port), "--rate", str(rate)]
+    process = subprocess.Popen(words, cwd=ROOT)
+    try:
+        for _ in range(600):
+            with socket.socket() as probe:
+                if probe.connect_ex(("127.0.0.1", port)) == 0:
+                    break
+            time.sleep(0.2)
+        yield port
+    finally:
+        process.terminate()
+        process.wait()
+
+
+# ---------------------------------------------------------------------------------------------- models and commands
+
+
+def save_models(folder: Path) -> list[str]:
+    """Saves the CLIP and a tiny T5; returns the words of the config that name them."""
+    import torch
+    from tokenizers import Tokenizer, models
+
+    from dataprep.io.model_imports import declare_torchvision_operators
+
+    declare_torchvision_operators()
+    import open_clip
+    from transformers import PreTrainedTokenizerFast, T5Config, T5ForConditionalGeneration
+
+    torch.manual_seed(0)
+    torch.save(open_clip.create_model(MODEL, pretrained=None).state_dict(), folder / "clip.pt")
+    words = Tokenizer(models.WordLevel({"<pad>": 0, "</s>": 1, "<unk>": 2}, "<unk>"))
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, pad_token="<pad>", eos_token="</s>", unk_token="<unk>")
+    sizes = {"d_model": 16, "d_kv": 8, "d_ff": 16, "num_layers": 1, "num_heads": 2}
+    T5ForConditionalGeneration(T5Config(vocab_size=3, decoder_start_token_id=0, **sizes)).save_pretrained(folder / "t5")
+    tokenizer.save_pretrained(folder / "t5")
+    return [
+        *("encoder.pretrain=null", f"encoder.model={folder}/t5"),
+        *("clip.train=null", f"clip.model={MODEL}", f"clip.pretrained={folder}/clip.pt"),
+    ]
+
+
+class BusySampler:
+    """Looks every tenth of a second which stages' workers have a shard: Ray names their processes so."""
+
+    def __init__(self) -> None:
+        self.seen: list[tuple[float, frozenset[str]]] = []
+        self.stop = threading.Event()
+        self.thread = threading.Thread(target=self._look, daemon=True)
+
+    def __enter__(self) -> BusySampler:
+        self.thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop.set()
+        self.thread.join()
+
+    def _look(self) -> None:
+        while not self.stop.wait(LOOK):
+            titles = []
+            for process in psutil.Process().children(recursive=True):
+                with suppress(psutil.Error):
+                    titles.append(" ".join(process.cmdline()))
+            parts = [title.removeprefix("ray::").partition(": shard ") for title in titles]
+            busy = frozenset(stage for stage, _, shard in parts if shard and stage in STAGES)
+            self.seen.append((time.monotonic(), busy))
+
+    def measure_shares(self) -> dict[str, float]:
+        """Returns the seconds from the first shard to the last, and the shares of them in which stages were busy."""
+        at = [index for index, (_, busy) in enumerate(self.seen) if busy]
+        seen = self.seen[at[0] : at[-1] + 1]
+        shares = {f"{stage}_busy": sum(stage in busy for _, busy in seen) / len(seen) for stage in STAGES}
+        shares["two_stages_busy"] = sum(len(busy) > 1 for _, busy in seen) / len(seen)
+        return {"shards_seconds": round(seen[-1][0] - seen[0][0], 2)} | {k: round(v, 3) for k, v in shares.items()}
+
+
+def hash_outputs(run: Path) -> dict[str, list[Any]]:
+    """Returns fingerprint and output hashes of every stage."""
+    manifests = {path.parts[-3]: json.loads(path.read_text()) for path in run.glob("stages/*/*/manifest.json")}
+    return {name: [one["fingerprint"], *(o["sha256"] for o in one["outputs"])] for name, one in manifests.items()}
+
+
+def measure_side(stream: bool, options: argparse.Namespace, models: list[str], port: int) -> dict[str, Any]:
+    """Runs the command once; returns what it took, and what it wrote under ``outputs``."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    with tempfile.TemporaryDirectory(prefix="streaming-bench-") as name:
+        folder = Path(name)
+        urls = [f"http://127.0.0.1:{port}/{index % FILES}?{index}" for index in range(options.rows)]
+        # The same path on both sides, since it is part of the listing's fingerprint.
+        listed = Path(tempfile.gettempdir()) / f"streaming-bench-{os.getpid()}.parquet"
+        pq.write_table(pa.table({"url": urls, "caption": ["an image of a thing"] * options.rows}), listed)
+        words = [sys.executable, "-m", "pipeline", "run", f"{ROOT}/configs/your_urls.yaml", f"run={folder}/run"]
+        words += [f"listing.path={listed}", f"listing.rows_per_shard={-(-options.rows // SHARDS)}", *models]
+        words += [f"cluster.cpus={options.processes}", f"cluster.stream={stream}", "--until", "score"]
+        load = os.getloadavg()[0]
+        env = os.environ | {"PYTHONPATH": str(ROOT), "NO_ALBUMENTATIONS_UPDATE": "1"}
+        with BusySampler() as sampler:
+            done = run_measured(words, folder, env)
+        listed.unlink()
+        assert done.returncode == 0, done.output[-3000:]
+        overlap = sampler.measure_shares()
+        outputs = hash_outputs(folder / "run")
+    network = options.rows / options.rate / overlap["shards_seconds"]
+    return {
+        "stream": stream,
+        "rows": options.rows,
+        "rate": options.rate,
+        "processes": options.processes,
+        "seconds": round(done.seconds, 2),
+        **overlap,
+        "network_used": round(network, 3),
+        "cpu_seconds": round(done.cpu_seconds, 2),
+        "cpu_busy": round(done.cpu_seconds / done.seconds / options.processes, 3),
+        "peak_mib": round(done.peak_mib, 1),
+        "load_before": round(load, 2),
+        "outputs": outputs,
+    }
+
+
+def compare_sides(options: argparse.Namespace) -> None:
+    """Runs both sides in turn, ``rounds`` times; prints all and writes the result."""
+    rows: list[dict[str, Any]] = []
+    with tempfile.TemporaryDirectory(prefix="streaming-models-") as name, start_server(options.rate) as port:
+        models = save_models(Path(name))
+        for turn in range(options.rounds):
+            pair = []
+            for stream in (False, True) if turn % 2 == 0 else (True, False):
+                pair.append({"round": turn} | measure_side(stream, options, models, port))
+                shown = {key: value for key, value in pair[-1].items() if key != "outputs"}
+                print(shown, flush=True)
+            assert pair[0].pop("outputs") == pair[1].pop("outputs"), "the sides do not write the same bytes"
+            rows += sorted(pair, key=lambda row: bool(row["stream"]))
+    off, on = ([row for row in rows if row["stream"] is stream] for stream in (False, True))
+    ratio = median(one["seconds"] / other["seconds"] for one, other in zip(off, on, strict=True))
+    text = f"wall seconds without over with streaming, {options.rows} images at {options.rate:g} per second, "
+    text += f"{options.processes} processes, median of {options.rounds} rounds"
+    busy = [median(row["two_stages_busy"] for row in side) for side in (off, on)]
+    together = f"share of the time that two stages were busy at once; without streaming {busy[0]}"
+    claims = [make_claim(text, ratio, "x", SPEED_UP), make_claim(together, busy[1], "", TOGETHER)]
+    write_result("streaming", rows, claims, ("ray", "torch", "open_clip_torch", "aiohttp"))
+
+
+def main() -> None:
+    """Parses the command line and runs the comparison or the server."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--rows", type=int, default=960)
+    parser.add_argument("--rate", type=float, default=30.0)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--processes", type=int, default=2)
+    parser.add_argument("--serve", type=int, metavar="PORT")
+    options = parser.parse_args()
+    if options.serve:
+        serve_slowly(options.serve, options.rate)
+    else:
+        compare_sides(options)
+
+
+if __name__ == "__main__":
+    main()
