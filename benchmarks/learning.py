@@ -5,8 +5,9 @@
     PYTHONPATH=.peers/unets python -m benchmarks.learning [--seconds 240] [--seeds 0 1 2] [--folder runs/learning]
 
 Scenes at 16x16 with the embeddings of one text encoder, one thread. The peers' networks have about as many parameters
-as ours and are trained by a plain loop, with our noise levels, loss, learning-rate schedule and EMA: what differs is
-the network and the demo's recipe (batch size, half-size images, optimizer). Ours is trained by the demo's config and
+as our preset tiny-base, of which the demo's network is a small variant: its size is part of the recipe that is compared.
+They are trained by a plain loop, with our noise levels, loss, learning-rate schedule and EMA, at a rate that is not tuned.
+Ours is trained by the demo's config and
 our trainer in `SHARES` of the same seconds, each a whole training with its own learning-rate decay. How many
 CPU-seconds ours needs for a peer's final error is read off between these, on a logarithmic scale of both.
 

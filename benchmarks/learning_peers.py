@@ -21,7 +21,7 @@ from train.tasks.diffusion import DiffusionTask
 from train.tasks.diffusion_config import DiffusionTrainingConfig
 
 NORM = 1.0  # of gradients, clipped
-RATE, BATCH = 1e-3, 32  # AdamW's; twice the rate was tried with each network and is no better
+RATE, BATCH = 1e-3, 32  # AdamW's; a usual choice, tuned for neither network
 
 
 class PeerNetwork(nn.Module):
@@ -53,7 +53,7 @@ def _take(conditions: Conditions, rows: Tensor) -> Conditions:
 
 
 class ImagenPytorch(PeerNetwork):
-    """imagen-pytorch's Unet, about as large as the demo's base, with the arguments that its README names."""
+    """imagen-pytorch's Unet, about as large as our preset tiny-base, with the arguments that its README names."""
 
     def __init__(self, config: DenoiserConfig, tokens: int) -> None:
         from imagen_pytorch import Unet
@@ -82,7 +82,7 @@ class ImagenPytorch(PeerNetwork):
 
 
 class Diffusers(PeerNetwork):
-    """diffusers' UNet2DConditionModel in the layout of DeepFloyd IF, about as large as the demo's base."""
+    """diffusers' UNet2DConditionModel in the layout of DeepFloyd IF, about as large as our preset tiny-base."""
 
     def __init__(self, config: DenoiserConfig, tokens: int) -> None:
         from diffusers import UNet2DConditionModel
