@@ -5,11 +5,11 @@
     PYTHONPATH=.peers/unets python -m benchmarks.learning [--seconds 240] [--seeds 0 1 2] [--folder runs/learning]
 
 Scenes at 16x16 with the embeddings of one text encoder, one thread. The peers' networks have about as many parameters
-as our preset tiny-base, of which the demo's network is a small variant: its size is part of the recipe that is compared.
-They are trained by a plain loop, with our noise levels, loss, learning-rate schedule and EMA, at a rate that is not tuned.
-Ours is trained by the demo's config and
-our trainer in `SHARES` of the same seconds, each a whole training with its own learning-rate decay. How many
-CPU-seconds ours needs for a peer's final error is read off between these, on a logarithmic scale of both.
+as our preset tiny-base; the demo's is a smaller variant of it, and its size is part of the recipe that is compared.
+They are trained by a plain loop, with our noise levels, loss, learning-rate schedule and EMA, at a rate that is not
+tuned. Ours is trained by the demo's config and our trainer in `SHARES` of the same seconds, each a whole training
+with its own learning-rate decay. How many CPU-seconds ours needs for a peer's final error is read off between these,
+on a logarithmic scale of both.
 
 The error is the mean squared error of the clean image for held-out images, averaged over four noise levels. What is
 counted: CPU-seconds of training, batches included. Not counted: imports, corpus, text encoder, judging. Rows go to
