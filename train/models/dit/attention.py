@@ -12,7 +12,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from train.models.norms import RMSNorm
 from train.models.text_attention import weigh_keys
 
 NORM_EPS = 1e-6
@@ -49,7 +48,7 @@ def rotate(x_BNGd: Tensor, by: Rotary) -> Tensor:
     return torch.cat(turned, dim=-1)
 
 
-def normalize(norm: RMSNorm, x: Tensor) -> Tensor:
+def normalize(norm: nn.RMSNorm, x: Tensor) -> Tensor:
     """Returns ``norm(x)`` in the type of its weight: fp32 under autocast on CPUs too, as on GPUs."""
     return norm(x.to(norm.weight.dtype))
 
@@ -66,14 +65,14 @@ class PatchAttention(nn.Module):
         super().__init__()
         self.heads = width // head_width
         self.query = nn.Linear(width, width)
-        self.norm_query = RMSNorm(head_width, NORM_EPS)
+        self.norm_query = nn.RMSNorm(head_width, NORM_EPS)
         self.image_keys_values = self.norm_image = self.text_keys_values = self.norm_text = None
         if kind != "cross":
             self.image_keys_values = nn.Linear(width, 2 * width)
-            self.norm_image = RMSNorm(head_width, NORM_EPS)
+            self.norm_image = nn.RMSNorm(head_width, NORM_EPS)
         if kind != "self":
             self.text_keys_values = nn.Linear(text_width, 2 * width)
-            self.norm_text = RMSNorm(head_width, NORM_EPS)
+            self.norm_text = nn.RMSNorm(head_width, NORM_EPS)
         self.project = nn.Linear(width, width)
 
     def forward(self, x_BNC: Tensor, rotary: Rotary | None, text_BTC: Tensor | None, mask: Tensor | None) -> Tensor:

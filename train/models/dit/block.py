@@ -14,7 +14,6 @@ from torch.nn import functional
 from train.models.dit.attention import NORM_EPS, PatchAttention, Rotary, WindowGrid, normalize
 from train.models.dit.config import DiTConfig
 from train.models.layers import zero_init
-from train.models.norms import RMSNorm
 
 MODULATIONS = 6  # shift, scale and gate of attention, and of the feed-forward network
 
@@ -58,11 +57,11 @@ class DiTBlock(nn.Module):
         width, head, text = config.width, config.head_width, config.context_width
         cross = config.attention == "cross"
         self.window, self.shifted = config.window, shifted
-        self.norm_attention = RMSNorm(width, NORM_EPS, elementwise_affine=False)
+        self.norm_attention = nn.RMSNorm(width, NORM_EPS, elementwise_affine=False)
         self.attention = PatchAttention(width, head, text, "self" if cross else "joint")
-        self.norm_cross = RMSNorm(width, NORM_EPS) if cross else None
+        self.norm_cross = nn.RMSNorm(width, NORM_EPS) if cross else None
         self.cross = PatchAttention(width, head, text, "cross") if cross else None
-        self.norm_hidden = RMSNorm(width, NORM_EPS, elementwise_affine=False)
+        self.norm_hidden = nn.RMSNorm(width, NORM_EPS, elementwise_affine=False)
         self.feed_forward = SwiGLU(width, config.hidden_width())
         self.modulation = self.offset = None
         if config.modulation == "block":

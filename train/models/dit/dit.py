@@ -20,7 +20,6 @@ from train.models.dit.attention import NORM_EPS, rotary_2d
 from train.models.dit.block import MODULATIONS, DiTBlock, PatchCondition, modulate
 from train.models.dit.config import SUPPORTED_CONDITIONS, DiTConfig
 from train.models.layers import COORDINATE_FEATURES, add_to_prediction, coordinate_features, zero_init
-from train.models.norms import RMSNorm
 
 NOISE_FEATURES = 256
 
@@ -53,7 +52,7 @@ class DiT(nn.Module):
         self.place = nn.Linear(COORDINATE_FEATURES, width) if config.positions else None
         self.modulation = nn.Linear(condition, MODULATIONS * width) if config.modulation == "shared" else None
         self.blocks = nn.ModuleList(DiTBlock(config, shifted=number % 2 == 1) for number in range(config.depth))
-        self.norm_out = RMSNorm(width, NORM_EPS, elementwise_affine=False)
+        self.norm_out = nn.RMSNorm(width, NORM_EPS, elementwise_affine=False)
         predicted = predicted or config.patch**2 * config.output_channels()
         self.modulation_out, self.out = nn.Linear(condition, 2 * width), nn.Linear(width, predicted)
         self.recompute = False
