@@ -51,6 +51,11 @@ class SamplingConfig(GuidanceConfig):
     temperature: float = Field(
         default=1.0, ge=0, description="of a refinement stage: randomness of the codes; 0: the likeliest"
     )
+    tile: int | None = Field(
+        default=None,
+        ge=1,
+        description="sides of the overlapping tiles that the network gets, for less memory; None: whole images",
+    )
     resample: int = Field(default=4, ge=1, description="of inpainting: repetitions of each step")
     candidates: int = Field(
         default=2,

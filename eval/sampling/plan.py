@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,6 +14,7 @@ from eval.sampling.attention import find_text_layers
 from eval.sampling.config import SamplingConfig
 from eval.sampling.options import DEFAULT_STRENGTH, SamplingOptions, Size, override_sampling
 from eval.sampling.stage_sampler import LoadedStage
+from eval.sampling.tiles import LEAST
 from train.models.backbones import backbone_name, find_backbone
 
 
@@ -63,16 +64,18 @@ def make_plan(
     image_HWC = None if options.image is None else image_editing.to_rgb(options.image)
     aspect = 1.0 if image_HWC is None else image_HWC.shape[1] / image_HWC.shape[0]
     mask = None if options.mask is None or image_HWC is None else image_editing.read_mask(options.mask, image_HWC)
+    size = (
+        image_editing.check_size(stages, options.size) if options.size else image_editing.nearest_size(stages, aspect)
+    )
+    watched = choose_watched(stages) if options.attention else frozenset()
+    for stage in stages:
+        _check_tile(stage, settings, image_editing.stage_size(stages, size, stage.entry.resolution), watched)
     return SamplingPlan(
         prior=prior,
         stages=stages,
         numbers={stage.entry.name: number for number, stage in enumerate(cascade)},
         settings=settings,
-        size=(
-            image_editing.check_size(stages, options.size)
-            if options.size
-            else image_editing.nearest_size(stages, aspect)
-        ),
+        size=size,
         seed=options.seed,
         texts=texts,
         negative_prompt=options.negative,
@@ -80,8 +83,29 @@ def make_plan(
         image_HWC=image_HWC,
         mask_HW=mask,
         one_noise=options.interpolates,
-        watched=choose_watched(stages) if options.attention else frozenset(),
+        watched=watched,
     )
+
+
+def _check_tile(
+    stage: LoadedStage, settings: Mapping[str, SamplingConfig], size: Size, watched: Collection[str]
+) -> None:
+    """Raises UserError for a tile on which the stage's network would not work, if images of ``size`` are larger."""
+    name, config = stage.entry.name, stage.model.config
+    tile, step = settings[name].tile, config.size_multiple()
+    if tile is None or tile >= max(size):
+        return
+    refusal = None
+    if find_backbone(backbone_name(config)).task != "diffusion":
+        refusal = "does not draw by diffusion; set tile for other stages alone"
+    elif part := config.needs_whole_images():
+        refusal = f"has {part}, which needs whole images; set tile for other stages alone"
+    elif tile % step or tile < LEAST * step:
+        refusal = f"takes tiles of a multiple of {step} from {LEAST * step}; take one"
+    elif name in watched:
+        refusal = "shows where it looks in whole images alone; leave out attention, or tile"
+    if refusal:
+        raise UserError(f"tile {tile}: stage {name} {refusal}")
 
 
 def _check_negative(stages: Sequence[LoadedStage], settings: Mapping[str, SamplingConfig]) -> None:

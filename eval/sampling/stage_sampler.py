@@ -16,6 +16,7 @@ from torch import Tensor
 
 from eval.sampling.attention import AttentionRecorder
 from eval.sampling.config import SamplingConfig, StageEntry
+from eval.sampling.tiles import call_in_tiles
 from train.diffusion.config import DiffusionConfig
 from train.diffusion.guidance import GuidedDenoiser, guide_model
 from train.diffusion.inpainting import repaint
@@ -183,8 +184,8 @@ def stage_denoiser(
         # On a GPU the network runs in bf16; the sampler's own steps stay in fp32.
         with torch.autocast(x_BCHW.device.type, torch.bfloat16, enabled=x_BCHW.device.type == "cuda"):
             seen_BCHW = network_input(x_BCHW, log_snr_B, stage.diffusion.schedule)
-            output = call_in_parts(
-                network, seen_BCHW, log_snr_B, conditions_of(network, prompts, keep_B), seen_BCHW[0, 0].numel()
+            output = call_on_images(
+                network, seen_BCHW, log_snr_B, conditions_of(network, prompts, keep_B), settings.tile
             )
         return (output if settings.learned_variance else split_variance(output, x_BCHW)[0]).float()
 
@@ -205,6 +206,19 @@ def stage_denoiser(
         return output
 
     return guide_model(watched_model, stage.diffusion, settings)
+
+
+def call_on_images(
+    network: Denoiser, x_BCHW: Tensor, log_snr_B: Tensor, conditions: Conditions, tile: int | None
+) -> Tensor:
+    """Returns the network's output (B, C, H, W), float32; of images larger than ``tile``, if given, tile by tile."""
+
+    def call(part_BCHW: Tensor, given: Conditions) -> Tensor:
+        return call_in_parts(network, part_BCHW, log_snr_B, given, part_BCHW[0, 0].numel())
+
+    if tile is None or tile >= max(x_BCHW.shape[2:]):
+        return call(x_BCHW, conditions)
+    return call_in_tiles(call, x_BCHW, conditions, tile, network.config.size_multiple())
 
 
 def call_in_parts(model: Denoiser, x: Tensor, log_snr_B: Tensor, conditions: Conditions, pixels: int) -> Tensor:
