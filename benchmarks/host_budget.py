@@ -21,8 +21,6 @@ GPU asks for, and the training thread less than one of them.
 from __future__ import annotations
 
 import json
-import os
-import subprocess
 import sys
 import tempfile
 import time
@@ -31,6 +29,7 @@ from typing import Any
 
 import torch
 
+from benchmarks.earlier import ROOT, extract_commit, run_script
 from benchmarks.result import make_claim, write_result
 from pipeline.config import RunConfig
 from pipeline.config_loading import load_config
@@ -39,7 +38,6 @@ from pipeline.planner.encoders import estimate_text_cost
 from pipeline.planner.training import StageModel
 from train.timing import PEAK_TFLOPS
 
-ROOT = Path(__file__).parent.parent
 BEFORE = "16e0a72"
 CONFIGS = ("imagen", "laion", "small_team")
 GPUS, MFU, CORES, CORES_PER_GPU, TARGET = ("H100", "H200"), 0.5, 16, 2.0, 0.2
@@ -65,12 +63,7 @@ def measure_side(tree: Path, stage: dict[str, Any]) -> dict[str, Any]:
     with tempfile.NamedTemporaryFile("w", suffix=".json") as file:
         json.dump(stage, file)
         file.flush()
-        env = os.environ | {"PYTHONPATH": str(tree), "OMP_NUM_THREADS": "1"}
-        command = [sys.executable, str(ROOT / "benchmarks" / "host_side.py"), file.name]
-        done = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise RuntimeError(f"{tree}: {done.stderr[-3000:]}")
-    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+        found: dict[str, Any] = run_script(tree, "host_side.py", file.name)
     return found
 
 
@@ -156,8 +149,7 @@ def main() -> None:
     widths: dict[str, int] = {}
     rate = measure_copy_rate()
     with tempfile.TemporaryDirectory(prefix="imagen-ray-bench-") as scratch:
-        archive = subprocess.run(["git", "archive", commit], cwd=ROOT, capture_output=True, check=True).stdout
-        subprocess.run(["tar", "-x", "-C", scratch], input=archive, check=True)
+        extract_commit(commit, Path(scratch))
         for name in CONFIGS:
             config = load_config(str(ROOT / "configs" / f"{name}.yaml"), [])
             width, tokens = estimate_text_cost(config.encoder).width, Assumptions().padded_tokens

@@ -17,12 +17,17 @@ epoch to its last. Every side is the public loader that its documentation shows 
 ours is `train.loader.loader.Loader`, as a training rank uses it. Not counted: imports, which the processes inherit, and
 opening the data; ``first_batch_s`` and ``resume_s`` have the latter in seconds. An epoch has 4,096 samples.
 
+"before" is the loader of the commit `BEFORE`, which writes its own files and is measured by its own benchmark, in turns
+with ours: what the later ways to feed a device cost a training on CPUs.
+
 Besides, ours alone: one and two loading threads, batches as stored, from which the time that threads waited for a core
-is taken out; and captions of T5-XXL's width, unpacked as on a CPU and as stored, as they are sent to a GPU.
+is taken out, beside one and two processes that only decode such JPEGs, which is what the machine gives; and captions of
+T5-XXL's width, unpacked as on a CPU and as stored, as they are sent to a GPU.
 """
 
 from __future__ import annotations
 
+import multiprocessing
 import tempfile
 import threading
 import time
@@ -36,6 +41,7 @@ import numpy as np
 import torch
 
 from benchmarks.captions import make_captions, make_photo, sample_lengths
+from benchmarks.earlier import extract_commit, run_script
 from benchmarks.forked import measure_cpu_seconds, measure_peak_mb, run_forked
 from benchmarks.loader_sides import (
     BATCH,
@@ -46,6 +52,7 @@ from benchmarks.loader_sides import (
     OursJpeg256,
     OursRawInt8,
     Sample,
+    decode_with_opencv,
     import_peers,
 )
 from benchmarks.result import make_claim, write_result
@@ -66,6 +73,9 @@ LARGE_SAMPLES, LARGE_IMAGES = 1024, 16  # of the last two: their samples, and di
 XXL_WIDTH, XXL_SAMPLES = 4096, 1024  # of T5-XXL
 XXL = "ours, raw int8 at T5-XXL's width"
 TOKENS_PER_WORD = 1.4
+BEFORE = "16e0a72"  # before batches went to the device as stored
+BEFORE_SIDES = ("ours, JPEG", "ours, raw float16", "ours, raw int8")
+DECODE_SECONDS = 3.0
 PACKAGES = ("pyarrow", "numpy", "torch", "webdataset", "datasets", "opencv-python-headless", "pillow")
 
 
@@ -137,8 +147,12 @@ def measure_prefetch(side: str, folder: Path, workers: int) -> dict[str, float]:
 def read_queueing() -> float:
     """Returns the seconds that this process's loading threads have waited for a core, all together (Linux)."""
     threads = [thread for thread in threading.enumerate() if thread.name.startswith("batches")]
-    files = [Path(f"/proc/self/task/{thread.native_id}/schedstat") for thread in threads]
-    return sum(int(file.read_text().split()[1]) for file in files) / 1e9
+    return sum(read_schedule(f"/proc/self/task/{thread.native_id}/schedstat") for thread in threads)
+
+
+def read_schedule(file: str) -> float:
+    """Returns the seconds that a thread or a process has waited for a core (Linux)."""
+    return int(Path(file).read_text().split()[1]) / 1e9
 
 
 def measure_batches(folder: Path, unpacked: bool) -> float:
@@ -155,6 +169,23 @@ def measure_batches(folder: Path, unpacked: bool) -> float:
     for step in range(steps, 2 * steps):
         load(step)
     return 1000 * (measure_cpu_seconds() - start) / (steps * BATCH)
+
+
+def measure_decoding(size: int, processes: int) -> float:
+    """Returns how many JPEGs of ``size`` pixels a side so many processes decode per second, all together."""
+    jpegs = [sample.jpeg for sample in make_samples(LARGE_IMAGES, 1, size)]
+    with multiprocessing.get_context("fork").Pool(processes) as pool:
+        return sum(pool.map(decode_all, [jpegs] * processes, chunksize=1))
+
+
+def decode_all(jpegs: list[bytes]) -> float:
+    """Returns how many of the JPEGs this process decodes per second, without the time that it waits for a core."""
+    count, began, queued = 0, time.monotonic(), read_schedule("/proc/self/schedstat")
+    while time.monotonic() - began < DECODE_SECONDS:
+        for jpeg in jpegs:
+            decode_with_opencv(jpeg)
+        count += len(jpegs)
+    return count / (time.monotonic() - began - read_schedule("/proc/self/schedstat") + queued)
 
 
 def summarize_side(side: str, folder: Path, passes: list[dict[str, float]], middles: list[float]) -> dict[str, Any]:
@@ -178,7 +209,13 @@ def summarize_side(side: str, folder: Path, passes: list[dict[str, float]], midd
 
 def make_claims(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Returns the claims about the rows."""
-    sides = {entry["side"]: entry for entry in rows if not {"threads", "width"} & entry.keys()}
+    sides = {entry["side"]: entry for entry in rows if "cpu_s_per_thousand" in entry and "width" not in entry}
+    before = {entry["side"]: entry["samples_per_cpu_second"] for entry in rows if "commit" in entry}
+    decoded = {(row["size"], row["processes"]): row["decoded_per_second"] for row in rows if "processes" in row}
+    ceilings = {
+        side: f" ({decoded[size, 2] / decoded[size, 1]:.2f} of two processes that only decode)"
+        for side, size in (("ours, JPEG", SIZE), ("ours, JPEG of 256 px", OursJpeg256.size))
+    }
     wide = {entry["captions"]: entry["cpu_s_per_thousand"] for entry in rows if entry.get("width") == XXL_WIDTH}
     one, two = (
         {entry["side"]: entry["samples_per_second_without_queueing"] for entry in rows if entry.get("threads") == count}
@@ -200,8 +237,12 @@ def make_claims(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
         make_claim(f"{best} over the fastest peer ({fastest})", rate[best] / rate[fastest], "times", 3.0),
         make_claim(f"{best} over tensors in memory", rate[best] / rate["memory"], "times", 0.7),
         *[
+            make_claim(f"{side}, over the loader before", rate[side] / value, "times", 1.0)
+            for side, value in before.items()
+        ],
+        *[
             make_claim(
-                f"two threads over one, {side.removeprefix('ours, ')}",
+                f"two threads over one, {side.removeprefix('ours, ')}{ceilings.get(side, '')}",
                 two[side] / one[side],
                 "times",
                 1.0 if "raw" in side else 1.6,
@@ -231,58 +272,93 @@ def write_more(side: str, folder: Path) -> None:
     kind.write(make_samples(LARGE_SAMPLES, WIDTH, kind.size, LARGE_IMAGES), folder)
 
 
+class Measured:
+    """What the sides measured, a value per round."""
+
+    def __init__(self) -> None:
+        self.passes: dict[str, list[Any]] = {side: [] for side in SIDES}
+        self.middles: dict[str, list[float]] = {side: [] for side in SIDES}
+        self.before: dict[str, list[Any]] = {side: [] for side in BEFORE_SIDES}
+        self.threads: dict[tuple[str, int], list[dict[str, float]]] = {
+            (side, count): [] for side in THREADED for count in (1, 2)
+        }
+        self.decoding: dict[tuple[int, int], list[float]] = {
+            (size, count): [] for size in (SIZE, OursJpeg256.size) for count in (1, 2)
+        }
+        self.text: dict[tuple[int, bool], list[float]] = {
+            (width, unpacked): [] for width in (WIDTH, XXL_WIDTH) for unpacked in (True, False)
+        }
+
+    def measure_round(self, folders: dict[str, Path], before: Path) -> None:
+        """Measures each side once; ``before``: the tree of `BEFORE`, with its files in folders beside it."""
+        for (side, count), rates in self.threads.items():
+            rates.append(run_forked(measure_prefetch, side, folders[side], count))
+        for (size, count), decoded in self.decoding.items():
+            decoded.append(run_forked(measure_decoding, size, count))
+        for (width, unpacked), spent in self.text.items():
+            folder = folders[XXL if width == XXL_WIDTH else "ours, raw int8"]
+            spent.append(run_forked(measure_batches, folder, unpacked))
+        for side in SIDES:
+            self.passes[side].append(run_forked(measure_epochs, side, folders[side]))
+            self.middles[side].append(run_forked(measure_resume, side, folders[side]))
+            if side in BEFORE_SIDES:
+                files = str(folders[f"before, {side}"])
+                self.before[side].append(run_script(before, "loader_before.py", "measure", side, files))
+
+    def make_rows(self, folders: dict[str, Path]) -> list[dict[str, Any]]:
+        """Returns the rows of all sides: medians over the rounds."""
+        rows = [summarize_side(side, folders[side], self.passes[side], self.middles[side]) for side in SIDES]
+        for side, passes in self.before.items():
+            rate = passes[0]["seen"] / median(one["cpu_s"] for one in passes)
+            rows.append({"side": side, "commit": BEFORE, "samples_per_cpu_second": round(rate)})
+        for (side, count), rates in self.threads.items():
+            wall, own = (round(median(one[name] for one in rates)) for name in ("wall", "own"))
+            rows.append(
+                {
+                    "side": side,
+                    "threads": count,
+                    "samples_per_second": wall,
+                    "samples_per_second_without_queueing": own,
+                }
+            )
+        for (size, count), decoded in self.decoding.items():
+            rows.append({"size": size, "processes": count, "decoded_per_second": round(median(decoded))})
+        for (width, unpacked), spent in self.text.items():
+            row = {"side": "ours, raw int8", "width": width, "captions": "unpacked" if unpacked else "as stored"}
+            rows.append(row | {"cpu_s_per_thousand": round(median(spent), 4)})
+        return rows
+
+
+def write_all(scratch: Path) -> dict[str, Path]:
+    """Writes every side's files below ``scratch``; returns their folders."""
+    samples = make_samples(SAMPLES)
+    folders = {side: scratch / str(number) for number, side in enumerate(SIDES)}
+    for side, folder in folders.items():
+        folder.mkdir()
+        run_forked(SIDES[side].write, samples, folder)
+    for number, side in enumerate((*[side for side in THREADED if side not in SIDES], XXL)):
+        folders[side] = scratch / f"more-{number}"
+        folders[side].mkdir()
+        run_forked(write_more, side, folders[side])
+    return folders
+
+
 def main() -> None:
     """Writes every side's files, runs the sides in turns, prints and writes the result."""
     torch.set_num_threads(1)
     cv2.setNumThreads(1)
     import_peers()
     with tempfile.TemporaryDirectory(prefix="imagen-ray-bench-") as scratch:
-        samples = make_samples(SAMPLES)
-        folders = {side: Path(scratch) / str(number) for number, side in enumerate(SIDES)}
-        for side, folder in folders.items():
-            folder.mkdir()
-            run_forked(SIDES[side].write, samples, folder)
-        del samples
-        passes: dict[str, list[Any]] = {side: [] for side in SIDES}
-        middles: dict[str, list[float]] = {side: [] for side in SIDES}
-        rates: dict[tuple[str, int], list[dict[str, float]]] = {
-            (side, count): [] for side in THREADED for count in (1, 2)
-        }
-        text: dict[tuple[int, bool], list[float]] = {
-            (width, unpacked): [] for width in (WIDTH, XXL_WIDTH) for unpacked in (True, False)
-        }
-        for number, side in enumerate((*[side for side in THREADED if side not in SIDES], XXL)):
-            folders[side] = Path(scratch) / f"more-{number}"
-            folders[side].mkdir()
-            run_forked(write_more, side, folders[side])
+        folders = write_all(Path(scratch))
+        (tree := Path(scratch) / "before").mkdir()
+        extract_commit(BEFORE, tree)
+        for number, side in enumerate(BEFORE_SIDES):
+            folders[f"before, {side}"] = Path(scratch) / f"before-{number}"
+            run_script(tree, "loader_before.py", "write", side, str(folders[f"before, {side}"]))
+        measured = Measured()
         for _ in range(ROUNDS):
-            for (side, count), measured in rates.items():
-                measured.append(run_forked(measure_prefetch, side, folders[side], count))
-            for (width, unpacked), spent in text.items():
-                folder = folders[XXL if width == XXL_WIDTH else "ours, raw int8"]
-                spent.append(run_forked(measure_batches, folder, unpacked))
-            for side in SIDES:
-                passes[side].append(run_forked(measure_epochs, side, folders[side]))
-                middles[side].append(run_forked(measure_resume, side, folders[side]))
-        rows = [summarize_side(side, folders[side], passes[side], middles[side]) for side in SIDES]
-        rows += [
-            {
-                "side": side,
-                "threads": count,
-                "samples_per_second": round(median(one["wall"] for one in measured)),
-                "samples_per_second_without_queueing": round(median(one["own"] for one in measured)),
-            }
-            for (side, count), measured in rates.items()
-        ]
-        rows += [
-            {
-                "side": "ours, raw int8",
-                "width": width,
-                "captions": "unpacked" if unpacked else "as stored",
-                "cpu_s_per_thousand": round(median(spent), 4),
-            }
-            for (width, unpacked), spent in text.items()
-        ]
+            measured.measure_round(folders, tree)
+        rows = measured.make_rows(folders)
     for entry in rows:
         print(entry)
     write_result("loader", rows, make_claims(rows), PACKAGES)

@@ -98,5 +98,5 @@ def test_tiles_that_a_stage_cannot_take_are_refused(cascade: Cascade, options: d
 
 
 def test_a_tile_as_large_as_the_image_changes_nothing(cascade: Cascade) -> None:
-    plain, tiled = (cascade("a cat", **options).images[0] for options in ({}, {"tile": 1024}))  # type: ignore[arg-type]
+    plain, tiled = (cascade("a cat", **options).images[0] for options in ({}, {"tile": 1024}))
     assert difference(plain, tiled) == 0
