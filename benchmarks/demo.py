@@ -3,7 +3,8 @@
     python -m benchmarks.demo --seeds 5                    # runs the demo with seeds 0 to 4, then reads these runs
     python -m benchmarks.demo runs/demo runs/demo-seed-1   # reads finished runs
 
-A finished run is not run again. The time is the sum over all stages. The example is README's: four images of one
+A finished run is not run again. The time is that from the start of the command to its end; of a run that several
+commands made, the sum. The example is README's: four images of one
 prompt, from the whole cascade with the seed that README gives, judged as all others are. The languages' gap is the
 difference between the accuracy of English and Chinese prompts, of both splits, in the mean over the seeds.
 """
@@ -15,6 +16,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Sequence
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -51,7 +53,7 @@ def read_run(folder: str) -> dict[str, Any]:
     seconds = {stage: artifact.manifest.seconds for stage, artifact in run.artifacts().items()}
     return {
         "seed": record["config"]["seed"],
-        "minutes": round(sum(seconds.values()) / 60, 2),
+        "minutes": round(measure_wall(Path(run.root) / "events.jsonl") / 60, 2),
         "seconds": {stage: round(value, 1) for stage, value in seconds.items()},
         "flops": count_run(run),
         "composition": metrics["composition"],
@@ -60,6 +62,20 @@ def read_run(folder: str) -> dict[str, Any]:
         "example_right": judge_example(folder),
         "table": metrics["composition_table"],
     }
+
+
+def measure_wall(events: Path) -> float:
+    """Returns the seconds that the commands took that worked on a run."""
+    seconds, began, last = 0.0, None, None
+    for line in events.read_text().splitlines():
+        event = json.loads(line)
+        time = datetime.fromisoformat(event["time"])
+        if event["event"] == "run_started":
+            seconds += (last - began).total_seconds() if began and last else 0.0
+            began = time
+        last = time
+    assert began is not None and last is not None, f"{events} has no run"
+    return seconds + (last - began).total_seconds()
 
 
 def judge_example(folder: str) -> int:
@@ -87,9 +103,7 @@ def make_claims(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     operations = max(sum(row["flops"].values()) for row in rows)
     claims.append(make_claim("operations of all training", operations, "FLOP", OPERATIONS, at_most=True))
     minutes = float(np.mean([row["minutes"] for row in rows]))
-    claims.append(
-        make_claim("all stages, one after another, without installation", minutes, "minutes", MINUTES, at_most=True)
-    )
+    claims.append(make_claim("the whole command, without installation", minutes, "minutes", MINUTES, at_most=True))
     return claims
 
 

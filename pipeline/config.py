@@ -235,10 +235,13 @@ class RunConfig(Config):
         loops |= {"encoder.pretrain": self.encoder.pretrain, "clip.train": self.clip.train}
         loops["text_tuning"] = self.text_tuning
         for key, loop in loops.items():
-            ranks = self.cluster.ranks  # None: as many as divide the batch
+            stage = {"encoder.pretrain": "encoder", "clip.train": "clip"}.get(key, key)
+            own = self.cluster.stage_resources(stage).ranks
+            ranks, source = own or self.cluster.ranks, "cluster.stages: ranks" if own else "cluster.ranks"
+            # None: as many as divide the batch.
             if loop is not None and ranks is not None and loop.batch_size % (ranks * loop.accumulation):
                 raise ValueError(
-                    f"{key}.batch_size={loop.batch_size}: not a multiple of cluster.ranks={ranks} x "
+                    f"{key}.batch_size={loop.batch_size}: not a multiple of {source}={ranks} x "
                     f"accumulation={loop.accumulation}; change one of them"
                 )
 

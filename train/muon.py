@@ -4,13 +4,14 @@ The momentum of a matrix is replaced by the nearest semi-orthogonal matrix, appr
 "Muon: an optimizer for hidden layers in neural networks"), scaled so that its root mean square is about Adam's: then
 both take one learning rate and one weight decay (Liu et al. 2025, arXiv 2502.16982, section 2.2).
 
-Shape legend: N matrices of one shape, R rows, C columns, R <= C.
+Shape legend: N matrices of one shape, M matrices of all, R rows, C columns.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
+from itertools import islice
 from typing import Any
 
 import torch
@@ -71,25 +72,28 @@ class MuonEma(CountedUpdates, torch.optim.Optimizer):
             by_count = self._count(params)
             for update, counted in by_count.items():
                 self._step_vectors([param for param in counted if not is_matrix(param.shape)], update, group["lr"])
-            by_shape: dict[tuple[int, int], list[Tensor]] = {}
+            by_rows: dict[int, dict[tuple[int, int], list[Tensor]]] = {}
             for param in params:
                 if is_matrix(param.shape):
-                    by_shape.setdefault((param.shape[0], param[0].numel()), []).append(param)
-            for matrices in by_shape.values():
-                self._step_matrices(matrices, group["lr"])
+                    shape = (param.shape[0], param[0].numel())
+                    by_rows.setdefault(min(shape), {}).setdefault(shape, []).append(param)
+            for by_shape in by_rows.values():
+                self._step_matrices(by_shape.values(), group["lr"])
             self._update_ema(by_count, self.state)
 
-    def _step_matrices(self, params: Sequence[Tensor], rate: float) -> None:
-        """Updates matrices of one shape."""
+    def _step_matrices(self, by_shape: Collection[Sequence[Tensor]], rate: float) -> None:
+        """Updates matrices with the same smaller side, given by shape."""
+        params = [param for same in by_shape for param in same]
         grads = [param.grad for param in params if param.grad is not None]
         momenta = [self.state[param]["momentum"] for param in params]
         torch._foreach_lerp_(momenta, grads, 1 - self.momentum)
-        ahead = torch._foreach_lerp(grads, momenta, self.momentum)  # Nesterov's
-        update_NRC = orthogonalise(torch.stack([value.flatten(1) for value in ahead]))
-        rows, columns = update_NRC.shape[1:]
-        scale = -rate * RMS * math.sqrt(max(rows, columns))
-        for param, update_RC in zip(params, update_NRC, strict=True):
-            param.add_(update_RC.reshape(param.shape), alpha=scale)
+        ahead = iter(torch._foreach_lerp(grads, momenta, self.momentum))  # Nesterov's
+        stacks = [torch.stack([value.flatten(1) for value in islice(ahead, len(same))]) for same in by_shape]
+        updates = []
+        for update_NRC in orthogonalise(stacks):
+            scale = -rate * RMS * math.sqrt(max(update_NRC.shape[1:]))
+            updates += (update_NRC * scale).unbind()
+        torch._foreach_add_(params, [update.view_as(param) for update, param in zip(updates, params, strict=True)])
 
     def _step_vectors(self, params: Sequence[Tensor], update: int, rate: float) -> None:
         """Updates all other parameters by Adam, at its ``update``-th update (from 1)."""
@@ -112,24 +116,30 @@ def is_matrix(shape: torch.Size) -> bool:
     return len(shape) >= 2 and min(shape[0], math.prod(shape[1:])) >= LEAST_SIDE
 
 
-def orthogonalise(x_NRC: Tensor) -> Tensor:
-    """Returns matrices with the singular vectors of ``x_NRC`` and singular values of about 1 (0.7 to 1.2).
+def orthogonalise(stacks: Sequence[Tensor]) -> list[Tensor]:
+    """Returns stacks of matrices (N, R, C) with their singular vectors, and singular values of about 1 (0.7 to 1.2).
 
-    Values below about 1/1000 of a matrix's Frobenius norm stay smaller. The iteration runs on the smaller Gram matrix
-    alone: each step multiplies from one side by a polynomial of it, and all of them commute. For kernels that is a
-    third of the operations.
+    The smaller of R and C is the same in all stacks. Values below about 1/1000 of a matrix's Frobenius norm stay
+    smaller. The iteration runs on the smaller Gram matrix alone: each step multiplies from one side by a polynomial of
+    it, and all of them commute. For kernels that is a third of the operations, and all stacks take the steps together.
     """
-    if x_NRC.shape[1] > x_NRC.shape[2]:
-        return orthogonalise(x_NRC.transpose(1, 2)).transpose(1, 2)
-    x_NRC = x_NRC.float()
-    x_NRC = x_NRC / (x_NRC.norm(dim=(1, 2), keepdim=True) + 1e-7)
+    wide = [x_NRC.mT if x_NRC.shape[1] > x_NRC.shape[2] else x_NRC for x_NRC in stacks]
+    wide = [x_NRC.float() / (x_NRC.float().norm(dim=(1, 2), keepdim=True) + 1e-7) for x_NRC in wide]
+    product_MRR = iterate_quintic(torch.cat([x_NRC @ x_NRC.mT for x_NRC in wide]))
+    parts = product_MRR.split([len(x_NRC) for x_NRC in wide])
+    done = [part_NRR @ x_NRC for part_NRR, x_NRC in zip(parts, wide, strict=True)]
+    return [y if y.shape == x.shape else y.mT for y, x in zip(done, stacks, strict=True)]
+
+
+def iterate_quintic(gram_MRR: Tensor) -> Tensor:
+    """Returns the product of polynomials by which matrices of these Gram matrices become orthogonal."""
     one, three, five = QUINTIC
-    gram_NRR, product_NRR = x_NRC @ x_NRC.mT, None
-    identity_RR = torch.eye(gram_NRR.shape[1], dtype=gram_NRR.dtype, device=gram_NRR.device)
+    identity_RR = torch.eye(gram_MRR.shape[1], dtype=gram_MRR.dtype, device=gram_MRR.device) * one
+    product_MRR = None
     for iteration in range(ITERATIONS):
-        step_NRR = torch.baddbmm(gram_NRR, gram_NRR, gram_NRR, beta=three, alpha=five) + one * identity_RR
-        product_NRR = step_NRR if product_NRR is None else step_NRR @ product_NRR
+        step_MRR = torch.baddbmm(gram_MRR, gram_MRR, gram_MRR, beta=three, alpha=five) + identity_RR
+        product_MRR = step_MRR if product_MRR is None else step_MRR @ product_MRR
         if iteration + 1 < ITERATIONS:
-            gram_NRR = step_NRR @ gram_NRR @ step_NRR
-    assert product_NRR is not None
-    return product_NRR @ x_NRC
+            gram_MRR = step_MRR @ gram_MRR @ step_MRR
+    assert product_MRR is not None
+    return product_MRR

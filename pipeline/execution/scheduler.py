@@ -28,7 +28,8 @@ from pipeline.store.artifact import Artifact
 from pipeline.terminal import console
 
 ADMISSION_INTERVAL = 5.0  # seconds after which waiting stages are reconsidered: the cluster may have grown
-MAX_SEQUENTIAL_CPUS = 2  # no concurrent stages up to this size: nothing would be gained
+# No concurrent stages up to this size, since each fills it, unless trainings have one rank and leave CPUs free.
+MAX_SEQUENTIAL_CPUS = 2
 
 
 class SchedulableStage(Protocol):
@@ -109,10 +110,10 @@ class Scheduler(Generic[T]):
 
     def _may_run_concurrently(self) -> bool:
         """Returns whether stages may run concurrently at all; connects to Ray if so."""
-        if (
-            find_cluster_address(self.cluster) is None
-            and (self.cluster.cpus or os.cpu_count() or 1) <= MAX_SEQUENTIAL_CPUS
-        ):
+        small = (self.cluster.cpus or os.cpu_count() or 1) <= MAX_SEQUENTIAL_CPUS
+        groups = [item.stage.name for item in self._list_ready() if item.stage.placement is Placement.GROUP]
+        ranks = [self.cluster.stage_resources(name).ranks or self.cluster.ranks for name in groups]
+        if small and 1 not in ranks and find_cluster_address(self.cluster) is None:
             return False
         connect_ray(self.cluster)
         return True

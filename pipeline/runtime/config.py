@@ -22,6 +22,7 @@ class StageResources(Config):
     resources: dict[str, float] = Field(
         default_factory=dict, description="custom resources of the node, such as {spot: 0.01} to run on spot nodes only"
     )
+    ranks: int | None = Field(None, ge=1, description="ranks of a training group; default: cluster.ranks")
     max_actors: int | None = Field(None, ge=1, description="maximum number of actors; default: as many as fit")
     placement: Literal["PACK", "SPREAD", "STRICT_PACK", "STRICT_SPREAD"] = Field(
         "PACK", description="of a training group: PACK on few nodes or SPREAD over many; STRICT_ makes it a requirement"

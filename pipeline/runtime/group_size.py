@@ -45,20 +45,21 @@ def plan_group(requested: StageResources, ranks: int | None, loop: TrainConfig) 
     """Returns the group of a training.
 
     Args:
-        requested: the resources of a rank, as configured.
+        requested: the resources of a rank, as configured; its ``ranks``, if given, go first.
         ranks: `cluster.ranks`; None for as many as there are GPUs, or `CPU_RANKS` without any, and divide the batch.
         loop: the training, for its batch.
 
     Raises:
         UserError: the cluster has fewer GPUs than ``ranks`` need, counting what its autoscaler can start.
     """
+    key, ranks = ("cluster.stages.STAGE.ranks" if requested.ranks else "cluster.ranks"), requested.ranks or ranks
     total, samples = get_cluster_capacity("GPU"), loop.batch_size // loop.accumulation
     gpus = requested.num_gpus if requested.num_gpus is not None else float(total >= 1)
     most = int(total / gpus + 1e-9) if gpus else ranks or CPU_RANKS
     best = largest_divisor(samples, most)
     if best == 0 or (ranks or 0) > most:
-        wanted = f"cluster.ranks={ranks}" if ranks else "cluster.ranks"
-        lower = f"set cluster.ranks={best}, or add GPUs" if best else "add GPUs"
+        wanted = f"{key}={ranks}" if ranks else key
+        lower = f"set {key}={best}, or add GPUs" if best else "add GPUs"
         raise UserError(
             f"{wanted}: each rank takes {gpus:g} GPU, and the cluster has {total:g}, enough for {most}; {lower}. "
             "To train on CPUs, set cluster.stages.train.num_gpus=0"

@@ -47,6 +47,7 @@ def test_every_shipped_config_is_valid(name: str) -> None:
         ("pack.blur_faces=0.3", ["pack.blur_faces=0.3", "set annotate.faces"]),
         ("annotate.faces={detector: yunet}", ["annotate.faces", "detector=yunet needs model"]),
         ("cluster.ranks=3", ["train.base.batch_size=8", "cluster.ranks=3"]),
+        ("cluster.stages.train.ranks=3", ["train.base.batch_size=8", "cluster.stages: ranks=3"]),
         ("train.base.accumulation=3", ["train.base", "batch_size=8", "accumulation=3"]),
         ("sample.guides.top=runs/x", ["top", "base, sr32, sr64"]),
         ("sample.fit={stages: [top]}", ["top", "base, sr32, sr64"]),

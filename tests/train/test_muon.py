@@ -25,13 +25,14 @@ def quintic(values: Tensor) -> Tensor:
     return values
 
 
-@pytest.mark.parametrize("shape", [(20, 20), (16, 50), (50, 16)], ids=str)
-def test_singular_values_become_those_of_the_quintic_and_the_vectors_stay(shape: tuple[int, int]) -> None:
-    x_NRC = torch.randn(3, *shape, generator=torch.Generator().manual_seed(1))
-    left, values, right = torch.linalg.svd(x_NRC.double(), full_matrices=False)
-    moved = quintic(values / values.square().sum(1, keepdim=True).sqrt())
-    torch.testing.assert_close(orthogonalise(x_NRC).double(), left * moved[:, None] @ right, atol=2e-3, rtol=0)
-    assert moved.amin() > 0.6 and moved.amax() < 1.3
+def test_singular_values_become_those_of_the_quintic_and_the_vectors_stay() -> None:
+    generator = torch.Generator().manual_seed(1)
+    stacks = [torch.randn(*shape, generator=generator) for shape in [(3, 20, 20), (1, 20, 50), (2, 50, 20)]]
+    for x_NRC, orthogonal_NRC in zip(stacks, orthogonalise(stacks), strict=True):
+        left, values, right = torch.linalg.svd(x_NRC.double(), full_matrices=False)
+        moved = quintic(values / values.square().sum(1, keepdim=True).sqrt())
+        torch.testing.assert_close(orthogonal_NRC.double(), left * moved[:, None] @ right, atol=2e-3, rtol=0)
+        assert moved.amin() > 0.6 and moved.amax() < 1.3
 
 
 @pytest.mark.parametrize(("shape", "yes"), [((16, 16), True), ((32, 4, 2, 2), True), ((3, 400), False), ((64,), False)])
@@ -61,7 +62,7 @@ def test_matrices_get_orthogonal_updates_and_all_else_adams() -> None:
             assert param.grad is not None
             momentum.mul_(0.95).add_(param.grad, alpha=0.05)
             ahead = (0.05 * param.grad + 0.95 * momentum).flatten(1)
-            change = orthogonalise(ahead[None])[0].reshape(param.shape) * RMS * max(ahead.shape) ** 0.5
+            change = orthogonalise([ahead[None]])[0].reshape(param.shape) * RMS * max(ahead.shape) ** 0.5
             param.data.mul_(1 - 0.01 * 0.1).sub_(change, alpha=0.01)
         decay = min(0.5, (1 + update) / (10 + update))
         emas = [decay * ema + (1 - decay) * param.detach() for ema, param in zip(emas, theirs, strict=True)]

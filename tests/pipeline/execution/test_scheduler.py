@@ -14,6 +14,8 @@ from pipeline.execution import scheduler
 from pipeline.execution.scheduler import Scheduler
 from pipeline.runtime.admission import ClusterShares
 from pipeline.runtime.config import ClusterConfig
+from pipeline.runtime.group_size import GroupPlan
+from pipeline.runtime.resources import WorkerNeed
 from pipeline.runtime.shard_stream import ShardStream, StageStreams
 from pipeline.stages.base import Placement
 
@@ -60,13 +62,19 @@ class RecordedStages:
 
 
 def run_scheduler(
-    stages: RecordedStages, monkeypatch: pytest.MonkeyPatch, cpus: int, stream: bool = False
+    stages: RecordedStages,
+    monkeypatch: pytest.MonkeyPatch,
+    cpus: int,
+    stream: bool = False,
+    cluster: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
     monkeypatch.setattr(scheduler, "connect_ray", lambda config: None)
     monkeypatch.setattr(scheduler, "get_cluster_capacity", lambda resource: float(cpus))
     monkeypatch.setattr(scheduler, "ADMISSION_INTERVAL", 0.05)
     monkeypatch.setattr(ShardStream, "close", lambda *_: None)  # the artifacts are strings
-    return dict(Scheduler(stages.items, stages.run_stage, ClusterConfig(cpus=cpus, stream=stream)).run())
+    return dict(
+        Scheduler(stages.items, stages.run_stage, ClusterConfig(cpus=cpus, stream=stream, **(cluster or {}))).run()
+    )
 
 
 def test_stages_run_concurrently_if_they_fit(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -80,6 +88,29 @@ def test_two_cpus_run_the_stages_in_order_in_the_main_thread(monkeypatch: pytest
     stages = RecordedStages()
     run_scheduler(stages, monkeypatch, 2)
     assert stages.order == list(GRAPH) and stages.threads == {threading.current_thread().name}
+
+
+@pytest.mark.parametrize(
+    ("cluster", "concurrent"),
+    [
+        ({}, False),
+        ({"ranks": 2}, False),
+        ({"ranks": 1}, True),
+        ({"stages": {"c": {"ranks": 1}}}, True),
+        ({"ranks": 1, "stages": {name: {"ranks": 2} for name in "bcd"}}, False),
+    ],
+)
+def test_a_small_machine_runs_trainings_of_one_rank_side_by_side(
+    cluster: dict[str, Any], concurrent: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(scheduler, "MAX_SEQUENTIAL_CPUS", 16)
+    monkeypatch.setattr(Scheduler, "_plan_group", lambda *_: GroupPlan(1, WorkerNeed(cpus=1), 8))
+    stages = RecordedStages(concurrent=3 if concurrent else 0)
+    for item in stages.items[1:4]:
+        item.stage.placement = Placement.GROUP
+    run_scheduler(stages, monkeypatch, 16, cluster=cluster)
+    assert stages.order[0] == "a" and stages.order[-1] == "e"
+    assert concurrent != (stages.order == list(GRAPH) and stages.threads == {threading.current_thread().name})
 
 
 def test_finished_stages_are_not_run(monkeypatch: pytest.MonkeyPatch) -> None:
