@@ -89,7 +89,7 @@ class MuonEma(CountedUpdates, torch.optim.Optimizer):
         torch._foreach_lerp_(momenta, grads, 1 - self.momentum)
         ahead = iter(torch._foreach_lerp(grads, momenta, self.momentum))  # Nesterov's
         stacks = [torch.stack([value.flatten(1) for value in islice(ahead, len(same))]) for same in by_shape]
-        updates = []
+        updates: list[Tensor] = []
         for update_NRC in orthogonalise(stacks):
             scale = -rate * RMS * math.sqrt(max(update_NRC.shape[1:]))
             updates += (update_NRC * scale).unbind()
