@@ -32,6 +32,7 @@ from ray.cluster_utils import Cluster
 from benchmarks.result import make_claim, write_result
 from dataprep.io import storage
 from dataprep.io.redact import FORGOTTEN_FILE, ForgottenList
+from eval.clip.config import ScoreConfig
 from pipeline.config import RunConfig
 from pipeline.config_loading import load_config
 from pipeline.execution.plan import plan_run
@@ -101,7 +102,7 @@ def make_passes(run: Run) -> dict[str, StagePass]:
         "seed": config.seed,
         "forgotten": ForgottenList(path=run.path(FORGOTTEN_FILE)),
     }
-    score = {"clip": read_clip_spec(found["clip"]), "max_pixels": 1 << 24, "heads": {}, "embeddings": False}
+    score = {"clip": read_clip_spec(found["clip"]), "max_pixels": 1 << 24, "score": ScoreConfig()}
     embed = {"config": config.embed, "encoder": encoder_location(found["encoder"])}
 
     def list_shards(stage: str) -> list[Shard]:

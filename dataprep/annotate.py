@@ -21,8 +21,9 @@ from dataprep.images.decode import decode_rgb, read_shard_images
 from dataprep.images.faces import FaceDetector, load_detector
 from dataprep.images.formats import MAX_PIXELS
 from dataprep.images.perceptual_hash import compute_perceptual_hash
+from dataprep.images.text_area import TextDetector, load_text_detector
 from dataprep.io.parquet import read_table, write_table
-from dataprep.io.schemas import ANNOTATIONS, FACES, THUMBNAIL_SIDE
+from dataprep.io.schemas import ANNOTATIONS, FACES, TEXT, THUMBNAIL_SIDE
 
 CJK = re.compile(r"[぀-ヿ㐀-䶿一-鿿가-힯豈-﫿]")
 
@@ -57,10 +58,11 @@ def annotate_shard(
         Counters: rows, ok, without_image; the latter two add up to the rows.
 
     Raises:
-        UserError: the face detector's file is missing or of another form.
+        UserError: a detector's file is missing or of another form.
         ValueError: tar and Parquet do not belong together, or an image has more than ``max_pixels``.
     """
-    detector = load_detector(config.faces) if config.faces else None
+    faces = load_detector(config.faces) if config.faces else None
+    text = load_text_detector(config.text) if config.text else None
     columns = ["key", "caption", "status", "original_width", "original_height", "sha256"]
     images = read_shard_images(tar_path)
     annotated = []
@@ -71,20 +73,27 @@ def annotate_shard(
             key, data = next(images, (None, b""))
             if key != row["key"]:
                 raise ValueError(f"{tar_path}: image {key} where the table has {row['key']}; download the shard again")
-            measured |= _measure_image(data, max_pixels, detector)
+            measured |= _measure_image(data, max_pixels, faces, text)
             width, height = row["original_width"], row["original_height"]
             measured |= {"width": width, "height": height, "aspect": max(width, height) / min(width, height)}
         annotated.append(measured | {"key": row["key"], "ok": row["status"] == "success", "sha256": row["sha256"]})
-    schema = pa.schema([*ANNOTATIONS, *FACES]) if config.faces else ANNOTATIONS
-    write_table(pa.Table.from_pylist(annotated, schema=schema), out_path, "annotations")
+    write_table(pa.Table.from_pylist(annotated, schema=list_columns(config)), out_path, "annotations")
     measured_rows = sum(row["ok"] for row in annotated)
     return {"rows": len(annotated), "ok": measured_rows, "without_image": len(annotated) - measured_rows}
 
 
-def _measure_image(data: bytes, max_pixels: int, detector: FaceDetector | None) -> dict[str, Any]:
+def list_columns(config: AnnotateConfig) -> pa.Schema:
+    """Returns the columns of the annotations."""
+    return pa.schema([*ANNOTATIONS, *(FACES if config.faces else ()), *(TEXT if config.text else ())])
+
+
+def _measure_image(
+    data: bytes, max_pixels: int, faces: FaceDetector | None, text: TextDetector | None
+) -> dict[str, Any]:
     image = decode_rgb(data, max_pixels)
     measured = {"bytes": len(data), "phash": compute_perceptual_hash(image), "thumbnail": compute_thumbnail(image)}
-    return measured | (_measure_faces(detector.detect(image)) if detector else {})
+    measured |= _measure_faces(faces.detect(image)) if faces else {}
+    return measured | ({"text_area": text.measure(image)} if text else {})
 
 
 def _measure_faces(boxes_N4: np.ndarray) -> dict[str, Any]:

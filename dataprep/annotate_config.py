@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from pydantic import Field, field_validator
 
 from dataprep.images.faces import FacesConfig
+from dataprep.images.text_area import TextConfig
 from dataprep.io.config import Config
 
 if TYPE_CHECKING:
@@ -33,6 +34,9 @@ class AnnotateConfig(Config):
     )
     faces: FacesConfig | None = Field(
         default=None, description="find faces, for select.max_faces, pack.blur_faces and the audit; null: do not look"
+    )
+    text: TextConfig | None = Field(
+        default=None, description="measure text in images, for select.max_text_area and the audit; null: do not look"
     )
 
     @field_validator("languages")

@@ -21,6 +21,7 @@ ARROWS: dict[str, tuple[str, ...]] = {
     "train.models": ("dataprep.io", "dataprep.text.encoder"),
     "train.diffusion": ("dataprep.io",),
     "eval": (
+        "dataprep.card.audit",  # samples are audited as the training data is
         "dataprep.io",
         "dataprep.images",
         "dataprep.text",

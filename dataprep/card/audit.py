@@ -1,23 +1,28 @@
-"""Who and where the captions of a dataset speak of, what they say beside, and how many faces its images show.
+"""Who and where captions speak of, what they say beside, and what detectors and heads see in the images.
 
 Captions are counted by their words: one that names nobody counts for nobody, and a word is counted whatever it means.
 Terms are English, Chinese, French, German and Spanish. Memory is bounded: of more than `MOST_WORDS` words those in the
-fewest captions are dropped.
+fewest captions are dropped. Captions and images are those of a dataset, or prompts and samples of a model.
 """
 
 from __future__ import annotations
 
+import math
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
+
+from dataprep.io.scorer_heads import HEADS, LABEL_PREFIX
 
 MOST_WORDS = 500_000
 SHOWN = 8  # words per group of people
 LEAST_TOGETHER = 5  # captions with a word and a group; of fewer, nothing is said
 LEAST_LIFT = 1.5  # how many times as often a word stands beside a group as it does anywhere
 MOST_COUNTED_FACES = 5  # images with more are one class
+TEXT_BOUNDS = (0.01, 0.05, 0.2, 0.5)  # between classes of the share that text covers
+PROBABILITY_BOUNDS = (0.2, 0.5, 0.8)
 WORD = re.compile(r"[^\W\d_]{2,}")
 CJK = re.compile(r"[㐀-䶿一-鿿]")
 # fmt: off
@@ -57,6 +62,9 @@ class AuditCounts:
     groups: Counter[str] = field(default_factory=Counter)  # captions that name somebody of the group
     beside: dict[str, Counter[str]] = field(default_factory=lambda: {group: Counter() for group in PEOPLE})
     faces: Counter[str] = field(default_factory=Counter)  # images by their number of faces
+    text: Counter[str] = field(default_factory=Counter)  # images by the share that text covers
+    labels: dict[str, Counter[str]] = field(default_factory=dict)  # question -> images by label
+    heads: dict[str, Counter[str]] = field(default_factory=dict)  # head -> images by class of its value
     exact: bool = True  # no word was dropped
 
     def add_captions(self, captions: Iterable[str]) -> None:
@@ -81,11 +89,51 @@ class AuditCounts:
             if count is not None:
                 self.faces[str(count) if count < MOST_COUNTED_FACES else f"{MOST_COUNTED_FACES} or more"] += 1
 
+    def expect_labels(self, questions: Mapping[str, Iterable[str]]) -> None:
+        """Makes known which labels there are, so that those of no image are named too."""
+        self.labels |= {question: Counter(dict.fromkeys(labels, 0)) for question, labels in questions.items()}
+
+    def add_measured(self, columns: Mapping[str, Iterable[Any]]) -> None:
+        """Counts what was measured of images, by column of the annotations or scores; other columns are left out.
+
+        A null is an image that was not measured.
+        """
+        for name, column in columns.items():
+            values = [value for value in column if value is not None]
+            if name == "faces":
+                self.add_faces(values)
+            elif name == "text_area":
+                self.text.update(classify_text(value) for value in values)
+            elif name.startswith(LABEL_PREFIX):
+                self.labels.setdefault(name.removeprefix(LABEL_PREFIX), Counter()).update(values)
+            elif name in HEADS:
+                self.heads.setdefault(name, Counter()).update(classify_head(name, value) for value in values)
+
     def _bound(self, counts: Counter[str]) -> Counter[str]:
         if len(counts) <= MOST_WORDS:
             return counts
         self.exact = False
         return Counter(dict(counts.most_common(MOST_WORDS // 2)))
+
+
+def is_audited(column: str) -> bool:
+    """Returns whether `AuditCounts.add_measured` counts a column."""
+    return column in ("faces", "text_area", *HEADS) or column.startswith(LABEL_PREFIX)
+
+
+def classify_text(share: float) -> str:
+    """Returns the class of a share of an image that text covers."""
+    return _classify(share, TEXT_BOUNDS, "{:.0%}") if share else "none"
+
+
+def classify_head(name: str, value: float) -> str:
+    """Returns the class of a head's value: of a probability a range, of another value the whole number below it."""
+    return str(math.floor(value)) if HEADS[name].limit is None else _classify(value, PROBABILITY_BOUNDS, "{:g}")
+
+
+def _classify(value: float, bounds: Sequence[float], form: str) -> str:
+    above = [bound for bound in bounds if value >= bound]
+    return f"from {form.format(above[-1])}" if above else f"below {form.format(bounds[0])}"
 
 
 def build_audit(counts: AuditCounts, hosts: Mapping[str, int]) -> dict[str, Any]:
@@ -101,7 +149,20 @@ def build_audit(counts: AuditCounts, hosts: Mapping[str, int]) -> dict[str, Any]
         "beside": {group: _find_associated(group, counts) for group in PEOPLE},
         "countries": _count_countries(hosts),
         "faces": dict(sorted(counts.faces.items())),
+        "text": _order(counts.text, ["none", *(classify_text(bound) for bound in (1e-9, *TEXT_BOUNDS))]),
+        "labels": {question: dict(found) for question, found in counts.labels.items()},
+        "heads": {name: _order_head(name, counts.heads[name]) for name in HEADS if name in counts.heads},
     }
+
+
+def _order_head(name: str, counts: Counter[str]) -> dict[str, int]:
+    if HEADS[name].limit is None:
+        return dict(sorted(counts.items(), key=lambda item: int(item[0])))
+    return _order(counts, [classify_head(name, bound) for bound in (0, *PROBABILITY_BOUNDS)])
+
+
+def _order(counts: Counter[str], classes: Sequence[str]) -> dict[str, int]:
+    return {name: counts[name] for name in classes} if counts else {}
 
 
 def _find_associated(group: str, counts: AuditCounts) -> list[dict[str, Any]]:

@@ -15,7 +15,7 @@ from urllib.parse import urlsplit
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from dataprep.card.audit import AuditCounts, build_audit
+from dataprep.card.audit import AuditCounts, build_audit, is_audited
 from dataprep.card.config import CardConfig
 from dataprep.io.failure_reasons import FORGOTTEN
 from dataprep.io.source_column import SOURCE_COLUMN
@@ -59,15 +59,20 @@ class DataCounts:
     licence_column: str | None = None
 
 
-def count_shard(download: str | Path, annotations: str | Path, selection: str | Path, counts: DataCounts) -> None:
-    """Adds one shard, given as three row-aligned local Parquet files, to ``counts``."""
+def count_shard(
+    download: str | Path,
+    annotations: str | Path,
+    selection: str | Path,
+    counts: DataCounts,
+    scores: str | Path | None = None,
+) -> None:
+    """Adds one shard, given as row-aligned local Parquet files, to ``counts``."""
     names = pq.read_schema(download).names
     licence = next((name for name in names if name.lower() in LICENCE_NAMES), None)
     counts.licence_column = counts.licence_column or licence
     others = [name for name in (licence, SOURCE_COLUMN if SOURCE_COLUMN in names else None) if name]
     fetched = pq.read_table(download, columns=["url", "status", "reason", *others])
-    looked = "faces" in pq.read_schema(annotations).names
-    measured = pq.read_table(annotations, columns=["language", "width", "height", "caption", *(["faces"] * looked)])
+    measured = pq.read_table(annotations, columns=["language", "width", "height", "caption"])
     verdicts = pq.read_table(selection, columns=["keep", "split"])
     keep = verdicts["keep"].combine_chunks()
     counts.rows += fetched.num_rows
@@ -84,7 +89,10 @@ def count_shard(download: str | Path, annotations: str | Path, selection: str | 
     counts.sides += Counter(_classify_side(side) for side in sides if side is not None)
     counts.splits += _count_values(verdicts["split"])
     counts.audit.add_captions(measured["caption"].filter(keep).to_pylist())
-    counts.audit.add_faces(measured["faces"].filter(keep).to_pylist() if looked else ())
+    for path in (annotations, scores):
+        audited = [name for name in pq.read_schema(path).names if is_audited(name)] if path is not None else []
+        if path is not None and audited:
+            counts.audit.add_measured(pq.read_table(path, columns=audited).filter(keep).to_pydict())
     _count_hosts(fetched["url"].filter(keep).to_pylist(), counts)
 
 

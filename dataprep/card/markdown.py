@@ -10,6 +10,7 @@ import yaml
 from dataprep.card.facts import NOT_GIVEN, list_most_frequent, list_web_sources
 from dataprep.card.hub_metadata import build_hub_metadata
 from dataprep.io.markdown import format_table
+from dataprep.io.scorer_heads import HEADS
 from dataprep.io.wording import count_of
 
 NOT_OF_ONE = ("name", "rows", "kept", "licences")  # of a source that is the only one: said elsewhere
@@ -107,7 +108,7 @@ def _render_audit(audit: Mapping[str, Any]) -> list[str]:
     note = (
         "Captions of kept rows that name somebody of a group, by words (English, Chinese, French, German, Spanish), "
         "and the words that stand beside: captions with both, and how many times as often as anywhere. Captions that "
-        "do not say who is in the image count for nobody; what an image shows is not looked at."
+        "do not say who is in the image count for nobody."
     )
     lines = ["## Audit", "", note, "", *_format_rows(people, "people", "captions", "beside")]
     if audit["countries"]:
@@ -115,8 +116,27 @@ def _render_audit(audit: Mapping[str, Any]) -> list[str]:
         lines += _format_rows(list_most_frequent(audit["countries"]), "country code", "images")
     if audit["faces"]:
         lines += ["Faces that `annotate.faces` found; no detector finds all:", ""]
-        lines += _format_rows(list(audit["faces"].items()), "faces", "images")
+        lines += _format_rows(_add_shares(audit["faces"]), "faces", "images", "share")
+    if audit["text"]:
+        lines += ["Share of an image that text covers, as `annotate.text` found; it reads no words:", ""]
+        lines += _format_rows(_add_shares(audit["text"]), "text", "images", "share")
+    if audit["labels"]:
+        lines += [
+            "Labels by the run's CLIP (`score.labels`): of each question the label nearest to the image, also where "
+            "none fits. A CLIP errs, and more so on what it has seen little of:",
+            "",
+        ]
+    for question, counts in audit["labels"].items():
+        lines += _format_rows(_add_shares(counts), question, "images", "share")
+    for name, counts in audit["heads"].items():
+        lines += [f"Head `{name}`: {HEADS[name].predicts}:", ""]
+        lines += _format_rows(_add_shares(counts), name, "images", "share")
     return lines
+
+
+def _add_shares(counts: Mapping[str, int]) -> list[tuple[str, int, str]]:
+    whole = sum(counts.values())
+    return [(name, count, f"{count / whole:.1%}" if whole else "") for name, count in counts.items()]
 
 
 def _render_artifacts(artifacts: Sequence[Mapping[str, Any]]) -> list[str]:

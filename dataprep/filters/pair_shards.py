@@ -31,13 +31,9 @@ class PairShard:
     def list_columns(self) -> set[str]:
         """Returns all columns of the files."""
         from dataprep.io.parquet import read_schema
-        from dataprep.io.schemas import ANNOTATIONS
 
-        names = set(ANNOTATIONS.names)
-        for path, kind in ((self.downloads, "download"), (self.scores, "scores")):
-            if path is not None:
-                names |= set(read_schema(path, kind).names)
-        return names
+        files = ((self.annotations, "annotations"), (self.downloads, "download"), (self.scores, "scores"))
+        return {name for path, kind in files if path is not None for name in read_schema(path, kind).names}
 
     def measure_column(self, name: str) -> int:
         """Returns the bytes of a value of a column of fixed width that ``scores`` has."""
@@ -63,9 +59,9 @@ class PairShard:
         import pyarrow as pa
 
         from dataprep.io.parquet import read_schema, read_table
-        from dataprep.io.schemas import ANNOTATIONS
 
-        own = [name for name in columns if name in ANNOTATIONS.names]
+        measured = set(read_schema(self.annotations, "annotations").names)  # more with `annotate.faces` and `text`
+        own = [name for name in columns if name in measured]
         missing = [name for name in columns if name not in own]
         rows = read_table(self.annotations, "annotations", list(dict.fromkeys(["key", *own])))
         for path, kind in ((self.scores, "scores"), (self.downloads, "download")):

@@ -11,6 +11,7 @@ from dataprep.filters.image import Area, Downloaded, FileSize, MaxAspect, MinSid
 from dataprep.filters.near_duplicates import NearDuplicates
 from dataprep.filters.predictions import HEAD_FILTERS, Aesthetic, NsfwLabel
 from dataprep.filters.similarity import MinSimilarity, TopSimilarity
+from dataprep.filters.text_area import MaxTextArea
 
 # A new filter is one class in a file of its own and one line here. Row filters run before all set filters, cheap ones
 # first. Duplicates are last, so that the first occurrence among images that passed everything else is kept.
@@ -27,6 +28,7 @@ FILTERS: dict[str, type[Filter]] = {
     "language": Language,
     "faces": MaxFaces,
     "largest_face": MaxFace,
+    "text_area": MaxTextArea,
     "nsfw_label": NsfwLabel,
     **HEAD_FILTERS,
     "aesthetic": Aesthetic,

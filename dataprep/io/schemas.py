@@ -34,3 +34,5 @@ FACES = pa.schema(
         "face_boxes": pa.list_(pa.list_(pa.float32(), 4)),  # left, top, right, bottom: shares of width and height
     }
 )
+# A further column where `annotate.text` is set.
+TEXT = pa.schema({"text_area": pa.float32()})  # share of the image that regions of text cover

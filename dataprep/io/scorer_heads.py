@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+LABEL_PREFIX = "label_"  # of the columns that `score.labels` asks for
+
 
 @dataclass(frozen=True)
 class ProbabilityLimit:

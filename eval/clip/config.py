@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field
@@ -30,6 +31,17 @@ def _order_heads(heads: dict[str, HeadConfig]) -> dict[str, HeadConfig]:
     return {name: heads[name] for name in HEADS if name in heads}
 
 
+def _check_labels(labels: dict[str, tuple[str, ...]]) -> dict[str, tuple[str, ...]]:
+    """Raises ValueError for a question that cannot name a column, or that has no choice."""
+    for question, choices in labels.items():
+        if not re.fullmatch(r"[a-z][a-z0-9_]*", question):
+            raise ValueError(f"{question!r}: a question is named with lower-case letters, digits and _")
+        if len(set(choices)) < max(2, len(choices)) or not all(choice.strip() for choice in choices):
+            raise ValueError(f"{question}: give two or more different labels, such as [a photo, a drawing]")
+    return labels
+
+
+LabelsConfig = Annotated[dict[str, Annotated[tuple[str, ...], Field(strict=False)]], AfterValidator(_check_labels)]
 HeadsConfig = Annotated[dict[str, HeadConfig], AfterValidator(_order_heads)]
 
 
@@ -47,6 +59,11 @@ class ScoreConfig(Config):
         default={},
         description="networks over the CLIP features of an image, by name: "
         + "; ".join(f"{name}: {head.predicts}" for name, head in HEADS.items()),
+    )
+    labels: LabelsConfig = Field(
+        default={},
+        description="questions with their labels, such as {medium: [a photo, a drawing]}; each image gets the label "
+        "whose text its CLIP features are nearest to, for the audit of the data card",
     )
 
     def feature_columns(self) -> tuple[str, ...]:

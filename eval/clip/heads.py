@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from itertools import pairwise
 
 import numpy as np
+import pyarrow as pa
 import torch
 from torch import Tensor, nn
 
@@ -24,6 +25,8 @@ ACTIVATIONS = {"none": nn.Identity, "relu": nn.ReLU, "gelu": nn.GELU, "sigmoid":
 
 class Head:
     """A frozen head; ``name`` is that of its column, ``dim`` the D that it takes."""
+
+    type = pa.float32()
 
     def __init__(self, layers: nn.Sequential, name: str, dim: int) -> None:
         self.layers, self.name, self.dim = layers.eval().requires_grad_(False), name, dim

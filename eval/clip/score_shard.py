@@ -15,10 +15,13 @@ from dataprep.io.ahead import group_batches, map_ahead, read_ahead
 from dataprep.io.device_copy import HostCopy, pin
 from dataprep.io.pack_format import IMAGE_FEATURES, TEXT_FEATURES
 from dataprep.io.parquet import read_table, write_table
+from eval.clip.config import ScoreConfig
 from eval.clip.heads import Head
+from eval.clip.labels import LabelHead, make_label_heads
 from eval.clip.scorer import ClipScorer, batched, join_features
 
 Image = TypeVar("Image")
+ImageHead = Head | LabelHead
 BATCHES_AHEAD = 2
 
 
@@ -39,12 +42,18 @@ class EncodedPairs(NamedTuple):
     texts: list[HostCopy]
 
 
+def load_heads(config: ScoreConfig, scorer: ClipScorer) -> list[ImageHead]:
+    """Loads the heads, and makes those of the labels; raises UserError for a file that cannot be used."""
+    heads = [Head.load(name, head) for name, head in config.heads.items()]
+    return [*heads, *make_label_heads(config.labels, scorer)]
+
+
 def score_shard(
     images: Iterable[tuple[str, Image]],
     download_path: str | Path,
     out_path: str | Path,
     scorer: ClipScorer,
-    heads: Sequence[Head] = (),
+    heads: Sequence[ImageHead] = (),
     features: Sequence[str] = (),
     decode: Callable[[Image], np.ndarray] = np.asarray,
     threads: int = 1,
@@ -70,7 +79,7 @@ def score_shard(
     for batch in _encode_ahead(read_ahead(_prepare_batches(pairs, captions, scorer), BATCHES_AHEAD), scorer):
         scores |= _score_batch(batch, heads, features)
     rows = [{"key": key} | scores.get(key, {}) for key in keys]
-    fields = {"key": pa.string(), "clip_similarity": pa.float32()} | {head.name: pa.float32() for head in heads}
+    fields = {"key": pa.string(), "clip_similarity": pa.float32()} | {head.name: head.type for head in heads}
     fields |= {name: pa.binary(2 * scorer.dim) for name in features}
     write_table(pa.Table.from_pylist(rows, schema=pa.schema(fields)), out_path, "scores")
     return {"rows": len(keys), "scored": len(scores), "without_image": len(keys) - len(scores)}
@@ -99,7 +108,7 @@ def _encode_ahead(batches: Iterable[PreparedPairs], scorer: ClipScorer) -> Itera
         yield before
 
 
-def _score_batch(batch: EncodedPairs, heads: Sequence[Head], features: Sequence[str]) -> dict[str, dict[str, Any]]:
+def _score_batch(batch: EncodedPairs, heads: Sequence[ImageHead], features: Sequence[str]) -> dict[str, dict[str, Any]]:
     """Returns the columns of each pair, by key."""
     image_BD = join_features([part.wait() for part in batch.images])
     text_BD = join_features([part.wait() for part in batch.texts])[batch.prepared.place]

@@ -20,6 +20,7 @@ from dataprep.io.errors import UserError
 from dataprep.io.keys import shard_name
 from dataprep.io.parquet import write_table
 from eval.judging.image_folder import FolderImage, MatchedFolder
+from eval.metrics.audit import AuditConfig, ImageAuditor
 from eval.metrics.base import JudgedSamples, MeasuredFeatures
 from eval.metrics.config import OWN_CLIP, FeaturesConfig, MemorisationConfig
 from eval.metrics.feature_models import ClipIdentity, describe_space
@@ -70,6 +71,7 @@ class Evaluation:
         training: the training images, among which near copies are looked for; None: none are.
         held_out: images like those of ``training`` that the model never saw; None: training images, each compared with
             the others, take their place.
+        audit: what is looked for in the first image of each prompt.
         size: height and width in pixels that images are compared at; None: the most frequent one of the images.
         features_folder: local folder for tables of features.
     """
@@ -82,6 +84,7 @@ class Evaluation:
     training: ImageSource | None = None
     held_out: ImageSource | None = None
     memorisation: MemorisationConfig = field(default_factory=MemorisationConfig)
+    audit: AuditConfig = field(default_factory=AuditConfig)
     size: int | None = None
     subsample: int
     device: str = "cpu"
@@ -111,6 +114,7 @@ def evaluate_folder(
     models = load_feature_models(how.clip, how.features, how.device)
     own = cast("ClipScorer", models[OWN_CLIP])
     judges = load_judges(how.judges, own, how.device)
+    auditor, audited = ImageAuditor(how.audit, own), list[dict[str, Any]]()
     how.features_folder.mkdir(parents=True, exist_ok=True)
     samples: list[JudgedSample] = []
     verdicts: list[dict[str, Any]] = []
@@ -120,6 +124,8 @@ def evaluate_folder(
         squares = [resize_square(image, size) for image in images]
         samples += _score(part, squares, own, matched.prompted)
         verdicts += say_verdicts(judges, images, [item.prompt.prompt for item in part])
+        pairs = zip(part, images, strict=True)
+        audited += auditor.measure([image for item, image in pairs if item.index == 0]) if how.audit.looks else []
         first = [(_name(item), square, item.prompt.prompt) for item, square in zip(part, squares, strict=True)]
         first = [entry for item, entry in zip(part, first, strict=True) if item.index == 0]
         tables += _write_features(how, f"{SAMPLE_SET}-{number}", models, SAMPLE_SET, first, matched.prompted)
@@ -137,6 +143,8 @@ def evaluate_folder(
         copies=_search_copies(how, matched.images, own, size),
         files={(item.prompt.prompt, item.seed, item.index): item.path for item in matched.images},
         side=size,
+        audit=how.audit,
+        audited=audited,
     )
     metrics = compute_metrics(judged, how.identity, how.clip)
     metrics["images"] = metrics["images"] or len({(item.prompt.prompt, item.seed) for item in matched.images})

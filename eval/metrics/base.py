@@ -16,6 +16,7 @@ from eval.metrics.feature_sets import FeatureKey, FeatureSet, Subsample
 from eval.metrics.samples_table import EVALUATE, JudgedSample, SampleKey, read_samples
 
 if TYPE_CHECKING:
+    from eval.metrics.audit import AuditConfig
     from eval.metrics.judges.base import JudgeConfig, Verdict
     from eval.metrics.memorisation import CopySearch
 
@@ -55,6 +56,8 @@ class JudgedSamples:
     verdicts: Mapping[str, Sequence[Verdict]] = field(default_factory=dict)  # by key of the judge; every candidate
     copies: CopySearch | None = None  # None: no training images were searched
     likelihood: Mapping[str, Sequence[Mapping[str, float]]] = field(default_factory=dict)  # bits, by stage and image
+    audit: AuditConfig | None = None
+    audited: Sequence[Mapping[str, Any]] = ()  # rows of `ImageAuditor`, one per first candidate
 
     @cached_property
     def chosen(self) -> list[JudgedSample]:

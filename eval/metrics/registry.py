@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from eval.metrics.audit import Audit
 from eval.metrics.base import JudgedSamples, Metric
 from eval.metrics.best_of import BestOf
 from eval.metrics.clip_score import ClipScore
@@ -29,6 +30,7 @@ METRICS: dict[str, Metric] = {
     "judges": Judgements(),
     "memorisation": Memorisation(),
     "likelihood": Likelihood(),
+    "audit": Audit(),
 }
 
 

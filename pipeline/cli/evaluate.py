@@ -37,6 +37,12 @@ def evaluate_images(
     training: Annotated[
         str | None, typer.Option(metavar="DIR", help="training images: look for near copies of them; or a run")
     ] = None,
+    audit: Annotated[
+        str | None,
+        typer.Option(
+            metavar="RUN", help="look for the faces, text and labels that this run looked for, and show its data beside"
+        ),
+    ] = None,
     clip: Annotated[
         str | None,
         typer.Option(metavar="NAME:WEIGHTS", help="CLIP that scores; default: the model's own, else ViT-B-32:openai"),
@@ -81,6 +87,7 @@ def evaluate_images(
         prompts=prompts,
         reference=reference,
         training=training,
+        audit=audit,
         clip=clip,
         features=features or [],
         judges=judge or [],

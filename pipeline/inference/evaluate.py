@@ -24,6 +24,7 @@ from dataprep.io.outputs import check_output_folder
 from dataprep.io.wording import count_of
 from eval.judging.evaluation import Evaluation, FolderSamples, ImageSource, evaluate_folder, read_image_file
 from eval.judging.image_folder import MatchedFolder, list_images, match_folder, match_metadata
+from eval.metrics.audit import AuditConfig
 from eval.metrics.config import SUBSAMPLE, FeaturesConfig, MemorisationConfig
 from eval.metrics.feature_models import ClipIdentity, check_feature_models, digest_weights, find_clip_resolution
 from eval.metrics.feature_sets import REFERENCE_SET, VALIDATION_SET
@@ -36,6 +37,7 @@ from eval.sampling.options import SamplingOptions
 from eval.sampling.prompt_files import read_prompt_file, read_protocol
 from eval.sampling.prompts import EvalPrompt
 from pipeline.execution.record import read_git_commit
+from pipeline.inference.run_audit import RunAudit, read_run_audit
 from pipeline.inference.subject import (
     Subject,
     SubjectKind,
@@ -67,6 +69,7 @@ class EvaluateRequest:
     prompts: str | None = None
     reference: str | None = None
     training: str | None = None
+    audit: str | None = None
     clip: str | None = None
     features: Sequence[str] = ()
     judges: Sequence[str] = ()
@@ -88,7 +91,8 @@ def evaluate_path(request: EvaluateRequest) -> dict[str, Any]:
     subject, started = find_subject(request.path), current_time()
     prompts = _read_prompts(request)
     with _name_options():
-        how = _plan(request, subject)
+        audit = read_run_audit(request.audit) if request.audit is not None else None
+        how = _plan(request, subject, audit)
     if subject.kind is SubjectKind.IMAGES:
         matched = match_folder(Path(request.path), request.prompts)
         if request.limit is not None:
@@ -111,7 +115,7 @@ def evaluate_path(request: EvaluateRequest) -> dict[str, Any]:
     }
     record = {"started": started, "seed": request.options.seed, "git_commit": read_git_commit()}
     record |= {"command": request.command, "versions": _read_versions()}
-    page = _build_page(request, record, metrics, samples, how)
+    page = _build_page(request, record, metrics, samples, how, audit.found if audit else None)
     storage.write_bytes(str(request.out / REPORT), page.encode())
     storage.write_json(str(request.out / METRICS), metrics)
     if metrics.get("memorisation", {}).get("warning"):
@@ -143,7 +147,7 @@ def _read_prompts(request: EvaluateRequest) -> list[EvalPrompt]:
     return read_prompt_file(request.prompts).prompts
 
 
-def _plan(request: EvaluateRequest, subject: Subject) -> Evaluation:
+def _plan(request: EvaluateRequest, subject: Subject, audit: RunAudit | None) -> Evaluation:
     named = [FeaturesConfig.model_validate(parse_model(text)) for text in request.features]
     features = named or [FeaturesConfig()]
     check_feature_models(features)
@@ -151,8 +155,10 @@ def _plan(request: EvaluateRequest, subject: Subject) -> Evaluation:
     if twice := next((judge.key for judge in judges if [item.key for item in judges].count(judge.key) > 1), None):
         raise UserError(f"--judge {twice}: given twice; leave one out")
     check_judges(judges)
-    clip = parse_model(request.clip) if request.clip else subject.clip or parse_model(DEFAULT_CLIP)
-    _check_clip(clip, request.clip is None and subject.clip is None)
+    of_audit = audit.clip if audit is not None and audit.config.needs_clip else None
+    own = parse_model(request.clip) if request.clip else subject.clip or of_audit
+    clip = own or parse_model(DEFAULT_CLIP)
+    _check_clip(clip, own is None)
     training = _open(request.training, "--training", "train", REFERENCE_SET) if request.training else None
     held_out = None
     if request.training and _is_run(request.training):
@@ -169,6 +175,7 @@ def _plan(request: EvaluateRequest, subject: Subject) -> Evaluation:
         training=training,
         held_out=held_out,
         memorisation=memorisation,
+        audit=audit.config if audit is not None else AuditConfig(),
         size=request.size,
         subsample=SUBSAMPLE,
         device=request.device,
@@ -273,6 +280,7 @@ def _build_page(
     metrics: Mapping[str, Any],
     samples: FolderSamples,
     how: Evaluation,
+    data_audit: Mapping[str, Any] | None,
 ) -> str:
     first = {(key[0], key[1]): path for key, path in samples.files.items() if key[2] == 0}
 
@@ -286,7 +294,8 @@ def _build_page(
 
     shown = islice((sample for sample in samples.samples if sample.chosen), MAX_EVALUATED)
     images = (_read_shown(sample, samples.files[sample.key]) for sample in shown)
-    return build_evaluation_page(describe_title(request.path), record, metrics, images, find_sample, find_training)
+    title = describe_title(request.path)
+    return build_evaluation_page(title, record, metrics, images, find_sample, find_training, data_audit)
 
 
 def _read_shown(sample: JudgedSample, path: Path) -> JudgedSample:

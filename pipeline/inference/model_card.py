@@ -19,6 +19,7 @@ from dataprep.text.config import TOKENS_FILE
 from eval.sampling.adapters import AdapterChoice
 from eval.sampling.config import CascadeConfig
 from pipeline.inference.card_metadata import make_card_metadata
+from pipeline.report.audit_tables import tabulate_audits
 from pipeline.report.data_card_files import FACTS
 from pipeline.stages.initial_weights import describe_origin, read_origin
 from pipeline.store.run import Run
@@ -55,7 +56,7 @@ def render_model_card(
     lines = ["---", yaml.safe_dump(metadata, sort_keys=False, allow_unicode=True).strip(), "---", "", f"# {title}", ""]
     lines += [*_describe_use(config), *_describe_parts(config, out, weights), *_describe_training(facts, record)]
     lines += [*_describe_adapters(adapters), *_describe_origins(origins)]
-    lines += [*_describe_metrics(metrics), *_describe_limits(config, facts)]
+    lines += [*_describe_metrics(metrics), *_describe_audit(facts, metrics), *_describe_limits(config, facts)]
     lines += ["## Licence", "", f"Weights: {licence or NO_LICENCE}. Code (imagen-ray): Apache-2.0.", ""]
     return "\n".join(lines)
 
@@ -159,6 +160,18 @@ def _describe_metrics(metrics: Mapping[str, Any]) -> list[str]:
     prompts = count_of(metrics["images"], "prompt")
     note = f"{prompts}, best of {metrics['candidates']} by CLIP; distances are of first candidates. "
     return [*lines, *format_table(["metric", "value"], rows), "", note + "metrics.json has all, with intervals.", ""]
+
+
+def _describe_audit(facts: Mapping[str, Any], metrics: Mapping[str, Any]) -> list[str]:
+    """Returns who and what is in the training data and in samples; nothing where nothing was found."""
+    lines: list[str] = []
+    for table in tabulate_audits(facts.get("audit"), metrics.get("audit")):
+        lines += [f"{table['title']}:", "", *format_table(table["columns"], table["rows"]), ""]
+    note = (
+        "Training data beside samples of the judged prompts, counted alike. Words of captions and prompts say who is "
+        "named; detectors miss things; CLIP gives one of the labels also where none fits."
+    )
+    return ["## Audit", "", note, "", *lines] if lines else []
 
 
 def _describe_limits(config: CascadeConfig, facts: Mapping[str, Any]) -> list[str]:

@@ -22,7 +22,7 @@ from pipeline.store.run import Run
 CARD, FACTS = "datacard.md", "datacard.json"
 CROISSANT, TRAINING_CONTENT = "croissant.json", "training_content.md"
 PUBLISHED = (CARD, CROISSANT, TRAINING_CONTENT)  # copied to the run folder, which Croissant's file patterns start from
-ALIGNED = ("download", "annotate", "select")  # stages whose row-aligned tables are counted
+ALIGNED = ("download", "annotate", "select", "score")  # stages whose row-aligned tables are counted
 
 
 def build_data_card(inputs: Mapping[str, Artifact], config: CardConfig, listing: ListingConfig) -> dict[str, str]:
@@ -31,11 +31,14 @@ def build_data_card(inputs: Mapping[str, Artifact], config: CardConfig, listing:
     ``listing`` says of the sources what their rows do not: weights and licences.
     """
     counts = DataCounts()
+    counts.audit.expect_labels(inputs["score"].manifest.config.get("score", {}).get("labels", {}))
     tables = [{shard.id: shard.files["parquet"] for shard in inputs[stage].shards} for stage in ALIGNED]
     for shard in sorted(set.intersection(*(set(table) for table in tables))):
         with ExitStack() as stack:
-            download, annotations, selection = (stack.enter_context(storage.local_copy(t[shard])) for t in tables)
-            count_shard(download, annotations, selection, counts)
+            download, annotations, selection, scores = (
+                stack.enter_context(storage.local_copy(table[shard])) for table in tables
+            )
+            count_shard(download, annotations, selection, counts, scores)
     sources = {name: source.model_dump() for name, source in listing.list_sources().items()}
     counted = build_facts(counts, sources, config)
     funnel = storage.read_json(inputs["select"].path("funnel.json"))

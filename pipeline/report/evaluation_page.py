@@ -10,7 +10,7 @@ from dataprep.io.wording import count_of
 from eval.metrics.samples_table import JudgedSample
 from pipeline.report.build import render_page
 from pipeline.report.section import ReportInputs, ReportSection, SectionContent
-from pipeline.report.sections import memorisation, metrics, samples, summary
+from pipeline.report.sections import audit, memorisation, metrics, samples, summary
 from pipeline.report.sections.memorisation import FindImage, show_memorisation
 from pipeline.report.sections.samples import show_samples
 from pipeline.report.sections.summary import list_metric_tiles
@@ -27,6 +27,7 @@ SECTIONS: dict[str, ReportSection] = {
     "samples": samples.SECTION,
     "metrics": metrics.SECTION,
     "memorisation": memorisation.SECTION,
+    "audit": audit.SECTION,
     ABOUT: ReportSection("How it was computed", _read_nothing),
 }
 
@@ -38,6 +39,7 @@ def build_evaluation_page(
     images: Iterable[JudgedSample],
     find_sample: FindImage,
     find_training: FindImage,
+    data_audit: Mapping[str, Any] | None = None,
 ) -> str:
     """Returns the HTML page.
 
@@ -46,6 +48,7 @@ def build_evaluation_page(
         found: the content of metrics.json.
         images: judged images to show, with their pixels.
         find_sample, find_training: return the images of the closest pairs.
+        data_audit: audit of the training data, to show beside that of the samples.
     """
     contents = {
         SUMMARY: SectionContent({"sentence": describe_subject(found), "tiles": list_metric_tiles(found)}),
@@ -54,6 +57,8 @@ def build_evaluation_page(
     }
     if found.get("memorisation"):
         contents["memorisation"] = show_memorisation(found["memorisation"], find_sample, find_training)
+    if section := audit.show_audit(data_audit, found.get("audit")):
+        contents["audit"] = section
     contents[ABOUT] = SectionContent({"tables": [_tabulate_call(record, found)]})
     return render_page(title, record, SECTIONS, contents)
 

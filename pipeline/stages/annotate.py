@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from dataprep.annotate_config import AnnotateConfig
 from dataprep.images.faces import find_model_files
+from dataprep.images.text_area import find_text_model_files
 from pipeline.runtime.context import Context
 from pipeline.runtime.shard_worker import ShardTask
 from pipeline.stages.base import (
@@ -55,8 +56,9 @@ class AnnotateWorker:
 
 
 def list_sources(config: RunConfig) -> list[str]:
-    """Returns the face detector's files: their bytes count, and one that is missing is found before any work."""
-    return find_model_files(config.annotate.faces) if config.annotate.faces else []
+    """Returns the detectors' files: their bytes count, and one that is missing is found before any work."""
+    faces, text = config.annotate.faces, config.annotate.text
+    return [*(find_model_files(faces) if faces else ()), *(find_text_model_files(text) if text else ())]
 
 
 def run(ctx: Context[AnnotateStageConfig, AnnotateInputs]) -> None:

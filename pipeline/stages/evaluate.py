@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+from dataprep.images.faces import FacesConfig, find_model_files
+from dataprep.images.text_area import TextConfig, find_text_model_files
 from dataprep.io import storage
 from dataprep.io.keys import shard_name
 from dataprep.io.parquet import read_table
+from eval.clip.config import HeadConfig, HeadsConfig, LabelsConfig, ScoreConfig
 from eval.metrics.config import EvaluateConfig, make_sweep_points
 from eval.sampling.config import SamplingConfig
 from pipeline.runtime.context import Context
@@ -16,13 +19,14 @@ from pipeline.stages.base import Placement, StageConfig, StageInputs, StageType,
 from pipeline.stages.clip import digest_clip, is_trained_here, read_clip_spec
 from pipeline.stages.model_files import TUNED
 from pipeline.stages.sample import SampleConfig, SampleStageConfig
+from pipeline.stages.score import locate_heads
 from pipeline.stages.trained_cascade import trained_cascade
 from pipeline.stages.training_stages import read_stages
 from pipeline.store.artifact import Artifact, Shard
 from pipeline.store.run import Run
 
 if TYPE_CHECKING:
-    from eval.metrics.base import MeasuredFeatures, SweptSetting
+    from eval.metrics.base import JudgedSamples, MeasuredFeatures, SweptSetting
     from eval.metrics.feature_models import ClipIdentity
     from eval.metrics.judges.base import Verdict
     from eval.metrics.memorisation import CopySearch
@@ -30,6 +34,7 @@ if TYPE_CHECKING:
     from pipeline.config import RunConfig
 
 VERDICTS = "verdicts"  # subfolder of what judges say
+AUDIT = "audit"  # subfolder of what detectors, heads and labels see in samples
 VALIDATION_PREFIX = "validation_"  # of the keys of a validation in a training log
 
 
@@ -41,6 +46,10 @@ class EvaluateStageConfig(StageConfig):
     dtype: str = config_key("embed.dtype")
     pad: bool = config_key("embed.pad")
     lowercase: bool = config_key("embed.lowercase")
+    faces: FacesConfig | None = config_key("annotate.faces")
+    text: TextConfig | None = config_key("annotate.text")
+    heads: HeadsConfig = config_key("score.heads")
+    labels: LabelsConfig = config_key("score.labels")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,12 +75,13 @@ EvaluateContext = Context[EvaluateStageConfig, EvaluateInputs]
 
 
 def list_sources(config: RunConfig) -> list[str]:
-    """Returns the files of the feature models and of the reference, checked."""
+    """Returns the files of all models and of the reference, checked."""
     from eval.metrics.feature_models import check_feature_models
     from eval.metrics.image_sets import check_judges
     from pipeline.stages.reference_images import find_reference_files
 
     files = check_feature_models(config.evaluate.features) + check_judges(config.evaluate.judges)
+    files += _find_audit_files(config.annotate.faces, config.annotate.text, config.score.heads)
     reference = config.evaluate.reference
     return files + (find_reference_files(reference) if reference else [])
 
@@ -91,6 +101,7 @@ def run(ctx: EvaluateContext) -> None:
         judged = replace(judged, features=features, sweep=sweep)
         judged = replace(judged, judges=ctx.config.evaluate.judges, verdicts=_collect_verdicts(ctx))
         judged = replace(judged, copies=_search_copies(ctx, features))
+        judged = _audit_samples(ctx, judged)
     judged = replace(judged, likelihood=_measure_likelihood(ctx))
     clip = read_clip_spec(inputs.clip)
     # A CLIP trained in the run has no name; the digest tells whether two runs share it.
@@ -190,6 +201,33 @@ def _collect_verdicts(ctx: EvaluateContext) -> dict[str, list[Verdict]]:
     ctx.map_shards(JudgeWorker, arguments, ctx.join_shards(ctx.inputs.sample), subfolder=VERDICTS, on_gpu=True)
     names = [ctx.path(m.subfolder, out.path) for m in ctx.finished if m.subfolder == VERDICTS for out in m.outputs]
     return read_verdicts(row for name in sorted(names) for row in storage.read_json(name))
+
+
+def _audit_samples(ctx: EvaluateContext, judged: JudgedSamples) -> JudgedSamples:
+    """Measures the samples as the training images were: faces, text, heads and labels, those that the run has."""
+    from eval.metrics.audit import AuditConfig
+    from pipeline.stages.image_features import AuditWorker
+
+    config = ctx.config
+    score = ScoreConfig(heads=locate_heads(config.heads), labels=config.labels)
+    audit = AuditConfig(faces=config.faces, text=config.text, score=score)
+    if not audit.looks:
+        return judged
+    hashes = _hash_files(_find_audit_files(config.faces, config.text, score.heads))
+    arguments = {"clip": read_clip_spec(ctx.inputs.clip), "audit": audit, "hashes": hashes}
+    ctx.map_shards(AuditWorker, arguments, ctx.join_shards(ctx.inputs.sample), subfolder=AUDIT, on_gpu=audit.needs_clip)
+    names = [ctx.path(m.subfolder, out.path) for m in ctx.finished if m.subfolder == AUDIT for out in m.outputs]
+    return replace(judged, audit=audit, audited=[row for name in sorted(names) for row in storage.read_json(name)])
+
+
+def _find_audit_files(faces: FacesConfig | None, text: TextConfig | None, heads: Mapping[str, HeadConfig]) -> list[str]:
+    """Returns the files of detectors and heads; raises UserError for a missing one."""
+    files = [*(find_model_files(faces) if faces else ()), *(find_text_model_files(text) if text else ())]
+    if heads:
+        from eval.clip.heads import find_head_files
+
+        files += find_head_files(heads)
+    return files
 
 
 def _search_copies(ctx: EvaluateContext, features: MeasuredFeatures) -> CopySearch | None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
@@ -19,6 +19,7 @@ from dataprep.io.keys import shard_name
 from dataprep.io.pack_format import BUCKET_COLUMN, SQUARE, pixels_column
 from dataprep.io.parquet import check_kind, write_table
 from dataprep.synthetic.grammar import Claim
+from eval.metrics.audit import AuditConfig, ImageAuditor
 from eval.metrics.composition import check_image
 from eval.metrics.config import FeaturesConfig, SweepPoint
 from eval.metrics.feature_sets import REFERENCE_SET, SAMPLE_SET, SWEEP_SET, VALIDATION_SET
@@ -91,6 +92,23 @@ class JudgeWorker:
             rows += say_verdicts(self.judges, [sample.pixels() for sample in part], [sample.prompt for sample in part])
         storage.write_json(str(task.out / shard_name(task.id, "json")), rows)
         return {"verdicts": len(rows)}
+
+
+class AuditWorker:
+    """Measures the first candidates of a shard of samples as the training images were measured."""
+
+    def __init__(self, clip: ClipSpec, audit: AuditConfig, hashes: Mapping[str, str]) -> None:
+        from eval.clip.scorer import ClipScorer
+
+        self.auditor = ImageAuditor(audit, ClipScorer.load(clip, worker_device()) if audit.needs_clip else None)
+
+    def __call__(self, task: ShardTask) -> dict[str, int]:
+        """Writes one JSON file."""
+        rows: list[dict[str, Any]] = []
+        for part in group(read_first_samples(task.files["sample.parquet"]), READ_ROWS):
+            rows += self.auditor.measure([pixels for _, pixels, _ in part])
+        storage.write_json(str(task.out / shard_name(task.id, "json")), rows)
+        return {"audited": len(rows)}
 
 
 class NeighbourWorker:

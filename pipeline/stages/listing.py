@@ -45,13 +45,14 @@ def list_sources(config: RunConfig) -> list[str]:
     Raises UserError where a file cannot be a source, or where a filter needs a column that no stage will have.
     """
     from dataprep.filters.config import make_filters, make_set_filters
-    from dataprep.io.schemas import ANNOTATIONS, FACES
+    from dataprep.io.schemas import ANNOTATIONS, FACES, TEXT
     from dataprep.listing.sources import check_source, find_source_files
 
     made_here = config.listing.source == "subject"  # its rows are known once it is made
     columns = [] if made_here else check_source(config.listing)
     available = {*ANNOTATIONS.names, "url", "clip_similarity", *columns, *config.score.heads}
     available |= set(FACES.names) if config.annotate.faces else set()
+    available |= set(TEXT.names) if config.annotate.text else set()
     available |= {"clip_embedding"} if config.score.embeddings else set()
     make_filters(config.select, available, config.clip.min_similarity)
     make_set_filters(config.select, available)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
@@ -45,17 +45,17 @@ class ScoreInputs(StageInputs):
 
 
 class ScoreWorker:
-    """Scores the pairs of a download shard with CLIP, and with the heads on its features."""
+    """Scores the pairs of a download shard with CLIP, and with the heads and labels on its features."""
 
-    def __init__(self, clip: ClipSpec, max_pixels: int, heads: dict[str, HeadConfig], features: Sequence[str]) -> None:
-        from eval.clip.heads import Head
+    def __init__(self, clip: ClipSpec, max_pixels: int, score: ScoreConfig) -> None:
+        from eval.clip.score_shard import load_heads
         from eval.clip.scorer import ClipScorer
         from pipeline.runtime.device import count_decode_threads, worker_device
 
         self.threads = count_decode_threads()
         self.scorer = ClipScorer.load(clip, worker_device())
-        self.max_pixels, self.features = max_pixels, features
-        self.heads = [Head.load(name, head) for name, head in heads.items()]
+        self.max_pixels, self.features = max_pixels, score.feature_columns()
+        self.heads = load_heads(score, self.scorer)
 
     def __call__(self, task: ShardTask) -> dict[str, int]:
         """Writes one Parquet file, row-aligned with the download's."""
@@ -76,15 +76,18 @@ def list_sources(config: RunConfig) -> list[str]:
     return find_head_files(config.score.heads)
 
 
+def locate_heads(heads: Mapping[str, HeadConfig]) -> dict[str, HeadConfig]:
+    """Returns the heads with absolute paths, which hold in every worker."""
+    return {name: head.model_copy(update={"path": storage.absolute(head.path)}) for name, head in heads.items()}
+
+
 def run(ctx: Context[ScoreStageConfig, ScoreInputs]) -> None:
     """Scores every downloaded shard, on GPUs where there are any."""
-    given = ctx.config.score.heads
-    heads = {name: head.model_copy(update={"path": storage.absolute(head.path)}) for name, head in given.items()}
+    score = ctx.config.score
     arguments = {
         "clip": read_clip_spec(ctx.inputs.clip),
         "max_pixels": ctx.config.max_pixels,
-        "heads": heads,
-        "features": ctx.config.score.feature_columns(),
+        "score": score.model_copy(update={"heads": locate_heads(score.heads)}),
     }
     ctx.map_shards(ScoreWorker, arguments, ctx.feed_shards(ctx.inputs.download), on_gpu=True)
 

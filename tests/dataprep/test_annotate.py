@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import tarfile
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +17,12 @@ from dataprep.annotate import (
 from dataprep.annotate_config import AnnotateConfig
 from dataprep.download.config import DownloadConfig, FetchConfig
 from dataprep.download.shard import download_shard
+from dataprep.images.decode import decode_rgb
 from dataprep.images.faces import FacesConfig
+from dataprep.images.text_area import TextConfig, load_text_detector
 from dataprep.io.parquet import read_table, write_table
 from tests.helpers.images import draw_face, encoded, picture
+from tests.helpers.text_networks import write_db_network
 from tests.helpers.web import Web
 
 
@@ -89,3 +93,17 @@ def test_faces_are_columns_where_they_are_looked_for(web: Web, tmp_path: Path) -
     assert (rows[2]["face_boxes"], rows[2]["largest_face"]) == ([], 0.0)
     annotate_shard(*files, tmp_path / "b.parquet", AnnotateConfig())
     assert "faces" not in read_table(tmp_path / "b.parquet", "annotations").column_names
+
+
+def test_text_is_a_column_where_it_is_looked_for(shard: tuple[Path, Path], tmp_path: Path) -> None:
+    config = AnnotateConfig(text=TextConfig(model=str(write_db_network(tmp_path / "db.onnx", 64)), side=64))
+    annotate_shard(*shard, tmp_path / "a.parquet", config)
+    table = read_table(tmp_path / "a.parquet", "annotations")
+    assert table.schema.field("text_area").type == pa.float32()
+    with tarfile.open(shard[0]) as tar:
+        images = [tar.extractfile(name) for name in tar.getnames() if name.endswith(".jpg")]
+        pixels = [decode_rgb(file.read()) for file in images if file is not None]
+    expected = [load_text_detector(config.text).measure(image) for image in pixels] if config.text else []
+    assert table["text_area"].to_pylist() == pytest.approx([expected[0], None, expected[1]])
+    annotate_shard(*shard, tmp_path / "b.parquet", AnnotateConfig())
+    assert "text_area" not in read_table(tmp_path / "b.parquet", "annotations").column_names

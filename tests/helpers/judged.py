@@ -210,10 +210,12 @@ class InProcess(Context[EvaluateStageConfig, EvaluateInputs]):
                 self.counters[name] = self.counters.get(name, 0) + number
 
 
-def make_evaluate_context(run: Run, config: EvaluateConfig) -> InProcess:
-    """Returns the context of the stage `evaluate` on a run of `make_run`."""
+def make_evaluate_context(run: Run, config: EvaluateConfig, **looked_for: Any) -> InProcess:
+    """Returns the context of the stage `evaluate` on a run of `make_run`; the audit looks for ``looked_for``."""
     found = run.artifacts()
     names = ("sample", "clip", "pack", *(("train.base", "encoder") if config.sweep or config.likelihood else ()))
     inputs = EvaluateInputs.collect({name: found[name] for name in names})
-    stage_config = EvaluateStageConfig(evaluate=config, max_length=256, dtype="float32", pad=False, lowercase=False)
+    text: dict[str, Any] = {"max_length": 256, "dtype": "float32", "pad": False, "lowercase": False}
+    audit: dict[str, Any] = {"faces": None, "text": None, "heads": {}, "labels": {}}
+    stage_config = EvaluateStageConfig(evaluate=config, **text, **(audit | looked_for))
     return InProcess("evaluate", stage_config, inputs, run.stage_folder("evaluate", "e" * 20), run, ClusterConfig())

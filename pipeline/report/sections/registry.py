@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pipeline.report.section import ReportSection
 from pipeline.report.sections import (
+    audit,
     captions,
     codes,
     data,
@@ -22,6 +23,7 @@ SECTIONS: dict[str, ReportSection] = {
     "samples": samples.SECTION,
     "metrics": metrics.SECTION,
     "memorisation": memorisation.SECTION,
+    "audit": audit.SECTION,
     "source": source.SECTION,
     "funnel": funnel.SECTION,
     "data": data.SECTION,

@@ -57,3 +57,40 @@ def test_memory_is_bounded_and_it_is_said(monkeypatch: pytest.MonkeyPatch) -> No
     assert build_audit(counts, {})["exact"]
     counts.add_captions(["blue line", "red dot"])
     assert not build_audit(counts, {})["exact"] and counts.words == {"red": 4, "circle": 2}
+
+
+def test_what_was_measured_is_counted_by_class_in_a_fixed_order() -> None:
+    counts = AuditCounts()
+    counts.expect_labels({"medium": ("a photo", "a drawing", "a map")})
+    counts.add_measured(
+        {
+            "faces": [1, 0, 7],
+            "text_area": [0.2, 0.0, None, 0.0099, 0.7, 0.01],
+            "label_medium": ["a drawing", "a photo", None, "a drawing"],
+            "label_place": ["indoors"],
+            "aesthetic": [5.9, 4.0, None, 10.2, 5.0],
+            "watermark": [0.5, 0.49, 0.0, 1.0],
+            "clip_similarity": [0.3],
+        }
+    )
+    found = build_audit(counts, {})
+    assert found["faces"] == {"0": 1, "1": 1, "5 or more": 1}
+    assert list(found["text"].items()) == [
+        ("none", 1),
+        ("below 1%", 1),
+        ("from 1%", 1),
+        ("from 5%", 0),
+        ("from 20%", 1),
+        ("from 50%", 1),
+    ]
+    medium = {"a photo": 1, "a drawing": 2, "a map": 0}  # a label of no image is named
+    assert found["labels"] == {"medium": medium, "place": {"indoors": 1}}
+    assert list(found["labels"]["medium"]) == list(medium)
+    assert list(found["heads"]) == ["aesthetic", "watermark"]
+    assert list(found["heads"]["aesthetic"].items()) == [("4", 1), ("5", 2), ("10", 1)]
+    assert found["heads"]["watermark"] == {"below 0.2": 1, "from 0.2": 1, "from 0.5": 1, "from 0.8": 1}
+
+
+def test_nothing_measured_is_nothing_said() -> None:
+    found = build_audit(AuditCounts(), {})
+    assert (found["faces"], found["text"], found["labels"], found["heads"]) == ({}, {}, {}, {})

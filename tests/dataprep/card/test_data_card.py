@@ -92,6 +92,30 @@ def test_people_hosts_and_faces_of_kept_rows_are_audited(tmp_path: Path) -> None
     assert "no detector" not in render_card(told(shard(tmp_path)), FUNNEL, ARTIFACTS)
 
 
+def test_text_labels_and_heads_of_kept_rows_are_audited(tmp_path: Path) -> None:
+    paths = shard(tmp_path)
+    area = pa.array([0.0, 0.3, 0.6, 0.9, None], pa.float32())
+    write_table(read_table(paths[1], "annotations").append_column("text_area", area), paths[1], "annotations")
+    scores = {"label_medium": ["a photo", "a map", "a photo", "a map", None], "nsfw": [0.1, 0.9, 0.6, 0.9, None]}
+    write_table(pa.table({"clip_similarity": [0.1] * 5} | scores), tmp_path / "scores.parquet", "scores")
+    counts = DataCounts()
+    counts.audit.expect_labels({"medium": ["a photo", "a map", "a painting"]})
+    count_shard(*paths, counts, tmp_path / "scores.parquet")
+    found = build_facts(counts, {"": {"source": "table"}}, CardConfig())
+    assert found["audit"]["text"] == {"none": 1, "below 1%": 0, "from 1%": 0, "from 5%": 0} | {
+        "from 20%": 1,
+        "from 50%": 1,
+    }
+    assert found["audit"]["labels"] == {"medium": {"a photo": 2, "a map": 1, "a painting": 0}}
+    assert found["audit"]["heads"] == {"nsfw": {"below 0.2": 1, "from 0.2": 0, "from 0.5": 1, "from 0.8": 1}}
+    text = render_card(found, FUNNEL, ARTIFACTS)
+    for part in ("| from 20% | 1 | 33.3% |", "| a photo | 2 | 66.7% |", "| a painting | 0 | 0.0% |", "Head `nsfw`"):
+        assert part in text, part
+    assert "also where none fits" in text and "annotate.text" in text
+    plain = render_card(told(shard(tmp_path)), FUNNEL, ARTIFACTS)
+    assert "annotate.text" not in plain and "score.labels" not in plain
+
+
 def test_a_download_without_licences_says_so(tmp_path: Path) -> None:
     paths = shard(tmp_path)
     found = told(paths)

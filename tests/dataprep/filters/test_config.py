@@ -10,7 +10,7 @@ from pydantic import ValidationError
 from dataprep.filters.config import SelectConfig, make_filters, make_set_filters
 from dataprep.filters.registry import FILTERS
 from dataprep.io.errors import UserError
-from dataprep.io.schemas import ANNOTATIONS, FACES
+from dataprep.io.schemas import ANNOTATIONS, FACES, TEXT
 from tests.helpers.selection import LISTED, OFF, reasons, row
 
 
@@ -40,6 +40,7 @@ def test_all_filters_on_are_all_filters_in_order() -> None:
         languages=("en",),
         max_faces=2,
         max_face=0.5,
+        max_text_area=0.5,
         drop_nsfw_labels=("NSFW",),
         unsafe_below=0.5,
         watermark_below=0.5,
@@ -49,7 +50,7 @@ def test_all_filters_on_are_all_filters_in_order() -> None:
         max_caption_repeats=3,
         near_duplicate_cosine=0.9,
     )
-    available = {*ANNOTATIONS.names, *FACES.names, *LISTED, "url", "clip_similarity", "clip_embedding"}
+    available = {*ANNOTATIONS.names, *FACES.names, *TEXT.names, *LISTED, "url", "clip_similarity", "clip_embedding"}
     rules = [*make_filters(everything, available, 0.1), *make_set_filters(everything, available)]
     assert rules == list(FILTERS)
 

@@ -15,7 +15,7 @@ from dataprep.filters.near_duplicates import measure_thumbnail_distance
 from dataprep.filters.select import EXAMPLES, select_pairs
 from dataprep.filters.steps import LocalRunner
 from dataprep.io.parquet import read_table
-from dataprep.io.schemas import ANNOTATIONS
+from dataprep.io.schemas import ANNOTATIONS, FACES, TEXT
 from tests.helpers.selection import (
     OFF,
     choose,
@@ -167,3 +167,14 @@ def select_in_order(
         else:
             kept.append(index)
     return found, originals
+
+
+def test_filters_read_what_detectors_measured(tmp_path: Path) -> None:
+    """The annotations have the columns of faces and text only where these were looked for."""
+    measured = pa.schema([*ANNOTATIONS, *FACES, *TEXT])
+    rows = [row(index, faces=index, largest_face=0.1 * index, text_area=0.05 * index) for index in range(4)]
+    config = OFF.model_copy(update={"max_faces": 2, "max_text_area": 0.05, "max_caption_repeats": None})
+    shards = write_shards(tmp_path, [pa.Table.from_pylist(rows, schema=measured)])
+    selection = select_pairs(shards, config, LocalRunner(tmp_path))
+    found = read_table(selection.tables[0], "selection")["reason"].to_pylist()
+    assert [name_filter(reason) for reason in found] == [None, None, "text_area", "faces"]

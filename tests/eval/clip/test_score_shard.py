@@ -21,7 +21,7 @@ from dataprep.io.parquet import read_table, write_table
 from dataprep.io.scorer_heads import HEADS, ScorerHead
 from eval.clip.config import HeadConfig, ScoreConfig
 from eval.clip.heads import Head
-from eval.clip.score_shard import score_shard
+from eval.clip.score_shard import load_heads, score_shard
 from eval.clip.scorer import ClipScorer
 from tests.helpers.scoring import flat, make_scorer
 from tests.helpers.selection import reasons, row
@@ -66,6 +66,18 @@ def test_features_and_heads_are_kept_beside_the_similarity(scorer: ClipScorer, t
     score_shard(iter([]), tmp_path / "d.parquet", tmp_path / "none.parquet", scorer, heads, [*FEATURES])
     empty = read_table(tmp_path / "none.parquet", "scores")
     assert empty.schema == scores.schema and empty["aesthetic"].null_count == 3
+
+
+def test_each_image_gets_the_nearest_label_of_a_question(scorer: ClipScorer, tmp_path: Path) -> None:
+    table = pa.table({"key": ["a", "b", "c"], "caption": ["100", "010", "001"]})
+    write_table(table, tmp_path / "d.parquet", "download")
+    config = ScoreConfig(labels={"colour": ("100", "010", "001"), "warmth": ("110", "001")})
+    images = [("c", flat(0, 1, 9)), ("a", flat(9, 2, 0))]
+    score_shard(images, tmp_path / "d.parquet", tmp_path / "s.parquet", scorer, load_heads(config, scorer))
+    scores = read_table(tmp_path / "s.parquet", "scores")
+    assert scores["label_colour"].to_pylist() == ["100", None, "001"]
+    assert scores["label_warmth"].to_pylist() == ["110", None, "001"]
+    assert scores.schema.field("label_colour").type == pa.string()
 
 
 def test_a_new_head_is_scored_and_filtered_by(

@@ -184,9 +184,36 @@ def test_our_run_is_measured_on_its_own_validation_images(
     assert found["memorisation"]["training_images"] == 20 and found["memorisation"]["held_out"]["images"] == 60
 
 
+def test_images_are_audited_as_the_data_of_a_run(
+    evaluate: Callable[..., dict[str, Any]], world: World, tmp_path: Path
+) -> None:
+    from dataprep.io import storage
+    from tests.helpers.judged import commit, make_run
+
+    made = make_run(tmp_path / "run", 1.0, count=2)
+    labels = {"what": ["a red circle", "a blue square"]}
+    commit(made, "annotate", [], {"annotate": {"faces": {"detector": "cascade"}}})
+    commit(made, "score", [], {"score": {"labels": labels}})
+    facts = {"audit": {"captions": 10, "people": {"women": 3}, "faces": {"0": 7, "1": 3}, "labels": {}}}
+    storage.write_json(made.stage_folder("card", "f" * 20) + "/datacard.json", facts)
+    commit(made, "card", [], {})
+    found = evaluate("images", "--prompts", "prompts.txt", "--clip", world.clip, "--audit", made.root)
+    assert sum(found["audit"]["faces"].values()) == sum(found["audit"]["labels"]["what"].values()) == 30
+    page = (tmp_path / "out" / "report.html").read_text()
+    for part in ("Faces", "Labels by CLIP: what", '<td class="num">30.0%</td>', "<td>women</td>"):
+        assert part in page, part
+    assert "Labels by CLIP" not in _evaluate_plainly(evaluate, world, tmp_path)
+
+
+def _evaluate_plainly(evaluate: Callable[..., dict[str, Any]], world: World, tmp_path: Path) -> str:
+    evaluate("images", "--prompts", "prompts.txt", "--clip", world.clip)
+    return (tmp_path / "out" / "report.html").read_text()
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
+        (("images", "--audit", "nowhere"), "--audit nowhere: not a run; name the run whose training data"),
         (("nowhere", "--prompts", "prompts.txt"), "nowhere: neither a folder of images nor a model; name a folder"),
         (("images", "--prompts", "none.txt"), r"prompts=none\.txt: no such file"),
         (("images", "--prompts", "short.txt"), "4 prompts for 30 images in images; give as many"),

@@ -42,6 +42,20 @@ def test_card_names_data_metrics_and_a_missing_licence(finished_run: Made, monke
     assert "## Metrics" in text
 
 
+def test_card_has_the_audit_of_data_and_samples(finished_run: Made, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert "## Audit" not in render_partly(finished_run.run, monkeypatch, None)  # zebras, and nothing looked for
+    found = {"captions": 4, "people": {"women": 2}, "faces": {"0": 1, "1": 3}}
+    read = model_card._read_json
+    monkeypatch.setattr(
+        model_card,
+        "_read_json",
+        lambda path: read(path) | ({"audit": found} if path.endswith("metrics.json") else {}),
+    )
+    text = render_partly(finished_run.run, monkeypatch, None)
+    assert "## Audit" in text and "Faces:" in text
+    assert "| women | 0 | 0.0% | 2 | 50.0% |" in text and "| 1 |  |  | 3 | 75.0% |" in text
+
+
 def test_card_names_the_words_that_the_encoder_learned(tmp_path: Path) -> None:
     assert model_card._describe_words(tmp_path) == []
     save_tokens(tmp_path / "learned_tokens.safetensors", {"zwx": torch.ones(4), "qpt": torch.ones(4)})

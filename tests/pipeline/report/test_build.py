@@ -27,7 +27,7 @@ def test_section_from_outside_is_on_the_page(run: Run, tmp_path: Path, monkeypat
     page = build_pages(run.artifacts(), run.record())[REPORT]
     assert '<a href="#dummy">A dummy</a>' in page
     assert '<div class="chart" data-chart="dummy_times"></div>' in page
-    absent = ("memorisation", "captions", "codes")  # of which this run has nothing
+    absent = ("memorisation", "audit", "captions", "codes")  # of which this run has nothing
     assert f"report &lt;b&gt; {len(SECTIONS) - len(absent)}</p>" in page
     assert not any(f'<a href="#{name}">' in page for name in absent)
     assert '"dummy_times": {"data"' in page

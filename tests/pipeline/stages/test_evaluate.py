@@ -16,6 +16,8 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from dataprep.images.faces import FacesConfig
+from dataprep.images.text_area import TextConfig
 from dataprep.io import storage
 from dataprep.io.errors import UserError
 from dataprep.io.parquet import read_table
@@ -27,11 +29,13 @@ from eval.sampling.config import StageEntry
 from eval.sampling.options import SamplingOptions
 from eval.sampling.stage_sampler import LoadedStage
 from pipeline.report import charts
+from pipeline.report.sections.audit import show_audit
 from pipeline.report.sections.metrics import show_metrics
 from pipeline.runtime.shard_worker import ShardTask
 from pipeline.stages import evaluate, image_features, image_likelihood, reference_images
 from tests.helpers.judged import SIZE, draw_caption, fake_clip, make_evaluate_context, make_run
 from tests.helpers.paths import ROOT
+from tests.helpers.text_networks import write_db_network
 from train.diffusion.config import DiffusionConfig
 from train.models.base import Conditions, DenoiserConfig
 
@@ -91,6 +95,22 @@ def test_prompts_outside_of_the_grammar_have_no_composition(tmp_path: Path) -> N
     assert metrics["clip_score_by"]["animals"]["n"] == 1
     assert set(metrics["composition"]) == {"seen", "heldout"}
     assert metrics["best_of"][0]["accuracy"] is None
+
+
+def test_samples_are_audited_as_the_training_images(tmp_path: Path) -> None:
+    text = TextConfig(model=str(write_db_network(tmp_path / "db.onnx", 64)), side=64)
+    looked_for = {"faces": FacesConfig(), "text": text, "labels": {"what": ("a red circle", "a blue square")}}
+    ctx = make_evaluate_context(make_run(tmp_path / "run", 1.0), EvaluateConfig(), **looked_for)
+    evaluate.run(ctx)
+    audit = storage.read_json(ctx.path("metrics.json"))["audit"]
+    assert ctx.counters["audited"] == audit["captions"] == 40  # first candidates alone
+    assert sum(audit["faces"].values()) == sum(audit["text"].values()) == 40
+    what = audit["labels"]["what"]
+    assert list(what) == ["a red circle", "a blue square"] and sum(what.values()) == 40 and min(what.values()) > 0
+    section = show_audit({"captions": 5, "faces": {"0": 4, "1": 1}}, audit)
+    assert section is not None
+    faces = next(table for table in section.values["tables"] if table["title"] == "Faces")
+    assert faces["rows"][1][1:3] == [1, "20.0%"]
 
 
 def test_nothing_to_judge(tmp_path: Path) -> None:
