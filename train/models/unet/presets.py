@@ -85,6 +85,23 @@ TINY: dict[str, UNetConfig] = {
         context_width=96,
         condition_width=192,
     ),
+    # What the ablations left of it (docs/training.md): few channels, so that an update is cheap and there are many, and
+    # two layers over the tokens of a small T5, a third of whose heads look back only and a third ahead only.
+    "demo-base": UNetConfig(
+        order="efficient",
+        channels=24,
+        channel_mult=(1, 2),
+        blocks=(1, 1),
+        strides=(2, 2),
+        attention=("joint", "joint"),
+        middle=False,
+        positions=True,
+        head_width=24,
+        text_layers=2,
+        text_directions=True,
+        context_width=96,
+        condition_width=96,
+    ),
     # 16x16 -> 64x64, for prediction x0: almost all work at 16x16 and 8x8.
     "tiny-sr64": UNetConfig(
         order="efficient",
