@@ -5,7 +5,8 @@
     python -m benchmarks.ablation                                # the table of what is there
 
 A variant is a file of `benchmarks/ablations/`: ``about`` says what it is, ``changes`` are keys of configs/demo.yaml. A
-name a+b has the changes of both over those of ``base``, the demo's recipe; ``demo`` is configs/demo.yaml itself.
+name a+b has the changes of both over those of ``base``, the recipe when the laboratory was made; ``demo`` is
+configs/demo.yaml itself, and demo+a has changes over that.
 Every training, text encoder and base together, has the same number of operations (`--flops`), counted; so a cheaper
 network gets more updates. Rows go to `--folder` as they are finished, and a finished one is not run again.
 
@@ -36,7 +37,7 @@ from pipeline.config_loading import validate_config
 from pipeline.store.fingerprint import hash_json
 
 VARIANTS = Path(__file__).parent / "ablations"
-BASE, RECIPE = "base", "demo"  # the recipe that variants change; configs/demo.yaml as it is
+BASE, RECIPE = "base", "demo"  # what variants change: the first recipe, or configs/demo.yaml as it is
 DEMO = Path(__file__).parents[1] / "configs" / "demo.yaml"
 # First row of the designs of eight and of twelve; the others are its rotations, and one with every variant off.
 PLACKETT_BURMAN = ((1, 1, 1, 0, 1, 0, 0), (1, 1, 0, 1, 1, 1, 0, 0, 0, 1, 0))
@@ -81,7 +82,7 @@ def mix_config(mixture: str) -> RunConfig:
                 raise UserError(
                     f"{mixture}: {changed[key][0]} and {name} both change {'.'.join(key)}; take one of them"
                 )
-    base = {} if mixture == RECIPE else flatten(read_variant(BASE)["changes"])
+    base = {} if RECIPE in mixture.split("+") else flatten(read_variant(BASE)["changes"])
     for key, value in (base | {key: value for key, (_, value) in changed.items()}).items():
         set_value(tree, key, value)
     return validate_config(tree)

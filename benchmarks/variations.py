@@ -25,6 +25,7 @@ import torch
 from PIL import Image
 
 from benchmarks.result import make_claim, write_result
+from dataprep.io.errors import UserError
 from dataprep.synthetic.grammar import Claim, render_caption, sample_claim
 from dataprep.synthetic.renderer import draw_scene
 from eval.metrics.composition import FoundShape, find_shapes, judge_shapes
@@ -116,6 +117,8 @@ def measure_places(shapes: Sequence[Sequence[Sequence[FoundShape]]], drawn: Sequ
 
     def distance(one: Sequence[np.ndarray | None], other: Sequence[np.ndarray | None]) -> float:
         pairs = [(a, b) for a, b in zip(one, other, strict=True) if a is not None and b is not None]
+        if not pairs:
+            raise UserError("no two images to compare show an object; train the model for longer")
         return round(float(np.mean([np.linalg.norm(a - b) for a, b in pairs])), 4)
 
     flat = [place for part in middles for place in part]
@@ -123,6 +126,7 @@ def measure_places(shapes: Sequence[Sequence[Sequence[FoundShape]]], drawn: Sequ
     shifted = [*repeated[VARIATIONS:], *repeated[:VARIATIONS]]
     following = [place for part in middles for place in [*part[1:], part[0]]]
     return {
+        "with_objects": share([place is not None for place in flat]),  # the others have no place
         "variations": distance(flat, repeated),
         "each_other": distance(flat, following),
         "other_source": distance(flat, shifted),
