@@ -39,9 +39,11 @@ from train.tasks.diffusion_config import DiffusionTrainingConfig
 from train.tasks.distillation_config import DistillationTrainingConfig
 from train.tasks.prior_config import PriorTrainingConfig
 from train.tasks.text_tuning_config import TextTuningConfig
+from train.tasks.vq_config import VqTrainingConfig
 
 DISTILLED_SETTINGS = ("sampler", "steps", "spacing", "timesteps", "log_snrs", "guidance", "threshold")
 DenoiserTraining = DiffusionTrainingConfig | PriorTrainingConfig
+NetworkTraining = DenoiserTraining | VqTrainingConfig
 
 
 @runtime_checkable
@@ -119,6 +121,10 @@ class RunConfig(Config):
         """Returns the entries of `train` that denoise: those of the cascade, and its prior."""
         kinds = (DiffusionTrainingConfig, PriorTrainingConfig)
         return {name: entry for name, entry in self.train.items() if isinstance(entry, kinds)}
+
+    def networks(self) -> dict[str, NetworkTraining]:
+        """Returns all entries of `train`: those that denoise, and the autoencoders of refinement stages."""
+        return {name: entry for name, entry in self.train.items() if isinstance(entry, NetworkTraining)}
 
     @model_validator(mode="after")
     def _check(self) -> RunConfig:

@@ -36,10 +36,9 @@ from dataprep.io.yaml_text import parse_yaml
 from pipeline.config import RunConfig
 from pipeline.planner.catalog import Machine
 from pipeline.planner.encoders import VOCABULARY, estimate_clip_cost, estimate_text_cost
-from pipeline.planner.network import make_step_inputs
+from pipeline.planner.network import build_network, make_step_inputs
 from pipeline.planner.training import StageModel
 from pipeline.units import format_flops
-from train.models.backbones import build_denoiser
 from train.models.clip_config import ClipModelConfig
 from train.models.clip_towers import build_image_tower
 from train.timing import peak_tflops
@@ -133,7 +132,7 @@ def measure_conv_tflops(device: torch.device, dtype: torch.dtype) -> float:
 def measure_update_tflops(model: StageModel, device: torch.device, dtype: torch.dtype) -> float:
     """Returns the TFLOP/s of forward and backward passes (three times the forward's operations) at a small batch."""
     batch = 16 if device.type == "cuda" else 4
-    net = build_denoiser(model.layout).to(device, dtype)
+    net = build_network(model.layout).to(device, dtype)
     given = make_step_inputs(model.layout, batch, model.side, model.tokens, dtype)
     inputs = tree_map_only(torch.Tensor, lambda value: value.to(device), given)
 

@@ -80,7 +80,7 @@ def _model_stage(plan: CostPlan, cost: StageCost) -> WorkQueue | Training:
 
 def _estimate_save(plan: CostPlan, stage: str, nodes: int) -> float:
     """Returns the seconds that training waits for a checkpoint."""
-    config = plan.config.denoisers()[stage]
+    config = plan.config.networks()[stage]
     if config.overlap_save:
         return 0.0
     model = next(model for model in plan.models if model.name == stage)
@@ -90,7 +90,7 @@ def _estimate_save(plan: CostPlan, stage: str, nodes: int) -> float:
 def _compare_intervals(plan: CostPlan, stage: str, step: float, rate: float) -> tuple[int, int]:
     """Returns the steps between checkpoints: the config's, and the optimum if training waits for each."""
     assert plan.chosen is not None
-    config = plan.config.denoisers()[stage].model_copy(update={"overlap_save": False})
+    config = plan.config.networks()[stage].model_copy(update={"overlap_save": False})
     model = next(model for model in plan.models if model.name == stage)
     save = model.parameters * count_checkpoint_bytes(config) / (plan.assumptions.checkpoint_gb_s * 1e9)
     best = find_best_interval(rate / HOUR * plan.chosen.nodes, save)

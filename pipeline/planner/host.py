@@ -13,13 +13,13 @@ from dataprep.images.pixel_encodings import (
     choose_restart_interval,
 )
 from dataprep.pack_config import PackConfig
-from pipeline.config import DenoiserTraining
+from pipeline.config import NetworkTraining
 from pipeline.planner.catalog import Assumptions
 from train.loader.config import MOST_THREADS
 
 
 def estimate_host_ms(
-    config: DenoiserTraining, pack: PackConfig, embedding_bytes: float, assumptions: Assumptions
+    config: NetworkTraining, pack: PackConfig, embedding_bytes: float, assumptions: Assumptions
 ) -> float:
     """Returns milliseconds of one core per training sample; ``embedding_bytes``: of its caption, as stored."""
     ms = assumptions.gather_us / 1e3 + embedding_bytes / (assumptions.unpack_gb_s * 1e6)
@@ -45,7 +45,7 @@ def count_decoded_pixels(size: int, side: int, encoding: str) -> float:
     return float(min(size, side + interval) * min(size, side + mcu))
 
 
-def loader_cores(config: DenoiserTraining, cores: int, ranks: int) -> float:
+def loader_cores(config: NetworkTraining, cores: int, ranks: int) -> float:
     """Returns the cores of a machine that load for its ``ranks`` ranks: each rank's threads, at most its share."""
     share = cores / ranks
     threads = config.workers if config.workers is not None else max(1.0, min(MOST_THREADS, share - 1))

@@ -1,4 +1,4 @@
-"""Cost of a denoiser's training step: FLOPs and bytes of activations, found without computing anything.
+"""Cost of a training step of a denoiser or an autoencoder: FLOPs and bytes of activations, without computing anything.
 
 FLOPs are counted on the meta device, where attention is plain matrix products. Activations are traced on fake tensors,
 where attention is the fused kernel of training: the allocation and release of every output is followed through a
@@ -27,8 +27,13 @@ from train.models.adapters.config import AdapterConfig
 from train.models.adapters.registry import ADAPTERS
 from train.models.backbones import backbone_name, build_denoiser, find_backbone
 from train.models.base import Conditions, DenoiserConfig
+from train.models.discriminator import PatchDiscriminator
+from train.models.vq.autoencoder import VqAutoencoder
+from train.models.vq.config import VqConfig
+from train.tasks.adversarial_config import AdversarialConfig
 
-StepInputs = tuple[Tensor, Tensor, Conditions]  # noisy image, log-SNR, conditions
+NetworkConfig = DenoiserConfig | VqConfig
+StepInputs = tuple[Any, ...]  # noisy image, log-SNR, conditions; of an autoencoder the image
 PROBE = 4  # samples whose activations are traced; more take proportionally more
 
 
@@ -63,21 +68,36 @@ class Activations:
         return max(self.of(micro_batch), self.gradients + self.gradients_per_sample * micro_batch)
 
 
-def count_forward_flops(config: DenoiserConfig, size: int, tokens: int) -> int:
+def build_network(config: NetworkConfig) -> nn.Module:
+    """Returns a fresh network."""
+    return VqAutoencoder(config) if isinstance(config, VqConfig) else build_denoiser(config)
+
+
+def count_forward_flops(config: NetworkConfig, size: int, tokens: int) -> int:
     """Returns the FLOPs of the forward pass of one sample, two per multiplication, attention included.
 
     ``size``: pixels per side; ``tokens``: caption tokens including padding.
     """
-    with torch.device("meta"):
-        model, inputs = build_denoiser(config), make_step_inputs(config, 1, size, tokens, torch.float32)
+    # The autoencoder switches autocast off for a part, which the meta device does not know.
+    with FakeTensorMode() if isinstance(config, VqConfig) else torch.device("meta"):
+        model, inputs = build_network(config), make_step_inputs(config, 1, size, tokens, torch.float32)
         with torch.no_grad(), FlopCounterMode(display=False) as counter:
             model(*inputs)
     return int(counter.get_total_flops())
 
 
+def count_discriminator_flops(config: AdversarialConfig, channels: int, size: int) -> int:
+    """Returns the FLOPs of a discriminator's forward pass of one image; its part of the caption is next to nothing."""
+    with torch.device("meta"):
+        model = PatchDiscriminator(channels, config.width, config.layers, None, config.detail)
+        with torch.no_grad(), FlopCounterMode(display=False) as counter:
+            model(torch.zeros(1, channels, size, size), None)
+    return int(counter.get_total_flops())
+
+
 @cache
 def trace_activations(
-    config: DenoiserConfig,
+    config: NetworkConfig,
     size: int,
     tokens: int,
     precision: str,
@@ -93,7 +113,7 @@ def trace_activations(
     dtype = torch.bfloat16 if precision == "bf16" and not autocast else torch.float32
     with FakeTensorMode():
         with _default_dtype(dtype):
-            model = build_denoiser(config)
+            model = build_network(config)
             if adapter is not None:
                 ADAPTERS[adapter.kind]()(model, adapter)
         if recompute:
@@ -132,7 +152,9 @@ def measure_peak_bytes(
         live.count_storages(tree_iter(inputs))
         with torch.autocast("cpu", torch.bfloat16) if autocast else nullcontext():
             output = model(*inputs)
-        output.float().square().mean().backward()
+        made = [value for value in tree_iter(output) if isinstance(value, Tensor) and value.requires_grad]
+        losses = [value.float().square().mean() for value in made]
+        (losses[0] if len(losses) == 1 else torch.stack(losses).sum()).backward()
     for handle in handles:
         handle.remove()
     model.zero_grad(set_to_none=True)
@@ -177,9 +199,11 @@ def _to_fp32(module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
     return (args[0].float(), *args[1:])
 
 
-def make_step_inputs(config: DenoiserConfig, batch: int, size: int, tokens: int, dtype: torch.dtype) -> StepInputs:
+def make_step_inputs(config: NetworkConfig, batch: int, size: int, tokens: int, dtype: torch.dtype) -> StepInputs:
     """What the network takes, with nothing in it."""
     image = torch.zeros(batch, config.image_channels, size, size, dtype=dtype)
+    if isinstance(config, VqConfig):
+        return (image,)
     conditions = Conditions(
         text_BLD=torch.zeros(batch, tokens, config.text_dim, dtype=dtype),
         text_mask_BL=torch.ones(batch, tokens, dtype=torch.bool),

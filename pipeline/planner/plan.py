@@ -23,6 +23,7 @@ from pipeline.planner.rates import Rates, assume_rates, measure_rates
 from pipeline.planner.storage import FEATURE_BYTES, StorageVolume, plan_volumes, sum_bytes
 from pipeline.planner.training import StageModel
 from pipeline.planner.workload import PlanFacts, Workload, estimate_hours, plan_workloads
+from train.tasks.vq_config import VqTrainingConfig
 
 DATA_SHARE = 0.25  # of the days, for data stages before they get more machines
 SETTINGS = [(zero, "none") for zero in range(4)] + [(2, "optimizer"), (3, "optimizer"), (3, "all")]
@@ -120,7 +121,7 @@ def make_plan(config: RunConfig, table: MachineCatalog, wanted: PlanRequest) -> 
             host_ms=estimate_host_ms(stage, config.pack, embedding, assumptions),
             image_dim=clip.width,
         )
-        for name, stage in config.denoisers().items()
+        for name, stage in config.networks().items()
     ]
     sample_bytes = {model.name: _sample_bytes(model, rates, embedding) for model in models}
     if wanted.machine:  # only this one is compared
@@ -146,7 +147,8 @@ def _with_data(table: MachineCatalog, wanted: PlanRequest) -> dict[str, Machine]
 
 def _sample_bytes(model: StageModel, rates: Rates, embedding: float) -> float:
     """Returns the bytes read per training sample: its pixel and vector columns, and its caption's embedding."""
-    vectors = len(model.config.vector_columns()) * FEATURE_BYTES * (model.image_dim or 0)
+    columns = () if isinstance(model.config, VqTrainingConfig) else model.config.vector_columns()
+    vectors = len(columns) * FEATURE_BYTES * (model.image_dim or 0)
     return sum(rates.pixel_bytes[size] for size in model.config.stored_sizes()) + vectors + embedding
 
 

@@ -54,7 +54,7 @@ def _plan_embed(facts: PlanFacts) -> Iterator[StorageVolume]:
 
 
 def _plan_train(facts: PlanFacts) -> Iterator[StorageVolume]:
-    for name, stage in facts.config.denoisers().items():
+    for name, stage in facts.config.networks().items():
         kept = stage.keep_last + (stage.steps // stage.keep_every if stage.keep_every else 0)
         size = facts.parameters[name] * kept * count_checkpoint_bytes(stage) + 4 * facts.exported[name]
         yield StorageVolume(f"train.{name}: {kept} checkpoints, weights", facts.parameters[name], size)

@@ -8,26 +8,36 @@ from functools import cached_property
 
 import torch
 
-from pipeline.config import DenoiserTraining
+from pipeline.config import NetworkTraining
 from pipeline.planner.catalog import Assumptions, Machine
 from pipeline.planner.host import loader_cores
 from pipeline.planner.memory import Fit, MemorySetting, find_smallest_fit
-from pipeline.planner.network import Activations, count_forward_flops, trace_activations
+from pipeline.planner.network import (
+    Activations,
+    NetworkConfig,
+    build_network,
+    count_discriminator_flops,
+    count_forward_flops,
+    trace_activations,
+)
 from pipeline.units import HOUR
 from train.models.adapters.config import AdapterConfig
 from train.models.adapters.registry import ADAPTERS
-from train.models.backbones import build_denoiser, count_parameters
-from train.models.base import DenoiserConfig
+from train.tasks.adversarial_config import AdversarialConfig
 from train.tasks.distillation_config import DistillationTrainingConfig
+from train.tasks.vq_config import VqTrainingConfig
 
 BACKWARD, RECOMPUTE = 2, 1  # forward passes' worth of operations of the backward pass, and of recomputing the blocks
+# Of a discriminator, in its own forward passes of one image: it learns from a real and a made image, and judges the
+# made one for the network, whose backward pass goes through its frozen weights; then the penalty at real images.
+JUDGED, PENALTY = 2 * 3 + 2, 3
 BACKWARD_FROZEN = 1  # of the backward pass through frozen weights, which need no gradients
 
 
-def count_trained_parameters(config: DenoiserConfig, adapter: AdapterConfig | None) -> int:
+def count_trained_parameters(config: NetworkConfig, adapter: AdapterConfig | None) -> int:
     """Returns the number of parameters that training updates, without allocating them."""
     with torch.device("meta"):
-        model = build_denoiser(config)
+        model = build_network(config)
         if adapter is not None:
             ADAPTERS[adapter.kind]()(model, adapter)
         return sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
@@ -35,10 +45,10 @@ def count_trained_parameters(config: DenoiserConfig, adapter: AdapterConfig | No
 
 @dataclass(frozen=True)
 class StageModel:
-    """What a cascade stage's network costs, independent of the machine."""
+    """What the network of an entry of `train` costs, independent of the machine."""
 
     name: str
-    config: DenoiserTraining
+    config: NetworkTraining
     text_dim: int
     tokens: int
     group_rows: int = 128  # of the pack's row groups
@@ -46,8 +56,10 @@ class StageModel:
     image_dim: int | None = None  # width of CLIP's embeddings
 
     @cached_property
-    def layout(self) -> DenoiserConfig:
+    def layout(self) -> NetworkConfig:
         """The network's config."""
+        if isinstance(self.config, VqTrainingConfig):
+            return self.config.autoencoder_config()
         return self.config.denoiser_config(self.text_dim, self.image_dim)
 
     @property
@@ -63,7 +75,7 @@ class StageModel:
     @cached_property
     def all_parameters(self) -> int:
         """Parameters of the network without an adapter."""
-        return count_parameters(self.layout)
+        return count_trained_parameters(self.layout, None)
 
     @property
     def backward(self) -> int:
@@ -73,6 +85,8 @@ class StageModel:
     @cached_property
     def forward(self) -> int:
         """FLOPs of a forward pass of one training sample, in the mean over the updates."""
+        if isinstance(self.config, VqTrainingConfig):
+            return self._full
         early = min(1.0, self.config.half_size_steps / self.config.steps)
         small = count_forward_flops(self.layout, self.side // 2, self.tokens) if early else 0
         return round(early * small + (1 - early) * self._full)
@@ -96,10 +110,21 @@ class StageModel:
         settings = self.config.distillation
         return settings.teacher_steps * (1 if settings.guidance == 1 else 2)
 
+    @cached_property
+    def discriminator(self) -> float:
+        """FLOPs of a discriminator per training sample, in the mean over the updates; 0 without one."""
+        settings: AdversarialConfig | None = getattr(self.config, "adversarial", None)
+        if settings is None:
+            return 0.0
+        passes = JUDGED + (PENALTY / settings.r1_every if settings.r1 else 0)
+        share = 1 - settings.start / self.config.steps
+        return share * passes * count_discriminator_flops(settings, self.layout.image_channels, self.side)
+
     @property
     def update_flops(self) -> float:
         """FLOPs of one step without recomputation."""
-        return float((1 + self.backward + self.teacher) * self.forward * self.config.batch_size)
+        each = (1 + self.backward + self.teacher) * self.forward + self.discriminator
+        return float(each * self.config.batch_size)
 
     @property
     def samples(self) -> int:
@@ -187,7 +212,11 @@ def plan_group(
     if fit is None:
         return None
     passes = 1 + model.backward + model.teacher + (RECOMPUTE if fit.setting.recompute else 0)
-    compute = passes * model.forward * config.batch_size / (ranks * machine.tflops * 1e12 * machine.mfu)
+    compute = (
+        (passes * model.forward + model.discriminator)
+        * config.batch_size
+        / (ranks * machine.tflops * 1e12 * machine.mfu)
+    )
     if machine.gpus:
         micro_batches = config.batch_size // (ranks * fit.micro_batch)
         compute = max(compute, micro_batches * assumptions.launch_ms / 1e3)

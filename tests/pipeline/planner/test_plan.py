@@ -16,6 +16,7 @@ from pipeline.runtime import ray_session
 from tests.helpers.paths import ROOT
 from tests.helpers.plans import SMOKE, fail_command, pick_machines
 from tests.helpers.priors import WITH_PRIOR
+from train.models.base import DenoiserConfig
 
 IMAGEN = str(ROOT / "configs" / "imagen.yaml")
 
@@ -108,6 +109,7 @@ def test_a_prior_counts_among_networks_storage_and_samples(plan: CostPlan) -> No
     )
     found = {model.name: model for model in made.models}
     prior, base = found["prior"], found["base"]
+    assert isinstance(base.layout, DenoiserConfig)
     assert (prior.side, prior.layout.image_channels, base.layout.image_embedding_dim) == (1, 64, 64)
     assert 0 < prior.forward < base.forward and "train.prior" in [cost.stage for cost in made.costs]
     volumes = {volume.name: volume.bytes for volume in made.volumes}
