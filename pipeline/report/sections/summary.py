@@ -20,11 +20,11 @@ def collect_summary(inputs: ReportInputs) -> SectionContent:
     sentence = (
         f"{selected['kept']:,} of {count_of(selected['rows'], 'row')} were kept; a cascade of "
         f"{count_of(len(inputs.cascade), 'stage')} ({' → '.join(inputs.cascade)}, {parameters:,} parameters) was "
-        f"trained on them. All stages took {duration}."
+        f"trained on them. The times of all stages add up to {duration}."
     )
     tiles = [
         _tile("pairs kept", f"{selected['kept']:,}", f"of {count_of(selected['rows'], 'row')}"),
-        _tile("time of all stages", duration, "including cached stages"),
+        _tile("time of all stages", duration, "added up, cached ones too"),
         _tile("parameters", f"{parameters / 1e6:.2f} M", "of the cascade"),
         *list_metric_tiles(metrics),
     ]
