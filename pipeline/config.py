@@ -17,6 +17,7 @@ from dataprep.annotate_config import AnnotateConfig
 from dataprep.card.config import CardConfig
 from dataprep.download.config import DownloadConfig
 from dataprep.filters.config import SelectConfig
+from dataprep.filters.source_rules import merge_source_keys
 from dataprep.io.config import Config
 from dataprep.io.pack_format import IMAGE_FEATURES, TEXT_FEATURES
 from dataprep.io.seeds import MAX_SEED
@@ -137,6 +138,7 @@ class RunConfig(Config):
                 f"pack.blur_faces={self.pack.blur_faces} blurs what annotate.faces finds; set annotate.faces, "
                 "such as {detector: cascade}, or pack.blur_faces to null"
             )
+        self._check_sources()
         self._check_captions()
         self._check_cascade()
         self._check_trainings()
@@ -146,6 +148,14 @@ class RunConfig(Config):
         self._check_distilled()
         self._check_fit()
         return self
+
+    def _check_sources(self) -> None:
+        """Raises ValueError where thresholds of a source do not fit those of section `select`."""
+        for name, source in self.listing.sources.items():
+            try:
+                merge_source_keys(self.select, source.select)
+            except ValueError as error:
+                raise ValueError(f"listing.sources.{name}.select: {error}") from error
 
     def list_captions(self) -> dict[str, dict[str, float]]:
         """Returns how often each caption of an image is trained on: source -> caption -> weight."""

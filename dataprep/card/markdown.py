@@ -60,7 +60,20 @@ def _render_section(title: str, rows: Iterable[Sequence[Any]], *heads: str) -> l
 
 def _render_funnel(funnel: Sequence[Mapping[str, Any]]) -> list[str]:
     rows = [(step["filter"], step["reason"], step["in"], step["dropped"], step["kept"]) for step in funnel]
-    return ["## Filters, in order", "", *_format_rows(rows, "filter", "drops rows with", "in", "dropped", "kept")]
+    heads = ("filter", "drops rows with", "in", "dropped", "kept")
+    lines = ["## Filters, in order", "", *_format_rows(rows, *heads)]
+    if steps := list_source_steps(funnel):
+        lines += ["By source:", "", *_format_rows(steps, "filter", "source", *heads[1:])]
+    return lines
+
+
+def list_source_steps(funnel: Sequence[Mapping[str, Any]]) -> list[tuple[Any, ...]]:
+    """Returns filter, source, reason, rows in, dropped and kept of each filter and source; [] where there is one."""
+    return [
+        (step["filter"], source, found["reason"], found["in"], found["dropped"], found["kept"])
+        for step in funnel
+        for source, found in step.get("sources", {}).items()
+    ]
 
 
 def _render_sources(sources: Sequence[Mapping[str, Any]]) -> list[str]:

@@ -9,6 +9,8 @@ from typing import Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
+from dataprep.filters.config import SelectConfig
+from dataprep.filters.source_rules import check_source_keys, list_source_keys
 from dataprep.io.caption_mix import CaptionWeights
 from dataprep.io.config import Config
 from dataprep.listing.layouts import LAYOUTS
@@ -136,11 +138,23 @@ class SourceConfig(Config):
         return self.model_copy(update={"source": "dataset", "path": found.path, "layout": layout})
 
 
+def _add_source_keys(schema: dict[str, Any]) -> None:
+    fields = SelectConfig.model_json_schema()["properties"]
+    schema["properties"] = {key: fields[key] for key in list_source_keys()}
+    schema["additionalProperties"] = False
+
+
 class MixedSourceConfig(SourceConfig):
     """One of several sources."""
 
     source: Literal["table", "folder", "webdataset", "dataset", "public"] = Field(
         description="as listing.source; not scenes and subject, which stand alone"
+    )
+    select: dict[str, Any] = Field(
+        default={},
+        description="keys of section select for the rows of this source, in place of those there, such as "
+        "{min_side: 256}; filters that judge each row alone",
+        json_schema_extra=_add_source_keys,
     )
     weight: float | None = Field(
         default=None,
@@ -148,6 +162,12 @@ class MixedSourceConfig(SourceConfig):
         description="share of the training samples that come from this source, relative to the weights of the others; "
         "null for all: in proportion to their rows",
     )
+
+    @field_validator("select")
+    @classmethod
+    def _check_select(cls, given: dict[str, Any]) -> dict[str, Any]:
+        check_source_keys(given)
+        return given
 
 
 class ListingConfig(SourceConfig):
@@ -205,7 +225,8 @@ class ListingConfig(SourceConfig):
         return weights or None
 
     def without_training(self) -> Self:
-        """Returns the config without what matters after the listing alone: weights, licences, captions."""
+        """Returns the config without what matters after the listing alone: weights, licences, captions, thresholds."""
         later = {"licence": None, "captions": None}
-        mixed = {name: source.model_copy(update={**later, "weight": None}) for name, source in self.sources.items()}
+        own: dict[str, Any] = {**later, "weight": None, "select": {}}
+        mixed = {name: source.model_copy(update=own) for name, source in self.sources.items()}
         return self.model_copy(update={**later, "sources": mixed})

@@ -44,7 +44,8 @@ def list_sources(config: RunConfig) -> list[str]:
 
     Raises UserError where a file cannot be a source, or where a filter needs a column that no stage will have.
     """
-    from dataprep.filters.config import make_filters, make_set_filters
+    from dataprep.filters.config import make_set_filters
+    from dataprep.filters.source_rules import SourceRules
     from dataprep.io.schemas import ANNOTATIONS, FACES, TEXT
     from dataprep.listing.sources import check_source, find_source_files
 
@@ -54,7 +55,9 @@ def list_sources(config: RunConfig) -> list[str]:
     available |= set(FACES.names) if config.annotate.faces else set()
     available |= set(TEXT.names) if config.annotate.text else set()
     available |= {"clip_embedding"} if config.score.embeddings else set()
-    make_filters(config.select, available, config.clip.min_similarity)
+    own = {name: source.select for name, source in config.listing.sources.items()}
+    rules = SourceRules(keys=own, starts=dict.fromkeys(own, 0))
+    rules.make_filters(config.select, available, config.clip.min_similarity)
     make_set_filters(config.select, available)
     forgotten = Run(config.run).path(FORGOTTEN_FILE)
     files = [] if made_here else find_source_files(config.listing)

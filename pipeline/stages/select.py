@@ -6,9 +6,10 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 from dataprep.filters.config import SelectConfig
+from dataprep.filters.source_rules import SourceRules
 from dataprep.filters.steps import FINISH, LocalRunner, StepTask, StepWorker, TaskResult, list_outputs
 from dataprep.io import storage
 from dataprep.io.errors import UserError
@@ -30,6 +31,7 @@ from pipeline.store.artifact import Artifact, Shard
 
 if TYPE_CHECKING:
     from dataprep.filters.pair_shards import PairShard
+    from pipeline.config import RunConfig
 
 EXCHANGE = "exchange"  # folder of what steps exchange, while the stage runs
 ENDED = "exchange_ended"  # a file: what is left of that folder is no longer whole
@@ -41,12 +43,19 @@ class SelectStageConfig(StageConfig):
     select: SelectConfig
     min_similarity: float | None = config_key("clip.min_similarity")
     source: str = config_key("listing.source")
+    sources: dict[str, dict[str, Any]]  # keys of `select` by source
+
+    @classmethod
+    def from_run(cls, config: RunConfig, **given: Any) -> Self:
+        own = {name: source.select for name, source in config.listing.sources.items() if source.select}
+        return super().from_run(config, sources=own, **given)
 
 
 @dataclass(frozen=True, kw_only=True)
 class SelectInputs(StageInputs):
-    """The row-aligned tables that the rules read."""
+    """The row-aligned tables that the rules read, and of several sources the listing, which says what is whose."""
 
+    listing: Artifact | None
     download: Artifact
     annotate: Artifact
     score: Artifact
@@ -110,12 +119,13 @@ def run(ctx: Context[SelectStageConfig, SelectInputs]) -> None:
     from dataprep.filters.pair_shards import group_shards
     from dataprep.filters.select import select_pairs
 
-    shards = _list_shards(ctx)
+    shards, config = _list_shards(ctx), ctx.config
+    sources = _read_sources(ctx)
     if len(group_shards(shards)) > 1:
         runner = ClusterRunner(ctx)
         runner.begin()
         try:
-            chosen = select_pairs(shards, ctx.config.select, runner, ctx.config.min_similarity)
+            chosen = select_pairs(shards, config.select, runner, config.min_similarity, sources)
         except UserError:  # another config makes another folder
             runner.end()
             raise
@@ -123,7 +133,7 @@ def run(ctx: Context[SelectStageConfig, SelectInputs]) -> None:
     else:
         with tempfile.TemporaryDirectory(prefix="imagen-ray-") as scratch:
             local = LocalRunner(Path(scratch))
-            chosen = select_pairs(shards, ctx.config.select, local, ctx.config.min_similarity)
+            chosen = select_pairs(shards, config.select, local, config.min_similarity, sources)
             for shard, table in chosen.tables.items():
                 storage.publish(table, ctx.path(shard_name(shard, "parquet")))
         ctx.counters |= {"rows": chosen.rows, "kept": chosen.kept}
@@ -131,6 +141,16 @@ def run(ctx: Context[SelectStageConfig, SelectInputs]) -> None:
     storage.write_json(ctx.path("funnel.json"), chosen.funnel)
     storage.write_json(ctx.path("examples.json"), chosen.examples)
     storage.write_json(ctx.path("quality.json"), _judge_filters(ctx, shards))
+
+
+def _read_sources(ctx: Context[SelectStageConfig, SelectInputs]) -> SourceRules:
+    """Returns the thresholds by source, and which shards are whose."""
+    from dataprep.listing.writer import SOURCES_FILE
+
+    listing = ctx.inputs.listing
+    counts = listing.read_json(SOURCES_FILE) if listing is not None else {}
+    starts = {name: int(found["first_shard"]) for name, found in counts.items()}
+    return SourceRules(keys=ctx.config.sources, starts=starts)
 
 
 def _list_shards(ctx: Context[SelectStageConfig, SelectInputs]) -> list[PairShard]:
@@ -163,6 +183,7 @@ STAGE = StageType(
     run=run,
     config=SelectStageConfig,
     inputs=SelectInputs,
+    optional=lambda config, name: bool(config.listing.sources),
     placement=always(Placement.SHARDS),
     counter="kept",
     rows=Rows.ALIGNED,

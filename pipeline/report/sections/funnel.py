@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from dataprep.card.markdown import list_source_steps
 from dataprep.io import storage
 from pipeline.report import charts
 from pipeline.report.duplicate_clusters import collect_clusters
@@ -16,11 +17,12 @@ EXAMPLES, CLUSTERS = 6, 6  # shown per filter; shown in all
 
 
 def collect_funnel(inputs: ReportInputs) -> SectionContent:
-    """Collects ``funnel``, ``dropped``, ``clusters``, ``quality`` and ``filters``."""
+    """Collects ``funnel``, ``by_source``, ``dropped``, ``clusters``, ``quality`` and ``filters``."""
     select = inputs.artifacts["select"]
     funnel = storage.read_json(select.path("funnel.json"))
     values = {
         "funnel": funnel,
+        "by_source": list_source_steps(funnel),
         "dropped": collect_dropped_examples(inputs.artifacts["download"], select, EXAMPLES),
         "clusters": collect_clusters(inputs.artifacts, CLUSTERS),
         **_collect_quality(select),

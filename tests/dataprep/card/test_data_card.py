@@ -142,6 +142,14 @@ def test_the_card_has_its_sections(tmp_path: Path) -> None:
     assert "nothing in it is from a third party" in render_card(scenes, [], [])
 
 
+def test_filters_are_told_by_source_where_there_are_several(tmp_path: Path) -> None:
+    facts = told(shard(tmp_path))
+    found = {"in": 3, "dropped": 1, "kept": 2, "reason": "shorter side below 32 pixels"}
+    text = render_card(facts, [FUNNEL[0] | {"sources": {"photos": found}}], ARTIFACTS)
+    assert "| min\\_side | photos | shorter side below 32 pixels | 3 | 1 | 2 |" in text
+    assert "By source" not in render_card(facts, FUNNEL, ARTIFACTS)
+
+
 def test_values_from_a_list_cannot_leave_their_cell(tmp_path: Path) -> None:
     hostile = "a | b\n# <script>alert(1)</script> [x](javascript:y) `c` *d* & \\"
     text = render_card(told(shard(tmp_path, licence=[hostile] * 5)), FUNNEL, ARTIFACTS)

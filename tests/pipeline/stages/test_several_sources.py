@@ -11,6 +11,8 @@ from typing import Any
 import mlcroissant
 import pytest
 
+from dataprep.io import storage
+from dataprep.io.errors import UserError
 from dataprep.io.parquet import read_table
 from pipeline.config import RunConfig
 from pipeline.config_loading import load_config
@@ -21,6 +23,7 @@ from pipeline.planner.rates import count_urls
 from pipeline.report.section import ReportInputs
 from pipeline.report.sections.source import collect_source
 from pipeline.stages.graph import list_stages
+from pipeline.stages.select import SelectStageConfig
 from pipeline.stages.train import TrainStageConfig
 from pipeline.store.run import Run
 from tests.helpers.images import encoded, picture
@@ -84,7 +87,7 @@ def source_of(key: str) -> str:
 @pytest.mark.slow
 @pytest.mark.usefixtures("local_ray")
 def test_three_sources_from_the_config_to_batches_and_card(tmp_path: Path, web: Web) -> None:
-    config = make_config(tmp_path / "set", web)
+    config = make_config(tmp_path / "set", web, photos={"select": {"min_alpha_share": 0.0}})
     run = run_pipeline(config, "run", until="card")
     artifacts = run.artifacts()
     check_batches(run, config)
@@ -96,10 +99,36 @@ def test_three_sources_from_the_config_to_batches_and_card(tmp_path: Path, web: 
     assert trace["source"]["path"] == str(tmp_path / "set" / "photos") and trace["source"]["row"] == 23
     assert count_urls(config, Assumptions())[1] == "assumed"
     # Another weight trains the cascade again, and nothing else; a licence changes the card alone.
+    funnel = storage.read_json(artifacts["select"].path("funnel.json"))
+    assert [{name: step["in"] for name, step in funnel[0]["sources"].items()}] == [ROWS]
+    config = make_config(tmp_path / "set", web)
     changed = make_config(tmp_path / "set", web, tars={"weight": 20.0})
     assert name_changed(config, changed) == ["card", "train.base", "train.sr32", "train.sr64"]
     licensed = make_config(tmp_path / "set", web, tars={"licence": "mit"})
     assert name_changed(config, licensed) == ["card"]
+
+
+def test_thresholds_of_a_source_are_of_select_and_checked(tmp_path: Path, web: Web) -> None:
+    config = make_config(tmp_path / "set", web)
+    stricter = make_config(tmp_path / "set", web, tars={"select": {"min_side": 40}})
+    assert name_changed(config, stricter) == ["select", "card"]
+    select = next(stage for stage in list_stages(stricter) if stage.name == "select")
+    assert isinstance(select.config, SelectStageConfig) and select.config.sources == {"tars": {"min_side": 40}}
+    assert "listing" in select.inputs  # it says which shards are whose
+    listing = next(stage for stage in list_stages(stricter) if stage.name == "listing")
+    assert listing.type.sources is not None and listing.type.sources(stricter)
+    for keys, message in (
+        (
+            {"exact_duplicates": False},
+            r"listing\.sources\.tars\.select.*exact_duplicates is for the rows of all sources",
+        ),
+        ({"max_caption_words": 1}, r"listing\.sources\.tars\.select: min_caption_words 2 is above"),
+    ):
+        with pytest.raises(UserError, match=message):
+            make_config(tmp_path / "set", web, tars={"select": keys})
+    missing = make_config(tmp_path / "set", web, tars={"select": {"max_faces": 0}})
+    with pytest.raises(UserError, match=r"listing\.sources\.tars\.select\.max_faces: needs the column faces"):
+        listing.type.sources(missing)
 
 
 def name_changed(before: RunConfig, after: RunConfig) -> list[str]:
