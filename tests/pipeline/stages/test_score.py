@@ -10,6 +10,7 @@ import torch
 from dataprep.io.parquet import read_table
 from eval.clip.config import HeadConfig, ScoreConfig
 from eval.clip.scorer import ClipScorer
+from pipeline.runtime import device
 from pipeline.runtime.shard_worker import ShardTask
 from pipeline.stages.score import ScoreWorker, locate_heads
 from tests.helpers.judged import fake_clip
@@ -20,6 +21,7 @@ def test_heads_labels_and_features_are_columns(
     finished_run: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(ClipScorer, "load", fake_clip)
+    monkeypatch.setattr(device, "count_decode_threads", lambda: 1)  # asks Ray, of which this process is no worker
     monkeypatch.chdir(tmp_path)
     torch.save({"weight": torch.ones(1, 48)}, "head.pt")
     heads = locate_heads({"aesthetic": HeadConfig(path="head.pt")})
