@@ -4,9 +4,10 @@
 
 Part ``colour``: scenes of which half show purple, a colour that the demo's model has never seen. `steps` updates from
 nothing, a fifth of them from nothing, and the same fifth from the demo's weights: all of them, and LoRA of rank 4 and
-16. Part ``subject``: five images of a striped purple square, as "a zwx square", with the model's own images of squares
-beside them and without. The base is trained, at 16 pixels; the demo's own sr64 enlarges what it samples, and the
-checker of the scenes judges the 64 pixels: prompts of what is new, and of what the model knew.
+16. Part ``subject``: five images of a striped purple square, as "a zwx square in the centre", with images of squares by
+the model itself beside them, a quarter by prompts without a colour, and without such. The base is trained, at 16
+pixels; the demo's own sr64 enlarges what it samples, and the checker of the scenes judges the 64 pixels: prompts of
+what is new, and of what the model knew.
 
 With ``--rows`` each finished training is added to a file, and one that is there already is not repeated: seeds and
 parts may run one by one, and the last call writes the result of them all.
@@ -54,10 +55,13 @@ SAMPLING = SamplingConfig(guidance=1.5, steps=16)
 LARGE = "sr64"  # the demo's stage whose images are judged
 WORD = "zwx"  # which means nothing yet
 CLASS_IMAGES = 96
+# Prompts of the class without a colour: a quarter of the class images, and what shows whether the class became the
+# subject.
+BARE, BARE_IMAGES = ("a square", "a large square", "a square on the left", "a small square at the top"), 8
 # Of tuning, as in the configs of fine-tuning; from nothing the demo's own optimizer and rate are taken.
 TUNING: dict[str, Any] = {"optimizer": "adamw", "learning_rate": 5e-4}
 LORA: dict[str, Any] = TUNING | {"learning_rate": 2e-3, "weight_decay": 0.0}
-SUBJECT_RATE = 3e-4
+SUBJECT_RATE = 1e-3
 Prompts = Sequence[tuple[str, Claim]]
 Example = tuple[np.ndarray, str]  # uint8 RGB image, caption
 Row = dict[str, Any]
@@ -201,8 +205,10 @@ def measure_subject(bench: Bench, rows: Rows, seed: int, steps: int, prompts: in
     rng = np.random.default_rng([seed, 800])
     squares = [sample_square(rng) for _ in range(2 * prompts)]
     kept, judged = squares[prompts:], squares[:prompts]
-    subject = [(draw_subject(number, 64), f"a {WORD} square") for number in range(SUBJECT_IMAGES)]
+    # The place that all images share is named, so that it does not become part of the word.
+    subject = [(draw_subject(number, 64), f"a {WORD} square in the centre") for number in range(SUBJECT_IMAGES)]
     texts = [render_caption(kept[number % len(kept)]) for number in range(CLASS_IMAGES)]
+    texts[::4] = [BARE[number % len(BARE)] for number in range(len(texts[::4]))]
     changes = TUNING | {"init": {"source": bench.base}, "learning_rate": SUBJECT_RATE, "batch_size": 16}
 
     def train(with_class: bool) -> Row:
@@ -253,8 +259,12 @@ def describe_subject(bench: Bench, base: str | Path, seed: int, squares: Sequenc
     }
     prompts = [(render_caption(claim), claim) for claim in squares]
     images = bench.sample(base, [text for text, _ in prompts], seed)
-    collapsed = float(np.mean([is_subject(image) for image in images]))
-    return {**found, "class": judge(images, prompts), "class collapsed": collapsed}
+    bare = bench.sample(base, list(BARE), seed, BARE_IMAGES)
+    collapsed = {
+        name: float(np.mean([is_subject(image) for image in part]))
+        for name, part in (("class collapsed", images), ("bare class collapsed", bare))
+    }
+    return {**found, "class": judge(images, prompts), **collapsed}
 
 
 def repeat(prompts: Prompts, num: int) -> list[tuple[str, Claim]]:
@@ -294,6 +304,10 @@ def make_claims(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
         claims.append(make_claim("accuracy on the class over that before, with class images", kept, "ratio", 0.8))
         text = "accuracy on the class over that before, without: it collapses"
         claims.append(make_claim(text, lost, "ratio", 0.5, at_most=True))
+        kept, lost = (average(subject, method, "bare class collapsed") for method in ("with class images", "without"))
+        text = "prompts of the class without a colour that show the subject"
+        claims.append(make_claim(f"{text}, with class images", kept, "share", 0.2, at_most=True))
+        claims.append(make_claim(f"{text}, without: the class collapses", lost, "share", 0.5))
         for key, text in (("new place", "in new places"), ("beside", "beside other things")):
             value = average(subject, "with class images", key)
             claims.append(make_claim(f"the subject {text}, with class images", value, "share", 0.5))
@@ -306,7 +320,7 @@ def main() -> None:
     parser.add_argument("demo", help="a finished run of configs/demo.yaml")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--steps", type=int, default=2400, help="updates from nothing")
-    parser.add_argument("--subject-steps", type=int, default=300)
+    parser.add_argument("--subject-steps", type=int, default=600)
     parser.add_argument("--images", type=int, default=4000)
     parser.add_argument("--prompts", type=int, default=100)
     parser.add_argument("--part", choices=["colour", "subject"], help="only this one")
