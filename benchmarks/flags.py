@@ -5,13 +5,13 @@
 prompts.csv of examples/flags.py has two captions of each flag: ``seen`` in training, and ``heldout``, which nothing of
 the run has read. Of both:
 
-- Retrieval by CLIP. Text to image: which of all pictures has the caption? Image to text: which of all captions of the
-  split has the picture? Recall at 1 and 5, against drawing by lot.
-- Samples: of which flag is the picture nearest to the sample, by the root mean square of the difference of all
+- Retrieval by CLIP. Text to image: which of all images has the caption? Image to text: which of all captions of the
+  split has the image? Recall at 1 and 5, against chance.
+- Samples: of which flag is the image nearest to the sample, by the root mean square of the difference of all
   pixels, at the size of the samples? The share that are nearest to the flag that was asked for, with its 95% interval,
-  and the same share by chance: of samples given to the prompts by lot.
+  and the same share by chance: of samples assigned to the prompts at random.
 
-Several territories fly the same flag, such as that of France: pictures that differ by less than `ALIKE` are one, and
+Several territories fly the same flag, such as that of France: images that differ by less than `ALIKE` are one, and
 each of their names is right for it. Seen captions that the run took for validation are left out of the samples. Seconds
 are those of the stages, one after another; operations are counted.
 """
@@ -40,7 +40,7 @@ from pipeline.store.run import Run
 
 ALIKE = 8.0  # grey levels: the same flag drawn twice differs by at most 6, the nearest two of others by 17
 TOP = (1, 5)  # of the recall
-SHOWN = 16  # flags of the picture
+SHOWN = 16  # flags of the sheet
 SPLITS = {"seen": "captions seen", "heldout": "captions held out"}
 MINUTES, ABOVE_CHANCE = 60.0, 10.0
 SAMPLES = {"seen": 0.8, "heldout": 0.3}  # targets of the share of samples
@@ -57,7 +57,7 @@ class Prompt(NamedTuple):
 
 
 class Flags(NamedTuple):
-    """Pictures, uint8 RGB (N, side, side, 3), by code; ``look_N``: the first picture that looks the same, int."""
+    """Images, uint8 RGB (N, side, side, 3), by code; ``look_N``: the first image that looks the same, int."""
 
     codes: list[str]
     images_NHWC: np.ndarray
@@ -71,12 +71,12 @@ def read_prompts(path: str | Path) -> list[Prompt]:
 
 
 def read_flags(folder: str | Path, codes: Sequence[str], side: int) -> Flags:
-    """Reads the picture of each code at ``side`` pixels: the mean of its files, whose sizes differ."""
-    images_NHWC = np.stack([_read_picture(sorted(Path(folder).glob(f"{code}-*.png")), side) for code in codes])
+    """Reads the image of each code at ``side`` pixels: the mean of its files, whose sizes differ."""
+    images_NHWC = np.stack([_read_image(sorted(Path(folder).glob(f"{code}-*.png")), side) for code in codes])
     return Flags(list(codes), images_NHWC, (measure_distances(images_NHWC, images_NHWC) < ALIKE).argmax(axis=1))
 
 
-def _read_picture(files: Sequence[Path], side: int) -> np.ndarray:
+def _read_image(files: Sequence[Path], side: int) -> np.ndarray:
     images = [resize_square(np.asarray(Image.open(file).convert("RGB")), side) for file in files]
     return np.mean(images, axis=0).round().astype(np.uint8)
 
@@ -89,7 +89,7 @@ def measure_distances(one_MHWC: np.ndarray, other_NHWC: np.ndarray) -> np.ndarra
 
 
 def measure_recall(similar_QC: np.ndarray, right_QC: np.ndarray) -> dict[str, np.ndarray]:
-    """Returns, of each query, whether a right candidate is among the first, and how likely that is by lot; by key.
+    """Returns, of each query, whether a right candidate is among the first, and how likely that is by chance; by key.
 
     Ties rank above the right one.
     """

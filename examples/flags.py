@@ -1,18 +1,18 @@
-"""Makes a folder of images and captions from real pictures: the world's flags, named in six languages.
+"""Makes a folder of images and captions of real images: the world's flags, named in six languages.
 
     npm pack flag-icons@7.5.0
     pip install 'imagen-ray[examples]'
     python examples/flags.py flag-icons-7.5.0.tgz runs/flags-data
     imagen-ray run configs/flags.yaml
 
-The pictures are those of the npm package flag-icons (MIT licence): given as the file that `npm pack` fetches, or as a
+The images are those of the npm package flag-icons (MIT licence): given as the file that `npm pack` fetches, or as a
 folder, such as node_modules/flag-icons. The names are CLDR's (Unicode licence), from the package babel. Nothing is
 downloaded here. A flag whose code has a name in every language is taken.
 
     OUT/images/<code>-<language>.png   a file for each caption
     OUT/images/captions.csv            file_name, caption
     OUT/prompts.csv                    prompt, split, language, code: what to judge a model on
-    OUT/LICENSE                        of the pictures
+    OUT/LICENSE                        of the images
 
 Of each flag the caption in one language is held out: another language from flag to flag, drawn by the seed, each for
 as many flags. It is in prompts.csv as ``heldout`` and nowhere else; beside it, as ``seen``, is one that is trained on.
@@ -36,7 +36,7 @@ from PIL import Image
 from dataprep.io.errors import UserError
 
 PICTURES = "flags/1x1"  # in the package
-DRAWN = 256  # pixels that a picture is drawn at, before it is made smaller
+DRAWN = 256  # pixels that an image is drawn at, before it is made smaller
 SMALLEST, STEP = 128, 8  # pixels of the first language's images, and how many more those of each next one have
 
 
@@ -131,7 +131,7 @@ def write_folder(package: Package, out: Path, seed: int, limit: int | None = Non
         raise UserError(f"{images}: has files already, perhaps of another seed; remove the folder, or name another")
     names = dict(list(read_names(list(package.drawings)).items())[:limit])
     if not names:
-        raise UserError("no picture is called by the code of a country; give the package flag-icons")
+        raise UserError("no image is named by the code of a country; give the package flag-icons")
     images.mkdir(parents=True, exist_ok=True)
     (out / "LICENSE").write_text(package.licence, encoding="utf-8")
     heldout = choose_heldout(list(names), seed)

@@ -112,7 +112,7 @@ class Scheduler(Generic[T]):
         """Returns whether stages may run concurrently at all; connects to Ray if so."""
         small = (self.cluster.cpus or os.cpu_count() or 1) <= MAX_SEQUENTIAL_CPUS
         groups = [item.stage.name for item in self._list_ready() if item.stage.placement is Placement.GROUP]
-        ranks = [self.cluster.stage_resources(name).ranks or self.cluster.ranks for name in groups]
+        ranks = [self.cluster.stage_ranks(name) for name in groups]
         if small and 1 not in ranks and find_cluster_address(self.cluster) is None:
             return False
         connect_ray(self.cluster)

@@ -85,14 +85,13 @@ class CostPlan:
         """FLOPs of all training without recomputation."""
         return sum(model.update_flops * model.config.steps for model in self.models)
 
-    @property
-    def ranks(self) -> int:
-        """Ranks of a training: the config's, else one for each GPU of a machine."""
-        return self.config.cluster.ranks or 1
+    def ranks_of(self, model: StageModel) -> int:
+        """Returns the ranks of a training as the config has them, else one."""
+        return self.config.cluster.stage_ranks(f"train.{model.name}") or 1
 
     def memories(self, model: StageModel) -> list[tuple[MemorySetting, int, Memory]]:
         """Returns setting, micro batch and memory per rank at the config's ranks and accumulation."""
-        own, ranks = model.own_setting(), self.ranks
+        own, ranks = model.own_setting(), self.ranks_of(model)
         micro = model.config.batch_size // (ranks * model.config.accumulation)
         found = []
         for zero, offload in SETTINGS:

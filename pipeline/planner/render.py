@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from rich.console import Group, RenderableType
 from rich.table import Table as RichTable
 
+from dataprep.io.wording import count_of
 from pipeline.planner.catalog import Assumptions
 from pipeline.planner.choices import Choice, MachineOption
 from pipeline.planner.failures import FailureEstimate
@@ -68,7 +69,6 @@ def _networks(plan: CostPlan) -> Iterable[RenderableType]:
 
 
 def _memory(plan: CostPlan) -> Iterable[RenderableType]:
-    ranks = plan.ranks
     table = RichTable("stage", "setting", "weights", "gradients", "optimizer", "EMA", "buckets", box=None)
     for name in ("activations", "GPU, all", "host"):
         table.add_column(name)
@@ -77,10 +77,11 @@ def _memory(plan: CostPlan) -> Iterable[RenderableType]:
             own = (setting.zero, setting.offload) == (model.own_setting().zero, model.config.offload)
             sizes = (memory.weights, memory.gradients, memory.optimizer, memory.ema, memory.buckets)
             cells = [format_bytes(part) for part in (*sizes, memory.activations, memory.device, memory.host)]
-            label = f"train.{model.name}, {micro} per rank" if number == 0 else ""
+            ranks = plan.ranks_of(model)
+            label = f"train.{model.name}, {micro} per rank, {count_of(ranks, 'rank')}" if number == 0 else ""
             table.add_row(label, f"{setting}{'  <- config' if own else ''}", *cells)
     yield ""
-    yield f"[bold]Memory per rank[/]: {ranks} ranks (cluster.ranks), the config's micro batch and precision"
+    yield "[bold]Memory per rank[/]: ranks, micro batch and precision of the config"
     yield table
 
 

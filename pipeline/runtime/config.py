@@ -63,3 +63,7 @@ class ClusterConfig(Config):
         """Returns the configured resources of a worker of ``stage``."""
         configured = self.stages.get(stage) or (self.stages.get("train") if stage.startswith("train.") else None)
         return configured or StageResources()
+
+    def stage_ranks(self, stage: str) -> int | None:
+        """Returns the configured ranks of a training stage; None: as many as fit."""
+        return self.stage_resources(stage).ranks or self.ranks

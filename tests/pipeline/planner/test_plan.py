@@ -118,3 +118,19 @@ def test_a_prior_counts_among_networks_storage_and_samples(plan: CostPlan) -> No
     grown = made.works["sample"].flops - plan.works["sample"].flops
     # The prior: five evaluations of two candidates for each image. The decoder: three, guided, with more tokens.
     assert grown == pytest.approx(images * (5 * 2 * prior.forward + 3 * 2 * (base.whole - before.whole)))
+
+
+@pytest.mark.parametrize(
+    ("changes", "ranks"),
+    [
+        ([], {"base": 1, "sr32": 1}),
+        (["cluster.ranks=2", "cluster.stages={train.base: {ranks: 4}}"], {"base": 4, "sr32": 2}),
+    ],
+)
+def test_memory_is_that_of_a_stages_own_ranks(changes: list[str], ranks: dict[str, int]) -> None:
+    made = make_plan(load_config(SMOKE, changes), pick_machines("1xH100", "cpu-96"), PlanRequest())
+    found = {
+        model.name: (made.ranks_of(model), made.memories(model)[0][1], model.config.batch_size) for model in made.models
+    }
+    assert {name: one[0] for name, one in found.items() if name in ranks} == ranks
+    assert all(micro * ranks == batch for ranks, micro, batch in found.values())

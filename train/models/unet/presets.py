@@ -68,38 +68,30 @@ SMALL: dict[str, UNetConfig] = {
     "small-sr256": UNetConfig(**_SMALL_SR, attention=("none", "none", "none", "joint")),
     "small-sr1024": UNetConfig(**_SMALL_SR, attention=("none", "none", "none", "cross")),
 }
+# 16x16: all blocks work at 8x8 and 4x4, where steps are cheap; the stem keeps the detail.
+_TINY_BASE: dict[str, Any] = {
+    "order": "efficient",
+    "blocks": (1, 1),
+    "strides": (2, 2),
+    "attention": ("joint", "joint"),
+    "middle": False,
+    "positions": True,
+    "context_width": 96,
+}
 # For the demo on two CPU cores.
 TINY: dict[str, UNetConfig] = {
-    # 16x16: all blocks work at 8x8 and 4x4, where steps are cheap; the stem keeps the detail.
     "tiny-base": UNetConfig(
-        order="efficient",
-        channels=32,
-        channel_mult=(2, 4),
-        blocks=(1, 1),
-        strides=(2, 2),
-        attention=("joint", "joint"),
-        middle=False,
-        positions=True,
-        head_width=32,
-        text_layers=1,
-        context_width=96,
-        condition_width=192,
+        **_TINY_BASE, channels=32, channel_mult=(2, 4), head_width=32, text_layers=1, condition_width=192
     ),
     # What the ablations left of it (docs/training.md): few channels, so that an update is cheap and there are many, and
     # two layers over the tokens of a small T5, a third of whose heads look back only and a third ahead only.
     "demo-base": UNetConfig(
-        order="efficient",
+        **_TINY_BASE,
         channels=24,
         channel_mult=(1, 2),
-        blocks=(1, 1),
-        strides=(2, 2),
-        attention=("joint", "joint"),
-        middle=False,
-        positions=True,
         head_width=24,
         text_layers=2,
         text_directions=True,
-        context_width=96,
         condition_width=96,
     ),
     # 16x16 -> 64x64, for prediction x0: almost all work at 16x16 and 8x8.
