@@ -36,15 +36,20 @@ RAY = {
     "RAY_health_check_timeout_ms": "3000",
     "RAY_health_check_failure_threshold": "3",
     "RAY_gcs_rpc_server_reconnect_timeout_s": "15",
+    # Ray gives its workers a low priority, at which they hardly run beside other work on the machine.
+    "RAY_worker_niceness": "0",
     "OMP_NUM_THREADS": "1",
 }
 
 
 class Cluster:
-    """A head that only coordinates, two workers of one CPU, and a bucket, each on its own host."""
+    """A head that only coordinates, two workers of one CPU, and a bucket, each on its own host.
 
-    def __init__(self, folder: Path) -> None:
-        self.folder, self.switch = folder, Switch()
+    ``dashboard``: whether the head has one, which jobs are submitted to.
+    """
+
+    def __init__(self, folder: Path, dashboard: bool = True) -> None:
+        self.folder, self.switch, self.dashboard = folder, Switch(), dashboard
         self.log = (folder / "hosts.log").open("w")
         self.outside = self.switch.add_host("store", 9)
         self.bucket = Bucket(self.outside, self.log)
@@ -52,23 +57,33 @@ class Cluster:
         self.env = os.environ | self.bucket.env | RAY | {"PATH": path}
         self.head = self.switch.add_host("head", 1)
         self.workers = [self.switch.add_host(f"worker{number}", 10 + number) for number in (1, 2)]
+
+    def start(self) -> None:
+        """Starts Ray, the head first: a worker's start would take the CPU from it only to wait for it."""
         self.start_head()
         for worker in self.workers:
             self.start_worker(worker)
 
     def start_head(self) -> None:
-        words = ["ray", "start", "--head", "--block", "--num-cpus=0", "--port=6379", "--dashboard-host=0.0.0.0"]
-        self._start(self.head, words)
+        """Starts Ray on the head and returns once it accepts drivers and jobs."""
+        # Without --block, which ends the head if one process of it ends. On a busy machine the server for Ray clients
+        # does: it waits only 30 s for the head's raylet, and nobody here is its client.
+        words = ["ray", "start", "--head", "--num-cpus=0", "--port=6379"]
+        words.append("--dashboard-host=0.0.0.0" if self.dashboard else "--include-dashboard=false")
+        code = self._start(self.head, words).wait(120)
+        assert code == 0, f"the head did not start: {self.log.name}"
+        if self.dashboard:
+            self._await_dashboard()
 
     def start_worker(self, host: Host) -> None:
         """Starts a raylet that is restarted whenever it ends, as by a service manager."""
         words = ["ray", "start", "--block", "--num-cpus=1", f"--address={self.head.ip}:6379"]
         self._start(host, words, restart=True)
 
-    def _start(self, host: Host, words: list[str], restart: bool = False) -> None:
+    def _start(self, host: Host, words: list[str], restart: bool = False) -> subprocess.Popen[str]:
         words = [*words, f"--node-ip-address={host.ip}", "--object-store-memory=100000000", "--disable-usage-stats"]
         script = f"while true; do {' '.join(words)}; sleep 1; done" if restart else " ".join(words)
-        host.popen(["sh", "-c", script], env=self.env, stdout=self.log, stderr=self.log)
+        return host.popen(["sh", "-c", script], env=self.env, stdout=self.log, stderr=self.log)
 
     def submit(self, run: str) -> subprocess.Popen[str]:
         """Runs `imagen-ray submit` on a host outside the cluster."""
@@ -77,7 +92,7 @@ class Cluster:
         log = (self.folder / f"{run}.log").open("a")
         return self.outside.popen(words, cwd=ROOT, env=self.env, stdout=log, stderr=log)
 
-    def await_dashboard(self) -> None:
+    def _await_dashboard(self) -> None:
         probe = f"import urllib.request; urllib.request.urlopen('http://{self.head.ip}:8265/api/version', timeout=2)"
         deadline = time.monotonic() + 120
         while self.outside.popen([sys.executable, "-c", probe], stderr=subprocess.DEVNULL).wait() != 0:
@@ -132,7 +147,7 @@ class Cluster:
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     made = Cluster(tmp_path_factory.mktemp("hosts"))
     try:
-        made.await_dashboard()
+        made.start()
         yield made
     finally:
         made.close()
@@ -174,7 +189,6 @@ def test_the_head_killed_and_restarted(cluster: Cluster, undisturbed: dict[str, 
     cluster.head.kill()
     cluster.head.start()
     cluster.start_head()
-    cluster.await_dashboard()
     assert cluster.finish("beheaded", command, 300) == 1
     assert "submit it again" in cluster.tail("beheaded")
     again = cluster.submit("beheaded")

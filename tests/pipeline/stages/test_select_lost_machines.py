@@ -60,9 +60,9 @@ def run_select(url: str, address: str) -> None:
 
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
-    made = Cluster(tmp_path_factory.mktemp("hosts"))
+    made = Cluster(tmp_path_factory.mktemp("hosts"), dashboard=False)
     try:
-        made.await_dashboard()
+        made.start()
         yield made
     finally:
         made.close()
