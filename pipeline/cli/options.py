@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import math
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 import typer
+
+Options = TypeVar("Options")
 
 
 def complete_run(incomplete: str) -> list[str]:
@@ -58,6 +61,23 @@ Address = Annotated[
     typer.Option(help="dashboard of the cluster, such as http://head:8265; default: RAY_API_SERVER_ADDRESS"),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="print one JSON document instead of text")]
+
+
+def takes(options: type[Options]) -> Callable[[Callable[[Options], None]], Callable[..., None]]:
+    """Returns a decorator that makes a command of a function whose only parameter is the dataclass ``options``.
+
+    The fields are the command's arguments and options, annotated as the parameters of a command are.
+    """
+
+    def decorate(function: Callable[[Options], None]) -> Callable[..., None]:
+        def command(**values: Any) -> None:
+            function(options(**values))
+
+        command.__doc__ = function.__doc__
+        command.__signature__ = inspect.signature(options, eval_str=True)  # type: ignore[attr-defined]
+        return command
+
+    return decorate
 
 
 def print_text(*renderables: Any, markup: bool = True) -> None:

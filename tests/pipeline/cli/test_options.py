@@ -1,15 +1,17 @@
-"""What the shell completes, and JSON that every parser takes."""
+"""What the shell completes, options as a dataclass, and JSON that every parser takes."""
 
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, cast
+from typing import Annotated, Any, cast
 
 import pytest
+import typer
 
-from pipeline.cli.options import complete_run, complete_stage, print_json
+from pipeline.cli.options import complete_run, complete_stage, print_json, takes
 
 
 def make_run(folder: Path) -> Path:
@@ -36,6 +38,30 @@ def test_stages_are_completed_from_the_run_of_the_config(tmp_path: Path) -> None
 
     assert complete(tmp_path / "config.yaml", "train.") == ["train.base", "train.sr64"]
     assert complete(tmp_path / "missing.yaml", "train.") == []
+
+
+@dataclass(frozen=True, kw_only=True)
+class Arguments:
+    name: Annotated[str, typer.Argument(help="whom to greet")]
+    times: Annotated[int, typer.Option(min=1, help="how often")] = 2
+
+
+def test_a_dataclass_is_the_options_of_a_command() -> None:
+    seen: list[Arguments] = []
+
+    @takes(Arguments)
+    def greet(given: Arguments) -> None:
+        """Greet somebody."""
+        seen.append(given)
+
+    app = typer.Typer()
+    app.command()(greet)
+    app(["Ann"], standalone_mode=False)
+    app(["Ann", "--times", "3"], standalone_mode=False)
+    assert seen == [Arguments(name="Ann"), Arguments(name="Ann", times=3)]
+    assert greet.__doc__ == "Greet somebody."
+    with pytest.raises(typer.BadParameter, match="greater than or equal to 1"):
+        app(["Ann", "--times", "0"], standalone_mode=False)
 
 
 def test_json_has_no_nan(capsys: pytest.CaptureFixture[str]) -> None:
