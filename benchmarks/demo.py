@@ -16,7 +16,6 @@ import json
 import subprocess
 import sys
 from collections.abc import Sequence
-from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +28,7 @@ from eval.metrics.composition import check_image
 from eval.sampling.options import SamplingOptions
 from pipeline.inference.sample import load_cascade
 from pipeline.store.run import Run
+from pipeline.store.wall_time import measure_wall
 
 DEMO = Path(__file__).parents[1] / "configs" / "demo.yaml"
 EXAMPLE, EXAMPLE_IMAGES, EXAMPLE_SEED = "two small red circles left of a blue square", 4, 1
@@ -53,7 +53,7 @@ def read_run(folder: str) -> dict[str, Any]:
     seconds = {stage: artifact.manifest.seconds for stage, artifact in run.artifacts().items()}
     return {
         "seed": record["config"]["seed"],
-        "minutes": round(measure_wall(Path(run.root) / "events.jsonl") / 60, 2),
+        "minutes": round(measure_wall(run.events()) / 60, 2),
         "seconds": {stage: round(value, 1) for stage, value in seconds.items()},
         "flops": count_run(run),
         "composition": metrics["composition"],
@@ -62,20 +62,6 @@ def read_run(folder: str) -> dict[str, Any]:
         "example_right": judge_example(folder),
         "table": metrics["composition_table"],
     }
-
-
-def measure_wall(events: Path) -> float:
-    """Returns the seconds that the commands took that worked on a run."""
-    seconds, began, last = 0.0, None, None
-    for line in events.read_text().splitlines():
-        event = json.loads(line)
-        time = datetime.fromisoformat(event["time"])
-        if event["event"] == "run_started":
-            seconds += (last - began).total_seconds() if began and last else 0.0
-            began = time
-        last = time
-    assert began is not None and last is not None, f"{events} has no run"
-    return seconds + (last - began).total_seconds()
 
 
 def judge_example(folder: str) -> int:

@@ -10,7 +10,9 @@ from dataprep.io.wording import count_of
 from pipeline.store.lease import is_driven
 from pipeline.store.log_tail import read_last_row
 from pipeline.store.markers import BATCH_PREFIX, MARKERS
-from pipeline.store.run import Run
+from pipeline.store.run import Run, current_time
+from pipeline.store.wall_time import measure_wall
+from pipeline.units import format_duration
 
 if TYPE_CHECKING:
     from rich.console import Group
@@ -39,6 +41,7 @@ class RunStatus:
     run: str
     status: str  # finished, running, failed or interrupted (killed, not driven by anyone now)
     started: str  # UTC, ISO 8601
+    seconds: float  # wall time of all commands that worked on it
     seed: int
     error: str | None
     stages: list[StageStatus]
@@ -55,7 +58,8 @@ def read_status(folder: str) -> RunStatus:
         _read_stage(run, stage, entry["fingerprint"], _unfinished_state(entry["state"], status))
         for stage, entry in record["stages"].items()
     ]
-    return RunStatus(run.root, status, record["started"], record["seed"], record.get("error"), stages)
+    seconds = measure_wall(run.events(), current_time() if status == "running" else None)
+    return RunStatus(run.root, status, record["started"], seconds, record["seed"], record.get("error"), stages)
 
 
 def _unfinished_state(recorded: str, status: str) -> str:
@@ -101,7 +105,8 @@ def render_status(status: RunStatus) -> Group:
         files = "" if stage.files is None else str(stage.files)
         table.add_row(stage.stage, stage.state, seconds, files, _describe_progress(stage))
     state = f"{status.status} (run it again to resume)" if status.status == "interrupted" else status.status
-    heading = Text(f"{status.run}: {state}, started {status.started}, seed {status.seed}")
+    times = f"started {status.started}, wall time {format_duration(status.seconds)}"
+    heading = Text(f"{status.run}: {state}, {times}, seed {status.seed}")
     return Group(heading, *([Text(status.error)] if status.error else []), table)
 
 

@@ -154,6 +154,7 @@ def smoke_configs() -> dict[str, StageConfig]:
 def make_run(root: Path, table: Path, hosts: Mapping[str, tuple[str, int]], name: str = "one") -> Made:
     """Makes a run over the list at ``table`` (columns url, caption and others), from listing to report."""
     made = Made(Run(str(root)), name)
+    made.run.event("run_started", command="imagen-ray run", todo=[])
     listing = ListingConfig(source="table", path=str(table), rows_per_shard=SHARD_ROWS)
     listed = {"listing": listing.model_dump(mode="json"), "seed": 0}
     made.stage("listing", lambda out: write_listing(listing, 0, out), config=listed)

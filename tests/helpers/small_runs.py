@@ -18,6 +18,9 @@ def write_small_run(root: Path, status: str = "finished", **values: Any) -> Path
     for folder in folders.values():
         folder.mkdir(parents=True)
     (root / "run.json").write_text(json.dumps(record))
+    events = (("03:04:05", "run_started"), ("03:14:05", "stage_started"))
+    lines = [json.dumps({"time": f"2026-01-02T{time}.000+00:00", "event": kind}) for time, kind in events]
+    (root / "events.jsonl").write_text("\n".join(lines) + "\n")
     (folders["listing"] / "00000.parquet").write_bytes(b"listed")
     manifest: dict[str, Any] = {"stage": "listing", "fingerprint": "listing-1", "inputs": {}, "config": {}}
     output = {"path": "00000.parquet", "bytes": 6, "sha256": hashlib.sha256(b"listed").hexdigest(), "rows": 3}

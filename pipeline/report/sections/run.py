@@ -13,6 +13,7 @@ from pipeline.report import charts
 from pipeline.report.section import ReportInputs, ReportSection, SectionContent
 from pipeline.report.stage_graph import StageBox, draw_stage_graph
 from pipeline.store.artifact import Artifact
+from pipeline.store.wall_time import measure_wall
 from pipeline.units import format_duration
 
 INCIDENTS = ("stage_failed", "run_failed", "quarantined", "training_failed", "forgotten")  # events that are shown
@@ -28,6 +29,8 @@ def collect_run(inputs: ReportInputs) -> SectionContent:
     artifacts, record = inputs.artifacts, inputs.record
     values = {
         "stages": _list_stages(artifacts),
+        "wall": measure_wall(inputs.events),
+        "added_up": sum(artifact.manifest.seconds for artifact in artifacts.values()),
         "quarantined": [
             {"stage": name, **item} for name, artifact in artifacts.items() for item in artifact.manifest.quarantined
         ],

@@ -8,6 +8,7 @@ from typing import Any
 
 from dataprep.io.wording import count_of
 from pipeline.report.section import ReportInputs, ReportSection, SectionContent
+from pipeline.store.wall_time import measure_wall
 from pipeline.units import format_decimal, format_duration, format_percent
 
 
@@ -15,16 +16,17 @@ def collect_summary(inputs: ReportInputs) -> SectionContent:
     """Collects ``sentence``, and ``tiles``: label, value, note."""
     artifacts, metrics = inputs.artifacts, inputs.metrics
     selected = artifacts["select"].manifest.counters
-    duration = format_duration(sum(artifact.manifest.seconds for artifact in artifacts.values()))
+    wall = format_duration(measure_wall(inputs.events))
+    added_up = format_duration(sum(artifact.manifest.seconds for artifact in artifacts.values()))
     parameters = sum(artifacts[f"train.{name}"].manifest.counters.get("parameters", 0) for name in inputs.cascade)
     sentence = (
         f"{selected['kept']:,} of {count_of(selected['rows'], 'row')} were kept; a cascade of "
         f"{count_of(len(inputs.cascade), 'stage')} ({' → '.join(inputs.cascade)}, {parameters:,} parameters) was "
-        f"trained on them. The times of all stages add up to {duration}."
+        f"trained on them. The run took {wall}; the times of the stages add up to {added_up}."
     )
     tiles = [
         _tile("pairs kept", f"{selected['kept']:,}", f"of {count_of(selected['rows'], 'row')}"),
-        _tile("time of all stages", duration, "added up, cached ones too"),
+        _tile("wall time", wall, f"stages add up to {added_up}"),
         _tile("parameters", f"{parameters / 1e6:.2f} M", "of the cascade"),
         *list_metric_tiles(metrics),
     ]

@@ -68,7 +68,7 @@ def test_page_in_a_browser(run: Run, browser: Any, width: int, scheme: str, tmp_
     facts = storage.read_json(artifacts["card"].path("datacard.json"))
     facts |= {"reasons": {HOSTILE: 3}, "licences": {HOSTILE: 4}, "licence_column": HOSTILE}
     storage.write_json(artifacts["card"].path("datacard.json"), facts)
-    hostile = [{"time": "2026", "event": "stage_failed", "stage": "pack", "error": HOSTILE}]
+    hostile = [{"time": "2026-01-01T00:00:00.000+00:00", "event": "stage_failed", "stage": "pack", "error": HOSTILE}]
     (tmp_path / "page.html").write_text(build_pages(artifacts, run.record(), hostile)[REPORT])
     problems: list[str] = []
     page = open_page(browser, width, scheme, problems)
