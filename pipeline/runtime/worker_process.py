@@ -14,7 +14,7 @@ import sys
 import tempfile
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack, suppress
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -87,31 +87,20 @@ class WorkerProcess:
     def run_shard(
         self, key: str, made_from: Sequence[Any], shard: Shard, folder: str, subfolder: str, fingerprint: str
     ) -> Marker:
-        """Processes ``shard``, publishes its files into ``folder``, commits its marker and returns it.
+        """Returns the marker of ``shard``, which `pipeline.runtime.shard_commit.finish_shard` commits.
 
         Args:
             key: names the worker. It is created with its first shard, so that the driver receives its exception.
             made_from: a reference to the worker's class and arguments, in a list, so that Ray fetches it only on need.
-            shard, folder, subfolder, fingerprint: the shard, where its files go, and the fingerprint of its marker.
+            shard, folder, subfolder, fingerprint: of that function.
         """
-        from dataprep.io import storage
-        from pipeline.runtime.shard_worker import ShardTask
-        from pipeline.store.artifact import describe_file
-        from pipeline.store.markers import Marker, write_marker
+        from pipeline.runtime.shard_commit import finish_shard
 
         if self.worker is None or self.key != key:
             self.clear()
             worker, arguments = ray.get(made_from[0])
             self.worker, self.key = worker(**arguments), key
-        with tempfile.TemporaryDirectory(prefix="imagen-ray-") as scratch, ExitStack() as stack:
-            files = {name: stack.enter_context(storage.local_copy(path)) for name, path in shard.files.items()}
-            counters = self.worker(ShardTask(shard.id, files, Path(scratch)))
-            outputs = [describe_file(scratch, name) for name in storage.list_files(scratch)]
-            for output in outputs:
-                storage.publish(Path(scratch) / output.path, storage.join(folder, output.path))
-        marker = Marker(shard.id, fingerprint, shard.sha256, outputs, counters, subfolder)
-        write_marker(folder, marker)
-        return marker
+        return finish_shard(self.worker, shard, folder, subfolder, fingerprint)
 
     def run_rank(
         self,

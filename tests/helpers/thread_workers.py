@@ -1,11 +1,12 @@
-"""Shard workers in threads of the test process, in place of processes of Ray: a pipeline of tests runs in seconds."""
+"""Shard workers in threads of the test process, in place of processes of Ray: a pipeline of tests runs in seconds.
+
+The pool of workers and what becomes of a shard are the product's; only Ray is another.
+"""
 
 from __future__ import annotations
 
-import tempfile
-from collections.abc import Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from pathlib import Path
+from collections.abc import Callable, Sequence
+from concurrent.futures import ALL_COMPLETED, FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from types import SimpleNamespace
 from typing import Any
 from unittest.mock import Mock
@@ -13,72 +14,47 @@ from unittest.mock import Mock
 import pytest
 from ray.exceptions import RayActorError, RayTaskError
 
-from dataprep.io import storage
 from pipeline.execution import scheduler
-from pipeline.runtime import ray_session, shard_map
+from pipeline.runtime import actor_pool, ray_session, shard_map
+from pipeline.runtime.actor_pool import ActorPool
 from pipeline.runtime.context import Context
-from pipeline.runtime.shard_worker import ShardTask
-from pipeline.store.artifact import Shard, describe_file
-from pipeline.store.markers import Marker, write_marker
+from pipeline.runtime.resources import WorkerNeed
+from pipeline.runtime.shard_commit import finish_shard
+from pipeline.runtime.warm_processes import ProcessSpec
+from pipeline.store.artifact import Shard
+from pipeline.store.markers import Marker
+
+NODE = "this machine"
 
 
-class ThreadActor:
-    """Stands for an actor: runs `run_shard` of its worker in a thread; a worker that raises SystemExit has died."""
+class ThreadProcess:
+    """Stands for a handle of `WorkerProcess`: calls run in a thread; a worker that raises SystemExit has died."""
 
     def __init__(self) -> None:
         self.thread = ThreadPoolExecutor(1)
         self.workers: dict[str, Any] = {}
-        remote = lambda *arguments: self.thread.submit(self._run, *arguments)  # noqa: E731
-        self.run_shard = SimpleNamespace(options=lambda name: SimpleNamespace(remote=remote))
+        self.locate = self._remote(lambda: (NODE, "127.0.0.1", []))
+        self.run_shard = SimpleNamespace(options=lambda name: self._remote(self._run_shard))
 
-    def _run(
-        self, key: str, made_from: Sequence[Any], shard: Shard, folder: str, subfolder: str, fingerprint: str
-    ) -> Marker:
-        worker, arguments = made_from[0]
-        made = self.workers.setdefault(key, worker(**arguments))
-        with tempfile.TemporaryDirectory() as scratch:
-            counters = made(ShardTask(shard.id, shard.files, Path(scratch)))
-            outputs = [describe_file(scratch, name) for name in storage.list_files(scratch)]
-            for output in outputs:
-                storage.publish(Path(scratch) / output.path, storage.join(folder, output.path))
-        marker = Marker(shard.id, fingerprint, shard.sha256, outputs, counters, subfolder)
-        write_marker(folder, marker)
-        return marker
+    def _remote(self, function: Callable[..., Any]) -> Any:
+        return SimpleNamespace(remote=lambda *arguments: self.thread.submit(function, *arguments))
+
+    def _run_shard(self, key: str, made_from: Sequence[Any], shard: Shard, *where: str) -> Marker:
+        if key not in self.workers:
+            worker, arguments = made_from[0]
+            self.workers[key] = worker(**arguments)
+        return finish_shard(self.workers[key], shard, *where)
 
 
-class ThreadActors:
-    """Stands for `pipeline.runtime.actor_pool.ActorPool`."""
-
-    def __init__(self, limit: int) -> None:
-        self.limit = limit
-        self.idle: list[Any] = []
-        self.busy: list[Any] = []
-        self.starting: dict[Any, Any] = {}
-
-    def resize(self, work: int, more_to_come: bool = False) -> None:
-        for _ in range(min(work, self.limit) - len(self.idle) - len(self.busy)):
-            self.idle.append(ThreadActor())
-
-    def acquire(self) -> Any:
-        self.busy.append(self.idle.pop())
-        return self.busy[-1]
-
-    def release(self, actor: Any) -> None:
-        self.busy.remove(actor)
-        self.idle.append(actor)
-
-    def discard(self, actor: Any) -> bool:
-        self.busy.remove(actor)
-        return False
-
-    def wait(self, calls: Sequence[Future[Marker]], seconds: float) -> list[Future[Marker]]:
-        return list(wait(calls, seconds if calls else 0.01, FIRST_COMPLETED).done)
-
-    def close(self, keep: bool = True) -> None:
-        self.idle = []
+def wait_for(
+    calls: Sequence[Future[Any]], num_returns: int, timeout: float
+) -> tuple[list[Future[Any]], list[Future[Any]]]:
+    """Returns the calls that have ended and the others, as `ray.wait` does."""
+    done = wait(calls, timeout, FIRST_COMPLETED if num_returns == 1 else ALL_COMPLETED).done
+    return [call for call in calls if call in done], [call for call in calls if call not in done]
 
 
-def get_result(call: Future[Marker]) -> Marker:
+def get_result(call: Future[Any]) -> Any:
     """Returns what `ray.get` would, or raises it."""
     error = call.exception()
     if isinstance(error, SystemExit):
@@ -91,11 +67,24 @@ def get_result(call: Future[Marker]) -> Marker:
 def run_in_threads(monkeypatch: pytest.MonkeyPatch, cpus: int) -> None:
     """Replaces Ray by threads, for stages of shard workers on a machine of ``cpus``."""
 
-    def make_pool(ctx: Context[Any, Any], on_gpu: bool, kind: str) -> ThreadActors:
-        return ThreadActors(ctx.cluster.stage_resources(ctx.stage).max_actors or cpus)
+    def make_pool(ctx: Context[Any, Any], on_gpu: bool, kind: str) -> ActorPool:
+        max_actors = ctx.cluster.stage_resources(ctx.stage).max_actors
+        return ActorPool(ProcessSpec(WorkerNeed(), kind=kind), ctx.stage, max_actors=max_actors)
 
+    ray = SimpleNamespace(
+        get=get_result,
+        put=lambda value: value,
+        wait=wait_for,
+        kill=lambda process: None,
+        nodes=lambda: [{"NodeID": NODE, "Alive": True}],
+    )
+    warm = SimpleNamespace(acquire=lambda spec: ThreadProcess(), keep=lambda spec, process: None)
+    for module in (actor_pool, shard_map):
+        monkeypatch.setattr(module, "ray", ray)
+    monkeypatch.setattr(actor_pool, "WARM", warm)
+    monkeypatch.setattr(actor_pool, "can_grow", lambda: False)
+    monkeypatch.setattr(actor_pool, "count_fitting_workers", lambda need: cpus)
     monkeypatch.setattr(shard_map, "_make_pool", make_pool)
-    monkeypatch.setattr(shard_map, "ray", SimpleNamespace(get=get_result, put=lambda value: value))
     monkeypatch.setattr(shard_map, "ShardMetrics", Mock())
     monkeypatch.setattr(ray_session, "connect_ray", lambda config: None)
     monkeypatch.setattr(scheduler, "connect_ray", lambda config: None)
