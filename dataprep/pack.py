@@ -82,11 +82,7 @@ def pack_shard(
     for key, image in _read_selected_images(tar_path, splits, max_pixels):
         if config.blur_faces is not None:
             image = blur_boxes(image, faces[key], config.blur_faces)
-        found = described[key]
-        own = found[CAPTION]
-        row = {"key": key, "caption": own, "split": splits[key], "captions": [found[name] or own for name in names]}
-        row[SOURCE_COLUMN] = found.get(SOURCE_COLUMN)
-        row[ORIGINAL_SIDE] = min(found["original_width"], found["original_height"])
+        row = _describe_row(described[key], splits[key], names)
         row[BUCKET_COLUMN] = bucket = find_nearest_bucket(shapes[config.resolutions[0]], *image.shape[:2])
         for size in config.resolutions:
             row[pixels_column(size)] = _encode_pixels(
@@ -104,6 +100,19 @@ def pack_shard(
     write_pack(table, out_path, config)
     validation = sum(row["split"] == VALIDATION for row in rows)
     return {"rows": table.num_rows, "train": table.num_rows - validation, "validation": validation}
+
+
+def _describe_row(found: Mapping[str, Any], split: str, names: Sequence[str]) -> dict[str, Any]:
+    """Returns the columns of a row that do not depend on its image's pixels."""
+    own = found[CAPTION]
+    return {
+        "key": found["key"],
+        "caption": own,
+        "split": split,
+        "captions": [found[name] or own for name in names],
+        SOURCE_COLUMN: found.get(SOURCE_COLUMN),
+        ORIGINAL_SIDE: min(found["original_width"], found["original_height"]),
+    }
 
 
 def _add_features(table: pa.Table, path: str | Path, names: Sequence[str]) -> pa.Table:

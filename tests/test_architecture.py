@@ -1,4 +1,4 @@
-"""Who may import whom, read from the syntax trees: arrows between the packages, levels inside them, no circles."""
+"""The architecture, read from the syntax trees: who may import whom, levels without circles, how long things may be."""
 
 from __future__ import annotations
 
@@ -70,6 +70,7 @@ LEVELS: dict[str, tuple[tuple[str, ...], ...]] = {
         ("__main__",),
     ),
 }
+MAX_FILE, MAX_FUNCTION = 400, 60  # lines, which a file and a function stay under
 # library -> the modules that may import it.
 CONFINED = {
     "ray": ("pipeline",),
@@ -171,6 +172,21 @@ def test_no_class_name_is_defined_twice() -> None:
 def test_nobody_imports_the_eval_package_by_its_bare_name() -> None:
     # `import eval` would hide the builtin.
     assert [name for name, imported in IMPORTS.items() if "eval" in imported] == []
+
+
+@pytest.mark.parametrize("folder", [*PACKAGES, "tests", "benchmarks", "examples"])
+def test_files_and_functions_are_short(folder: str) -> None:
+    long = []
+    for path in sorted((ROOT / folder).rglob("*.py")):
+        text = path.read_text(encoding="utf-8")
+        if (lines := len(text.splitlines())) >= MAX_FILE:
+            long.append(f"{path}: {lines} lines; split it")
+        for node in ast.walk(ast.parse(text)):
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+                lines = (node.end_lineno or node.lineno) - node.lineno + 1
+                if lines >= MAX_FUNCTION:
+                    long.append(f"{path}: {node.name} has {lines} lines; split it")
+    assert long == []
 
 
 def test_what_is_fixed_at_the_top() -> None:

@@ -111,10 +111,7 @@ class TextEncoder:
         Raises:
             UserError: not a text encoder with all its weights and a tokenizer.
         """
-        if dtype == "auto":
-            dtype = "bfloat16" if device.startswith("cuda") else "float32"
-        if dtype not in DTYPES:
-            raise UserError(f"encoder dtype {dtype!r} is not one of auto, {', '.join(DTYPES)}")
+        dtype = _resolve_dtype(dtype, device)
         configure_device(device)
         local = check_encoder(path_or_name)
         weights, vocabulary = encoder_folders(path_or_name)
@@ -338,6 +335,15 @@ def count_readable_tokens(model: Any, tokenizer: Any) -> int:
     if (padding := getattr(embeddings, "padding_idx", None)) is not None:  # RoBERTa's positions start there
         places -= padding + 1
     return int(min(places, tokenizer.model_max_length))
+
+
+def _resolve_dtype(dtype: str, device: str) -> str:
+    """Returns a key of `DTYPES`; raises UserError for another name."""
+    if dtype == "auto":
+        return "bfloat16" if device.startswith("cuda") else "float32"
+    if dtype not in DTYPES:
+        raise UserError(f"encoder dtype {dtype!r} is not one of auto, {', '.join(DTYPES)}")
+    return dtype
 
 
 def _first_line(error: Exception) -> str:

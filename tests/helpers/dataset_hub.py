@@ -8,6 +8,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 from urllib.parse import unquote, urlsplit
@@ -39,7 +40,7 @@ def serve_dataset_hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[DatasetHub]:
     from huggingface_hub import HfFileSystem, constants
 
     hub = DatasetHub()
-    server = ThreadingHTTPServer(("127.0.0.1", 0), _make_handler(hub))
+    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(_Handler, hub))
     hub.url = f"http://127.0.0.1:{server.server_address[1]}"
     threading.Thread(target=server.serve_forever, daemon=True).start()
     template = constants.HUGGINGFACE_CO_URL_TEMPLATE.replace(constants.ENDPOINT, hub.url)
@@ -56,79 +57,80 @@ def serve_dataset_hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[DatasetHub]:
         server.server_close()
 
 
-def _make_handler(hub: DatasetHub) -> type[BaseHTTPRequestHandler]:
-    class Handler(BaseHTTPRequestHandler):
-        protocol_version = "HTTP/1.1"
+class _Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
 
-        def log_message(self, format: str, *args: Any) -> None:  # noqa: A002
-            pass
+    def __init__(self, hub: DatasetHub, *request: Any) -> None:
+        self.hub = hub
+        super().__init__(*request)  # answers it
 
-        def do_HEAD(self) -> None:
-            self.do_GET()
+    def log_message(self, format: str, *args: Any) -> None:  # noqa: A002
+        pass
 
-        def do_POST(self) -> None:
-            body = json.loads(self.rfile.read(int(self.headers.get("Content-Length") or 0)) or b"{}")
-            name, action, revision, _ = self._split("/api/datasets/")
-            if action == "paths-info" and self._is_known(name, revision):
-                found = [item for path in body["paths"] for item in _list_tree(hub.files[name], path, alone=True)]
-                return self._send_json(200, found)
-            return self._send_json(404, {"error": self.path})
+    def do_HEAD(self) -> None:
+        self.do_GET()
 
-        def do_GET(self) -> None:
-            if self.path.startswith("/api/datasets/"):
-                name, action, revision, path = self._split("/api/datasets/")
-                if not self._is_known(name, revision):
-                    return self._send_error(404, "RepoNotFound" if name not in hub.files else "RevisionNotFound")
-                if action == "tree":
-                    recursive = "recursive=true" in self.path.lower()
-                    return self._send_json(200, _list_tree(hub.files[name], path, recursive=recursive))
-                return self._send_json(200, {"id": name, "sha": hub.commit(name), "siblings": [], "tags": []})
-            name, _, revision, path = self._split("/datasets/")
-            if not self._is_known(name, revision) or path not in hub.files[name]:
-                return self._send_error(404, "EntryNotFound")
-            if name in hub.gated and self.headers.get("Authorization") != f"Bearer {TOKEN}":
-                return self._send_error(401, "GatedRepo")
-            hub.read.append(path)
-            return self._send_file(hub.files[name][path])
+    def do_POST(self) -> None:
+        body = json.loads(self.rfile.read(int(self.headers.get("Content-Length") or 0)) or b"{}")
+        name, action, revision, _ = self._split("/api/datasets/")
+        if action == "paths-info" and self._is_known(name, revision):
+            found = [item for path in body["paths"] for item in _list_tree(self.hub.files[name], path, alone=True)]
+            return self._send_json(200, found)
+        return self._send_json(404, {"error": self.path})
 
-        def _split(self, prefix: str) -> tuple[str, str, str, str]:
-            """Returns dataset, action, revision and path of a request."""
-            parts = unquote(urlsplit(self.path).path).removeprefix(prefix).split("/")
-            parts += [""] * (4 - len(parts))
-            return "/".join(parts[:2]), parts[2], parts[3], "/".join(parts[4:])
+    def do_GET(self) -> None:
+        if self.path.startswith("/api/datasets/"):
+            name, action, revision, path = self._split("/api/datasets/")
+            if not self._is_known(name, revision):
+                return self._send_error(404, "RepoNotFound" if name not in self.hub.files else "RevisionNotFound")
+            if action == "tree":
+                recursive = "recursive=true" in self.path.lower()
+                return self._send_json(200, _list_tree(self.hub.files[name], path, recursive=recursive))
+            return self._send_json(200, {"id": name, "sha": self.hub.commit(name), "siblings": [], "tags": []})
+        name, _, revision, path = self._split("/datasets/")
+        if not self._is_known(name, revision) or path not in self.hub.files[name]:
+            return self._send_error(404, "EntryNotFound")
+        if name in self.hub.gated and self.headers.get("Authorization") != f"Bearer {TOKEN}":
+            return self._send_error(401, "GatedRepo")
+        self.hub.read.append(path)
+        return self._send_file(self.hub.files[name][path])
 
-        def _is_known(self, name: str, revision: str) -> bool:
-            return name in hub.files and revision in ("", "main", hub.commit(name))
+    def _split(self, prefix: str) -> tuple[str, str, str, str]:
+        """Returns dataset, action, revision and path of a request."""
+        parts = unquote(urlsplit(self.path).path).removeprefix(prefix).split("/")
+        parts += [""] * (4 - len(parts))
+        return "/".join(parts[:2]), parts[2], parts[3], "/".join(parts[4:])
 
-        def _send_file(self, data: bytes) -> None:
-            span = self.headers.get("Range")
-            whole = len(data)
-            if span:
-                first, _, last = span.removeprefix("bytes=").partition("-")
-                data = data[int(first) : int(last) + 1 if last else None]
-            self.send_response(206 if span else 200)
-            if span:
-                self.send_header("Content-Range", f"bytes {first}-{int(first) + len(data) - 1}/{whole}")
-            self._finish("application/octet-stream", data)
+    def _is_known(self, name: str, revision: str) -> bool:
+        return name in self.hub.files and revision in ("", "main", self.hub.commit(name))
 
-        def _send_json(self, status: int, value: Any) -> None:
-            self.send_response(status)
-            self._finish("application/json", json.dumps(value).encode())
+    def _send_file(self, data: bytes) -> None:
+        span = self.headers.get("Range")
+        whole = len(data)
+        if span:
+            first, _, last = span.removeprefix("bytes=").partition("-")
+            data = data[int(first) : int(last) + 1 if last else None]
+        self.send_response(206 if span else 200)
+        if span:
+            self.send_header("Content-Range", f"bytes {first}-{int(first) + len(data) - 1}/{whole}")
+        self._finish("application/octet-stream", data)
 
-        def _send_error(self, status: int, code: str) -> None:
-            self.send_response(status)
-            self.send_header("X-Error-Code", code)
-            self.send_header("X-Error-Message", f"{code}: {self.path}")
-            self._finish("application/json", json.dumps({"error": code}).encode())
+    def _send_json(self, status: int, value: Any) -> None:
+        self.send_response(status)
+        self._finish("application/json", json.dumps(value).encode())
 
-        def _finish(self, kind: str, data: bytes) -> None:
-            self.send_header("Content-Type", kind)
-            self.send_header("Content-Length", str(len(data)))
-            self.end_headers()
-            if self.command != "HEAD":
-                self.wfile.write(data)
+    def _send_error(self, status: int, code: str) -> None:
+        self.send_response(status)
+        self.send_header("X-Error-Code", code)
+        self.send_header("X-Error-Message", f"{code}: {self.path}")
+        self._finish("application/json", json.dumps({"error": code}).encode())
 
-    return Handler
+    def _finish(self, kind: str, data: bytes) -> None:
+        self.send_header("Content-Type", kind)
+        self.send_header("Content-Length", str(len(data)))
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(data)
 
 
 def _list_tree(

@@ -10,6 +10,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
@@ -65,68 +66,72 @@ class Faults:
         return re.sub(rb"<Contents>.*?</Contents>", entry, listing, flags=re.S)
 
 
+class _Proxy(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+
+    def __init__(self, upstream: tuple[str, int], faults: Faults, *request: Any) -> None:
+        self.upstream, self.faults = upstream, faults
+        super().__init__(*request)  # answers it
+
+    def log_message(self, *_: Any) -> None:
+        pass
+
+    def handle_any(self) -> None:
+        url = urlsplit(self.path)
+        key = unquote(url.path).lstrip("/").partition("/")[2]
+        length = int(self.headers.get("Content-Length") or 0)
+        if self.command == "PUT" and key:
+            self.faults.uploads.release()
+            if self.faults.due("torn_writes"):
+                self.rfile.read(length // 2)
+                return self.hang_up()
+        body = self.rfile.read(length)
+        if self.faults.hold is not None and self.command == "PUT":
+            self.faults.hold.wait(30)
+        if self.faults.due("throttled"):
+            return self.answer(503, {"Content-Type": "application/xml"}, SLOW_DOWN)
+        connection = http.client.HTTPConnection(*self.upstream)
+        connection.request(self.command, self.path, body, dict(self.headers))
+        reply = connection.getresponse()
+        content = reply.read()
+        connection.close()
+        if self.command == "PUT" and key:
+            self.faults.written[key] = time.monotonic()
+            if self.faults.due("lost_answers"):
+                return self.hang_up()
+        if self.command == "GET" and "list-type" in parse_qs(url.query):
+            content = self.faults.visible(content)
+        headers = {name: value for name, value in reply.getheaders() if name.lower() in PASSED_ON}
+        headers |= {name: value for name, value in reply.getheaders() if name.lower().startswith("x-amz")}
+        size = int(reply.headers.get("Content-Length") or len(content)) if self.command == "HEAD" else len(content)
+        broken = self.command == "GET" and key and reply.status < 300 and self.faults.due("broken_reads")
+        return self.answer(reply.status, headers, content, size, broken=bool(broken))
+
+    do_GET = do_PUT = do_HEAD = do_POST = do_DELETE = handle_any
+
+    def answer(
+        self, status: int, headers: dict[str, str], content: bytes, size: int | None = None, broken: bool = False
+    ) -> None:
+        self.send_response(status)
+        for name, value in headers.items():
+            self.send_header(name, value)
+        self.send_header("Content-Length", str(len(content) if size is None else size))
+        self.end_headers()
+        self.wfile.write(content[: len(content) // 2] if broken else content)
+        if broken:
+            self.hang_up()
+
+    def hang_up(self) -> None:
+        self.wfile.flush()
+        self.close_connection = True
+        with suppress(OSError):
+            self.connection.shutdown(socket.SHUT_RDWR)
+
+
 @contextmanager
 def faulty(upstream: tuple[str, int], faults: Faults) -> Iterator[str]:
     """Serves a proxy to ``upstream``; yields its address."""
-
-    class Handler(BaseHTTPRequestHandler):
-        protocol_version = "HTTP/1.1"
-
-        def log_message(self, *_: Any) -> None:
-            pass
-
-        def handle_any(self) -> None:
-            url = urlsplit(self.path)
-            key = unquote(url.path).lstrip("/").partition("/")[2]
-            length = int(self.headers.get("Content-Length") or 0)
-            if self.command == "PUT" and key:
-                faults.uploads.release()
-                if faults.due("torn_writes"):
-                    self.rfile.read(length // 2)
-                    return self.hang_up()
-            body = self.rfile.read(length)
-            if faults.hold is not None and self.command == "PUT":
-                faults.hold.wait(30)
-            if faults.due("throttled"):
-                return self.answer(503, {"Content-Type": "application/xml"}, SLOW_DOWN)
-            connection = http.client.HTTPConnection(*upstream)
-            connection.request(self.command, self.path, body, dict(self.headers))
-            reply = connection.getresponse()
-            content = reply.read()
-            connection.close()
-            if self.command == "PUT" and key:
-                faults.written[key] = time.monotonic()
-                if faults.due("lost_answers"):
-                    return self.hang_up()
-            if self.command == "GET" and "list-type" in parse_qs(url.query):
-                content = faults.visible(content)
-            headers = {name: value for name, value in reply.getheaders() if name.lower() in PASSED_ON}
-            headers |= {name: value for name, value in reply.getheaders() if name.lower().startswith("x-amz")}
-            size = int(reply.headers.get("Content-Length") or len(content)) if self.command == "HEAD" else len(content)
-            broken = self.command == "GET" and key and reply.status < 300 and faults.due("broken_reads")
-            return self.answer(reply.status, headers, content, size, broken=bool(broken))
-
-        do_GET = do_PUT = do_HEAD = do_POST = do_DELETE = handle_any
-
-        def answer(
-            self, status: int, headers: dict[str, str], content: bytes, size: int | None = None, broken: bool = False
-        ) -> None:
-            self.send_response(status)
-            for name, value in headers.items():
-                self.send_header(name, value)
-            self.send_header("Content-Length", str(len(content) if size is None else size))
-            self.end_headers()
-            self.wfile.write(content[: len(content) // 2] if broken else content)
-            if broken:
-                self.hang_up()
-
-        def hang_up(self) -> None:
-            self.wfile.flush()
-            self.close_connection = True
-            with suppress(OSError):
-                self.connection.shutdown(socket.SHUT_RDWR)
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(_Proxy, upstream, faults))
     server.daemon_threads = True
     server.handle_error = lambda *_: None  # type: ignore[method-assign]
     thread = threading.Thread(target=server.serve_forever, daemon=True)

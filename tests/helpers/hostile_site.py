@@ -93,23 +93,11 @@ LONE = b"HTTP/1.1 200 OK\r\n"
 def pages(secret: str) -> dict[str, bytes | Callable[[Send], None]]:
     """Returns {path: response}; ``secret`` is the base URL of what must not be requested."""
     bomb = gzip.compress(bytes(64 << 20))
-    return {
+    return _redirects(secret) | {
         "/good.jpg": answer(JPEG),
         "/lying-type.jpg": answer(PNG, Content_Type="text/html"),
         "/grey16.png": answer(GREY16),
         "/gzip.jpg": answer(gzip.compress(JPEG), Content_Encoding="gzip"),
-        "/redirected.jpg": to("/good.jpg", "307 Temporary Redirect"),
-        "/in.jpg": to(f"{secret}/x.jpg"),
-        "/in-relative.jpg": to(f"//{secret.partition('//')[2]}/x.jpg"),
-        "/in-name.jpg": to(secret.replace(SECRET, "internal.test") + "/x.jpg"),
-        "/in-disguise.jpg": to(secret.replace(SECRET, "2130706434") + "/x.jpg"),
-        "/chain.jpg": to("/chain2.jpg", "301 Moved Permanently"),
-        "/chain2.jpg": to("/chain3.jpg", "308 Permanent Redirect"),
-        "/chain3.jpg": to(f"{secret}/x.jpg"),
-        "/in-file.jpg": to("file:///etc/passwd"),
-        "/in-user.jpg": to("http://good.test@127.0.0.2/"),
-        "/nowhere.jpg": answer(b"", "302 Found"),
-        "/loop.jpg": to("/loop.jpg"),
         "/drip.jpg": drip(answer(JPEG), 0.02),
         "/drip-head.jpg": drip(b"HTTP/1.1 200 OK\r\n" + b"X-A: b\r\n" * 100, 0.02),
         "/silent.jpg": lambda send: time.sleep(3),
@@ -155,6 +143,24 @@ def pages(secret: str) -> dict[str, bytes | Callable[[Send], None]]:
         "/noimageai.jpg": answer(JPEG, X_Robots_Tag="nofollow, NoImageAI"),
         "/none.jpg": answer(JPEG, X_Robots_Tag="none"),
         "/tdm-header.jpg": answer(JPEG, TDM_Reservation="1"),
+    }
+
+
+def _redirects(secret: str) -> dict[str, bytes | Callable[[Send], None]]:
+    """Returns {path: response} of the pages that lead elsewhere."""
+    return {
+        "/redirected.jpg": to("/good.jpg", "307 Temporary Redirect"),
+        "/in.jpg": to(f"{secret}/x.jpg"),
+        "/in-relative.jpg": to(f"//{secret.partition('//')[2]}/x.jpg"),
+        "/in-name.jpg": to(secret.replace(SECRET, "internal.test") + "/x.jpg"),
+        "/in-disguise.jpg": to(secret.replace(SECRET, "2130706434") + "/x.jpg"),
+        "/chain.jpg": to("/chain2.jpg", "301 Moved Permanently"),
+        "/chain2.jpg": to("/chain3.jpg", "308 Permanent Redirect"),
+        "/chain3.jpg": to(f"{secret}/x.jpg"),
+        "/in-file.jpg": to("file:///etc/passwd"),
+        "/in-user.jpg": to("http://good.test@127.0.0.2/"),
+        "/nowhere.jpg": answer(b"", "302 Found"),
+        "/loop.jpg": to("/loop.jpg"),
     }
 
 
