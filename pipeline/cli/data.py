@@ -13,7 +13,7 @@ from pipeline.runtime.errors import StageError
 
 
 def verify_run(folder: RunFolder, as_json: AsJson = False) -> None:
-    """Check the hash of every output, and that no row is unaccounted for. Exits with 1 if anything is wrong."""
+    """Check every output of a run. Its hash, and that no row is unaccounted for; exits with 1 if anything is wrong."""
     from pipeline.lineage.row_balance import find_unaccounted_rows
     from pipeline.store.run import Run, verify_outputs
 

@@ -66,7 +66,10 @@ def read_options(
         bool, typer.Option("--verbose", help="show the traceback of an error; may also follow the command")
     ] = False,
 ) -> None:
-    """From URLs and captions to a trained, evaluated text-to-image cascade."""
+    """From URLs and captions to a trained, evaluated text-to-image cascade.
+
+    Begin with `imagen-ray run configs/demo.yaml`. `imagen-ray COMMAND --help` lists the options of a command.
+    """
 
 
 def main(arguments: list[str] | None = None) -> NoReturn:
@@ -94,13 +97,19 @@ def _run_command(words: list[str]) -> NoReturn:
     except UserError as error:
         _fail(str(error), 2, verbose)
     except typer.TyperException as error:
-        _fail(str(getattr(error, "format_message", error.__str__)()), 2, verbose)
+        _fail(_describe_usage_error(error), 2, verbose)
     except StageError as error:
         _fail(f"{error}{_resume_hint(words)}", 1, verbose)
     except (KeyboardInterrupt, typer.Abort):
         _fail(f"interrupted; finished work is kept{_resume_hint(words)}", 130, verbose)
     except Exception as error:
         _fail(f"{type(error).__name__}: {error} (--verbose shows where){_resume_hint(words)}", 1, verbose)
+
+
+def _describe_usage_error(error: typer.TyperException) -> str:
+    """Returns what typer says is wrong with the words of a command, and where its options are listed."""
+    text, context = str(getattr(error, "format_message", error.__str__)()), getattr(error, "ctx", None)
+    return f"{text.rstrip('.')} (see `{context.command_path} --help`)" if context else text
 
 
 def _resume_hint(words: list[str]) -> str:

@@ -15,7 +15,10 @@ def run_pipeline(
     config: ConfigPath,
     overrides: Overrides = None,
     until: Annotated[
-        str | None, typer.Option(metavar="STAGE", help="stop after this stage", autocompletion=complete_stage)
+        str | None,
+        typer.Option(
+            metavar="STAGE", help="stop after this stage; --dry-run lists them", autocompletion=complete_stage
+        ),
     ] = None,
     keep: Annotated[
         list[str] | None,

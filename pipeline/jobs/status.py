@@ -99,7 +99,7 @@ def render_status(status: RunStatus) -> Group:
     from rich.table import Table
     from rich.text import Text
 
-    table = Table("stage", "state", "seconds", "files", "what", box=None)
+    table = Table("stage", "state", "seconds", "files", "progress", box=None)
     for stage in status.stages:
         seconds = "" if stage.seconds is None else f"{stage.seconds:.1f}"
         files = "" if stage.files is None else str(stage.files)

@@ -37,6 +37,18 @@ def fails(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
     return lines[0]
 
 
+@pytest.mark.parametrize(
+    ("words", "text"),
+    [
+        (["run"], "Missing argument 'CONFIG' (see `imagen-ray run --help`)"),
+        (["status", "--foo", "x"], "No such option: --foo (see `imagen-ray status --help`)"),
+        (["statos"], "No such command 'statos'. Did you mean 'status'? (see `imagen-ray --help`)"),
+    ],
+)
+def test_wrong_words_name_the_help(capsys: pytest.CaptureFixture[str], words: list[str], text: str) -> None:
+    assert fails(capsys, *words) == f"error: {text}"
+
+
 WRONG_CONFIGS = [
     (["seed=-1"], ["seed", "-1"]),
     (["train.base.stepz=3"], ["stepz", "steps"]),
