@@ -16,6 +16,7 @@ from collections.abc import Callable
 from typing import Annotated, Any, NoReturn
 
 import typer
+from typer.core import TyperGroup
 
 from dataprep.io.errors import UserError
 from dataprep.io.progress_bars import disable_progress_bars
@@ -44,7 +45,18 @@ COMMANDS: dict[str, Callable[..., Any]] = {
     "schema": info.print_schema,
 }
 
-app = typer.Typer(name="imagen-ray", rich_markup_mode=None)
+
+class _Commands(TyperGroup):
+    """Typer ends a command at Ctrl-C without a word; here `_run_command` says that finished work is kept."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt as error:
+            raise typer.Abort from error
+
+
+app = typer.Typer(name="imagen-ray", cls=_Commands, rich_markup_mode=None)
 for _name, _function in COMMANDS.items():
     app.command(_name)(_function)
 

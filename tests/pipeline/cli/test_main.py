@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.cli.main import main
+from pipeline.execution import executor
 from pipeline.runtime import ray_session
 from tests.helpers.paths import ROOT
 
@@ -47,6 +48,20 @@ def fails(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
 )
 def test_wrong_words_name_the_help(capsys: pytest.CaptureFixture[str], words: list[str], text: str) -> None:
     assert fails(capsys, *words) == f"error: {text}"
+
+
+def test_an_interrupted_run_says_how_to_go_on(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(*arguments: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(executor, "run_pipeline", interrupt)
+    with pytest.raises(SystemExit) as caught:
+        main(["run", SMOKE])
+    assert caught.value.code == 130
+    line = " ".join(capsys.readouterr().err.split())
+    assert line == f"error: interrupted; finished work is kept. Resume: imagen-ray run {SMOKE}"
 
 
 WRONG_CONFIGS = [
