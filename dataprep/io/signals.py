@@ -14,12 +14,16 @@ SHUTDOWN = (
 
 @contextmanager
 def shutdown_on_sigterm() -> Iterator[None]:
-    """Sets `SHUTDOWN` on SIGTERM inside the block, instead of ending the process, and clears it afterwards."""
+    """Sets `SHUTDOWN` on SIGTERM inside the block, instead of ending the process, and clears it afterwards.
+
+    Outside the main thread it only shares the flag: stages that run side by side must all see one request.
+    """
     with handle_sigterm(SHUTDOWN.set):
         try:
             yield
         finally:
-            SHUTDOWN.clear()
+            if threading.current_thread() is threading.main_thread():
+                SHUTDOWN.clear()
 
 
 @contextmanager

@@ -7,6 +7,7 @@ import signal
 import sys
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from ray.exceptions import RayActorError
 
 from dataprep.io import storage
 from dataprep.io.errors import UserError
+from dataprep.io.signals import SHUTDOWN, shutdown_on_sigterm
 from pipeline.runtime import group_size, training
 from pipeline.runtime.group_size import GroupPlan
 from pipeline.runtime.rank_group import GroupFailed, GroupNotStarted
@@ -44,6 +46,9 @@ def run_rank(folder: str, mode: str) -> dict[str, Any]:
     if mode == "shutdown":
         (Path(folder) / f"up{dist.get_rank()}").write_text("")
         assert SHUTDOWN.wait(60)
+        if (slower := Path(folder) / "slower").exists():
+            while slower.exists():
+                time.sleep(0.05)
         raise errors.Preempted(7, "somewhere")
     if mode == "dies" and dist.get_rank() == 1 and not once.exists():
         once.write_text("")
@@ -59,9 +64,9 @@ def group(ranks: int) -> GroupPlan:
     return GroupPlan(ranks, WorkerNeed(1.0), 12)
 
 
-def train(tmp_path: Path, mode: str, retries: int = 1) -> dict[str, Any]:
+def train(tmp_path: Path, mode: str, retries: int = 1, ranks: int = 2) -> dict[str, Any]:
     arguments = {"folder": str(tmp_path), "mode": mode}
-    return run_training(run_rank, arguments, str(tmp_path), group(2), 10, "work", retries)
+    return run_training(run_rank, arguments, str(tmp_path), group(ranks), 10, "work", retries)
 
 
 def test_two_ranks_form_one_group(tmp_path: Path) -> None:
@@ -106,6 +111,25 @@ def test_sigterm_to_the_driver_reaches_the_ranks(tmp_path: Path) -> None:
     with pytest.raises(TrainingStopped, match="at step 7"):
         train(tmp_path, "shutdown")
     assert signal.getsignal(signal.SIGTERM) == before
+
+
+def test_sigterm_stops_trainings_that_run_side_by_side(tmp_path: Path) -> None:
+    """One of them saves its checkpoint later, when the other has long stopped."""
+    folders = [tmp_path / name for name in ("quick", "late")]
+    for folder in folders:
+        folder.mkdir()
+    (folders[1] / "slower").write_text("")
+    with shutdown_on_sigterm(), ThreadPoolExecutor(2) as pool:
+        quick, late = (pool.submit(train, folder, "shutdown", 1, 1) for folder in folders)
+        while not all((folder / "up0").exists() for folder in folders):
+            time.sleep(0.1)
+        os.kill(os.getpid(), signal.SIGTERM)
+        with pytest.raises(TrainingStopped, match="at step 7"):
+            quick.result(60)
+        (folders[1] / "slower").unlink()
+        with pytest.raises(TrainingStopped, match="at step 7"):
+            late.result(60)
+    assert not SHUTDOWN.is_set()
 
 
 class ScriptedGroups:
