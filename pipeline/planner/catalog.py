@@ -106,6 +106,20 @@ class Assumptions(Config):
         description="images decoded and resized per second and core in annotate, score and pack, if the machine "
         "does not say",
     )
+    cascade_mpixels: float = Field(
+        default=0.65,
+        gt=0,
+        description="million pixels that a core searches per second for faces by annotate.faces.detector=cascade, of "
+        "images shrunk until the smallest face has 24 pixels: benchmarks/results/detectors.json, on a loaded machine",
+    )
+    yunet_mpixels: float = Field(default=10.0, gt=0, description="the same by yunet, of whole images: assumed")
+    db_mpixels: float = Field(
+        default=1.1,
+        gt=0,
+        description="million pixels, annotate.text.side squared, that a core searches per second for text by "
+        "annotate.text.detector=db: the same benchmark, with PP-OCRv4's small network",
+    )
+    east_mpixels: float = Field(default=0.2, gt=0, description="the same by east: assumed")
     select_us: float = Field(
         default=30.0,
         gt=0,

@@ -119,8 +119,12 @@ def _estimate_pixel_bytes(size: int, config: PackConfig, assumptions: Assumption
 
 def _estimate_stored_bytes(config: DownloadConfig, assumptions: Assumptions) -> float:
     bits = assumptions.png_bits if config.encode_format == "png" else assumptions.jpeg_bits
-    area = config.image_size**2 * (assumptions.aspect_area if config.resize_mode == "keep_ratio" else 1)
-    return area * bits / 8 + assumptions.tar_bytes
+    return count_stored_pixels(config, assumptions) * bits / 8 + assumptions.tar_bytes
+
+
+def count_stored_pixels(config: DownloadConfig, assumptions: Assumptions) -> float:
+    """Returns the mean number of pixels of a stored image."""
+    return config.image_size**2 * (assumptions.aspect_area if config.resize_mode == "keep_ratio" else 1)
 
 
 def measure_rates(rates: Rates, folder: str) -> Rates:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import ceil
 from typing import Literal
 
@@ -13,6 +13,7 @@ from dataprep.filters.pair_shards import GROUP_ROWS, MAX_GROUPS
 from eval.sampling.config import SamplingConfig
 from pipeline.config import RunConfig
 from pipeline.planner.catalog import Assumptions, Machine
+from pipeline.planner.detectors import estimate_detector_seconds
 from pipeline.planner.encoders import CaptionerCost, ClipCost, TextCost
 from pipeline.planner.rates import Rates
 from pipeline.planner.training import BACKWARD_FROZEN
@@ -81,6 +82,12 @@ def _plan_download(facts: PlanFacts) -> Workload:
 
 def _plan_decoding(facts: PlanFacts) -> Workload:
     return Workload("cpu", facts.rates.images, images=facts.rates.images, bytes=facts.image_bytes)
+
+
+def _plan_annotate(facts: PlanFacts) -> Workload:
+    config = facts.config
+    seconds = estimate_detector_seconds(config.annotate, config.download, facts.assumptions)
+    return replace(_plan_decoding(facts), core_seconds=facts.rates.images * seconds)
 
 
 def _plan_encoder(facts: PlanFacts) -> Workload | None:
@@ -201,7 +208,7 @@ def _plan_schedule(facts: PlanFacts) -> Workload | None:
 # Stage -> its work; None if the config does not have the work. train.* is planned apart.
 WORKLOADS: dict[str, Callable[[PlanFacts], Workload | None]] = {
     "download": _plan_download,
-    "annotate": _plan_decoding,
+    "annotate": _plan_annotate,
     "encoder": _plan_encoder,
     "clip": _plan_clip,
     "score": _plan_score,

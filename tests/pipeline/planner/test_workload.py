@@ -11,6 +11,7 @@ from dataprep.filters.config import SelectConfig
 from dataprep.filters.pair_shards import MAX_GROUPS
 from pipeline.config_loading import load_config
 from pipeline.planner.catalog import Assumptions, load_table
+from pipeline.planner.detectors import estimate_detector_seconds
 from pipeline.planner.encoders import CaptionerCost, ClipCost, TextCost
 from pipeline.planner.rates import assume_rates
 from pipeline.planner.workload import WORKLOADS, PlanFacts, Workload, estimate_hours, plan_workloads
@@ -78,6 +79,14 @@ def test_a_new_stage_over_all_pairs_counts_as_one_that_decodes_every_image(monke
     monkeypatch.setitem(STAGES, "sharpness", replace(STAGES["annotate"], name="sharpness"))
     works = plan_workloads(make_facts())
     assert works["sharpness"] == works["annotate"] and works["sharpness"].images > 0
+
+
+def test_detectors_are_counted_in_annotate() -> None:
+    plain, facts = plan_workloads(make_facts())["annotate"], make_facts("annotate.faces={detector: cascade}")
+    found = plan_workloads(facts)["annotate"]
+    searched = estimate_detector_seconds(facts.config.annotate, facts.config.download, facts.assumptions)
+    assert plain.core_seconds == 0 < searched
+    assert found == replace(plain, core_seconds=facts.rates.images * searched)
 
 
 def plan_select(images: int, **rules: Any) -> Workload:
