@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from itertools import pairwise
 from statistics import mean
 
+from pipeline.planner.catalog import Machine
 from pipeline.planner.plan import CostPlan, StageCost
 from pipeline.planner.simulate import (
     FailureRates,
@@ -17,6 +18,7 @@ from pipeline.planner.simulate import (
     simulate_stages,
 )
 from pipeline.planner.storage import count_checkpoint_bytes
+from pipeline.planner.streams import StreamedStages, StreamMachines
 from pipeline.stages.graph import list_stages
 from pipeline.units import HOUR
 
@@ -44,8 +46,11 @@ def simulate_plan(plan: CostPlan, seed: int = 0) -> FailureEstimate | None:
     assumptions, wanted = plan.assumptions, plan.wanted
     rate = assumptions.spot_failures_per_node_hour if wanted.spot else assumptions.failures_per_node_hour
     rates = FailureRates(rate / HOUR, assumptions.repair_minutes * 60, assumptions.restart_minutes * 60)
-    graph = {cost.stage: _model_stage(plan, cost) for cost in plan.costs}
-    inputs = _find_inputs(plan, list(graph))
+    names = name_queues(plan)
+    graph = {names[cost.stage]: _model_stage(plan, cost) for cost in plan.costs}
+    for stream in plan.streams:
+        graph |= {names[one.stages[0]]: _model_stream(plan, stream, one) for one in stream.machines}
+    inputs = find_inputs(plan, names)
     nodes = max(cost.nodes for cost in plan.costs)
     intervals = {group.stage: _compare_intervals(plan, group.stage, group.step, rate) for group in plan.chosen.groups}
     quiet = _simulate_once(graph, inputs, replace(rates, rate=0.0), seed)
@@ -66,16 +71,24 @@ def _model_stage(plan: CostPlan, cost: StageCost) -> WorkQueue | Training:
         step = next(group.step for group in plan.chosen.groups if group.stage == name) if plan.chosen else 0.0
         every = plan.config.train[name].checkpoint_every * step
         return Training(seconds, cost.nodes, min(every, seconds), _estimate_save(plan, name, cost.nodes))
-    machine = plan.table.machines[cost.machine]
-    slots = machine.units if cost.bound in ("GPU", "arithmetic") else machine.cores
-    shards = max(1, round(plan.rates.urls / plan.config.listing.rows_per_shard))
     if cost.stage in ("encoder", "clip", "text_tuning"):
         return WorkQueue(1, seconds, 1)
-    shards = min(shards, plan.works[cost.stage].tasks or shards)
+    shards = min(plan.shards, plan.works[cost.stage].tasks or plan.shards)
     if cost.stage == "sample":
         shards = max(1, round(cost.items / plan.config.sample.prompts_per_shard))
-    slots = min(slots, max(1, shards // cost.nodes))  # few large shards cannot use all cores
-    return WorkQueue(shards, seconds * cost.nodes * slots / shards, cost.nodes, slots)
+    return _make_queue(shards, seconds, plan.table.machines[cost.machine], cost.nodes, cost.bound)
+
+
+def _model_stream(plan: CostPlan, stream: StreamedStages, own: StreamMachines) -> WorkQueue:
+    """Returns the stages of a stream that share machines as one queue; the slowest ends with the stream."""
+    seconds = own.busy.hours * HOUR * stream.hours / stream.slowest.busy.hours
+    return _make_queue(plan.shards, seconds, plan.table.machines[own.machine], own.nodes, own.busy.bound)
+
+
+def _make_queue(shards: int, seconds: float, machine: Machine, nodes: int, bound: str) -> WorkQueue:
+    slots = machine.units if bound in ("GPU", "arithmetic") else machine.cores
+    slots = min(slots, max(1, shards // nodes))  # few large shards cannot use all cores
+    return WorkQueue(shards, seconds * nodes * slots / shards, nodes, slots)
 
 
 def _estimate_save(plan: CostPlan, stage: str, nodes: int) -> float:
@@ -98,23 +111,37 @@ def _compare_intervals(plan: CostPlan, stage: str, step: float, rate: float) -> 
     return config.checkpoint_every, updates
 
 
-def _find_inputs(plan: CostPlan, planned: list[str]) -> dict[str, list[str]]:
-    """Returns what each planned stage waits for: its planned inputs, and the stage that has its machines before it."""
-    found: dict[str, list[str]] = {}
-    reach: dict[str, set[str]] = {}
+def name_queues(plan: CostPlan) -> dict[str, str]:
+    """Returns the simulated queue of each planned stage: its own, or that of the machines it shares in a stream."""
+    names = {cost.stage: cost.stage for cost in plan.costs}
+    shared = [one.stages for stream in plan.streams for one in stream.machines]
+    return names | {stage: " + ".join(stages) for stages in shared for stage in stages}
+
+
+def find_inputs(plan: CostPlan, names: dict[str, str]) -> dict[str, set[str]]:
+    """Returns what each queue waits for: its planned inputs, and the stage that has its machines before it.
+
+    A stage in a stream waits for what the others wait for, and later stages wait for the whole stream.
+    """
+    stream_of = {stage: stream.stages for stream in plan.streams for stage in stream.stages}
+    found: dict[str, set[str]] = {name: set() for name in names.values()}
+    before: dict[str, set[str]] = {}
     for stage in list_stages(plan.config):
-        before = {name for given in stage.inputs for name in ({given} if given in planned else reach[given])}
-        reach[stage.name] = before
-        if stage.name in planned:
-            found[stage.name] = sorted(before)
+        before[stage.name] = set()
+        for given in stage.inputs:
+            beside = stream_of.get(given, (given,))
+            skipped = given not in names or (stage.name in beside)
+            before[stage.name] |= before[given] if skipped else {names[one] for one in beside}
+        if stage.name in names:
+            found[names[stage.name]] |= before[stage.name]
     on_gpu = [cost.stage for cost in plan.costs if cost.stage.startswith("train.")]
     for first, then in pairwise(on_gpu):
-        found[then].append(first)  # the cascade's stages train one after the other
+        found[then].add(first)  # the cascade's stages train one after the other
     return found
 
 
 def _simulate_once(
-    graph: dict[str, WorkQueue | Training], inputs: dict[str, list[str]], faults: FailureRates, seed: int
+    graph: dict[str, WorkQueue | Training], inputs: dict[str, set[str]], faults: FailureRates, seed: int
 ) -> dict[str, SimulationResult]:
     return simulate_stages(graph, inputs, dict.fromkeys(graph, faults), seed)
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from dataprep.io.errors import UserError
@@ -21,7 +22,8 @@ from pipeline.planner.host import estimate_host_ms
 from pipeline.planner.memory import Memory, MemorySetting, estimate_memory
 from pipeline.planner.rates import Rates, assume_rates, measure_rates
 from pipeline.planner.storage import FEATURE_BYTES, StorageVolume, plan_volumes, sum_bytes
-from pipeline.planner.training import StageModel
+from pipeline.planner.streams import StreamedStages, estimate_shared_hours, group_stages, plan_stream
+from pipeline.planner.training import StageModel, TrainingGroup
 from pipeline.planner.workload import PlanFacts, Workload, estimate_hours, plan_workloads
 from train.tasks.vq_config import VqTrainingConfig
 
@@ -45,7 +47,10 @@ class PlanRequest:
 
 @dataclass(frozen=True)
 class StageCost:
-    """A stage on the machines chosen for it."""
+    """A stage on the machines chosen for it.
+
+    If it streams, ``hours`` are those that it would take by itself, and ``dollars`` its part of what the stream costs.
+    """
 
     stage: str
     machine: str
@@ -74,6 +79,19 @@ class CostPlan:
     chosen: MachineOption | None
     works: dict[str, Workload]
     costs: list[StageCost]
+    streams: list[StreamedStages] = field(default_factory=list)
+
+    @property
+    def hours(self) -> float:
+        """Hours of all stages one after the other, those of a stream at the same time."""
+        streamed = {stage for stream in self.streams for stage in stream.stages}
+        alone = sum(cost.hours for cost in self.costs if cost.stage not in streamed)
+        return alone + sum(stream.hours for stream in self.streams)
+
+    @property
+    def shards(self) -> int:
+        """Shards of a data stage."""
+        return max(1, round(self.rates.urls / self.config.listing.rows_per_shard))
 
     @property
     def assumptions(self) -> Assumptions:
@@ -135,7 +153,10 @@ def make_plan(config: RunConfig, table: MachineCatalog, wanted: PlanRequest) -> 
     )
     works, volumes = plan_workloads(facts), plan_volumes(facts)
     plan = CostPlan(config, table, wanted, models, text, clip, captioner, rates, volumes, found, chosen, works, [])
-    return replace(plan, costs=_costs(plan)) if chosen else plan
+    if chosen is None:
+        return plan
+    costs, streams = _costs(plan, chosen)
+    return replace(plan, costs=costs, streams=streams)
 
 
 def _with_data(table: MachineCatalog, wanted: PlanRequest) -> dict[str, Machine]:
@@ -182,31 +203,53 @@ def _best(found: list[Choice], table: MachineCatalog) -> MachineOption | None:
     return find_cheapest(with_gpus) or find_cheapest(found)
 
 
-def _costs(plan: CostPlan) -> list[StageCost]:
-    """Returns every stage on its machines, in the pipeline's order."""
-    assert plan.chosen is not None
-    table, chosen, wanted = plan.table, plan.chosen, plan.wanted
-    data = wanted.data_machine or _data_machine(table, chosen.machine)
-    data_machine = find_machine(table, data)
-    nodes = wanted.data_nodes or _data_nodes(plan, data_machine)
+def _costs(plan: CostPlan, chosen: MachineOption) -> tuple[list[StageCost], list[StreamedStages]]:
+    """Returns every stage on its machines, in the pipeline's order, and which of them stream."""
+    data = plan.wanted.data_machine or _data_machine(plan.table, chosen.machine)
+    data_machine = find_machine(plan.table, data)
+    groups = group_stages(plan.config, plan.works)
+    pools = {
+        "cpu": (data, plan.wanted.data_nodes or _data_nodes(plan, data_machine, groups)),
+        "gpu": (chosen.machine, chosen.nodes),
+    }
+    costs: list[StageCost] = []
+    streams: list[StreamedStages] = []
+    for stages in groups:
+        if len(stages) == 1:
+            costs.append(_cost_stage(plan, stages[0], *pools[plan.works[stages[0]].pool]))
+        else:
+            stream = plan_stream({stage: plan.works[stage] for stage in stages}, pools, plan.shards, plan.table)
+            costs += _cost_stream(plan, stream)
+            streams.append(stream)
+    trained = [_cost_training(plan, chosen, group) for group in chosen.groups]
+    return [*costs[:-1], *trained, costs[-1]], streams
+
+
+def _cost_stage(plan: CostPlan, stage: str, name: str, nodes: int) -> StageCost:
+    work, machine = plan.works[stage], plan.table.machines[name]
+    found = estimate_hours(work, machine, nodes, plan.assumptions)
+    dollars = found.hours * nodes * get_price(machine, plan.wanted.spot)
+    return StageCost(stage, name, nodes, work.items, found.hours, found.bound, dollars, "")
+
+
+def _cost_stream(plan: CostPlan, stream: StreamedStages) -> list[StageCost]:
+    """Returns the stages of a stream, which hold their machines until its end and share that cost by their hours."""
     costs = []
-    for stage, work in plan.works.items():
-        name, count = (chosen.machine, chosen.nodes) if work.pool == "gpu" else (data, nodes)
-        machine = table.machines[name]
-        hours = estimate_hours(work, machine, count, plan.assumptions)
-        dollars = hours.hours * count * get_price(machine, wanted.spot)
-        costs.append(StageCost(stage, name, count, work.items, hours.hours, hours.bound, dollars, ""))
-    machine = table.machines[chosen.machine]
-    trained = []
-    for group in chosen.groups:
-        dollars = group.hours * chosen.nodes * get_price(machine, wanted.spot)
-        setting = f"{group.fit.setting}, {group.fit.micro_batch} per rank, {group.fit.needed / 1e9:.0f} GB"
-        samples = float(plan.config.train[group.stage].steps * plan.config.train[group.stage].batch_size)
-        name = f"train.{group.stage}"
-        trained.append(
-            StageCost(name, chosen.machine, chosen.nodes, samples, group.hours, group.bound, dollars, setting)
-        )
-    return [*costs[:-1], *trained, costs[-1]]
+    for stage in stream.stages:
+        shared = stream.machines_of(stage)
+        price = get_price(plan.table.machines[shared.machine], plan.wanted.spot)
+        alone = {one: _cost_stage(plan, one, shared.machine, shared.nodes) for one in shared.stages}
+        part = alone[stage].hours / sum(cost.hours for cost in alone.values())
+        costs.append(replace(alone[stage], dollars=stream.hours * shared.nodes * price * part))
+    return costs
+
+
+def _cost_training(plan: CostPlan, chosen: MachineOption, group: TrainingGroup) -> StageCost:
+    dollars = group.hours * chosen.nodes * get_price(plan.table.machines[chosen.machine], plan.wanted.spot)
+    setting = f"{group.fit.setting}, {group.fit.micro_batch} per rank, {group.fit.needed / 1e9:.0f} GB"
+    config = plan.config.train[group.stage]
+    samples, name = float(config.steps * config.batch_size), f"train.{group.stage}"
+    return StageCost(name, chosen.machine, chosen.nodes, samples, group.hours, group.bound, dollars, setting)
 
 
 def get_price(machine: Machine, spot: bool) -> float:
@@ -220,12 +263,12 @@ def _data_machine(table: MachineCatalog, training: str) -> str:
     return min(without, key=lambda name: without[name]) if without else training
 
 
-def _data_nodes(plan: CostPlan, machine: Machine) -> int:
+def _data_nodes(plan: CostPlan, machine: Machine, groups: Sequence[Sequence[str]]) -> int:
     """Returns the fewest (1, 2, 4, ...) on which the CPU stages take their share of the days."""
     nodes = 1
-    works = [work for work in plan.works.values() if work.pool == "cpu"]
+    on_cpus = [[plan.works[stage] for stage in group if plan.works[stage].pool == "cpu"] for group in groups]
     while nodes < MOST_NODES and DATA_SHARE * plan.wanted.days * 24 < sum(
-        estimate_hours(work, machine, nodes, plan.assumptions).hours for work in works
+        estimate_shared_hours(works, machine, nodes, plan.assumptions).hours for works in on_cpus if works
     ):
         nodes *= 2
     return nodes
@@ -263,6 +306,8 @@ def encode_plan(plan: CostPlan) -> dict[str, Any]:
         "storage": [asdict(volume) for volume in plan.volumes],
         "stored_bytes": sum_bytes(plan.volumes),
         "stages": [asdict(cost) for cost in plan.costs],
+        "streams": [asdict(stream) for stream in plan.streams],
+        "hours": plan.hours,
         "options": [
             _option_json(choice, one) for choice in plan.choices for one in (choice.fewest, choice.in_time) if one
         ],

@@ -13,6 +13,7 @@ from pipeline.planner.choices import Choice, MachineOption
 from pipeline.planner.failures import FailureEstimate
 from pipeline.planner.plan import CostPlan
 from pipeline.planner.storage import sum_bytes
+from pipeline.planner.streams import StreamedStages
 from pipeline.planner.summary import answer_questions
 from pipeline.planner.training import StageModel
 from pipeline.units import HOUR, format_bytes, format_count, format_duration, format_flops, format_money
@@ -24,7 +25,7 @@ def render_plan(plan: CostPlan, simulated: FailureEstimate | None) -> Group:
     """Returns the whole plan for the terminal."""
     parts: list[RenderableType] = [*_networks(plan), *_memory(plan), *_storage(plan), *_options(plan)]
     if plan.chosen is not None:
-        parts += [*_stages(plan), *_simulation(simulated)]
+        parts += [*_stages(plan), *_simulation(simulated, bool(plan.streams))]
     return Group(
         *parts, *_assumptions(plan), "", "[bold]Who can train this, and with what?[/]", *answer_questions(plan)
     )
@@ -139,27 +140,16 @@ def _option(plan: CostPlan, choice: Choice, one: MachineOption) -> list[str]:
 def _stages(plan: CostPlan) -> Iterable[RenderableType]:
     assert plan.chosen is not None
     table = RichTable("stage", "machines", "items", "time", "bound by", "money", "how", box=None)
+    streams = {stage: stream for stream in plan.streams for stage in stream.stages}
     for cost in plan.costs:
-        where, how = f"{cost.nodes} x {cost.machine}", cost.setting
-        table.add_row(
-            cost.stage,
-            where,
-            format_count(cost.items),
-            format_duration(cost.hours * HOUR),
-            cost.bound,
-            format_money(cost.dollars),
-            how,
-        )
-    total = sum(cost.dollars for cost in plan.costs)
-    table.add_row(
-        "[bold]all[/]",
-        "",
-        "",
-        format_duration(sum(cost.hours for cost in plan.costs) * HOUR),
-        "",
-        format_money(total),
-        "",
-    )
+        where, stream = f"{cost.nodes} x {cost.machine}", streams.get(cost.stage)
+        duration = format_duration(cost.hours * HOUR) + (" alone" if stream else "")
+        money = format_money(cost.dollars)
+        table.add_row(cost.stage, where, format_count(cost.items), duration, cost.bound, money, cost.setting)
+        if stream and cost.stage == stream.stages[-1]:
+            table.add_row(*_stream(plan, stream))
+    total = format_money(sum(cost.dollars for cost in plan.costs))
+    table.add_row("[bold]all[/]", "", "", format_duration(plan.hours * HOUR), "", total, "")
     loads = ", ".join(f"{group.stage} {group.loader_gbit:.2g}" for group in plan.chosen.groups)
     kind = "spot" if plan.wanted.spot else "on demand"
     yield ""
@@ -168,13 +158,23 @@ def _stages(plan: CostPlan) -> Iterable[RenderableType]:
     yield f"Gbit/s of pixels and embeddings that a training machine reads: {loads}"
 
 
-def _simulation(simulated: FailureEstimate | None) -> Iterable[RenderableType]:
+def _stream(plan: CostPlan, stream: StreamedStages) -> list[str]:
+    """Returns the row of stages that run at the same time."""
+    where = ", ".join(f"{one.nodes} x {one.machine}" for one in stream.machines)
+    bound = f"{stream.slowest.busy.bound} of {stream.slowest.machine}"
+    money = format_money(sum(cost.dollars for cost in plan.costs if cost.stage in stream.stages))
+    what = f"{', '.join(stream.stages)} at the same time (cluster.stream)"
+    return ["= together", where, "", format_duration(stream.hours * HOUR), bound, money, what]
+
+
+def _simulation(simulated: FailureEstimate | None, streamed: bool) -> Iterable[RenderableType]:
     if simulated is None:
         return
     yield ""
     yield (
         f"[bold]With failures[/]: {simulated.rate:.2g} per machine and hour, up to {simulated.nodes} machines; "
-        "independent stages run concurrently, those of the cascade in turn. "
+        f"independent stages {'and those that stream ' if streamed else ''}run concurrently, those of the cascade in "
+        "turn. "
         f"Without failures {format_duration(simulated.quiet * HOUR)}; "
         + (
             f"simulated {format_duration(simulated.mean * HOUR)} on average, "

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import heapq
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -65,7 +65,7 @@ class NeverEndsError(ValueError):
 
 def simulate_stages(
     stages: Mapping[str, WorkQueue | Training],
-    inputs: Mapping[str, Sequence[str]],
+    inputs: Mapping[str, Collection[str]],
     faults: Mapping[str, FailureRates],
     seed: int,
 ) -> dict[str, SimulationResult]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from math import ceil
 from typing import Literal
@@ -235,17 +235,26 @@ def plan_workloads(facts: PlanFacts) -> dict[str, Workload]:
     return {name: work for name, work in planned.items() if work is not None}
 
 
-def estimate_hours(work: Workload, machine: Machine, nodes: int, assumptions: Assumptions) -> StageHours:
-    """Returns the hours on ``nodes`` machines. Cores, GPUs and link work concurrently: the slowest counts."""
+def list_hours(work: Workload, machine: Machine, nodes: int, assumptions: Assumptions) -> dict[str, float]:
+    """Returns the hours on ``nodes`` machines for which each resource is busy."""
     cores = min(machine.cores * nodes, work.tasks or machine.cores * nodes)
     per_core = machine.images_per_core or assumptions.images_per_core
     speed = machine.units * nodes * machine.tflops * 1e12 * machine.encode_mfu
     core_seconds = work.core_seconds + work.images / per_core
     link = machine.internet_gbit * nodes * 1e9 / 8 * assumptions.network_share
-    parts = {
-        "CPU": core_seconds / cores,
-        "GPU" if machine.gpus else "arithmetic": work.flops / speed,
-        "network": work.bytes / link,
+    return {
+        "CPU": core_seconds / cores / HOUR,
+        "GPU" if machine.gpus else "arithmetic": work.flops / speed / HOUR,
+        "network": work.bytes / link / HOUR,
     }
-    bound = max(parts, key=lambda name: parts[name])
-    return StageHours(parts[bound] / HOUR, bound)
+
+
+def estimate_hours(work: Workload, machine: Machine, nodes: int, assumptions: Assumptions) -> StageHours:
+    """Returns the hours on ``nodes`` machines. Cores, GPUs and link work concurrently: the slowest counts."""
+    return find_slowest(list_hours(work, machine, nodes, assumptions))
+
+
+def find_slowest(hours: Mapping[str, float]) -> StageHours:
+    """Returns the hours of the resource that is busy longest, and its name."""
+    bound = max(hours, key=lambda name: hours[name])
+    return StageHours(hours[bound], bound)
