@@ -20,10 +20,9 @@ command (`benchmarks.process_tree`), Ray's included, until the last has ended; n
 Two sizes separate it: a straight line through the medians of the smallest and the largest size gives a slope (per
 image) and a start (the rest). Sides take turns, each round in the other order.
 
-The server is nginx with one worker, where it is installed, else `python -m benchmarks.download --serve`; it has 400
-files and each URL another query. "small": JPEGs of 512x384, quality 85. "web": 85% JPEG, 10% PNG, 5% WebP with sizes of
-photographs in large web lists (shorter side log-normal around 420 pixels: 36% at 512 or more, 5% at 1024 or more), 3%
-dead links, 1% truncated files. Both sides must store the same number of images, or the benchmark fails.
+The server is nginx with one worker, where it is installed, else `benchmarks.image_server`, which describes the kinds
+"small" and "web". It has 400 files, and each URL another query. Both sides must store the same number of images, or the
+benchmark fails.
 
 The result is written where the sizes of the claims were measured, that is, 4000 and 20000 small ones by 2 processes.
 """
@@ -31,27 +30,18 @@ The result is written where the sizes of the claims were measured, that is, 4000
 from __future__ import annotations
 
 import argparse
-import asyncio
-import io
 import os
 import shutil
-import socket
-import subprocess
 import sys
 import tempfile
-import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import Any, get_args
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-import uvloop
-from PIL import Image
 
+from benchmarks.image_server import Kind, start_server
 from benchmarks.process_tree import run_measured
 from benchmarks.result import make_claim, write_result
 
@@ -61,101 +51,6 @@ SIDES = ("img2dataset", "imagen-ray")
 CLAIMED = {4000: 1.5, 20_000: 2.0}  # images by 2 processes, small ones: how many times quicker
 PROCESSES, SLOPE = 2, 2.0
 COSTS = {"seconds": "wall seconds", "cpu_seconds": "CPU-seconds"}
-NGINX = """
-daemon off; worker_processes 1; pid {folder}/nginx.pid; error_log {folder}/nginx.log;
-events {{ worker_connections 1024; }}
-http {{
-  access_log off; sendfile on; tcp_nopush on; keepalive_requests 1000000;
-  client_body_temp_path {folder}/t1; proxy_temp_path {folder}/t2; fastcgi_temp_path {folder}/t3;
-  uwsgi_temp_path {folder}/t4; scgi_temp_path {folder}/t5;
-  server {{ listen 127.0.0.1:{port} backlog=1024; root {folder}; }}
-}}
-"""
-
-
-# ---------------------------------------------------------------------------------------------- server
-
-
-def make_photo(kind: str, index: int) -> bytes | None:
-    """Returns file ``index``: smooth colours with grain, which compress like a photograph; None for a dead link."""
-    rng = np.random.default_rng(index)
-    form, quality = rng.choice(["JPEG", "PNG", "WEBP"], p=(0.85, 0.10, 0.05)), int(rng.integers(75, 93))
-    short = float(np.clip(rng.lognormal(np.log(420), 0.55), 100, 2400))
-    size = (round(short * rng.uniform(1, 1.6)), round(short))
-    size = size if rng.random() < 0.65 else size[::-1]
-    if kind == "small":
-        form, quality, size = "JPEG", 85, (512, 384)
-    coarse = rng.integers(0, 256, (7, 9, 3), dtype=np.uint8)
-    smooth = np.asarray(Image.fromarray(coarse).resize(size, Image.Resampling.BICUBIC), np.int16)
-    image = np.clip(smooth + rng.integers(-9, 10, smooth.shape, np.int16), 0, 255).astype(np.uint8)
-    buffer = io.BytesIO()
-    Image.fromarray(image).save(buffer, form, **({} if form == "PNG" else {"quality": quality}))
-    failure, data = rng.random(), buffer.getvalue()
-    if kind == "small":
-        return data
-    return None if failure < 0.03 else data[: len(data) // 2] if failure < 0.04 else data
-
-
-class Server(asyncio.Protocol):
-    """Answers GET /{kind}/{number} from memory; keeps connections alive if the client does."""
-
-    answers: dict[bytes, bytes] = {}  # noqa: RUF012 - shared by all connections
-
-    def connection_made(self, transport: Any) -> None:
-        """Accepts a connection."""
-        self.transport, self.head = transport, b""
-
-    def data_received(self, data: bytes) -> None:
-        """Answers the requests that are complete."""
-        self.head += data
-        while b"\r\n\r\n" in self.head:
-            request, _, self.head = self.head.partition(b"\r\n\r\n")
-            path = request.split(b" ", 2)[1].partition(b"?")[0]
-            missing = b"HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\n\r\n"
-            self.transport.write(self.answers.get(path, missing))
-            if b"connection: close" in request.lower():
-                self.transport.close()
-
-
-def serve_from_memory(folder: Path, port: int) -> None:
-    """Serves the files of ``folder`` until the process is terminated."""
-    for file in folder.glob("*/*"):
-        data = file.read_bytes()
-        head = b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % len(data)
-        Server.answers[f"/{file.parent.name}/{file.name}".encode()] = head + data
-
-    async def main() -> None:
-        server = await asyncio.get_running_loop().create_server(Server, "127.0.0.1", port, backlog=1024)
-        await server.serve_forever()
-
-    uvloop.run(main())
-
-
-@contextmanager
-def start_server(folder: Path, kinds: Sequence[str]) -> Iterator[tuple[str, int]]:
-    """Makes the files and serves them from a process of its own; yields the server's name and its port."""
-    for kind in kinds:
-        (folder / kind).mkdir()
-        for index in range(FILES):
-            data = make_photo(kind, index)
-            if data is not None:
-                (folder / kind / str(index)).write_bytes(data)
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
-    nginx = shutil.which("nginx", path=f"{os.environ['PATH']}:/usr/sbin")
-    (folder / "nginx.conf").write_text(NGINX.format(folder=folder, port=port))
-    python = [sys.executable, "-m", "benchmarks.download", "--serve", str(folder), str(port)]
-    process = subprocess.Popen([nginx, "-c", str(folder / "nginx.conf")] if nginx else python, cwd=ROOT)
-    try:
-        for _ in range(600):
-            with socket.socket() as probe:
-                if probe.connect_ex(("127.0.0.1", port)) == 0:
-                    break
-            time.sleep(0.1)
-        yield "nginx" if nginx else "asyncio", port
-    finally:
-        process.terminate()
-        process.wait()
 
 
 # ---------------------------------------------------------------------------------------------- sides
@@ -270,19 +165,20 @@ def make_claims(rows: list[dict[str, Any]], lines: list[dict[str, Any]]) -> list
 def compare_sides(options: argparse.Namespace) -> None:
     """Runs both sides in turn, ``rounds`` times; prints all, and writes the result if it covers the claims."""
     rows: list[dict[str, Any]] = []
-    with tempfile.TemporaryDirectory(prefix="download-bench-server-") as name:
-        Path(name).chmod(0o755)  # nginx's worker is another user
-        with start_server(Path(name), options.kinds) as (server, port):
-            for turn in range(options.rounds):
-                for kind, processes, size in (
-                    (k, p, s) for k in options.kinds for p in options.processes for s in sorted(options.rows)
-                ):
-                    pair = []
-                    for side in SIDES if turn % 2 == 0 else SIDES[::-1]:
-                        pair.append({"round": turn} | measure_side(side, kind, processes, size, port))
-                        print(pair[-1], flush=True)
-                    assert pair[0]["images"] == pair[1]["images"], "the sides do not store the same images"
-                    rows += pair
+    with (
+        tempfile.TemporaryDirectory(prefix="download-bench-server-") as name,
+        start_server(Path(name), options.kinds, FILES) as (server, port),
+    ):
+        for turn in range(options.rounds):
+            for kind, processes, size in (
+                (k, p, s) for k in options.kinds for p in options.processes for s in sorted(options.rows)
+            ):
+                pair = []
+                for side in SIDES if turn % 2 == 0 else SIDES[::-1]:
+                    pair.append({"round": turn} | measure_side(side, kind, processes, size, port))
+                    print(pair[-1], flush=True)
+                assert pair[0]["images"] == pair[1]["images"], "the sides do not store the same images"
+                rows += pair
     lines = fit_lines(rows)
     for line in lines:
         print(line)
@@ -295,18 +191,13 @@ def compare_sides(options: argparse.Namespace) -> None:
 
 
 def main() -> None:
-    """Parses the command line and runs the comparison or the server."""
+    """Parses the command line and runs the comparison."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--rows", type=int, nargs="+", default=[1000, 4000, 20_000])
-    parser.add_argument("--kinds", nargs="+", choices=("small", "web"), default=["small", "web"])
+    parser.add_argument("--kinds", nargs="+", choices=get_args(Kind), default=["small", "web"])
     parser.add_argument("--processes", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--serve", nargs=2, metavar=("FOLDER", "PORT"))
-    options = parser.parse_args()
-    if options.serve:
-        serve_from_memory(Path(options.serve[0]), int(options.serve[1]))
-    else:
-        compare_sides(options)
+    compare_sides(parser.parse_args())
 
 
 if __name__ == "__main__":

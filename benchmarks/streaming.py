@@ -22,25 +22,20 @@ On a busy machine all of it says less: a row has the load average at its start. 
 from __future__ import annotations
 
 import argparse
-import asyncio
 import json
 import os
-import socket
-import subprocess
 import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 import psutil
-import uvloop
 
-from benchmarks.download import make_photo
+from benchmarks.image_server import start_server
 from benchmarks.process_tree import run_measured
 from benchmarks.result import make_claim, write_result
 
@@ -50,72 +45,6 @@ STAGES = ("download", "annotate", "score")
 MODEL = "ViT-S-32-alt"
 LOOK = 0.1  # seconds between two looks at the processes
 SPEED_UP, TOGETHER = 1.2, 0.5  # targets
-MISSING = b"HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\n\r\n"
-
-
-# ---------------------------------------------------------------------------------------------- server
-
-
-class SlowNetwork(asyncio.Protocol):
-    """Answers GET /{number} from memory, ``rate`` images per second over all connections; anything else at once."""
-
-    answers: dict[bytes, bytes] = {}  # noqa: RUF012 - shared by all connections
-    rate, next_slot = 0.0, 0.0
-
-    def connection_made(self, transport: Any) -> None:
-        """Accepts a connection."""
-        self.transport, self.head = transport, b""
-
-    def data_received(self, data: bytes) -> None:
-        """Answers the requests that are complete, images when their turn comes."""
-        self.head += data
-        while b"\r\n\r\n" in self.head:
-            request, _, self.head = self.head.partition(b"\r\n\r\n")
-            answer = self.answers.get(request.split(b" ", 2)[1].partition(b"?")[0])
-            if answer is None:
-                self.transport.write(MISSING)
-                continue
-            loop = asyncio.get_running_loop()
-            SlowNetwork.next_slot = max(loop.time(), SlowNetwork.next_slot + 1 / SlowNetwork.rate)
-            loop.call_at(SlowNetwork.next_slot, self.transport.write, answer)
-
-
-def serve_slowly(port: int, rate: float) -> None:
-    """Serves `FILES` images until the process is terminated."""
-    for index in range(FILES):
-        data = make_photo("small", index)
-        assert data is not None
-        head = b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % len(data)
-        SlowNetwork.answers[b"/%d" % index] = head + data
-    SlowNetwork.rate = rate
-
-    async def main() -> None:
-        server = await asyncio.get_running_loop().create_server(SlowNetwork, "127.0.0.1", port, backlog=1024)
-        await server.serve_forever()
-
-    uvloop.run(main())
-
-
-@contextmanager
-def start_server(rate: float) -> Iterator[int]:
-    """Serves from a process of its own; yields its port."""
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
-    words = [sys.executable, "-m", "benchmarks.streaming", "--serve", str(port), "--rate", str(rate)]
-    process = subprocess.Popen(words, cwd=ROOT)
-    try:
-        for _ in range(600):
-            with socket.socket() as probe:
-                if probe.connect_ex(("127.0.0.1", port)) == 0:
-                    break
-            time.sleep(0.2)
-        yield port
-    finally:
-        process.terminate()
-        process.wait()
-
-
-# ---------------------------------------------------------------------------------------------- models and commands
 
 
 def save_models(folder: Path) -> list[str]:
@@ -190,7 +119,7 @@ def measure_side(stream: bool, options: argparse.Namespace, models: list[str], p
 
     with tempfile.TemporaryDirectory(prefix="streaming-bench-") as name:
         folder = Path(name)
-        urls = [f"http://127.0.0.1:{port}/{index % FILES}?{index}" for index in range(options.rows)]
+        urls = [f"http://127.0.0.1:{port}/small/{index % FILES}?{index}" for index in range(options.rows)]
         # The same path on both sides, since it is part of the listing's fingerprint.
         listed = Path(tempfile.gettempdir()) / f"streaming-bench-{os.getpid()}.parquet"
         pq.write_table(pa.table({"url": urls, "caption": ["an image of a thing"] * options.rows}), listed)
@@ -225,7 +154,11 @@ def measure_side(stream: bool, options: argparse.Namespace, models: list[str], p
 def compare_sides(options: argparse.Namespace) -> None:
     """Runs both sides in turn, ``rounds`` times; prints all and writes the result."""
     rows: list[dict[str, Any]] = []
-    with tempfile.TemporaryDirectory(prefix="streaming-models-") as name, start_server(options.rate) as port:
+    with (
+        tempfile.TemporaryDirectory(prefix="streaming-models-") as name,
+        tempfile.TemporaryDirectory(prefix="streaming-images-") as images,
+        start_server(Path(images), ["small"], FILES, options.rate) as (_, port),
+    ):
         models = save_models(Path(name))
         for turn in range(options.rounds):
             pair = []
@@ -246,18 +179,13 @@ def compare_sides(options: argparse.Namespace) -> None:
 
 
 def main() -> None:
-    """Parses the command line and runs the comparison or the server."""
+    """Parses the command line and runs the comparison."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--rows", type=int, default=960)
     parser.add_argument("--rate", type=float, default=30.0)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--processes", type=int, default=2)
-    parser.add_argument("--serve", type=int, metavar="PORT")
-    options = parser.parse_args()
-    if options.serve:
-        serve_slowly(options.serve, options.rate)
-    else:
-        compare_sides(options)
+    compare_sides(parser.parse_args())
 
 
 if __name__ == "__main__":
