@@ -98,10 +98,11 @@ def _run_stages(
 
 
 def _prepare_ray(cluster: ClusterConfig) -> None:
-    """Connects to Ray while the driver works. An error is met again where a stage needs Ray."""
+    """Connects to Ray while the driver works. Any error, of which Ray raises many kinds, is met again where a stage
+    needs Ray; here it would only end the thread with a traceback."""
     from pipeline.runtime.ray_session import connect_ray
 
-    with suppress(UserError, OSError, RuntimeError):
+    with suppress(Exception):
         connect_ray(cluster)
 
 

@@ -16,7 +16,9 @@ from pipeline.execution import executor
 from pipeline.execution.executor import _run_stage, run_pipeline
 from pipeline.execution.plan import FingerprintParts, PlannedStage, plan_run
 from pipeline.execution.record import RunRecord
+from pipeline.runtime import ray_session
 from pipeline.runtime.admission import ClusterShares
+from pipeline.runtime.config import ClusterConfig
 from pipeline.runtime.shard_stream import StageStreams
 from pipeline.stages.base import Placement, Stage, StageConfig, StageInputs, StageType
 from pipeline.store.markers import Marker, write_marker
@@ -87,3 +89,16 @@ def test_a_finished_stage_leaves_no_markers_on_an_object_store() -> None:
     _run_stage(PlannedStage(stage, "f" * 20, hashed, None, ""), {}, shares, StageStreams(), config, run, record)
     assert storage.list_files(folder) == ["manifest.json"]
     assert [record.subfolder for record in run.artifact("listing", "f" * 20).manifest.shards] == ["", "pass-001"]  # type: ignore[union-attr]
+
+
+def test_a_failed_early_connection_is_left_to_the_stage_that_needs_ray(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ray raises a plain Exception where a node does not start in time; a thread would print its traceback."""
+    tried: list[ClusterConfig] = []
+
+    def time_out(cluster: ClusterConfig) -> None:
+        tried.append(cluster)
+        raise Exception("the current node timed out during startup")
+
+    monkeypatch.setattr(ray_session, "connect_ray", time_out)
+    executor._prepare_ray(ClusterConfig())
+    assert tried == [ClusterConfig()]
