@@ -13,7 +13,7 @@ from pipeline.runtime.errors import StageError
 
 
 def verify_run(folder: RunFolder, as_json: AsJson = False) -> None:
-    """Check every output of a run. Its hash, and that no row is unaccounted for; exits with 1 if anything is wrong."""
+    """Check every output of a run by hash and row count. Exits with 1 if one changed or a row is unaccounted for."""
     from pipeline.lineage.row_balance import find_unaccounted_rows
     from pipeline.store.run import Run, verify_outputs
 

@@ -25,7 +25,7 @@ class ProcessSpec:
     """What a process needs. Processes of equal specs are interchangeable."""
 
     need: WorkerNeed
-    threads: int = 1  # of OpenMP
+    threads: int = 1  # of OpenMP and OpenCV, which by default take every core of the node
     kind: str = ""  # of workers that cannot share a process with others, see `ShardWorker.process_kind`
 
     @property
@@ -36,7 +36,8 @@ class ProcessSpec:
     def environment(self) -> dict[str, str]:
         """Returns the environment variables of such a process."""
         threads = str(self.threads)
-        env = {"OMP_NUM_THREADS": threads, "NO_ALBUMENTATIONS_UPDATE": "1", "TOKENIZERS_PARALLELISM": "false"}
+        env = {"OMP_NUM_THREADS": threads, "OPENCV_FOR_THREADS_NUM": threads}
+        env |= {"NO_ALBUMENTATIONS_UPDATE": "1", "TOKENIZERS_PARALLELISM": "false"}
         if not self.need.gpus:  # Ray does not hide GPUs from actors that request none
             env |= {"CUDA_VISIBLE_DEVICES": "", "DS_ACCELERATOR": "cpu"}
         return env

@@ -60,9 +60,12 @@ class ClipStageConfig(StageConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class ClipInputs(StageInputs):
-    """The pairs; and where CLIP is trained here, the encoder, of which it takes the tokenizer or all."""
+    """Where CLIP is trained here: the pairs, and the encoder, of which it takes the tokenizer or all.
 
-    download: Artifact
+    A given one needs neither, so that the stages behind it can stream from the download.
+    """
+
+    download: Artifact | None
     encoder: Artifact | None
 
 
@@ -129,6 +132,7 @@ def _pack_pairs(ctx: Context[ClipStageConfig, ClipInputs], size: int) -> list[st
         "config": PackConfig(resolutions=(size,), raw_up_to=size),
         "max_pixels": ctx.config.max_pixels,
     }
+    assert ctx.inputs.download is not None
     ctx.map_shards(PairWorker, arguments, ctx.join_shards(ctx.inputs.download), subfolder=PAIRS)
     return [ctx.path(PAIRS, shard_name(number, "parquet")) for number in sorted(marker.id for marker in ctx.finished)]
 

@@ -69,9 +69,9 @@ class EncoderStageConfig(StageConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class EncoderInputs(StageInputs):
-    """The captions."""
+    """The captions, where the encoder is pretrained here."""
 
-    download: Artifact
+    download: Artifact | None
 
 
 def list_sources(config: RunConfig) -> list[str]:
@@ -143,6 +143,7 @@ def run(ctx: Context[EncoderStageConfig, EncoderInputs]) -> None:
         # bfloat16: half the memory, on the head node
         ctx.counters["dim"] = TextEncoder.from_folder(storage.local_folder(str(model)), "bfloat16").dim
     else:
+        assert ctx.inputs.download is not None
         captions = [caption for path in ctx.inputs.download.files() for caption in read_captions(path)]
         _pretrain(ctx, config.pretrain, captions)
         model = None
@@ -186,6 +187,7 @@ STAGE = StageType(
     run=run,
     config=EncoderStageConfig,
     inputs=EncoderInputs,
+    optional=lambda config, name: config.encoder.pretrain is not None,
     placement=lambda config: Placement.DRIVER if config.encoder.pretrain is None else Placement.GROUP,
     sources=list_sources,
     kind="model",

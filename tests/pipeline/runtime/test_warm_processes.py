@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from types import SimpleNamespace
 from typing import Any
 from unittest.mock import Mock
@@ -137,3 +139,10 @@ def test_a_rank_has_the_variables_for_repeatable_results_before_ranks_connect(
     monkeypatch.setattr(worker_process, "ray", SimpleNamespace(get=lambda _: (lambda config: {"step": 1}, arguments)))
     assert WorkerProcess({}, []).run_rank([None], {"RANK": "0"}, torch.get_num_threads(), 10) == {"step": 1}
     assert seen == ["Ring" if deterministic else None]
+
+
+def test_a_process_computes_with_the_threads_that_it_was_given() -> None:
+    environment = os.environ | ProcessSpec(WorkerNeed(1), threads=1).environment()
+    count = "import cv2, torch; print(cv2.getNumThreads(), torch.get_num_threads())"
+    done = subprocess.run([sys.executable, "-c", count], env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["1", "1"]

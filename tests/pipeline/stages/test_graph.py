@@ -120,3 +120,14 @@ def test_every_stage_stands_after_its_inputs() -> None:
     for stage in list_stages(load_config(SMOKE)):
         assert set(stage.inputs) <= set(before), stage.name
         before.append(stage.name)
+
+
+@pytest.mark.parametrize("trained", [True, False])
+def test_models_that_are_given_need_no_download(trained: bool) -> None:
+    """So with `cluster.stream` annotate and score take the shards of a first download while it runs."""
+    models = [] if trained else ["encoder.pretrain=null", "encoder.model=hf://t5-small"]
+    models += [] if trained else ["clip.train=null", "clip.model=ViT-B-32", "clip.pretrained=openai"]
+    stages = {stage.name: stage for stage in list_stages(load_config(str(SMOKE), models))}
+    assert stages["encoder"].inputs == (("download",) if trained else ())
+    assert stages["clip"].inputs == (("download", "encoder") if trained else ())
+    assert set(stages["score"].inputs) == {"download", "clip"}
