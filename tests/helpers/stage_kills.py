@@ -49,9 +49,14 @@ def run_to_end(script: str, folder: Path, out: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in sorted(out.rglob("*.parquet"))}
 
 
+def list_markers(out: Path) -> list[Path]:
+    """Returns the markers of the committed shards."""
+    return list(out.rglob(".shards/*.json"))
+
+
 def count_done(out: Path) -> int:
     """Returns the number of committed shards."""
-    return len(list(out.rglob(".shards/*.json")))
+    return len(list_markers(out))
 
 
 def run_and_kill(script: str, folder: Path, out: Path, shards: int, delay: float) -> None:

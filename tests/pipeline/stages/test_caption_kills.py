@@ -1,6 +1,7 @@
 """Five hundred images described with drivers killed in between: no caption is lost, and the loader mixes them.
 
-The driver is this file: ``python test_caption_kills.py FOLDER OUT`` describes the shards of FOLDER.
+``pytest -s tests/pipeline/stages/test_caption_kills.py`` prints where the kills hit. The driver is this file:
+``python test_caption_kills.py FOLDER OUT`` describes the shards of FOLDER.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
-from tests.helpers.stage_kills import count_done, run_and_kill, run_to_end, short_folder
+from tests.helpers.stage_kills import list_markers, run_and_kill, run_to_end, short_folder
 
 SHARDS, ROWS = 10, 50
 FILES = ("download.tar", "download.parquet", "select.parquet")
@@ -86,13 +87,16 @@ def test_captions_survive_kills_and_are_mixed_by_the_loader(folder: Path, tmp_pa
     write_shards(folder)
     save_llava(folder / "model")
     whole = run_to_end(__file__, folder, tmp_path / "whole")
-    counts = []
+    finished: list[dict[Path, int]] = []  # after each kill, when each shard was written
     for delay in (0.05, 0.3):
         run_and_kill(__file__, folder, tmp_path / "out", random.Random(delay).randint(1, 3), delay)
-        counts.append(count_done(tmp_path / "out"))
-    print(f"2 kills, after {counts} of {SHARDS} shards")
-    assert 0 < counts[0] < counts[1] < SHARDS
+        finished.append(read_times(tmp_path / "out"))
+    first, second = (len(times) for times in finished)
+    print(f"{SHARDS * ROWS} images in {SHARDS} shards, killed after {first} and after {second} shards")
+    assert 0 < first < second < SHARDS
     assert run_to_end(__file__, folder, tmp_path / "out") == whole
+    times = read_times(tmp_path / "out")
+    assert len(times) == SHARDS and finished[0].items() <= finished[1].items() <= times.items()  # none written again
     paths = sorted((tmp_path / "out").rglob("*.parquet"))
     rows = [row for path in paths for row in read_table(path, "columns").to_pylist()]
     assert [row["key"] for row in rows] == [f"{shard:05d}{row:04d}" for shard in range(SHARDS) for row in range(ROWS)]
@@ -116,6 +120,11 @@ def test_captions_survive_kills_and_are_mixed_by_the_loader(folder: Path, tmp_pa
     print(f"of {seen.total()} samples: {dict(seen)}")
     shares = {name: count / seen.total() for name, count in seen.items()}  # standard deviation below 1%
     assert shares == pytest.approx({name: weight / 4 for name, weight in WEIGHTS.items()}, abs=0.035)
+
+
+def read_times(out: Path) -> dict[Path, int]:
+    """Returns when each committed shard was, in nanoseconds."""
+    return {marker: marker.stat().st_mtime_ns for marker in list_markers(out)}
 
 
 def own_caption(key: str) -> str:
