@@ -30,7 +30,7 @@ from pipeline.inference.sample import load_cascade
 from pipeline.store.run import Run
 from pipeline.store.wall_time import measure_wall
 
-DEMO = Path(__file__).parents[1] / "configs" / "demo.yaml"
+CONFIGS = Path(__file__).parents[1] / "configs"
 EXAMPLE, EXAMPLE_IMAGES, EXAMPLE_SEED = "two small red circles left of a blue square", 4, 1
 # Targets: accuracy of all attributes at once by split, in the mean and of the worst seed; the rest at most.
 MEAN, WORST = {"seen": 0.95, "heldout": 0.88}, {"seen": 0.92, "heldout": 0.82}
@@ -38,10 +38,10 @@ LANGUAGE_GAP, MINUTES, OPERATIONS = 0.05, 10.0, 3e13
 TITLES = {"seen": "combinations seen", "heldout": "combinations held out"}
 
 
-def run_seed(seed: int) -> str:
-    """Runs the demo with a seed in a process of its own, unless it is finished; returns the run folder."""
-    folder = f"runs/demo-seed-{seed}"
-    command = [sys.executable, "-m", "pipeline", "run", str(DEMO), f"run={folder}", f"seed={seed}"]
+def run_seed(seed: int, name: str = "demo") -> str:
+    """Runs configs/NAME.yaml with a seed in a process of its own, unless it is finished; returns the run folder."""
+    folder = f"runs/{name}-seed-{seed}"
+    command = [sys.executable, "-m", "pipeline", "run", str(CONFIGS / f"{name}.yaml"), f"run={folder}", f"seed={seed}"]
     subprocess.run(command, check=True)
     return folder
 

@@ -5,31 +5,40 @@ Convolutions, attention, and matrix products of the optimizer count; what goes e
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from dataprep.io.pack_format import pixels_column
-from pipeline.config import run_config_type
+from dataprep.io.pack_format import IMAGE_FEATURES, pixels_column
+from pipeline.config import DenoiserTraining, NetworkTraining, run_config_type
 from pipeline.stages.text_encoder import encoder_location, read_captions
+from pipeline.store.artifact import Artifact
 from pipeline.store.run import Run
+from train.adversary import make_adversary
 from train.config import TrainConfig
 from train.engine import Engine
 from train.loader.config import LoaderConfig
 from train.loader.feed import DeviceFeed
 from train.loader.loader import TRAIN, CaptionLoader, Loader, Stream
 from train.loader.reader import Reader
-from train.loader.shard_index import index_shards
+from train.loader.shard_index import ShardIndex, index_shards
 from train.loop import build_model
 from train.task import PreparingTask, Task
 from train.tasks.bert import BertTask
 from train.tasks.clip import ClipTask
+from train.tasks.denoising import read_text_width
 from train.tasks.diffusion import DiffusionTask
 from train.tasks.diffusion_config import DiffusionTrainingConfig
+from train.tasks.prior import PriorTask
+from train.tasks.prior_config import PriorTrainingConfig
+from train.tasks.refinement import RefinementTask
+from train.tasks.refinement_config import RefinementTrainingConfig
 from train.tasks.t5 import T5Task
 from train.tasks.t5_config import T5TrainingConfig
+from train.tasks.vq import VqTask
+from train.tasks.vq_config import VqTrainingConfig
 
 SAMPLED = 4  # updates of one size that are counted
 
@@ -72,7 +81,7 @@ def count_updates(task: Task, config: TrainConfig, loader: Stream, steps: Sequen
 
 
 def count_run(run: Run) -> dict[str, int]:
-    """Returns the operations of the text encoder's, CLIP's and the cascade's trainings of a finished run, by stage."""
+    """Returns the operations of the text encoder's, CLIP's and all networks' trainings of a finished run, by stage."""
     return {stage: count_training(task, config, loader) for stage, task, config, loader in _list_trainings(run)}
 
 
@@ -89,8 +98,23 @@ def _list_trainings(run: Run) -> Iterator[tuple[str, Task, TrainConfig, Stream]]
         data = Reader(index_shards(pack, None, (pixels_column(clip.image_size),)), LoaderConfig())
         loader = Loader.from_reader(data, None, config.seed, clip.batch_size)
         yield "clip", ClipTask(clip, encoder_location(artifacts["encoder"])), clip, loader
-    for name, stage in config.cascade().items():
-        index = index_shards(pack, embed, stage.pixel_columns())
-        assert index.text_dim is not None
+    for name, stage in config.networks().items():
+        vectors = stage.vector_columns() if isinstance(stage, DenoiserTraining) else ()
+        index = index_shards(pack, embed, stage.pixel_columns(), stage.min_original, vectors)
         loader = Loader.from_reader(Reader(index, stage.data), TRAIN, config.seed, stage.batch_size, stage.crop)
-        yield f"train.{name}", DiffusionTask(stage, index.text_dim), stage, loader
+        yield f"train.{name}", make_task(stage, index, artifacts), stage, loader
+
+
+def make_task(stage: NetworkTraining, index: ShardIndex, artifacts: Mapping[str, Artifact]) -> Task:
+    """Returns the task of an entry of `train`, as its training makes it; ``artifacts`` are the run's."""
+    if isinstance(stage, VqTrainingConfig):
+        channels = stage.autoencoder_config().image_channels
+        adversary = make_adversary(stage.adversarial, channels, index.text_dim, stage.accumulation, 0)
+        return VqTask(stage, stage.batch_size, adversary)
+    width = read_text_width(index)
+    if isinstance(stage, PriorTrainingConfig):
+        return PriorTask(stage, width, index.vectors[IMAGE_FEATURES])
+    if isinstance(stage, RefinementTrainingConfig):
+        return RefinementTask(stage, width, artifacts[f"train.{stage.autoencoder}"].path("export"))
+    assert isinstance(stage, DiffusionTrainingConfig)
+    return DiffusionTask(stage, width, image_dim=index.vectors.get(IMAGE_FEATURES))
