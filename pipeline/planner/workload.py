@@ -148,7 +148,7 @@ def _plan_caption(facts: PlanFacts) -> Workload | None:
 def _plan_pack(facts: PlanFacts) -> Workload:
     rates = facts.rates
     packed = rates.pairs * (sum(rates.pixel_bytes.values()) + rates.pack_row_bytes)
-    return Workload("cpu", rates.pairs, bytes=facts.image_bytes + packed)
+    return Workload("cpu", rates.pairs, images=rates.pairs, bytes=facts.image_bytes + packed)
 
 
 def _plan_text_tuning(facts: PlanFacts) -> Workload | None:

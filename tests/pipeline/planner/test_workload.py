@@ -46,6 +46,13 @@ def test_stages_are_planned_in_the_order_of_the_pipeline() -> None:
     assert list(plan_workloads(make_facts())) == [name for name in everything if name != "schedule"]
 
 
+def test_images_are_decoded_by_every_stage_that_reads_them() -> None:
+    facts = make_facts()
+    decoded = {name: work.images for name, work in plan_workloads(facts).items() if work.images}
+    every, kept = facts.rates.images, facts.rates.pairs
+    assert decoded == {"annotate": every, "score": every, "pack": kept} and kept < every
+
+
 def test_evaluations_of_a_fit_and_of_a_distilled_stage() -> None:
     fit = plan_workloads(make_facts(FIT))["schedule"]  # an evaluation is one operation here; guided, it is two
     assert (fit.items, fit.flops) == (20, 10 * 20 * 2 * 2)
