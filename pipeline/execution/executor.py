@@ -98,11 +98,13 @@ def _run_stages(
 
 
 def _prepare_ray(cluster: ClusterConfig) -> None:
-    """Connects to Ray while the driver works. Any error, of which Ray raises many kinds, is met again where a stage
-    needs Ray; here it would only end the thread with a traceback."""
+    """Connects to Ray while the driver works.
+
+    An error is raised again where a stage needs Ray; here it would only end the thread with a traceback.
+    """
     from pipeline.runtime.ray_session import connect_ray
 
-    with suppress(Exception):
+    with suppress(Exception):  # Ray raises a plain one where it does not start in time
         connect_ray(cluster)
 
 
