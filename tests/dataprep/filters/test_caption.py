@@ -13,7 +13,9 @@ from tests.helpers.selection import OFF, choose, row
     "caption",
     [
         *("IMG_1234.jpg", "DSC00042", "photo 12", "image", "Untitled", "click here to buy", "图片", "点击查看大图"),
-        *("https://a.test/x", "Free shipping on all orders over $50", "my holiday (3).PNG", "暂无图片"),
+        *("Buy now", "add to cart", "so SIGN UP", "read more", "Cookie policy", "view larger", "share on Facebook"),
+        *("© all rights reserved", "https://a.test/x", "Free shipping on all orders over $50", "my holiday (3).PNG"),
+        "暂无图片",
     ],
 )
 def test_boilerplate(caption: str) -> None:
