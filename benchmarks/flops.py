@@ -11,12 +11,12 @@ import numpy as np
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from dataprep.io.pack_format import IMAGE_FEATURES, pixels_column
+from dataprep.io.pack_format import pixels_column
 from pipeline.config import DenoiserTraining, NetworkTraining, run_config_type
+from pipeline.stages.model_files import EXPORT
 from pipeline.stages.text_encoder import encoder_location, read_captions
 from pipeline.store.artifact import Artifact
 from pipeline.store.run import Run
-from train.adversary import make_adversary
 from train.config import TrainConfig
 from train.engine import Engine
 from train.loader.config import LoaderConfig
@@ -24,20 +24,21 @@ from train.loader.feed import DeviceFeed
 from train.loader.loader import TRAIN, CaptionLoader, Loader, Stream
 from train.loader.reader import Reader
 from train.loader.shard_index import ShardIndex, index_shards
-from train.loop import build_model
+from train.loop import build_model, list_companions
 from train.task import PreparingTask, Task
 from train.tasks.bert import BertTask
 from train.tasks.clip import ClipTask
-from train.tasks.denoising import read_text_width
-from train.tasks.diffusion import DiffusionTask
+from train.tasks.diffusion import build_diffusion_task
 from train.tasks.diffusion_config import DiffusionTrainingConfig
-from train.tasks.prior import PriorTask
+from train.tasks.distillation import build_distillation_task
+from train.tasks.distillation_config import DistillationTrainingConfig
+from train.tasks.prior import build_prior_task
 from train.tasks.prior_config import PriorTrainingConfig
-from train.tasks.refinement import RefinementTask
+from train.tasks.refinement import build_refinement_task
 from train.tasks.refinement_config import RefinementTrainingConfig
 from train.tasks.t5 import T5Task
 from train.tasks.t5_config import T5TrainingConfig
-from train.tasks.vq import VqTask
+from train.tasks.vq import build_vq_task
 from train.tasks.vq_config import VqTrainingConfig
 
 SAMPLED = 4  # updates of one size that are counted
@@ -65,6 +66,9 @@ def count_updates(task: Task, config: TrainConfig, loader: Stream, steps: Sequen
     """
     config = config.model_copy(update={"zero_stage": 0, "offload": "none", "compile": False, "init": None})
     engine = Engine(build_model(task, config, 0), config)
+    companions = list_companions(task).values()
+    for companion in companions:
+        companion.begin(engine.module)
     feed = DeviceFeed(engine.device, 0, task.prepare if isinstance(task, PreparingTask) else None)
     found = []
     for step in steps:
@@ -75,7 +79,9 @@ def count_updates(task: Task, config: TrainConfig, loader: Stream, steps: Sequen
                 batch, random = feed.receive(feed.send(stored, step))
                 loss, _ = task.loss(engine, batch, random)
                 engine.backward(loss)
-                engine.step(config.learning_rate)
+                update = engine.step(config.learning_rate)
+            for companion in companions:
+                companion.end_update(update.applied)
         found.append(int(counter.get_total_flops()))
     return found
 
@@ -102,19 +108,18 @@ def _list_trainings(run: Run) -> Iterator[tuple[str, Task, TrainConfig, Stream]]
         vectors = stage.vector_columns() if isinstance(stage, DenoiserTraining) else ()
         index = index_shards(pack, embed, stage.pixel_columns(), stage.min_original, vectors)
         loader = Loader.from_reader(Reader(index, stage.data), TRAIN, config.seed, stage.batch_size, stage.crop)
-        yield f"train.{name}", make_task(stage, index, artifacts), stage, loader
+        yield f"train.{name}", build_task(stage, index, artifacts), stage, loader
 
 
-def make_task(stage: NetworkTraining, index: ShardIndex, artifacts: Mapping[str, Artifact]) -> Task:
+def build_task(stage: NetworkTraining, shards: ShardIndex, artifacts: Mapping[str, Artifact]) -> Task:
     """Returns the task of an entry of `train`, as its training makes it; ``artifacts`` are the run's."""
     if isinstance(stage, VqTrainingConfig):
-        channels = stage.autoencoder_config().image_channels
-        adversary = make_adversary(stage.adversarial, channels, index.text_dim, stage.accumulation, 0)
-        return VqTask(stage, stage.batch_size, adversary)
-    width = read_text_width(index)
+        return build_vq_task(stage, shards, 0)
     if isinstance(stage, PriorTrainingConfig):
-        return PriorTask(stage, width, index.vectors[IMAGE_FEATURES])
+        return build_prior_task(stage, shards)
     if isinstance(stage, RefinementTrainingConfig):
-        return RefinementTask(stage, width, artifacts[f"train.{stage.autoencoder}"].path("export"))
+        return build_refinement_task(stage, shards, artifacts[f"train.{stage.autoencoder}"].path(EXPORT))
+    if isinstance(stage, DistillationTrainingConfig):
+        return build_distillation_task(stage, shards)
     assert isinstance(stage, DiffusionTrainingConfig)
-    return DiffusionTask(stage, width, image_dim=index.vectors.get(IMAGE_FEATURES))
+    return build_diffusion_task(stage, shards, 0)

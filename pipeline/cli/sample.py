@@ -91,6 +91,12 @@ class SampleArguments:
 @takes(SampleArguments)
 def sample_images(given: SampleArguments) -> None:
     """Generate images from prompts. Also edits, inpaints, varies and upscales an image."""
+    from dataprep.io.storage import is_local
+
+    if is_local(given.folder) and not Path(given.folder).expanduser().exists():
+        raise UserError(
+            f"{given.folder}: no such folder; MODEL is a run, a folder written by `export`, or hf://owner/name"
+        )
     # Read when torch is imported. Threads that spin while they wait multiply the CPU time of a small cascade.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     with postpone_collection():

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import pytest
 import torch
 from torch import nn
@@ -38,3 +40,26 @@ def test_the_products_of_the_optimizer_count(monkeypatch: pytest.MonkeyPatch) ->
     wide = 2 * 8 * 8 * 20 * 2 + ITERATIONS * square + (ITERATIONS - 1) * 3 * square
     assert muon - plain == small + 2 * wide
     assert torch.is_grad_enabled()
+
+
+def test_what_learns_beside_the_network_begins_and_ends_its_updates() -> None:
+    calls: list[str] = []
+
+    class Beside:
+        def begin(self, module: nn.Module) -> None:
+            calls.append("begin")
+
+        def end_update(self, applied: bool) -> dict[str, torch.Tensor]:
+            calls.append(f"end {applied}")
+            return {}
+
+        def state(self) -> dict[str, torch.Tensor]:
+            return {}
+
+        def load_state(self, state: Mapping[str, torch.Tensor]) -> None:
+            raise AssertionError("nothing is loaded")
+
+    task = ToyTask()
+    task.companions = {"beside": Beside()}  # type: ignore[attr-defined]
+    count_updates(task, config(accumulation=2), ToyData(), [0, 7])
+    assert calls == ["begin", "end True", "end True"]

@@ -176,6 +176,15 @@ class DiffusionTask(DenoisingTask):
         return sampling_log_snrs(lambda t_B: log_snr_at_time(self.config.diffusion, t_B), GRID_STEPS)
 
 
+def build_diffusion_task(config: DiffusionTrainingConfig, shards: ShardIndex, seed: int) -> DiffusionTask:
+    """Returns the task of a stage that trains on ``shards``; ``seed``: of its discriminator's weights, if any."""
+    channels, text_dim = config.denoiser_config().image_channels, read_text_width(shards)
+    adversary = make_adversary(config.adversarial, channels, text_dim, config.accumulation, seed)
+    return DiffusionTask(
+        config, text_dim, find_empty_text(config, shards), adversary, shards.vectors.get(IMAGE_FEATURES)
+    )
+
+
 def train_diffusion(
     index: str,
     validate: bool,
@@ -184,37 +193,20 @@ def train_diffusion(
     seed: int,
     mix: DataMix = DataMix(),  # noqa: B008 (frozen)
 ) -> dict[str, Any]:
-    """Trains a stage on this rank from pack shards and their embedding shards; see `train_stage`."""
-
-    def make_task(
-        config: DiffusionTrainingConfig, text_dim: int, empty_text_LD: np.ndarray | None, image_dim: int | None
-    ) -> DiffusionTask:
-        channels = config.denoiser_config().image_channels
-        adversary = make_adversary(config.adversarial, channels, text_dim, config.accumulation, seed)
-        return DiffusionTask(config, text_dim, empty_text_LD, adversary, image_dim)
-
-    return train_stage(make_task, index, validate, config, folder, seed, mix)
-
-
-def train_stage(
-    make_task: Callable[[Any, int, np.ndarray | None, int | None], DiffusionTask],
-    index: str,
-    validate: bool,
-    config: DiffusionTrainingConfig,
-    folder: str,
-    seed: int,
-    mix: DataMix = DataMix(),  # noqa: B008 (frozen)
-) -> dict[str, Any]:
-    """Trains what ``make_task`` returns for config, width of texts, the empty text's embedding, and width of images.
+    """Trains a stage on this rank from pack shards and their embedding shards.
 
     ``index`` is the path of a `train.loader.shard_index.ShardIndex`, for the config's columns and
     ``min_original``; ``validate``, ``mix`` and the result are those of `train_on_pack`.
     """
     shards = ShardIndex.read(index)
-    padded = config.denoiser_config().caption_tokens() is not None
-    empty_text_LD = read_empty_text(str(shards.embed_path(0))) if padded else None
-    task = make_task(config, read_text_width(shards), empty_text_LD, shards.vectors.get(IMAGE_FEATURES))
+    task = build_diffusion_task(config, shards, seed)
     return train_on_pack(task, shards, validate, config, folder, seed, mix)
+
+
+def find_empty_text(config: DiffusionStageConfig, shards: ShardIndex) -> np.ndarray | None:
+    """Returns the embedding of the empty text, float32 (L, D), for a network that reads padding; None for others."""
+    padded = config.denoiser_config().caption_tokens() is not None
+    return read_empty_text(str(shards.embed_path(0))) if padded else None
 
 
 def read_empty_text(path: str) -> np.ndarray:

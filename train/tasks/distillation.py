@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from dataprep.io import storage
+from dataprep.io.pack_format import IMAGE_FEATURES
 from train.diffusion.config import DiffusionConfig
 from train.diffusion.distillation import step_levels, step_target
 from train.diffusion.guidance import guide_model
@@ -33,12 +34,14 @@ from train.diffusion.schedules import (
 from train.diffusion.weighting import loss_weight
 from train.init_config import InitConfig
 from train.loader.mix_config import DataMix
+from train.loader.shard_index import ShardIndex
 from train.models.base import Conditions, Denoiser
 from train.models.distilled import Distilled
 from train.models.export import load_stage, save_stage
-from train.tasks.denoising import DenoisingInputs
-from train.tasks.diffusion import DiffusionTask, train_stage
+from train.tasks.denoising import DenoisingInputs, read_text_width
+from train.tasks.diffusion import DiffusionTask, find_empty_text
 from train.tasks.distillation_config import DistillationTrainingConfig
+from train.tasks.pack_training import train_on_pack
 
 
 class DistillationTask(DiffusionTask):
@@ -141,6 +144,13 @@ def _ask(
     return split_variance(output_BCHW, x_BCHW)[0].float()
 
 
+def build_distillation_task(config: DistillationTrainingConfig, shards: ShardIndex) -> DistillationTask:
+    """Returns the task of a student that trains on ``shards``."""
+    teacher = storage.local_folder(config.distillation.teacher)
+    image_dim = shards.vectors.get(IMAGE_FEATURES)
+    return DistillationTask(teacher, config, read_text_width(shards), find_empty_text(config, shards), image_dim)
+
+
 def train_distillation(
     index: str,
     validate: bool,
@@ -153,7 +163,8 @@ def train_distillation(
 
     It begins with the weights of its teacher, unless ``init`` names others.
     """
-    teacher = storage.local_folder(config.distillation.teacher)
     if config.init is None:
         config = config.model_copy(update={"init": InitConfig(source=config.distillation.teacher)})
-    return train_stage(partial(DistillationTask, teacher), index, validate, config, folder, seed, mix)
+    shards = ShardIndex.read(index)
+    task = build_distillation_task(config, shards)
+    return train_on_pack(task, shards, validate, config, folder, seed, mix)

@@ -51,6 +51,11 @@ class PriorTask(DenoisingTask):
         return super().measure_errors(x0_hat_BCHW, x0_BCHW) | {"cosine": cosine_B.mean()}
 
 
+def build_prior_task(config: PriorTrainingConfig, shards: ShardIndex) -> PriorTask:
+    """Returns the task of a prior that trains on ``shards``."""
+    return PriorTask(config, read_text_width(shards), shards.vectors[IMAGE_FEATURES])
+
+
 def train_prior(
     index: str,
     validate: bool,
@@ -65,5 +70,5 @@ def train_prior(
     `train_on_pack`.
     """
     shards = ShardIndex.read(index)
-    task = PriorTask(config, read_text_width(shards), shards.vectors[IMAGE_FEATURES])
+    task = build_prior_task(config, shards)
     return train_on_pack(task, shards, validate, config, folder, seed, mix)

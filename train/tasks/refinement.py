@@ -27,7 +27,7 @@ from train.models.refiner.masking import hide_at_random, hide_codes, masked_cros
 from train.models.refiner.parallel_decoding import decode_codes
 from train.models.refiner.refiner import Refiner
 from train.models.vq.stage_folder import load_autoencoder
-from train.tasks.denoising import spread_times
+from train.tasks.denoising import read_text_width, spread_times
 from train.tasks.diffusion import DiffusionTask
 from train.tasks.pack_training import train_on_pack
 from train.tasks.refinement_config import RefinementTrainingConfig
@@ -127,6 +127,11 @@ class RefinementTask(DiffusionTask):
         save_stage(folder, weights | frozen, self.refiner_config(), diffusion, step)
 
 
+def build_refinement_task(config: RefinementTrainingConfig, shards: ShardIndex, autoencoder: str) -> RefinementTask:
+    """Returns the task of a stage that trains on ``shards``; ``autoencoder``: a local folder or URL."""
+    return RefinementTask(config, read_text_width(shards), storage.local_folder(autoencoder))
+
+
 def train_refinement(
     index: str,
     validate: bool,
@@ -141,7 +146,5 @@ def train_refinement(
     The other arguments and the result are those of `train.tasks.diffusion.train_diffusion`.
     """
     shards = ShardIndex.read(index)
-    if shards.text_dim is None:
-        raise UserError("train: nothing was kept to train on; look at the report's funnel and loosen select")
-    task = RefinementTask(config, shards.text_dim, storage.local_folder(autoencoder))
+    task = build_refinement_task(config, shards, autoencoder)
     return train_on_pack(task, shards, validate, config, folder, seed, mix)

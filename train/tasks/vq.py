@@ -94,6 +94,13 @@ def peak_signal_to_noise(one_BCHW: Tensor, other_BCHW: Tensor) -> Tensor:
     return 10 * torch.log10(4 / squared_B.clamp(min=1e-10))
 
 
+def build_vq_task(config: VqTrainingConfig, shards: ShardIndex, seed: int) -> VqTask:
+    """Returns the task of an autoencoder that trains on ``shards``; ``seed`` makes its discriminator's weights."""
+    channels = config.autoencoder_config().image_channels
+    adversary = make_adversary(config.adversarial, channels, shards.text_dim, config.accumulation, seed)
+    return VqTask(config, config.batch_size, adversary)
+
+
 def train_vq(
     index: str,
     validate: bool,
@@ -109,7 +116,5 @@ def train_vq(
     those of `train_on_pack`.
     """
     shards = ShardIndex.read(index)
-    channels = config.autoencoder_config().image_channels
-    adversary = make_adversary(config.adversarial, channels, shards.text_dim, config.accumulation, seed)
-    task = VqTask(config, config.batch_size, adversary)
+    task = build_vq_task(config, shards, seed)
     return train_on_pack(task, shards, validate, config, folder, seed, mix)

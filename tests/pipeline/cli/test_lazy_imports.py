@@ -40,3 +40,7 @@ def test_help_and_version_load_nothing_heavy(word: str) -> None:
 def test_the_help_of_a_command_loads_only_what_typer_loads(command: str) -> None:
     # Typer checks the values of options with pydantic.
     assert run_command(command, "--help") & HEAVY <= {"pydantic"}
+
+
+def test_a_missing_model_is_told_before_anything_heavy_is_loaded() -> None:
+    assert run_command("sample", "no-such-folder", "a cat") & {"torch", "transformers", "pyarrow", "ray"} == set()

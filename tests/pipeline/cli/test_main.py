@@ -166,6 +166,7 @@ def test_wrong_inputs(capsys: pytest.CaptureFixture[str], tmp_path: Path, case: 
         (["sample", "{tmp}", "a cat", "--out", "cat.jpg"], "cat.jpg"),
         (["sample", "{tmp}", "a cat", "--num", "0"], "--num"),
         (["sample", "{tmp}"], "PROMPT is missing"),
+        (["sample", "{tmp}/none", "a cat"], "none: no such folder; MODEL is a run"),
         (["sample", "{tmp}", "a cat", "--prompts-file", "p.txt", "--out", "out"], "no prompt beside"),
         (["sample", "{tmp}", "--prompts-file", "p.txt"], "--out sample.png"),
         (["export", "{tmp}", "{tmp}/out"], "run.json is missing"),

@@ -14,6 +14,12 @@ from pipeline.inference import sample as inference
 from pipeline.inference.sample import SampleRequest
 
 
+@pytest.fixture(autouse=True)
+def model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "RUN").mkdir()
+    monkeypatch.chdir(tmp_path)
+
+
 def run_sample(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], written: list[Path], *words: str
 ) -> tuple[SampleRequest, str]:

@@ -57,6 +57,13 @@ def cascade(monkeypatch: pytest.MonkeyPatch) -> Recorder:
     return recorder
 
 
+@pytest.fixture(autouse=True)
+def model(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path_factory.mktemp("working")
+    (folder / "run").mkdir()
+    monkeypatch.chdir(folder)
+
+
 def run(*words: str) -> int:
     with pytest.raises(SystemExit) as caught:
         main(["sample", "run", *words])
@@ -227,7 +234,7 @@ def test_left_out_lines_are_told(cascade: Recorder, tmp_path: Path, capsys: pyte
 def test_adapters_reach_the_cascade(cascade: Recorder, tmp_path: Path) -> None:
     out = str(tmp_path / "a.png")
     with pytest.raises(SystemExit) as caught:
-        main(["sample", "m", "a cat", "--out", out, "--adapter", "a.safetensors:0.8", "--adapter", "base=runs/one"])
+        main(["sample", "run", "a cat", "--out", out, "--adapter", "a.safetensors:0.8", "--adapter", "base=runs/one"])
     assert caught.value.code == 0
     assert cascade.adapters == ["a.safetensors:0.8", "base=runs/one"]
 
