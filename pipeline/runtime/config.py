@@ -36,7 +36,7 @@ class ClusterConfig(Config):
     cpus: int | None = Field(None, ge=1, description="CPUs of a local Ray; default: all")
     object_store_mb: int = Field(256, ge=80, description="object store of a local Ray, in MB")
     ranks: int | None = Field(
-        None, ge=1, description="ranks of a training stage; default: the cluster's GPUs, or 2 without any"
+        None, ge=1, description="ranks of a training stage; default: the cluster's GPUs; without any 2, or 1 on one CPU"
     )
     regroup_seconds: float = Field(
         300.0, gt=0, description="how long a training waits for lost machines before it goes on with fewer ranks"

@@ -8,6 +8,7 @@ import ray
 
 from dataprep.io.errors import UserError
 from pipeline.runtime.config import StageResources
+from pipeline.runtime.ray_session import can_grow
 from pipeline.runtime.resources import (
     WorkerNeed,
     build_need,
@@ -17,7 +18,7 @@ from pipeline.runtime.resources import (
 )
 from train.config import TrainConfig
 
-CPU_RANKS = 2  # default on a cluster without GPUs
+CPU_RANKS = 2  # default on a cluster without GPUs, if it has as many CPUs
 
 
 @dataclass(frozen=True)
@@ -46,16 +47,19 @@ def plan_group(requested: StageResources, ranks: int | None, loop: TrainConfig) 
 
     Args:
         requested: the resources of a rank, as configured; its ``ranks``, if given, go first.
-        ranks: `cluster.ranks`; None for as many as there are GPUs, or `CPU_RANKS` without any, and divide the batch.
+        ranks: `cluster.ranks`; None for as many as there are GPUs, or without any CPUs up to `CPU_RANKS`, and divide
+            the batch.
         loop: the training, for its batch.
 
     Raises:
-        UserError: the cluster has fewer GPUs than ``ranks`` need, counting what its autoscaler can start.
+        UserError: the cluster has fewer GPUs than ``ranks`` need, counting what its autoscaler can start, or this
+            machine alone fewer CPUs.
     """
     key, ranks = ("cluster.stages.STAGE.ranks" if requested.ranks else "cluster.ranks"), requested.ranks or ranks
     total, samples = get_cluster_capacity("GPU"), loop.batch_size // loop.accumulation
     gpus = requested.num_gpus if requested.num_gpus is not None else float(total >= 1)
-    most = int(total / gpus + 1e-9) if gpus else ranks or CPU_RANKS
+    default = min(CPU_RANKS, max(1, int(get_cluster_capacity("CPU"))))
+    most = int(total / gpus + 1e-9) if gpus else ranks or default
     best = largest_divisor(samples, most)
     if best == 0 or (ranks or 0) > most:
         wanted = f"{key}={ranks}" if ranks else key
@@ -66,7 +70,21 @@ def plan_group(requested: StageResources, ranks: int | None, loop: TrainConfig) 
         )
     size = ranks or best
     cpus = requested.num_cpus if requested.num_cpus is not None else share_cpus(size, gpus)
+    _check_cpus(key, size, float(cpus))
     return GroupPlan(size, build_need(requested, float(cpus), gpus), samples, requested.placement)
+
+
+def _check_cpus(key: str, ranks: int, cpus: float) -> None:
+    """Raises UserError for ranks that a local Ray never has the CPUs for."""
+    have = get_cluster_capacity("CPU")
+    if can_grow() or ranks * cpus <= have + 1e-6:
+        return
+    fit = int(have / cpus + 1e-6)
+    fewer = f"set {key}={fit}, or a" if fit else "set a"
+    raise UserError(
+        f"{key}={ranks}: each rank takes {cpus:g} CPU, and this machine has {have:g}; {fewer} smaller share each: "
+        f"cluster.stages.train.num_cpus={have / ranks:g}"
+    )
 
 
 def largest_divisor(number: int, limit: int) -> int:

@@ -39,6 +39,40 @@ def test_ranks_default_to_the_gpus(
     assert (plan.ranks, plan.need.gpus) == expected
 
 
+def test_ranks_on_cpus_default_to_no_more_than_there_are(cluster: Callable[..., None]) -> None:
+    cluster({"CPU": 1.0})
+    assert plan_group(StageResources(), None, LOOP).ranks == 1
+    cluster({"CPU": 1.0}, limits={"CPU": 8})  # an autoscaler can start them
+    assert plan_group(StageResources(), None, LOOP).ranks == 2
+
+
+@pytest.mark.parametrize(
+    ("requested", "ranks", "message"),
+    [
+        ({}, 8, r"cluster\.ranks=8: each rank takes 1 CPU, .*has 2; set cluster\.ranks=2, or .*num_cpus=0\.25"),
+        ({"ranks": 3}, None, r"cluster\.stages\.STAGE\.ranks=3: .*; set cluster\.stages\.STAGE\.ranks=2, or "),
+        (
+            {"ranks": 1, "num_cpus": 4},
+            None,
+            r"ranks=1: each rank takes 4 CPU, .*has 2; set a smaller share",
+        ),
+    ],
+)
+def test_more_ranks_than_this_machine_has_cpus_for_are_an_error(
+    requested: dict[str, Any],
+    ranks: int | None,
+    message: str,
+    cluster: Callable[..., None],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    cluster({"CPU": 2.0})
+    assert plan_group(StageResources(**requested), ranks, LOOP)  # nodes may join a cluster
+    monkeypatch.setattr(group_size, "can_grow", lambda: False)
+    with pytest.raises(UserError, match=message):
+        plan_group(StageResources(**requested), ranks, LOOP)
+    assert plan_group(StageResources(num_cpus=0.25), 8, LOOP).ranks == 8
+
+
 @pytest.mark.parametrize(
     ("gpus", "requested", "ranks", "message"),
     [
