@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import ray
@@ -83,7 +84,7 @@ def _check_cpus(key: str, ranks: int, cpus: float) -> None:
     fewer = f"set {key}={fit}, or a" if fit else "set a"
     raise UserError(
         f"{key}={ranks}: each rank takes {cpus:g} CPU, and this machine has {have:g}; {fewer} smaller share each: "
-        f"cluster.stages.train.num_cpus={have / ranks:g}"
+        f"cluster.stages.STAGE.num_cpus={math.floor(100 * have / ranks) / 100:g}"
     )
 
 
