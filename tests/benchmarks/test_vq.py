@@ -1,4 +1,4 @@
-"""Which diffusion stage the refinement stage is compared with."""
+"""Which refinement and which diffusion stage are compared."""
 
 from __future__ import annotations
 
@@ -31,3 +31,18 @@ def test_the_runs_own_stage_is_taken_where_it_is_one_of_diffusion(monkeypatch: p
     assert vq.find_diffusion_stage(bench, cascade) == (cascade.stages[0], 0.0) and not trained
     assert vq.find_diffusion_stage(bench, make_cascade("refiner-micro")) == (Path("diffusion/export"), 7.0)
     assert trained == ["diffusion"]
+
+
+def test_so_is_a_refinement_stage(monkeypatch: pytest.MonkeyPatch) -> None:
+    trained: list[str] = []
+
+    def train(name: str, *given: Any) -> tuple[Path, float]:
+        trained.append(name)
+        return Path(name), 7.0
+
+    bench = cast(vq.Bench, SimpleNamespace(train_vq=train, train_refinement=train))
+    monkeypatch.setattr(vq, "open_stage", lambda folder: folder)
+    cascade = make_cascade("refiner-micro")
+    assert vq.find_refinement_stage(bench, cascade) == (cascade.stages[0], 0.0) and not trained
+    assert vq.find_refinement_stage(bench, make_cascade("micro-sr")) == (Path("refined/export"), 14.0)
+    assert trained == ["vq64-refined", "refined"]
