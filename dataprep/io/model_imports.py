@@ -52,6 +52,18 @@ def import_transformers(models: bool = True) -> ModuleType:
     return transformers
 
 
+@contextmanager
+def silence_load_report() -> Iterator[None]:
+    """Keeps transformers from printing which weights a model lacks or leaves out; for callers that check that."""
+    logging = _import_base().logging
+    level = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+
+
 def import_transformers_vision() -> ModuleType:
     """Returns the module transformers for models that see images: the processors of many need torchvision.
 

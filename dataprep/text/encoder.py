@@ -21,7 +21,7 @@ from dataprep.io.ahead import read_ahead
 from dataprep.io.device_copy import pin, send
 from dataprep.io.device_settings import configure_device
 from dataprep.io.errors import UserError
-from dataprep.io.model_imports import import_transformers
+from dataprep.io.model_imports import import_transformers, silence_load_report
 from dataprep.io.pipeline_folder import encoder_folders
 from dataprep.io.postponed_imports import COMPILER, postpone_imports
 
@@ -122,7 +122,8 @@ class TextEncoder:
                 raise UserError(f"encoder dtype float16 overflows in {config.model_type}; set bfloat16 or float32")
             model_class = getattr(transformers, T5_CLASSES.get(config.model_type, "AutoModel"))
             options = {"variant": variant} if (variant := find_variant(weights)) else {}
-            with postpone_imports(COMPILER):  # torch imports it to initialise weights that have no memory yet
+            # torch imports the compiler to initialise weights that have no memory yet.
+            with postpone_imports(COMPILER), silence_load_report():
                 model, info = model_class.from_pretrained(
                     weights, dtype=DTYPES[dtype], local_files_only=local, output_loading_info=True, **options
                 )

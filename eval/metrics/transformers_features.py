@@ -14,7 +14,7 @@ from PIL import Image
 from torch import Tensor
 
 from dataprep.io.errors import UserError
-from dataprep.io.model_imports import import_transformers
+from dataprep.io.model_imports import import_transformers, silence_load_report
 from eval.metrics.feature_models import read_preprocessing
 
 
@@ -29,9 +29,10 @@ class TransformersExtractor:
         self.preprocessing = read_preprocessing(folder)
         transformers = import_transformers()
         try:
-            model, report = transformers.AutoModel.from_pretrained(
-                folder, local_files_only=True, output_loading_info=True, dtype=torch.float32
-            )
+            with silence_load_report():
+                model, report = transformers.AutoModel.from_pretrained(
+                    folder, local_files_only=True, output_loading_info=True, dtype=torch.float32
+                )
         except Exception as error:  # transformers raises many types on a folder that it cannot load
             reason = " ".join(str(error).split())[:200]
             raise UserError(f"evaluate.features: {folder} cannot be loaded ({reason}); give a whole folder") from error

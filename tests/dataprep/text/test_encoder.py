@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -87,6 +88,21 @@ def test_only_the_encoder_of_a_t5_is_loaded_with_fused_attention(kind: str, tmp_
     model = TextEncoder.from_folder(save_encoder(tmp_path, kind)).model
     assert not any("decoder" in name or "lm_head" in name for name, _ in model.named_parameters())
     assert model.config._attn_implementation == "sdpa"
+
+
+def test_weights_that_no_text_needs_are_not_reported(tmp_path: Path) -> None:
+    folder = save_encoder(tmp_path, "bert")  # without a pooler, with a head for masked words
+    logger, told = logging.getLogger("transformers"), list[logging.LogRecord]()
+    handler = logging.Handler()
+    handler.emit = told.append  # type: ignore[method-assign]
+    logger.addHandler(handler)
+    try:
+        TextEncoder.from_folder(folder)
+        assert not told
+        logger.warning("and others are still told")
+        assert len(told) == 1
+    finally:
+        logger.removeHandler(handler)
 
 
 @pytest.mark.parametrize(("kind", "limit"), [("bert", 512), ("roberta", 11)])
