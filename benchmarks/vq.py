@@ -8,10 +8,10 @@ super-resolution stage, each trained with and without a discriminator, from the 
 stage against a diffusion stage, each the run's own or if it has none one trained here, and bicubic resizing; 0
 CPU-seconds of training for the run's own). Rows of the other parts are kept from the last result.
 
-Every measure is on held-out images. Sharpness is the mean length of the image's gradient, as a share of that of the
-true images: 1 is as sharp. The colour shift is the largest difference, over the three channels, between the mean colour
-of all made images and of the true ones, on the scale of 255. FD is the Frechet distance in the features of the CLIP of
-the run.
+Every measure is on held-out images. Sharpness is the root mean square of the image's gradient, as a share of that of
+the true images: 1 is as sharp. The colour shift is the largest difference, over the three channels, between the mean
+colour of all made images and of the true ones, on the scale of 255. FD is the Frechet distance in the features of the
+CLIP of the run.
 """
 
 from __future__ import annotations
@@ -132,11 +132,14 @@ class Bench:
 
 
 def measure_sharpness(image_BCHW: Tensor) -> float:
-    """Returns the mean length of the gradient of brightness, by differences of neighbouring pixels."""
+    """Returns the root mean square of the gradient of brightness, by differences of neighbouring pixels.
+
+    The plain mean would not do: across an edge it is the same however wide the edge is.
+    """
     grey_BHW = image_BCHW.mean(1)
     across_BHW = grey_BHW[:, :-1, 1:] - grey_BHW[:, :-1, :-1]
     down_BHW = grey_BHW[:, 1:, :-1] - grey_BHW[:, :-1, :-1]
-    return float((across_BHW.square() + down_BHW.square()).sqrt().mean())
+    return float((across_BHW.square() + down_BHW.square()).mean().sqrt())
 
 
 def compare(made_BCHW: Tensor, true_BCHW: Tensor, scorer: Any) -> dict[str, float]:

@@ -1,4 +1,4 @@
-"""Which refinement and which diffusion stage are compared."""
+"""Which refinement and which diffusion stage are compared, and how sharp an image is."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
+import torch
 
 from benchmarks import vq
 from train.models.backbones import build_denoiser, denoiser_config
@@ -46,3 +47,9 @@ def test_so_is_a_refinement_stage(monkeypatch: pytest.MonkeyPatch) -> None:
     assert vq.find_refinement_stage(bench, cascade) == (cascade.stages[0], 0.0) and not trained
     assert vq.find_refinement_stage(bench, make_cascade("micro-sr")) == (Path("refined/export"), 14.0)
     assert trained == ["vq64-refined", "refined"]
+
+
+def test_an_edge_is_less_sharp_the_wider_it_is() -> None:
+    sharp, *blurred = (torch.arange(64.0).sub(32).div(width).clamp(0, 1).expand(1, 3, 64, 64) for width in (1, 2, 8))
+    found = [vq.measure_sharpness(image) / vq.measure_sharpness(sharp) for image in blurred]
+    assert found == pytest.approx([2**-0.5, 8**-0.5])
