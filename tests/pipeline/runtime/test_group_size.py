@@ -66,7 +66,8 @@ def test_more_ranks_than_this_machine_has_cpus_for_are_an_error(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     cluster({"CPU": 2.0})
-    assert plan_group(StageResources(**requested), ranks, LOOP)  # nodes may join a cluster
+    monkeypatch.setattr(group_size, "can_grow", lambda: True)  # an existing cluster, which nodes may join
+    assert plan_group(StageResources(**requested), ranks, LOOP)
     monkeypatch.setattr(group_size, "can_grow", lambda: False)
     with pytest.raises(UserError, match=message):
         plan_group(StageResources(**requested), ranks, LOOP)
