@@ -73,7 +73,8 @@ REFINE: dict[str, Any] = LOOP | {
     "learning_rate": 2e-3,
 }
 ADVERSARIAL = {"vq": {"weight": 0.05, "start": 100}, "sr": {"weight": 0.05, "start": 100}}
-SETTINGS = SamplingConfig(guidance=1.0, steps=8, temperature=0.0)
+SETTINGS = SamplingConfig(guidance=1.0, steps=8, temperature=0.0, threshold="static")
+DYNAMIC = SETTINGS.model_copy(update={"threshold": "dynamic"})
 PARTS = ("sizes", "adversary", "refinement")
 
 
@@ -185,7 +186,7 @@ def measure_sizes(bench: Bench, scorer: Any) -> list[dict[str, Any]]:
     return rows
 
 
-def sample(stage: LoadedStage, held_out: HeldOut) -> tuple[Tensor, float]:
+def sample(stage: LoadedStage, held_out: HeldOut, settings: SamplingConfig = SETTINGS) -> tuple[Tensor, float]:
     """Returns what a stage makes of the true small images, and the CPU-seconds an image."""
     parts, before = [], time.process_time()
     count = len(held_out.large_BCHW)
@@ -196,7 +197,7 @@ def sample(stage: LoadedStage, held_out: HeldOut) -> tuple[Tensor, float]:
             text = EncodedPrompts(held_out.text.tokens_BLD[rows], None if mask_BL is None else mask_BL[rows])
             inputs = SamplerInputs(text, lowres_BCHW=held_out.small_BCHW[rows])
             parts.append(
-                generate(stage, SETTINGS, inputs, [(0, row) for row in range(start, min(start + BATCH, count))])
+                generate(stage, settings, inputs, [(0, row) for row in range(start, min(start + BATCH, count))])
             )
     return torch.cat(parts), (time.process_time() - before) / count
 
@@ -260,6 +261,7 @@ def measure_refinement(bench: Bench, cascade: Cascade) -> list[dict[str, Any]]:
     made = {"bicubic": (to_model_range(torch.from_numpy(np.stack(large))), seconds, 0.0)}
     stage, stage_seconds = find_diffusion_stage(bench, cascade)
     made["diffusion"] = (*sample(stage, held_out), stage_seconds)
+    made["diffusion, dynamic threshold"] = (*sample(stage, held_out, DYNAMIC), stage_seconds)
     stage, stage_seconds = find_refinement_stage(bench, cascade)
     made["refinement"] = (*sample(stage, held_out), stage_seconds)
     with torch.inference_mode():
