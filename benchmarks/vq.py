@@ -6,7 +6,8 @@ RUN has images of 16 and 64 pixels, as configs/demo.yaml and configs/bert_vq.yam
 (reconstruction and use of the codes against the resolutions that the run has), ``adversary`` (an autoencoder and a
 super-resolution stage, each trained with and without a discriminator, from the same seed), ``refinement`` (a refinement
 stage against a diffusion stage, each the run's own or if it has none one trained here, and bicubic resizing; 0
-CPU-seconds of training for the run's own). Rows of the other parts are kept from the last result.
+CPU-seconds of training for the run's own; and the diffusion stage with the dynamic threshold in place of the static
+one). Rows of the other parts are kept from the last result.
 
 Every measure is on held-out images. Sharpness is the root mean square of the image's gradient, as a share of that of
 the true images: 1 is as sharp. The colour shift is the largest difference, over the three channels, between the mean

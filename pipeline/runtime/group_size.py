@@ -71,16 +71,16 @@ def plan_group(requested: StageResources, ranks: int | None, loop: TrainConfig) 
         )
     size = ranks or best
     cpus = requested.num_cpus if requested.num_cpus is not None else share_cpus(size, gpus)
-    _check_cpus(key, size, float(cpus))
+    _check_cpus(key, size, float(cpus), samples)
     return GroupPlan(size, build_need(requested, float(cpus), gpus), samples, requested.placement)
 
 
-def _check_cpus(key: str, ranks: int, cpus: float) -> None:
+def _check_cpus(key: str, ranks: int, cpus: float, samples: int) -> None:
     """Raises UserError for ranks that a local Ray never has the CPUs for."""
     have = get_cluster_capacity("CPU")
     if can_grow() or ranks * cpus <= have + 1e-6:
         return
-    fit = int(have / cpus + 1e-6)
+    fit = largest_divisor(samples, int(have / cpus + 1e-6))
     fewer = f"set {key}={fit}, or a" if fit else "set a"
     raise UserError(
         f"{key}={ranks}: each rank takes {cpus:g} CPU, and this machine has {have:g}; {fewer} smaller share each: "

@@ -51,11 +51,7 @@ def test_ranks_on_cpus_default_to_no_more_than_there_are(cluster: Callable[..., 
     [
         ({}, 8, r"cluster\.ranks=8: each rank takes 1 CPU, .*has 2; set cluster\.ranks=2, or .*num_cpus=0\.25"),
         ({"ranks": 3}, None, r"cluster\.stages\.STAGE\.ranks=3: .*; set cluster\.stages\.STAGE\.ranks=2, or .*=0\.66$"),
-        (
-            {"ranks": 1, "num_cpus": 4},
-            None,
-            r"ranks=1: each rank takes 4 CPU, .*has 2; set a smaller share",
-        ),
+        ({"ranks": 1, "num_cpus": 4}, None, r"ranks=1: each rank takes 4 CPU, .*has 2; set a smaller share"),
     ],
 )
 def test_more_ranks_than_this_machine_has_cpus_for_are_an_error(
@@ -72,6 +68,15 @@ def test_more_ranks_than_this_machine_has_cpus_for_are_an_error(
     with pytest.raises(UserError, match=message):
         plan_group(StageResources(**requested), ranks, LOOP)
     assert plan_group(StageResources(num_cpus=0.25), 8, LOOP).ranks == 8
+
+
+def test_the_number_of_ranks_that_the_error_names_divides_the_batch(
+    cluster: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cluster({"CPU": 7.0})
+    monkeypatch.setattr(group_size, "can_grow", lambda: False)
+    with pytest.raises(UserError, match=r"has 7; set cluster\.ranks=6, or "):
+        plan_group(StageResources(), 8, LOOP)
 
 
 @pytest.mark.parametrize(
