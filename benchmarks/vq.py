@@ -74,7 +74,7 @@ REFINE: dict[str, Any] = LOOP | {
     "learning_rate": 2e-3,
 }
 ADVERSARIAL = {"vq": {"weight": 0.05, "start": 100}, "sr": {"weight": 0.05, "start": 100}}
-SETTINGS = SamplingConfig(guidance=1.0, steps=8, temperature=0.0, threshold="static")
+SETTINGS = SamplingConfig(guidance=1.0, steps=8, temperature=0.0)
 DYNAMIC = SETTINGS.model_copy(update={"threshold": "dynamic"})
 PARTS = ("sizes", "adversary", "refinement")
 

@@ -28,6 +28,17 @@ StepSpacing = Literal[Spacing, OwnSpacing]
 Threshold = Literal["none", "static", "dynamic"]
 
 
+def resolve_threshold(name: Literal["auto", Threshold], guidance: float) -> Threshold:
+    """Returns the threshold that a stage uses: `auto` is dynamic with guidance above 1, and static without.
+
+    Without guidance nothing saturates, and the dynamic threshold would darken images whose brightest pixels overshoot a
+    little.
+    """
+    if name != "auto":
+        return name
+    return "dynamic" if guidance > 1 else "static"
+
+
 class GuidanceConfig(Config):
     """How the predictions of a network with and without its caption become one clean image."""
 
@@ -50,7 +61,10 @@ class GuidanceConfig(Config):
     guidance_every: int = Field(
         default=1, ge=1, description="steps per evaluation of what is guided away from; between, the last one counts"
     )
-    threshold: Threshold = Field(default="dynamic", description="clipping of the predicted clean image")
+    threshold: Literal["auto", Threshold] = Field(
+        default="auto",
+        description="clipping of the predicted clean image; auto: dynamic with guidance above 1, else static",
+    )
     percentile: float = Field(default=0.995, gt=0, le=1, description="percentile of dynamic thresholding")
     threshold_max: float | None = Field(
         default=None, ge=1, description="largest bound of dynamic thresholding; None: the percentile, however large"

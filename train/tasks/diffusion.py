@@ -165,7 +165,7 @@ class DiffusionTask(DenoisingTask):
                 output_BCHW: Tensor = model(seen_BCHW, log_snr_B, conditions._replace(text_keep_B=keep_B & reads))
             return output_BCHW.float()
 
-        denoise = GuidedDenoiser(predict, config.prediction, 1.0)
+        denoise = GuidedDenoiser(predict, config.prediction, 1.0, "static")
         start_BCHW = random.normal("draw", 3, *true_BHWC.shape[1:3])
         samples_BCHW = ddim(denoise, start_BCHW, self.preview_levels(), torch.zeros)
         rows = [torch.cat(list(images), dim=1) for images in (to_pixels(samples_BCHW), true_BHWC)]

@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from dataprep.io.model_imports import import_diffusers
 from dataprep.io.storage import read_json, write_json
 from eval.sampling.cascade import Cascade
-from eval.sampling.config import read_cascade, resolve_paths
+from eval.sampling.config import SamplingConfig, read_cascade, resolve_paths, write_cascade
 from eval.sampling.folder_cascade import folder_cascade
 from pipeline.cli.main import main
 from tests.helpers.cascades import export as export_unets
@@ -90,6 +90,22 @@ def test_our_layout_samples_the_same_and_goes_back(folders: list[Path], tmp_path
     assert np.array_equal(draw(tmp_path / "back/base"), draw(folders[0]))
     cascade = Cascade.from_config(resolve_paths(read_cascade(ours), ours))
     assert [stage.entry.name for stage in cascade.stages] == ["base", "sr32"]
+
+
+@pytest.mark.parametrize(("guidance", "dynamic"), [(1.0, False), (7.0, True)])
+def test_the_threshold_of_a_stage_that_names_none(
+    folders: list[Path], tmp_path: Path, guidance: float, dynamic: bool
+) -> None:
+    ours = tmp_path / "ours"
+    assert run("export", folders[0], ours) == 0
+    config = read_cascade(ours)
+    sampling = SamplingConfig(guidance=guidance)
+    write_cascade(
+        ours, config.model_copy(update={"stages": [config.stages[0].model_copy(update={"sampling": sampling})]})
+    )
+    assert run("export", ours, tmp_path / "back", "--layout", "diffusers") == 0
+    scheduler = read_json(str(tmp_path / "back/base/scheduler/scheduler_config.json"))
+    assert scheduler["thresholding"] is dynamic and scheduler["clip_sample"] is True
 
 
 def test_other_parts_and_the_licence_go_along(folders: list[Path], tmp_path: Path) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import get_args
+from typing import Any, get_args
 
 import numpy as np
 import pytest
@@ -175,6 +175,29 @@ def test_projected_guidance_works_on_clean_images() -> None:
     wanted = projected_guidance(with_text, with_text - without, 4.0, projection, DifferenceMemory())
     for one in found:
         torch.testing.assert_close(one, wanted, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("settings", "wanted"),
+    [
+        ({}, "dynamic"),
+        ({"guidance": 1.5}, "dynamic"),
+        ({"guidance": 1.0}, "static"),
+        ({"guidance": 0.0}, "static"),
+        ({"guidance": 1.0, "threshold": "dynamic"}, "dynamic"),
+        ({"guidance": 4.0, "threshold": "none"}, "none"),
+    ],
+)
+def test_the_threshold_is_dynamic_where_guidance_saturates(settings: dict[str, Any], wanted: str) -> None:
+    assert guide_model(lambda x, at, keep: x, DiffusionConfig(), GuidanceConfig(**settings)).threshold == wanted
+
+
+def test_an_overshoot_darkens_no_unguided_image() -> None:
+    def overshoot(x: Tensor, at: Tensor, keep: Tensor) -> Tensor:
+        return torch.tensor([0.5, 1.2]).expand_as(x)
+
+    denoise = guide_model(overshoot, DiffusionConfig(prediction="x0"), GuidanceConfig(guidance=1.0))
+    torch.testing.assert_close(denoise(torch.zeros(1, 3, 2, 2), torch.zeros(1))[0, 0, 0], torch.tensor([0.5, 1.0]))
 
 
 def test_unknown_threshold_is_refused() -> None:
