@@ -1,6 +1,6 @@
 """A small CLIP by its towers, at equal counted operations: ResNet or ViT, and a trained or the frozen text tower.
 
-    python -m benchmarks.clip_towers [--seeds 0 1 2] [--updates 250] [--scenes 4096] [--encoder FOLDER]
+    python -m benchmarks.clip_towers [--seeds 0 1 2] [--updates 150] [--scenes 4096] [--encoder FOLDER]
 
 Scenes of the embedded corpus at 64 pixels with their captions; 512 others are held out. The frozen text encoder is a
 folder, or by default a T5 of the demo's sizes that is pretrained on the captions here (its training, which a run needs
@@ -38,7 +38,7 @@ from train.tasks.t5_config import T5TrainingConfig
 
 SIDE, HELD_OUT, BATCH = 64, 512, 128
 # The demo's; its number of updates is that of the first pair of towers alone.
-LOOP = TrainConfig(steps=250, batch_size=BATCH, learning_rate=2e-3, warmup_steps=40, zero_stage=0)
+LOOP = TrainConfig(steps=150, batch_size=BATCH, optimizer="muon", learning_rate=4e-3, warmup_steps=20, zero_stage=0)
 TOWERS: dict[str, dict[str, Any]] = {
     "ResNet, trained text": {},
     "ViT, trained text": {"image_tower": "vit"},
@@ -67,7 +67,7 @@ def main() -> None:
     """Trains every pair of towers, prints its recall, and writes the result."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--updates", type=int, default=250, help="of the demo's towers")
+    parser.add_argument("--updates", type=int, default=150, help="of the demo's towers")
     parser.add_argument("--scenes", type=int, default=4096)
     parser.add_argument("--encoder", help="folder of the frozen text encoder")
     given = parser.parse_args()
@@ -87,7 +87,7 @@ def main() -> None:
 
 def pretrain_encoder(captions: list[str], folder: Path, seed: int) -> str:
     """Pretrains the demo's T5 on the captions; returns its folder."""
-    sizes = {"d_model": 128, "layers": 3, "steps": 150, "batch_size": 64, "learning_rate": 3e-3, "warmup_steps": 20}
+    sizes = {"d_model": 128, "layers": 1, "steps": 150, "batch_size": 64, "learning_rate": 3e-3, "warmup_steps": 20}
     train_t5(captions, T5TrainingConfig.model_validate(sizes | {"zero_stage": 0}), str(folder), seed)
     return str(folder / "export")
 
