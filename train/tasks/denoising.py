@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from dataprep.io.errors import UserError
 from train.diffusion.config import DiffusionConfig
@@ -125,6 +126,15 @@ def drop_vectors(vector_BV: Tensor, share: float, random: SampleRandom, name: st
     """Returns the vectors, float32, with a random ``share`` of the rows set to zero, which stands for none."""
     keep_B = random.uniform(name) >= share
     return vector_BV.float() * keep_B[:, None]
+
+
+def perturb_vectors(vector_BV: Tensor, size: float, random: SampleRandom, name: str) -> Tensor:
+    """Returns unit vectors, float32, turned by Gaussian noise whose length is ``size`` in the root mean square.
+
+    The cosine of a vector and what it becomes is about 1 / sqrt(1 + size^2).
+    """
+    width = vector_BV.shape[1]
+    return functional.normalize(vector_BV.float() + random.normal(name, width) * (size / width**0.5), dim=1)
 
 
 def read_text_width(shards: ShardIndex) -> int:

@@ -39,7 +39,14 @@ from train.models.base import Conditions, PaddedTextDenoiser
 from train.models.discriminator import pool_text
 from train.models.perceptual import PerceptualTerm
 from train.task import Companion
-from train.tasks.denoising import DenoisingInputs, DenoisingTask, bind, drop_vectors, read_text_width
+from train.tasks.denoising import (
+    DenoisingInputs,
+    DenoisingTask,
+    bind,
+    drop_vectors,
+    perturb_vectors,
+    read_text_width,
+)
 from train.tasks.diffusion_config import DiffusionStageConfig, DiffusionTrainingConfig
 from train.tasks.pack_training import train_on_pack
 
@@ -98,15 +105,18 @@ class DiffusionTask(DenoisingTask):
         return x0_BCHW
 
     def condition(self, batch: Batch, random: SampleRandom, x0_BCHW: Tensor) -> Conditions:
-        """Returns caption, low-resolution image and image embedding; the first and the last are dropped at random."""
+        """Returns caption, low-resolution image and noised image embedding; first and last are dropped at random."""
         keep_B = random.uniform("keep") >= self.config.text_drop
         conditions = self._conditions(batch, random, x0_BCHW.shape[-2:])._replace(text_keep_B=keep_B)
         if self.config.token_drop:
             mask_BL = hide_tokens(batch["text_mask_BL"], random, self.config.token_drop)
             conditions = conditions._replace(text_mask_BL=mask_BL)
-        if conditions.image_embedding_BE is None:
+        given_BE = conditions.image_embedding_BE
+        if given_BE is None:
             return conditions
-        dropped_BE = drop_vectors(conditions.image_embedding_BE, self.config.image_drop, random, "image_keep")
+        if self.config.image_noise:
+            given_BE = perturb_vectors(given_BE, self.config.image_noise, random, "image_noise")
+        dropped_BE = drop_vectors(given_BE, self.config.image_drop, random, "image_keep")
         return conditions._replace(image_embedding_BE=dropped_BE)
 
     def measure_more(

@@ -48,6 +48,12 @@ class DiffusionStageConfig(DenoisingStageConfig):
     image_drop: float = Field(
         0.1, ge=0, le=1, description="share of samples trained without image embedding, for classifier-free guidance"
     )
+    image_noise: float = Field(
+        0.0,
+        ge=0,
+        description="length of the noise added to image embeddings in training, which have length 1: for the errors of "
+        "the prior, and so that variations of an image vary more",
+    )
     perceptual: PerceptualConfig | None = Field(None, description="a perceptual term of the loss; None: there is none")
     token_drop: float = Field(
         0.0,
@@ -125,6 +131,8 @@ class DiffusionStageConfig(DenoisingStageConfig):
     def _check_conditions(self) -> Self:
         if self.model_overrides.get("image_embedding_dim"):  # a folder of diffusers says 0
             raise ValueError("model_overrides.image_embedding_dim: that is CLIP's width; set image_embedding: true")
+        if self.image_noise and not self.image_embedding:
+            raise ValueError(f"image_noise={self.image_noise:g}: without an embedding; set image_embedding: true, or 0")
         backbone = backbone_name(self.denoiser_config())
         if self.image_embedding and "image_embedding_BE" not in find_backbone(backbone).conditions:
             raise ValueError(

@@ -11,10 +11,12 @@ import pytest
 import torch
 from pydantic import ValidationError
 from torch import Tensor
+from torch.nn import functional
 
 from dataprep.io.errors import UserError
 from dataprep.io.pack_format import IMAGE_FEATURES
 from dataprep.io.storage import read_json_lines
+from tests.helpers.gaussian import normal
 from tests.helpers.packs import FEATURE_WIDTH, write_embeddings, write_pack
 from tests.helpers.toys import short_config
 from train.config import TrainConfig
@@ -136,9 +138,30 @@ def test_image_embeddings_are_given_and_dropped(pack: tuple[str, str]) -> None:
     assert 8 < int(whole.sum()) < 24 and not torch.equal(whole, kept)  # one is dropped without the other
 
 
+def test_image_embeddings_are_noised_in_training_alone(pack: tuple[str, str]) -> None:
+    keys = {"resolution": 16, "model": "micro-base", "image_embedding": True, "image_drop": 0.0, "image_noise": 0.5}
+    task = DiffusionTask(DiffusionStageConfig.model_validate(keys), text_dim=8, image_dim=FEATURE_WIDTH)
+    shards = index_shards([pack[0]], [pack[1]], task.columns, vectors=(IMAGE_FEATURES,))
+    batch = Loader.from_reader(Reader(shards, LoaderConfig()), "train", 0, 32).batch(0)
+    true_BE = functional.normalize(normal(32, FEATURE_WIDTH), dim=1).half()
+    batch[IMAGE_FEATURES] = true_BE
+    given = [
+        task.prepare(batch, SampleRandom(0, step, batch["index"]))["inputs"].conditions.image_embedding_BE
+        for step in (0, 0, 1)
+    ]
+    assert torch.equal(given[0], given[1]) and not torch.equal(given[0], given[2])  # as a resumed run has it
+    torch.testing.assert_close(given[0].norm(dim=1), torch.ones(32))
+    cosine_B = (given[0] * true_BE.float()).sum(1)
+    assert float(cosine_B.mean()) == pytest.approx(1.25**-0.5, abs=0.05) and float(cosine_B.max()) < 0.999
+    batch["index_B"] = batch["index"]
+    sampled = task._conditions(batch, SampleRandom(0, -1, batch["index"]), (16, 16)).image_embedding_BE
+    assert sampled is not None and torch.equal(sampled, true_BE.float())
+
+
 @pytest.mark.parametrize(
     ("keys", "message"),
     [
+        ({"image_noise": 0.5}, "image_noise=0.5: without an embedding; set image_embedding: true, or 0"),
         ({"model_overrides": {"image_embedding_dim": 8}}, "that is CLIP's width; set image_embedding: true"),
         ({"model": "prior-micro"}, "model=prior-micro is trained by task: prior; set it, or take another model"),
         (
