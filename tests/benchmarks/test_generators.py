@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from benchmarks.generators import compare
+from benchmarks.generators import compare, replace_rows
 
 
 def make_row(config: str, seed: int, seen: float, heldout: float, minutes: float) -> dict[str, Any]:
@@ -25,3 +25,10 @@ def test_each_config_is_compared_over_the_seeds_that_both_have() -> None:
         ("dalle2: accuracy over the demo's, heldout, mean of 1 seed", -0.1, False),
         ("dalle2: the whole command, longest", 25, True),
     ]
+
+
+def test_rows_of_other_runs_are_kept() -> None:
+    kept = [{"config": "dalle2", "seed": 0, "minutes": 1.0}, {"config": "demo", "seed": 1, "minutes": 2.0}]
+    rows = [{"config": "demo", "seed": 0, "minutes": 3.0}, {"config": "dalle2", "seed": 0, "minutes": 4.0}]
+    found = [(row["config"], row["seed"], row["minutes"]) for row in replace_rows(kept, rows)]
+    assert found == [("demo", 0, 3.0), ("demo", 1, 2.0), ("dalle2", 0, 4.0)]
