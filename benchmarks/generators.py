@@ -3,10 +3,10 @@
     python -m benchmarks.generators --seeds 3    # runs configs/{demo,dit,bert_vq,dalle2}.yaml with seeds 0 to 2
     python -m benchmarks.generators runs/demo runs/dit-seed-1    # reads finished runs, named as their config
 
-A finished run is not run again. The rows of other runs are kept from the last result; each row has the commit that read
-it. Accuracy is that of all attributes at once, best of 2 by CLIP at 64 pixels, as the report of each has it; operations
-are those of all training, counted; the time is that of the whole command. A claim compares a config with the demo over
-the seeds that both have.
+A finished run is not run again. The rows of other runs are kept from the last result; each row has the commit and the
+CPU that it was read with. Accuracy is that of all attributes at once, best of 2 by CLIP at 64 pixels, as the report of
+each has it; operations are those of all training, counted; the time is that of the whole command. A claim compares a
+config with the demo over the seeds that both have.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.demo import read_run, run_seed
-from benchmarks.result import RESULTS, make_claim, read_commit, read_rows, write_result
+from benchmarks.result import RESULTS, describe_origin, make_claim, read_rows, write_result
 
 REFERENCE, OTHERS = "demo", ("dit", "bert_vq", "dalle2")
 BEHIND, MINUTES = 0.05, 25.0  # targets: points of accuracy behind the demo, and the time of a run, at most
@@ -27,7 +27,7 @@ BEHIND, MINUTES = 0.05, 25.0  # targets: points of accuracy behind the demo, and
 
 def read_named(folder: str) -> dict[str, Any]:
     """Returns a row of `benchmarks.demo.read_run` with the name of the config, which the run folder has."""
-    return {"config": Path(folder).name.partition("-seed-")[0], "commit": read_commit()} | read_run(folder)
+    return {"config": Path(folder).name.partition("-seed-")[0]} | describe_origin() | read_run(folder)
 
 
 def replace_rows(kept: Sequence[dict[str, Any]], rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:

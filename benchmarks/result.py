@@ -28,6 +28,11 @@ def read_commit() -> str | None:
     return found.stdout.strip() or None
 
 
+def describe_origin() -> dict[str, Any]:
+    """Returns the commit and the CPU's name, for rows that stay in a file beside those of other machines."""
+    return {"commit": read_commit(), "cpu": describe_machine()["cpu"]}
+
+
 def make_claim(text: str, value: float, unit: str, target: float, at_most: bool = False) -> dict[str, Any]:
     """Returns a claim, which is met if ``value`` is at least ``target``, or with ``at_most`` at most ``target``."""
     met = value <= target if at_most else value >= target

@@ -5,7 +5,7 @@
 Part ``samplers``: each sampler, on the base stage; ``fitted``: the deterministic ones at noise levels fitted to that
 stage (`eval.sampling.schedule_fitting`), on other captions than those that are judged; ``guidance``: an interval,
 projection, and reused guidance; ``cascade``: all stages, as the run samples, and distilled to few evaluations by
-`benchmarks.students`. Parts that are not named keep their rows.
+`benchmarks.students`. Parts that are not named keep their rows; each row has its commit and CPU.
 
 Each sampler samples the same prompts from the same noise, with the run's guidance and thresholds, at several numbers of
 evaluations; `ddpm` at 250 is the reference. Under guidance, samplers that add noise (ddpm, dpmpp_2m_sde) and
@@ -32,7 +32,7 @@ import cv2
 import numpy as np
 import torch
 
-from benchmarks.result import RESULTS, make_claim, read_rows, write_result
+from benchmarks.result import RESULTS, describe_origin, make_claim, read_rows, write_result
 from benchmarks.students import COSTS
 from dataprep.io.storage import read_json
 from dataprep.synthetic.renderer import draw_scene
@@ -256,7 +256,7 @@ def main() -> None:
     more = {"prompts": PROMPTS, "drawings": DRAWINGS, "settings": settings}
     for part in given.parts:
         for row in PARTS[part](bench):
-            rows.append({"part": part, **row})
+            rows.append({"part": part, **row, **describe_origin()})
             print(rows[-1], flush=True)
     by_part = {part: [row for row in rows if row["part"] == part] for part in PARTS}
     claims = claim_samplers(by_part["samplers"]) + claim_cascades(by_part["cascade"])

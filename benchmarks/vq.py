@@ -7,7 +7,7 @@ RUN has images of 16 and 64 pixels, as configs/demo.yaml and configs/bert_vq.yam
 super-resolution stage, each trained with and without a discriminator, from the same seed), ``refinement`` (a refinement
 stage against a diffusion stage, each the run's own or if it has none one trained here, and bicubic resizing; 0
 CPU-seconds of training for the run's own; and the diffusion stage with the dynamic threshold in place of the static
-one). Rows of the other parts are kept from the last result.
+one). Rows of the other parts are kept from the last result; each row has its commit and CPU.
 
 Every measure is on held-out images. Sharpness is the root mean square of the image's gradient, as a share of that of
 the true images: 1 is as sharp. The colour shift is the largest difference, over the three channels, between the mean
@@ -29,7 +29,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from benchmarks.result import RESULTS, make_claim, read_rows, write_result
+from benchmarks.result import RESULTS, describe_origin, make_claim, read_rows, write_result
 from benchmarks.sampling import measure_distance
 from dataprep.io.storage import read_json_lines
 from eval.sampling.cascade import Cascade
@@ -317,7 +317,8 @@ def main() -> None:
                 measured = measure_refinement(bench, cascade)
             else:
                 measured = {"sizes": measure_sizes, "adversary": measure_adversary}[part](bench, cascade.scorer)
-            rows = [row for row in rows if row["part"] != part] + measured
+            rows = [row for row in rows if row["part"] != part]
+            rows += [row | describe_origin() for row in measured]
             more = {
                 "images": IMAGES,
                 "vq": VQ,

@@ -20,7 +20,6 @@ from eval.sampling.config import CASCADE_FILE, CascadeConfig, write_cascade
 from pipeline.inference.export import ENCODER, ExportOptions, check_new_folder, check_weights, new_folder
 from pipeline.inference.sample import model_cascade
 from pipeline.store.run import RUN_FILE
-from train.diffusion.config import resolve_threshold
 from train.models.backbones import write_folder_stage
 from train.models.export import load_stage, save_stage
 
@@ -90,8 +89,7 @@ def _write_pipelines(config: CascadeConfig, out: Path) -> None:
         folder = out / entry.name
         parts: dict[str, Any] = save_encoder(config.encoder, *(folder / name for name in TEXT_PARTS))
         parts |= _carry_parts(config.encoder, folder)
-        threshold = resolve_threshold(entry.sampling.threshold, entry.sampling.guidance)
-        sampling = entry.sampling.model_dump(mode="json") | {"threshold": threshold}
+        sampling = entry.sampling.model_dump(mode="json") | {"threshold": entry.sampling.resolve_threshold()}
         write_folder_stage(str(folder), network, settings["diffusion"], sampling, parts)
         _copy_notices(config.encoder, folder)
 

@@ -28,17 +28,6 @@ StepSpacing = Literal[Spacing, OwnSpacing]
 Threshold = Literal["none", "static", "dynamic"]
 
 
-def resolve_threshold(name: Literal["auto", Threshold], guidance: float) -> Threshold:
-    """Returns the threshold that a stage uses: `auto` is dynamic with guidance above 1, and static without.
-
-    Without guidance nothing saturates, and the dynamic threshold would darken images whose brightest pixels overshoot a
-    little.
-    """
-    if name != "auto":
-        return name
-    return "dynamic" if guidance > 1 else "static"
-
-
 class GuidanceConfig(Config):
     """How the predictions of a network with and without its caption become one clean image."""
 
@@ -69,6 +58,16 @@ class GuidanceConfig(Config):
     threshold_max: float | None = Field(
         default=None, ge=1, description="largest bound of dynamic thresholding; None: the percentile, however large"
     )
+
+    def resolve_threshold(self) -> Threshold:
+        """Returns `threshold`; for `auto` dynamic with guidance above 1, else static.
+
+        Without guidance nothing saturates, and the dynamic threshold would darken images whose brightest pixels
+        overshoot a little.
+        """
+        if self.threshold != "auto":
+            return self.threshold
+        return "dynamic" if self.guidance > 1 else "static"
 
     @model_validator(mode="after")
     def _check_interval(self) -> Self:

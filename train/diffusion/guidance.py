@@ -15,7 +15,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from train.diffusion.config import DiffusionConfig, GuidanceConfig, Prediction, Threshold, resolve_threshold
+from train.diffusion.config import DiffusionConfig, GuidanceConfig, Prediction, Threshold
 from train.diffusion.projected_guidance import NO_PROJECTION, DifferenceMemory, Projection, projected_guidance
 from train.diffusion.schedules import log_snr_at, split_variance, x0_from_output
 
@@ -161,7 +161,7 @@ def guide_model(
         model,
         diffusion.prediction,
         settings.guidance,
-        resolve_threshold(settings.threshold, settings.guidance),
+        settings.resolve_threshold(),
         settings.percentile,
         interval,
         settings.guidance_rescale,

@@ -51,8 +51,8 @@ class DiffusionStageConfig(DenoisingStageConfig):
     image_noise: float = Field(
         0.0,
         ge=0,
-        description="length of the noise added to image embeddings in training, which have length 1: for the errors of "
-        "the prior, and so that variations of an image vary more",
+        description="length of the noise added to image embeddings, which have length 1, in training and validation: "
+        "the prior's are not exact either, and variations of an image vary more",
     )
     perceptual: PerceptualConfig | None = Field(None, description="a perceptual term of the loss; None: there is none")
     token_drop: float = Field(

@@ -169,7 +169,7 @@ def test_negative_prompt_replaces_the_unconditional_prediction(folder: Path) -> 
     against = cascade("a cat", num=2, negative="two big dogs in the rain").images
     assert difference(plain[0], against[0]) > 0
     # Away from the prompt itself there is no direction: guidance has no effect at any weight.
-    # With one threshold, since by default it depends on guidance.
+    # (With one threshold, since by default it depends on guidance.)
     same = cascade("a cat", negative="a cat", guidance=7.0, threshold="static").images
     none = cascade("a cat", guidance=1.0, threshold="static").images
     assert difference(same[0], none[0]) <= 1

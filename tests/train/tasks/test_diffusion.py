@@ -138,7 +138,7 @@ def test_image_embeddings_are_given_and_dropped(pack: tuple[str, str]) -> None:
     assert 8 < int(whole.sum()) < 24 and not torch.equal(whole, kept)  # one is dropped without the other
 
 
-def test_image_embeddings_are_noised_in_training_alone(pack: tuple[str, str]) -> None:
+def test_image_embeddings_are_noised_but_at_sampling(pack: tuple[str, str]) -> None:
     keys = {"resolution": 16, "model": "micro-base", "image_embedding": True, "image_drop": 0.0, "image_noise": 0.5}
     task = DiffusionTask(DiffusionStageConfig.model_validate(keys), text_dim=8, image_dim=FEATURE_WIDTH)
     shards = index_shards([pack[0]], [pack[1]], task.columns, vectors=(IMAGE_FEATURES,))
@@ -153,7 +153,6 @@ def test_image_embeddings_are_noised_in_training_alone(pack: tuple[str, str]) ->
     torch.testing.assert_close(given[0].norm(dim=1), torch.ones(32))
     cosine_B = (given[0] * true_BE.float()).sum(1)
     assert float(cosine_B.mean()) == pytest.approx(1.25**-0.5, abs=0.05) and float(cosine_B.max()) < 0.999
-    batch["index_B"] = batch["index"]
     sampled = task._conditions(batch, SampleRandom(0, -1, batch["index"]), (16, 16)).image_embedding_BE
     assert sampled is not None and torch.equal(sampled, true_BE.float())
 
