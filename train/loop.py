@@ -130,7 +130,9 @@ class _TrainingRun:
         self.task, self.config, self.engine, self.folder, self.seed = task, engine.config, engine, folder, seed
         self.on_event = on_event
         prepare = task.prepare if isinstance(task, PreparingTask) else None
-        self.feed = DeviceFeed(engine.device, seed, prepare)
+        # For each new length a model may be compiled again. And torch 2.13 compiles attention for a CPU wrongly if the
+        # second number of keys that it meets is a multiple of 8: with the null token these never are.
+        self.feed = DeviceFeed(engine.device, seed, prepare, few_lengths=bool(self.config.compile))
         self.checkpoints = storage.join(folder, "checkpoints")
         self.identity = run_identity(self.config) | {"seed": seed, "training samples": samples}
         self.companions = list_companions(task)

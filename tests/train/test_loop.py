@@ -20,6 +20,7 @@ from dataprep.io.storage import read_json_lines
 from tests.helpers.toys import ToyData, ToyTask, config, rows, run
 from train import resume
 from train.errors import NonFiniteError
+from train.loader import feed
 from train.loader.loader import Batch
 from train.loader.sampler import SampleRandom
 from train.loop import train
@@ -154,6 +155,20 @@ def test_a_task_prepares_batches_ahead_of_the_training_thread(whole: Path, tmp_p
     main = threading.current_thread().name
     assert task.threads == ({main} if workers == 0 else {main, "feed_0"})  # the training thread validates
     assert rows(tmp_path) == rows(whole)
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_a_compiled_model_is_fed_few_lengths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, compiled: bool) -> None:
+    monkeypatch.setattr(nn.Module, "compile", lambda self: None)  # of no matter here, and slow
+    asked = list[bool]()
+
+    def unpack(batch: Batch, few_lengths: bool) -> Batch:
+        asked.append(few_lengths)
+        return batch
+
+    monkeypatch.setattr(feed, "unpack_batch", unpack)
+    train(ToyTask(), config(compile=compiled, steps=2), ToyData(), str(tmp_path), 0)
+    assert asked == [compiled, compiled]
 
 
 def test_grids_show_the_average(tmp_path: Path) -> None:

@@ -34,11 +34,14 @@ class DeviceFeed:
     """Sends the batches of a rank to its device: `send` in any thread, `receive` in the one that computes.
 
     A batch keeps ``index`` on the host, where it costs nothing to read, and gets ``index_B``, the same on the device.
-    ``prepare`` is `train.task.PreparingTask.prepare`, for a task that has it.
+    ``prepare`` is `train.task.PreparingTask.prepare`, for a task that has it. ``few_lengths``: captions are padded to
+    few lengths on a CPU too, for a compiled model, which may be compiled again for a new length.
     """
 
-    def __init__(self, device: torch.device, seed: int, prepare: PrepareBatch | None = None) -> None:
-        self.device, self.seed, self.prepare = device, seed, prepare
+    def __init__(
+        self, device: torch.device, seed: int, prepare: PrepareBatch | None = None, few_lengths: bool = False
+    ) -> None:
+        self.device, self.seed, self.prepare, self.few_lengths = device, seed, prepare, few_lengths
         self.stream = torch.cuda.Stream(device) if device.type == "cuda" else None
         self.lock = threading.Lock()  # a task's tokenizer serves one thread at a time
 
@@ -54,7 +57,7 @@ class DeviceFeed:
             return FedBatch(*sent, ready)
 
     def _send(self, batch: Batch, move: Callable[[Tensor], Tensor], step: int) -> tuple[Batch, SampleRandom]:
-        batch = unpack_batch(map_tensors(batch | {"index_B": batch["index"]}, move))
+        batch = unpack_batch(map_tensors(batch | {"index_B": batch["index"]}, move), self.few_lengths)
         random = SampleRandom.of_batch(self.seed, step, batch)
         return batch if self.prepare is None else self.prepare(batch, random), random
 

@@ -315,10 +315,10 @@ class Loader(Stream):
         return min(int(np.searchsorted(part.caption_ends, drawn, side="right")), part.captions_per_row - 1)
 
 
-def unpack_batch(batch: Batch) -> Batch:
-    """Returns the batch with its stored captions, if it has any, unpacked where they lie."""
+def unpack_batch(batch: Batch, few_lengths: bool = False) -> Batch:
+    """Returns the batch with its stored captions, if it has any, unpacked where they lie (`unpack_text`)."""
     if "text" not in batch:
         return batch
-    text_BLD, text_mask_BL = unpack_text(batch["text"])
+    text_BLD, text_mask_BL = unpack_text(batch["text"], few_lengths)
     rest = {name: value for name, value in batch.items() if name != "text"}
     return rest | {"text_BLD": text_BLD, "text_mask_BL": text_mask_BL}

@@ -53,15 +53,17 @@ def gather_text(rows: Sequence[tuple[TextColumn, int]]) -> StoredText:
     return StoredText(values_TD, scale_T, start_B, length_B, max(1, int(lengths.max())))
 
 
-def unpack_text(text: StoredText) -> tuple[Tensor, Tensor]:
+def unpack_text(text: StoredText, few_lengths: bool = False) -> tuple[Tensor, Tensor]:
     """Returns ``text_BLD`` float32, zero-padded, and ``text_mask_BL`` bool, True at tokens, where ``text`` lies.
 
-    On a CPU L is the longest caption's, elsewhere the next of `FIXED_LENGTHS`. Reads nothing back from the device.
+    On a CPU L is the longest caption's, elsewhere and with ``few_lengths`` the next of `FIXED_LENGTHS`. Reads nothing
+    back from the device.
     """
-    if unpacks_by_row(text.values_TD.device):
-        return _unpack_rows(text)
+    by_row = unpacks_by_row(text.values_TD.device)
+    length = text.longest if by_row and not few_lengths else padded_length(text.longest)
+    if by_row:
+        return _unpack_rows(text, length)
     total, width = text.values_TD.shape
-    length = padded_length(text.longest)
     place_L = torch.arange(length, device=text.start_B.device)
     mask_BL = place_L < text.length_B[:, None]
     if total == 0:
@@ -84,13 +86,13 @@ def padded_length(longest: int) -> int:
     return next((length for length in FIXED_LENGTHS if length >= longest), -(-longest // step) * step)
 
 
-def _unpack_rows(text: StoredText) -> tuple[Tensor, Tensor]:
-    shape = (len(text.length_B), text.longest, text.values_TD.shape[1])
+def _unpack_rows(text: StoredText, length: int) -> tuple[Tensor, Tensor]:
+    shape = (len(text.length_B), length, text.values_TD.shape[1])
     text_BLD = np.empty(shape, np.float32)  # NumPy asks for huge pages, torch does not
     values_TD, scale_T = text.values_TD.numpy(), None if text.scale_T is None else text.scale_T.numpy()
     spans = zip(text.start_B.tolist(), text.length_B.tolist(), strict=True)
-    for text_LD, (start, length) in zip(text_BLD, spans, strict=True):
-        own = slice(start, start + length)
-        decode_tokens(values_TD[own], None if scale_T is None else scale_T[own], text_LD[:length])
-        text_LD[length:] = 0
-    return torch.from_numpy(text_BLD), torch.arange(text.longest) < text.length_B[:, None]
+    for text_LD, (start, tokens) in zip(text_BLD, spans, strict=True):
+        own = slice(start, start + tokens)
+        decode_tokens(values_TD[own], None if scale_T is None else scale_T[own], text_LD[:tokens])
+        text_LD[tokens:] = 0
+    return torch.from_numpy(text_BLD), torch.arange(length) < text.length_B[:, None]

@@ -17,7 +17,7 @@ from train.loader.feed import DeviceFeed, map_tensors, to_device
 from train.loader.loader import Batch, Loader
 from train.loader.prefetch import count_threads, prefetch_batches
 from train.loader.sampler import SampleRandom
-from train.loader.stored_text import StoredText
+from train.loader.stored_text import FIXED_LENGTHS, StoredText
 
 COLUMNS = ("pixels_16", "pixels_64")
 CPU, META = torch.device("cpu"), torch.device("meta")
@@ -68,6 +68,15 @@ def test_a_batch_is_prepared_where_it_is_sent(loader: Loader) -> None:
     batch, random = DeviceFeed(CPU, 0, prepare).send(loader.stored_batch(1), 6)[:2]
     noise, text = batch["inputs"]
     assert torch.equal(noise, SampleRandom(0, 6, random.indices).normal("noise", 3)) and text is batch["text_BLD"]
+
+
+def test_a_compiled_model_meets_few_lengths_on_a_cpu(loader: Loader) -> None:
+    plain, padded = (DeviceFeed(CPU, 0, None, few).send(loader.stored_batch(0), 0).batch for few in (False, True))
+    longest = plain["text_BLD"].shape[1]
+    assert longest < FIXED_LENGTHS[0] == padded["text_BLD"].shape[1]
+    assert torch.equal(padded["text_BLD"][:, :longest], plain["text_BLD"]) and not padded["text_BLD"][:, longest:].any()
+    assert torch.equal(padded["text_mask_BL"][:, :longest], plain["text_mask_BL"])
+    assert not padded["text_mask_BL"][:, longest:].any()
 
 
 @pytest.mark.parametrize(
