@@ -26,13 +26,13 @@ from train.tasks.distillation_config import DistillationTrainingConfig
 
 # stage-steps -> teacher's evaluations for each step, and updates.
 STUDENTS: dict[str, tuple[int, int]] = {
-    "base-4": (4, 400),
-    "base-2": (8, 300),
+    "base-4": (4, 700),
+    "base-2": (8, 700),
     "sr64-2": (4, 100),
     "sr64-1": (8, 100),
     "sr256-1": (4, 60),
 }
-RATE = 6e-4  # of AdamW, as in configs/distill.yaml
+RATE = 1e-3  # of Muon, as in configs/distill.yaml
 COSTS = "students.json"
 
 
@@ -42,7 +42,7 @@ def make_config(stage: DiffusionTrainingConfig, teacher: str, steps: int, name: 
     guidance = 1.5 if stage.low_resolution is None else 1.0
     own = stage.model_dump(mode="json") | {"preset": None, "init": None, "task": "distillation", "text_drop": 0.0}
     own["distillation"] = {"teacher": teacher, "steps": steps, "teacher_steps": each, "guidance": guidance}
-    own |= {"steps": updates, "optimizer": "adamw", "learning_rate": RATE, "warmup_steps": 20, "zero_stage": 0}
+    own |= {"steps": updates, "optimizer": "muon", "learning_rate": RATE, "warmup_steps": 20, "zero_stage": 0}
     own |= {
         "half_size_steps": 0,
         "ema_decay": 0.99,
