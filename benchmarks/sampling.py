@@ -61,7 +61,7 @@ DETAIL = 256  # side in pixels of a drawing before it is downscaled, as training
 CASCADES = {7: ("base-4", "sr64-2", "sr256-1"), 4: ("base-2", "sr64-1", "sr256-1")}
 STEPS_OF_GUIDANCE = 8
 GUIDANCES: dict[str, SettingChanges] = {
-    "guidance 2": {},
+    "as the run's": {},
     "off at high noise": {"guidance_interval": (0.0, 0.8)},
     "off at low noise": {"guidance_interval": (0.2, 1.0)},
     "every 2nd step": {"guidance_every": 2},

@@ -130,8 +130,9 @@ class _TrainingRun:
         self.task, self.config, self.engine, self.folder, self.seed = task, engine.config, engine, folder, seed
         self.on_event = on_event
         prepare = task.prepare if isinstance(task, PreparingTask) else None
-        # For each new length a model may be compiled again. And torch 2.13 compiles attention for a CPU wrongly if the
-        # second number of keys that it meets is a multiple of 8: with the null token these never are.
+        # A model may be compiled again for each new length. And what torch 2.13 compiles for a CPU, to train with any
+        # length, asserts the length it was traced with if attention had a multiple of 8 keys then; with the null
+        # token, fixed lengths never give one.
         self.feed = DeviceFeed(engine.device, seed, prepare, few_lengths=bool(self.config.compile))
         self.checkpoints = storage.join(folder, "checkpoints")
         self.identity = run_identity(self.config) | {"seed": seed, "training samples": samples}
