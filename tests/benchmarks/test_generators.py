@@ -7,9 +7,9 @@ from typing import Any
 from benchmarks.generators import compare, replace_rows
 
 
-def make_row(config: str, seed: int, seen: float, heldout: float, minutes: float) -> dict[str, Any]:
+def make_row(config: str, seed: int, seen: float, heldout: float, minutes: float, busy: bool = False) -> dict[str, Any]:
     composition = {"seen": {"all": seen}, "heldout": {"all": heldout}}
-    return {"config": config, "seed": seed, "composition": composition, "minutes": minutes}
+    return {"config": config, "busy": busy, "seed": seed, "composition": composition, "minutes": minutes}
 
 
 def test_each_config_is_compared_over_the_seeds_that_both_have() -> None:
@@ -20,11 +20,19 @@ def test_each_config_is_compared_over_the_seeds_that_both_have() -> None:
     assert found == [
         ("dit: accuracy over the demo's, seen, mean of 2 seeds", -0.05, True),
         ("dit: accuracy over the demo's, heldout, mean of 2 seeds", 0.05, True),
-        ("dit: the whole command, longest", 26, False),
+        ("dit: the whole command, longest of 2", 26, False),
         ("dalle2: accuracy over the demo's, seen, mean of 1 seed", -0.02, True),
         ("dalle2: accuracy over the demo's, heldout, mean of 1 seed", -0.1, False),
-        ("dalle2: the whole command, longest", 25, True),
+        ("dalle2: the whole command, longest of 1", 25, True),
     ]
+
+
+def test_the_time_of_a_run_beside_other_work_is_not_judged() -> None:
+    rows = [make_row("demo", 0, 0.9, 0.8, 12), make_row("demo", 1, 0.9, 0.8, 12)]
+    rows += [make_row("dit", 0, 0.9, 0.9, 20), make_row("dit", 1, 0.9, 0.9, 70, busy=True)]
+    times = [(entry["claim"], entry["value"]) for entry in compare(rows) if entry["unit"] == "minutes"]
+    assert times == [("dit: the whole command, longest of 1", 20)]
+    assert not [entry for entry in compare([rows[0], rows[1], rows[3]]) if entry["unit"] == "minutes"]
 
 
 def test_rows_of_other_runs_are_kept() -> None:
