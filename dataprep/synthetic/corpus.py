@@ -150,6 +150,8 @@ def _encode_image(image: Image.Image, extension: str, quality: int) -> bytes:
     buffer = io.BytesIO()
     if extension == "png":
         image.save(buffer, "PNG", compress_level=4)
+    elif extension == "webp":
+        image.save(buffer, "WEBP", quality=quality, method=2)  # half the time of the default, a tenth more bytes
     else:
-        image.save(buffer, {"jpg": "JPEG", "webp": "WEBP"}[extension], quality=quality)
+        image.save(buffer, "JPEG", quality=quality)
     return buffer.getvalue()
