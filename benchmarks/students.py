@@ -36,10 +36,11 @@ RATE = 1e-3  # of Muon, as in configs/distill.yaml
 COSTS = "students.json"
 
 
-def make_config(stage: DiffusionTrainingConfig, teacher: str, steps: int, name: str) -> DistillationTrainingConfig:
-    """Returns the config of a student; ``stage``: its teacher's, with the guidance that the demo samples with."""
+def make_config(
+    stage: DiffusionTrainingConfig, teacher: str, steps: int, guidance: float, name: str
+) -> DistillationTrainingConfig:
+    """Returns the config of a student; ``stage``: its teacher's, ``guidance``: that which the run samples with."""
     each, updates = STUDENTS[name]
-    guidance = 1.5 if stage.low_resolution is None else 1.0
     own = stage.model_dump(mode="json") | {"preset": None, "init": None, "task": "distillation", "text_drop": 0.0}
     own["distillation"] = {"teacher": teacher, "steps": steps, "teacher_steps": each, "guidance": guidance}
     own |= {"steps": updates, "optimizer": "muon", "learning_rate": RATE, "warmup_steps": 20, "zero_stage": 0}
@@ -59,7 +60,8 @@ def distill(run: Run, name: str, out: Path) -> dict[str, Any]:
     artifacts, (stage_name, _, steps) = run.artifacts(), name.partition("-")
     trained = artifacts[f"train.{stage_name}"]
     stage = read_stages({stage_name: trained})[stage_name]
-    config = make_config(stage, trained.path("export"), int(steps), name)
+    guidance = run.record()["config"]["sample"]["stages"][stage_name]["guidance"]
+    config = make_config(stage, trained.path("export"), int(steps), guidance, name)
     index = out / f"{name}.index"
     pack, embed = artifacts["pack"].files(), artifacts["embed"].files()
     index_shards(pack, embed, config.pixel_columns(), config.min_original).write(str(index))
