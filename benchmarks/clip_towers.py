@@ -1,14 +1,14 @@
-"""A small CLIP by its towers, at equal counted operations: ResNet or ViT, and a trained or the frozen text tower.
+"""A small CLIP by its towers, at equal CPU-seconds: ResNet or ViT, and a trained or the frozen text tower.
 
     python -m benchmarks.clip_towers [--seeds 0 1 2] [--updates 150] [--scenes 4096] [--encoder FOLDER]
 
 Scenes of the embedded corpus at 64 pixels with their captions; 512 others are held out. The frozen text encoder is a
 folder, or by default a T5 of the demo's sizes that is pretrained on the captions here (its training, which a run needs
 for its cascade anyway, is not counted). The demo's CLIP, a ResNet with a trained text tower, gets ``--updates`` updates
-of 128 pairs, and every other pair of towers as many as cost the same: operations of matrix products, convolutions and
-attention of a whole update, forward and backward, the frozen encoder's forward pass among them (`benchmarks.flops`).
-CPU-seconds of the training with all its threads stand beside. Recall is the mean of both directions among the held-out
-pairs (`eval.metrics.retrieval`).
+of 128 pairs, and every other pair of towers as many as take the same CPU-seconds, on one thread: those of an update are
+the difference of two short trainings. What the whole training then took stands beside, and the operations of matrix
+products, convolutions and attention, forward and backward (`benchmarks.flops`). Recall is the mean of both directions
+among the held-out pairs (`eval.metrics.retrieval`).
 """
 
 from __future__ import annotations
@@ -16,7 +16,9 @@ from __future__ import annotations
 import argparse
 import tempfile
 import time
+from collections.abc import Mapping
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import numpy as np
@@ -37,6 +39,7 @@ from train.tasks.t5 import train_t5
 from train.tasks.t5_config import T5TrainingConfig
 
 SIDE, HELD_OUT, BATCH = 64, 512, 128
+SHORT, ROUNDS = (4, 16), 3  # updates of the trainings that time an update, and how often: the towers take turns
 # The demo's; its number of updates is that of the first pair of towers alone.
 LOOP = TrainConfig(steps=150, batch_size=BATCH, optimizer="muon", learning_rate=4e-3, warmup_steps=20, zero_stage=0)
 TOWERS: dict[str, dict[str, Any]] = {
@@ -71,16 +74,19 @@ def main() -> None:
     parser.add_argument("--scenes", type=int, default=4096)
     parser.add_argument("--encoder", help="folder of the frozen text encoder")
     given = parser.parse_args()
+    torch.set_num_threads(1)
     held_out, rows = Scenes(HELD_OUT, 1_000_000), []
     with tempfile.TemporaryDirectory(prefix="imagen-ray-bench-") as scratch:
+        each: dict[str, float] = {}
         for seed in given.seeds:
             scenes, folder = Scenes(given.scenes, seed), Path(scratch) / str(seed)
             encoder = given.encoder or pretrain_encoder(scenes.captions, folder / "t5", seed)
-            budget = given.updates * count_updates(ClipTask(ClipTaskConfig(), encoder), LOOP, scenes, [0])[0]
-            for name, changes in TOWERS.items():
-                task = ClipTask(ClipTaskConfig.model_validate(changes), encoder)
-                row = measure(task, scenes, held_out, budget, folder / name, seed)
-                rows.append({"towers": name, "seed": seed} | row)
+            tasks = {name: ClipTask(ClipTaskConfig.model_validate(own), encoder) for name, own in TOWERS.items()}
+            each = each or time_updates(tasks, scenes, folder)
+            for name, task in tasks.items():
+                updates = round(given.updates * each[next(iter(TOWERS))] / each[name])
+                row = measure(task, scenes, held_out, updates, folder / name, seed)
+                rows.append({"towers": name, "seed": seed, "cpu_ms_per_update": round(1000 * each[name], 1)} | row)
                 print(rows[-1], flush=True)
     write_result("clip_towers", rows, make_claims(rows), ("torch", "open_clip_torch", "transformers"))
 
@@ -92,21 +98,35 @@ def pretrain_encoder(captions: list[str], folder: Path, seed: int) -> str:
     return str(folder / "export")
 
 
-def measure(task: ClipTask, scenes: Scenes, held_out: Scenes, budget: int, folder: Path, seed: int) -> dict[str, Any]:
-    """Trains for ``budget`` operations; returns updates, cost and recall on the held-out pairs."""
-    (each,) = count_updates(task, LOOP, scenes, [0])
-    config = LOOP.model_copy(update={"steps": max(1, round(budget / each))})
+def time_updates(tasks: Mapping[str, ClipTask], scenes: Scenes, folder: Path) -> dict[str, float]:
+    """Returns the CPU-seconds of an update of each pair of towers, the median of `ROUNDS`."""
+    found: dict[str, list[float]] = {name: [] for name in tasks}
+    for number in range(ROUNDS):
+        for name, task in tasks.items():
+            few, more = (train_for(task, scenes, steps, folder / f"{name}-{number}-{steps}", 0)[1] for steps in SHORT)
+            found[name].append((more - few) / (SHORT[1] - SHORT[0]))
+    return {name: median(values) for name, values in found.items()}
+
+
+def train_for(task: ClipTask, scenes: Scenes, updates: int, folder: Path, seed: int) -> tuple[dict[str, Any], float]:
+    """Trains for so many updates; returns the result and the CPU-seconds that it took."""
     began = time.process_time()
-    trained = train(task, config, scenes, str(folder), seed)
-    spent = time.process_time() - began
+    result = train(task, LOOP.model_copy(update={"steps": updates}), scenes, str(folder), seed)
+    return result, time.process_time() - began
+
+
+def measure(task: ClipTask, scenes: Scenes, held_out: Scenes, updates: int, folder: Path, seed: int) -> dict[str, Any]:
+    """Trains for so many updates; returns their cost and the recall on the held-out pairs."""
+    (operations,) = count_updates(task, LOOP, scenes, [0])
+    trained, spent = train_for(task, scenes, updates, folder, seed)
     scorer = ClipScorer.load(str(folder / "export"))
     features = scorer.image_features(held_out.images), scorer.text_features(held_out.captions)
     found = measure_retrieval(*features, held_out.captions)
     recall = {k: (found[f"image_to_text_recall_at_{k}"] + found[f"text_to_image_recall_at_{k}"]) / 2 for k in (1, 5)}
     return {
-        "updates": config.steps,
-        "gflops_per_update": round(each / 1e9, 3),
-        "tflops": round(each * config.steps / 1e12, 3),
+        "updates": updates,
+        "gflops_per_update": round(operations / 1e9, 3),
+        "tflops": round(operations * updates / 1e12, 3),
         "cpu_seconds": round(spent, 1),
         "trained_parameters": trained["parameters"],
         "recall_at_1": round(recall[1], 4),

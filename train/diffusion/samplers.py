@@ -29,6 +29,9 @@ Sampler: TypeAlias = "Callable[[PredictX0, Tensor, Tensor, Noise], Tensor]"
 # Noise-to-signal ratios of 80 and 0.002: pure noise, and noise too weak for 8 bits (Karras et al. 2022).
 LEAST_LOG_SNR, MOST_LOG_SNR = -2 * math.log(80), -2 * math.log(0.002)
 UNIPC_ORDER, DEIS_ORDER = 3, 4
+# Sum of the sizes of DEIS's weights above which its order is lower: errors of predictions grow by it.
+# Order 4 has 6.7 at equal steps.
+MOST_WEIGHT = 8.0
 # Weights of the newest and of earlier slopes in a step, by how many there are (Adams-Bashforth, equal steps).
 ADAMS_BASHFORTH = ((1.0,), (3 / 2, -1 / 2), (23 / 12, -16 / 12, 5 / 12), (55 / 24, -59 / 24, 37 / 24, -9 / 24))
 QUADRATURE_NODES = 24  # of DEIS's integrals: more change no weight by 1e-9
@@ -225,9 +228,10 @@ def _unipc_step(x_BCHW: Tensor, known: Sequence[tuple[float, Tensor]], to: float
 def deis(denoise: PredictX0, x_BCHW: Tensor, log_snrs: Tensor, noise: Noise) -> Tensor:
     """DEIS of order 4 (tAB3), multistep: the noise is a polynomial in time (Zhang and Chen 2023, equations 14 and 15).
 
-    Time is that of the linear schedule, for which the paper found it best; the order is lower in the first steps.
+    Time is that of the linear schedule, for which the paper found it best. The order is lower in the first steps, and
+    where a step is so much longer than those before it that extrapolation would amplify errors.
     """
-    return _extrapolate_noise(denoise, x_BCHW, log_snrs, DEIS_ORDER, _deis_weights)
+    return _extrapolate_noise(denoise, x_BCHW, log_snrs, DEIS_ORDER, _bounded_deis_weights)
 
 
 def ipndm(denoise: PredictX0, x_BCHW: Tensor, log_snrs: Tensor, noise: Noise) -> Tensor:
@@ -268,6 +272,17 @@ def _extrapolate_noise(
         for weight, older in zip(weigh(levels, to)[1:], known[1:], strict=True):
             x_BCHW = x_BCHW + length * weight * (older - known[0])
     return x_BCHW
+
+
+def _bounded_deis_weights(levels: Sequence[float], then: float) -> list[float]:
+    """Returns `_deis_weights` of the highest order within `MOST_WEIGHT`; those of predictions beyond it are 0."""
+    weights = [1.0]
+    for order in range(len(levels), 1, -1):
+        found = _deis_weights(levels[:order], then)
+        if sum(map(abs, found)) <= MOST_WEIGHT:
+            weights = found
+            break
+    return weights + [0.0] * (len(levels) - len(weights))
 
 
 def _deis_weights(levels: Sequence[float], then: float) -> list[float]:
