@@ -28,7 +28,7 @@ test-cluster: $(VENV)/.installed-dev
 		tests/pipeline/runtime/test_ray_session_on_premise.py \
 		tests/pipeline/stages/test_select_lost_machines.py
 
-# Benchmarks that need no finished run; demo, finetuning, sampling and cluster take one: `python -m benchmarks.NAME runs/demo`.
+# `make bench` runs these; the others, and those that take a finished run, say in their docstrings how.
 BENCHMARKS := startup download embed loader host_budget score data_scaling distances codec_training equality zero_memory adapter_memory trainer_overhead plan
 bench: $(VENV)/.installed-dev
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[bench]'
@@ -79,5 +79,6 @@ $(VENV)/.installed-docs: $(VENV)/.installed
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[docs]'
 	touch $@
 
+# Not runs/: what users trained lies there.
 clean:
-	rm -rf $(VENV) runs build dist site .coverage .coverage.*
+	rm -rf $(VENV) build dist site .peers .coverage .coverage.*

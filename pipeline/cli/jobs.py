@@ -22,7 +22,14 @@ def submit_run(
     raise typer.Exit(submit_job(config, overrides or [], address, wait))
 
 
-def show_status(folder: RunFolder, address: Address = None, as_json: AsJson = False) -> None:
+def show_status(
+    folder: RunFolder,
+    address: Annotated[
+        str | None,
+        typer.Option(help="dashboard of a cluster, such as http://head:8265, whose newest job of the run is shown too"),
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
     """Show the progress of a run. One row per stage; with --address also its job on that cluster."""
     from pipeline.jobs.status import describe_newest_job, read_status, render_status
 

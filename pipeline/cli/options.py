@@ -58,7 +58,9 @@ Then = Annotated[
 ]
 Address = Annotated[
     str | None,
-    typer.Option(help="dashboard of the cluster, such as http://head:8265; default: RAY_API_SERVER_ADDRESS"),
+    typer.Option(
+        help="dashboard of the cluster, such as http://head:8265; default: RAY_API_SERVER_ADDRESS, or this machine's"
+    ),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="print one JSON document instead of text")]
 

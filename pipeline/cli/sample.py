@@ -48,7 +48,9 @@ class SampleArguments:
     to_prompt: Annotated[
         str, typer.Option(metavar="TEXT", help="with --variations-of: --num images from that one to this caption")
     ] = ""
-    strength: Annotated[float | None, typer.Option(help="of image-to-image: 0 keeps the image, 1 ignores it")] = None
+    strength: Annotated[
+        float | None, typer.Option(help="of image-to-image, above 0: small values keep the image, 1 ignores it")
+    ] = None
     start_at: Annotated[str | None, typer.Option(metavar="STAGE", help="first cascade stage to run")] = None
     stage: Annotated[str | None, typer.Option(help="last cascade stage to run")] = None
     size: Annotated[str | None, typer.Option(metavar="WxH", help="image size of the last stage in pixels")] = None

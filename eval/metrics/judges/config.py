@@ -13,7 +13,7 @@ from eval.metrics.judges.registry import JUDGES
 class JudgeConfig(Config):
     """A model that says something of every sample."""
 
-    kind: Annotated[str, NameIn(JUDGES)] = Field(description="what it judges; see docs/metrics.md")
+    kind: Annotated[str, NameIn(JUDGES)] = Field(description="what it judges; see docs/evaluation.md")
     model: str = Field(description="its local weights: a folder or a file")
     architecture: str | None = Field(
         None, description="open_clip architecture of a weights file, of kinds that are a CLIP; default: the published"
