@@ -37,6 +37,7 @@ class DiffusersModel:
     """A pipeline that maps prompts to images. The image of (prompt, seed, index) is the same in any call."""
 
     watermark = None
+    additions: Mapping[str, Any] = {}
 
     def __init__(self, pipeline: Any, folder: str) -> None:
         self.pipeline, self.folder = pipeline, folder

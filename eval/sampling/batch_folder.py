@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Any, Protocol
@@ -36,6 +36,10 @@ class ImageModel(Protocol):
     @property
     def watermark(self) -> str | None:
         """Text of an invisible watermark."""
+
+    @property
+    def additions(self) -> Mapping[str, Any]:
+        """What else its images depend on, as JSON values; {} for nothing."""
 
     def sample(self, prompts: Sequence[str], options: SamplingOptions) -> Samples:
         """Samples ``options.num`` images per prompt; the image of (prompt, seed, index) is the same in any batch."""
@@ -113,16 +117,17 @@ def _check_settings(path: Path, settings: dict[str, Any]) -> None:
         storage.write_json(str(path), settings)
         return
     before = _parse(path.read_bytes(), path)
-    for key in settings:
-        if before.get(key) != json.loads(json.dumps(settings[key])):
+    now = json.loads(json.dumps(settings))
+    for key in now | before:
+        if before.get(key) != now.get(key):
             raise UserError(
-                f"{path.parent}: {key} was {before.get(key)!r}, now it is {settings[key]!r}; name an empty folder"
+                f"{path.parent}: {key} was {before.get(key)!r}, now it is {now.get(key)!r}; name an empty folder"
             )
 
 
 def _describe_call(model: ImageModel, options: SamplingOptions) -> dict[str, Any]:
     """Returns model and options as JSON values, images as a hash of their pixels. The batch size does not matter."""
-    described: dict[str, Any] = {"model": model.digest, "watermark": model.watermark}
+    described: dict[str, Any] = {"model": model.digest, "watermark": model.watermark, **model.additions}
     for name in (item.name for item in fields(options) if item.name != "batch_size"):
         value = getattr(options, name)
         described[name] = describe_image(value) if isinstance(value, Image.Image) else value

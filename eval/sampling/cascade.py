@@ -21,6 +21,7 @@ from torch import nn
 
 from dataprep.io.device_settings import pick_device
 from dataprep.io.errors import UserError
+from dataprep.io.storage import sha256_file
 from eval.captioning.prompt_expander import PromptExpander, expand_prompts
 from eval.clip.scorer import ClipScorer, ClipSpec
 from eval.sampling.adapters import AdapterChoice, apply_adapters
@@ -206,3 +207,14 @@ class Cascade:
         parts += [stage.guide_digest for stage in self.stages]
         parts += [self.expander.config.model_dump_json()] if self.expander else []  # it draws other images of a prompt
         return hashlib.sha256("".join(parts).encode()).hexdigest()[:16]
+
+    @cached_property
+    def additions(self) -> dict[str, Any]:
+        """What the images depend on beside `digest`: the adapters, by the hashes of their files, and kept weights."""
+        found: dict[str, Any] = {}
+        if self.adapters:
+            found["adapters"] = [
+                {"sha256": sha256_file(choice.path)[0], "weight": choice.weight, "stage": choice.stage}
+                for choice in self.adapters
+            ]
+        return found if self.weights == "whole" else found | {"weights": self.weights}

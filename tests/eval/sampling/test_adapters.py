@@ -16,9 +16,11 @@ from dataprep.text.encoder import TextEncoder
 from dataprep.text.learned_tokens import save_tokens
 from eval.sampling import loading
 from eval.sampling.adapters import AdapterChoice, apply_adapters
+from eval.sampling.batch_folder import sample_folder
 from eval.sampling.cascade import Cascade
 from eval.sampling.config import read_cascade, resolve_paths
 from eval.sampling.loading import load_stages
+from eval.sampling.options import SamplingOptions
 from tests.helpers.cascades import BASE, SR, WordEncoder, export, trained
 from tests.helpers.encoders import WORDS, save_encoder
 from tests.train.models.adapters.test_lora import adapt
@@ -126,6 +128,27 @@ def test_images_change_and_say_why(folder: Path, monkeypatch: pytest.MonkeyPatch
     assert "adapters" not in one.making
     assert other.making["adapters"] == [{"path": path, "weight": 0.8, "stage": "base"}]
     assert plain.digest != changed.digest
+
+
+def test_a_folder_of_prompts_holds_images_of_the_same_adapters(folder: Path, tmp_path: Path) -> None:
+    words = tmp_path / "words.safetensors"
+    save_tokens(words, {"zwx": torch.ones(32)})
+    stages = load_stages(resolve_paths(read_cascade(folder), folder), "cpu")
+    with_tokens = {"adapters": [AdapterChoice(str(words), 1.0, "encoder")]}
+
+    def fill(**how: Any) -> list[int]:
+        cascade = Cascade(stages, WordEncoder(), **how)
+        asked = SamplingOptions.from_keywords(steps=1)
+        return list(sample_folder(cascade, ["a cat"], tmp_path / "images", asked))
+
+    fill(**with_tokens)
+    words.rename(tmp_path / "moved.safetensors")
+    moved = {"adapters": [AdapterChoice(str(tmp_path / "moved.safetensors"), 1.0, "encoder")]}
+    assert fill(**moved) == [1]
+    save_tokens(words, {"zwx": torch.zeros(32)})
+    for other, named in (({}, "adapters"), (with_tokens, "adapters"), (moved | {"weights": "int8"}, "weights")):
+        with pytest.raises(UserError, match=f"{named} was .*; name an empty folder"):
+            fill(**other)
 
 
 def test_learned_tokens_are_words_of_the_encoder(folder: Path, tmp_path: Path) -> None:

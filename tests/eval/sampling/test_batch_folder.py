@@ -23,8 +23,8 @@ class FakeCascade:
 
     digest, watermark = "0123456789abcdef", None
 
-    def __init__(self, calls: int = 99) -> None:
-        self.calls, self.asked = calls, list[str]()
+    def __init__(self, calls: int = 99, **additions: Any) -> None:
+        self.calls, self.asked, self.additions = calls, list[str](), additions
 
     def sample(self, prompts: Sequence[str], options: SamplingOptions) -> Samples:
         self.calls -= 1
@@ -74,6 +74,24 @@ def test_other_options_or_prompts_are_refused(tmp_path: Path) -> None:
         fill(FakeCascade(), tmp_path, negative="y")
     with pytest.raises(UserError, match="shows 'a red circle', which is not prompt 0 now"):
         fill(FakeCascade(), tmp_path, ["a dog", *PROMPTS[1:]], negative="x")
+
+
+@pytest.mark.parametrize(
+    ("additions", "message"),
+    [
+        ({"weights": "int8"}, "weights was None, now it is 'int8'"),
+        ({"adapters": [{"weight": 1.0}]}, r"adapters was None, now it is \[{'weight': 1.0}\]"),
+    ],
+)
+def test_other_adapters_or_weights_are_refused(tmp_path: Path, additions: dict[str, Any], message: str) -> None:
+    fill(FakeCascade(), tmp_path / "plain")
+    with pytest.raises(UserError, match=rf"plain: {message}; name an empty folder"):
+        fill(FakeCascade(**additions), tmp_path / "plain")
+    fill(FakeCascade(**additions), tmp_path / "changed")
+    (key,) = additions
+    with pytest.raises(UserError, match=rf"changed: {key} was .*, now it is None; name an empty folder"):
+        fill(FakeCascade(), tmp_path / "changed")
+    assert fill(FakeCascade(**additions), tmp_path / "changed") == [6]
 
 
 def test_a_prompt_may_hold_any_separator(tmp_path: Path) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,7 @@ class Recorder:
     digest = "0123456789abcdef"
     watermark: str | None = None
     adapters: Sequence[str] = ()
+    additions: Mapping[str, Any] = {}
 
     def __init__(self) -> None:
         self.encoder = WordEncoder()
