@@ -56,19 +56,24 @@ def sample_folder(
     prompts = [clean_prompt(prompt) for prompt in prompts]
     folder.mkdir(parents=True, exist_ok=True)
     _check_settings(folder / SETTINGS_FILE, _describe_call(model, options))
-    done = _find_finished(folder, prompts, options.num)
-    left = [number for number in range(len(prompts)) if number not in done]
+    listed = _find_listed(folder, prompts)
+    left = [
+        number
+        for number in range(len(prompts))
+        if any(name not in listed or not (folder / name).exists() for name in _name_images(number, options.num))
+    ]
     count = len(prompts) - len(left)
     yield count
     for start in range(0, len(left), chunk):
         numbers = left[start : start + chunk]
         samples = model.sample([prompts[number] for number in numbers], options)
+        names = [name for number in numbers for name in _name_images(number, options.num)]
         with (folder / LINES_FILE).open("a", encoding="utf-8") as lines:
-            for position in range(len(samples.images)):
-                file = f"{numbers[position // options.num]:05d}-{position % options.num:02d}.png"
+            for position, (file, image) in enumerate(zip(names, samples.images, strict=True)):
                 info = samples.info(position)
-                save_png(folder / file, samples.images[position], info)
-                lines.write(json.dumps({"file": file} | info, ensure_ascii=False) + "\n")
+                save_png(folder / file, image, info)
+                if file not in listed:
+                    lines.write(json.dumps({"file": file} | info, ensure_ascii=False) + "\n")
         count += len(numbers)
         yield count
 
@@ -92,9 +97,14 @@ def _parse(text: str | bytes, path: Path) -> dict[str, Any]:
         raise UserError(f"{path}: damaged ({error}); name an empty folder") from error
 
 
-def _find_finished(folder: Path, prompts: Sequence[str], num: int) -> set[int]:
-    """Returns the numbers of the prompts that have all their images."""
-    seen: dict[int, set[str]] = {}
+def _name_images(number: int, count: int) -> list[str]:
+    """Returns the names of the ``count`` images of prompt ``number``."""
+    return [f"{number:05d}-{index:02d}.png" for index in range(count)]
+
+
+def _find_listed(folder: Path, prompts: Sequence[str]) -> set[str]:
+    """Returns the names of the images that have a line, which may be deleted by now."""
+    listed = set()
     for line in read_lines(folder):
         number = int(line["file"].partition("-")[0])
         if number >= len(prompts) or prompts[number] != line["prompt"]:
@@ -102,9 +112,8 @@ def _find_finished(folder: Path, prompts: Sequence[str], num: int) -> set[int]:
                 f"{folder}: {line['file']} shows {line['prompt']!r}, which is not prompt {number} now; "
                 "name an empty folder"
             )
-        if (folder / line["file"]).exists():
-            seen.setdefault(number, set()).add(line["file"])
-    return {number for number, files in seen.items() if len(files) == num}
+        listed.add(line["file"])
+    return listed
 
 
 def _check_settings(path: Path, settings: dict[str, Any]) -> None:
