@@ -16,7 +16,6 @@ from PIL import Image
 
 from dataprep.io import storage
 from dataprep.io.errors import UserError
-from dataprep.io.plain_text import split_lines
 from eval.sampling.options import SamplingOptions, describe_image
 from eval.sampling.png_metadata import save_png
 from eval.sampling.prompts import clean_prompt
@@ -79,7 +78,10 @@ def sample_folder(
 
 
 def read_lines(folder: Path) -> list[dict[str, Any]]:
-    """Returns the complete lines of ``images.jsonl``; cuts off an incomplete last one."""
+    """Returns the complete lines of ``images.jsonl``; cuts off an incomplete last one.
+
+    Raises UserError for a line that does not name an image and its prompt.
+    """
     path, found = folder / LINES_FILE, list[dict[str, Any]]()
     if not path.exists():
         return found
@@ -87,13 +89,18 @@ def read_lines(folder: Path) -> list[dict[str, Any]]:
     whole = data[: data.rfind(b"\n") + 1]
     if len(whole) < len(data):  # killed during the write: the next line would be appended to the rest of this one
         path.write_bytes(whole)
-    return [_parse(line, path) for line in split_lines(whole.decode()) if line]
+    for number, line in enumerate(whole.split(b"\n"), 1):
+        if line:
+            found.append(_parse(line, path))
+            if not IMAGE_NAME.fullmatch(str(found[-1].get("file"))) or "prompt" not in found[-1]:
+                raise UserError(f"{path}: line {number} does not name an image and its prompt; name an empty folder")
+    return found
 
 
-def _parse(text: str | bytes, path: Path) -> dict[str, Any]:
+def _parse(text: bytes, path: Path) -> dict[str, Any]:
     try:
         return dict(json.loads(text))
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, RecursionError) as error:
         raise UserError(f"{path}: damaged ({error}); name an empty folder") from error
 
 

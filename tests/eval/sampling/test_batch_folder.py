@@ -114,9 +114,27 @@ def test_images_of_another_call_are_not_mixed(tmp_path: Path) -> None:
         fill(FakeCascade(), tmp_path)
 
 
-def test_damaged_files_are_named(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        (b"{", "damaged"),
+        (b"[" * 100000, "damaged"),
+        (b'{"file": "00000-00.png", "prompt": "caf\xe9"}', "damaged"),
+        (b'{"prompt": "a red circle"}', "line 13 does not name an image and its prompt"),
+        (b'{"file": "cat.png", "prompt": "a red circle"}', "line 13 does not name an image and its prompt"),
+        (b'{"file": "00000-00.png"}', "line 13 does not name an image and its prompt"),
+    ],
+)
+def test_damaged_lines_are_named(tmp_path: Path, line: bytes, message: str) -> None:
     fill(FakeCascade(), tmp_path)
-    for name in (LINES_FILE, SETTINGS_FILE):
-        (tmp_path / name).write_text("{\n")
-        with pytest.raises(UserError, match=rf"{name}: damaged"):
-            fill(FakeCascade(), tmp_path)
+    with (tmp_path / LINES_FILE).open("ab") as file:
+        file.write(line + b"\n")
+    with pytest.raises(UserError, match=rf"{LINES_FILE}: {message}.*; name an empty folder"):
+        fill(FakeCascade(), tmp_path)
+
+
+def test_damaged_settings_are_named(tmp_path: Path) -> None:
+    fill(FakeCascade(), tmp_path)
+    (tmp_path / SETTINGS_FILE).write_text("{\n")
+    with pytest.raises(UserError, match=rf"{SETTINGS_FILE}: damaged"):
+        fill(FakeCascade(), tmp_path)
