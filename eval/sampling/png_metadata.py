@@ -18,6 +18,9 @@ from PIL.PngImagePlugin import PngInfo
 from dataprep.io.errors import UserError
 
 SOFTWARE = "imagen-ray"
+# What Pillow and json raise for files that are broken, too large or no images.
+UNREADABLE = (OSError, ValueError, SyntaxError, RecursionError, Image.DecompressionBombError)
+PARSED = ("seed", "index", "settings", "model", "size", "score", "adapters")
 
 
 def save_png(path: Path, image: Image.Image, info: Mapping[str, Any]) -> Path:
@@ -37,14 +40,12 @@ def read_png_metadata(path: Path) -> dict[str, Any]:
     try:
         with Image.open(path) as image:
             found = dict(getattr(image, "text", {}))
-    except OSError as error:
-        raise UserError(f"{path}: not an image that can be read ({error})") from error
+        parsed = {key: _parse_value(found[key]) for key in PARSED if key in found}
+    except UNREADABLE as error:
+        raise UserError(f"{path}: not an image that can be read ({error}); name a PNG that imagen-ray wrote") from error
     if found.get("software") != SOFTWARE:
         raise UserError(f"{path}: has no metadata of imagen-ray; name a PNG that it wrote")
-    for key in ("seed", "index", "settings", "model", "size", "score", "adapters"):
-        if key in found:
-            found[key] = _parse_value(found[key])
-    return found
+    return found | parsed
 
 
 def is_ours(path: Path) -> bool:
