@@ -19,6 +19,7 @@ from dataprep.io import storage
 from dataprep.io.config import Config
 from dataprep.io.errors import UserError
 from dataprep.io.keys import shard_name
+from dataprep.listing.text_decoding import DecodingError, decode_text
 from eval.sampling.prompts import clean_prompt
 from pipeline.runtime.context import Context
 from pipeline.runtime.shard_worker import ShardTask
@@ -78,6 +79,9 @@ def list_sources(config: RunConfig) -> list[str]:
     subject = config.subject
     assert subject is not None
     files = [] if subject.images == DRAWN else _list_subject_files(subject.images)
+    for path in files:
+        if path.endswith(".txt"):
+            _read_caption(path)
     if subject.class_images:
         files += list_cascade_files(find_cascade(str(subject.model), "subject.model"))
     return files
@@ -167,9 +171,17 @@ def _read_subject(subject: SubjectConfig) -> list[tuple[bytes, str, str]]:
     found = []
     for path in (path for path in files if not path.endswith(".txt")):
         stem, _, extension = path.rpartition(".")
-        caption = storage.read_bytes(captions[stem]).decode().strip() if stem in captions else subject.prompt
+        caption = _read_caption(captions[stem]) if stem in captions else subject.prompt
         found.append((storage.read_bytes(path), extension, caption))
     return found
+
+
+def _read_caption(path: str) -> str:
+    """Returns a caption, decoded as the listing does; raises UserError where its encoding cannot be told."""
+    try:
+        return decode_text(storage.read_bytes(path))[0].strip()
+    except DecodingError as error:
+        raise UserError(f"subject.images: caption {path} is {error}; save it as UTF-8") from error
 
 
 def _draw_subject() -> list[bytes]:

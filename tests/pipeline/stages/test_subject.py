@@ -124,6 +124,25 @@ def test_a_folder_that_is_no_subject_is_refused(tmp_path: Path, files: list[str]
         subject.list_sources(config)
 
 
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "cp1252"])
+def test_captions_are_decoded_as_those_of_the_listing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, encoding: str
+) -> None:
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "a.png").write_bytes(b"a")
+    (tmp_path / "mine" / "a.txt").write_bytes("a zwx café\n".encode(encoding))
+    folder, _ = run_stage(tmp_path, monkeypatch, images=str(tmp_path / "mine"), class_images=0)
+    assert (folder / "subject-0000-00.txt").read_text(encoding="utf-8") == "a zwx café"
+
+
+def test_a_caption_of_unknown_encoding_is_refused_before_the_run(tmp_path: Path) -> None:
+    (tmp_path / "a.png").write_bytes(b"a")
+    (tmp_path / "a.txt").write_bytes("красная кошка".encode("cp1251"))
+    config = load_config(CONFIG, [f"subject.images={tmp_path}", "subject.class_images=0"])
+    with pytest.raises(UserError, match=r"caption .*a\.txt is neither UTF-8 nor Windows-1252; save it as UTF-8"):
+        subject.list_sources(config)
+
+
 def test_a_model_that_is_missing_is_one_line(tmp_path: Path) -> None:
     config = load_config(CONFIG, [f"subject.model={tmp_path}/none"])
     with pytest.raises(
