@@ -11,7 +11,7 @@ from pathlib import Path
 from dataprep.images.formats import has_image_extension
 from dataprep.io.errors import UserError
 from dataprep.io.wording import count_of
-from eval.sampling.png_metadata import is_ours, read_png_metadata
+from eval.sampling.png_metadata import is_ours, is_picture, read_png_metadata
 from eval.sampling.prompt_files import make_prompt, read_named_prompts
 from eval.sampling.prompts import EvalPrompt
 
@@ -66,8 +66,8 @@ def list_images(folder: Path) -> list[Path]:
     if not folder.is_dir():
         raise UserError(f"IMAGES {folder}: no such folder; name a folder of images, or a model")
     paths = [path for path in folder.rglob("*") if path.is_file() and has_image_extension(path.name)]
-    # A grid of samples, as GenEval's and our own calls write it beside them, is no sample.
-    found = [path for path in paths if path.stem != "grid" and not path.name.startswith(".")]
+    # A grid, as GenEval writes it beside samples, is no sample, nor are the grids and other pictures of our own calls.
+    found = [path for path in paths if path.stem != "grid" and not path.name.startswith(".") and not is_picture(path)]
     if not found:
         raise UserError(f"IMAGES {folder}: no images in it; name a folder of images, or a model")
     return sorted(found, key=lambda path: _natural_key(str(path.relative_to(folder))))

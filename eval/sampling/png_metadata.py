@@ -1,7 +1,7 @@
 """Metadata of a generated PNG: prompt, seed, model and settings as text chunks.
 
 ``prompt``, ``negative``, ``seed``, ``index``, ``model``, ``settings`` (JSON, by stage) and ``software`` are iTXt
-chunks, which any PNG tool shows.
+chunks, which any PNG tool shows. ``picture`` says what a PNG shows that is made of samples and none itself.
 """
 
 from __future__ import annotations
@@ -55,6 +55,15 @@ def is_ours(path: Path) -> bool:
     except UserError:
         return False
     return True
+
+
+def is_picture(path: Path) -> bool:
+    """Returns whether `save_png` wrote the file with ``picture``; reads the head of the file, no pixels."""
+    try:
+        with Image.open(path) as image:
+            return image.info.get("software") == SOFTWARE and "picture" in image.info
+    except UNREADABLE:
+        return False
 
 
 def _parse_value(text: str) -> Any:

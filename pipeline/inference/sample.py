@@ -226,7 +226,7 @@ def _sample_into_files(cascade: Cascade, request: SampleRequest, options: Sampli
     if not names:
         return [save_png(out, samples.images[0], samples.info(0)), *shown]
     sheet = grid(samples.images, options.num)
-    written = [save_png(out, sheet, {"prompt": " | ".join(request.prompts), **samples.making})]
+    written = [save_png(out, sheet, {"prompt": " | ".join(request.prompts), "picture": "grid", **samples.making})]
     for number, (image, name) in enumerate(zip(samples.images, names, strict=True)):
         written.append(save_png(out.with_name(name), image, samples.info(number)))
     return written + shown
@@ -240,7 +240,8 @@ def _save_attention(cascade: Cascade, samples: Samples, images: Sequence[Path]) 
         pictures = {name: samples.by_stage[name][number] for name in stages}
         prompt = samples.prompts[number]
         sheet = draw_attention(cascade.encoder.pieces(samples.expanded.get(prompt, prompt)), pictures, stages)
-        written.append(save_png(path.with_name(f"{path.stem}{ATTENTION}.png"), sheet, samples.info(number)))
+        info = samples.info(number) | {"picture": "attention"}
+        written.append(save_png(path.with_name(f"{path.stem}{ATTENTION}.png"), sheet, info))
     return written
 
 

@@ -12,6 +12,7 @@ import pytest
 from PIL import Image
 
 from dataprep.io import storage
+from eval.judging.image_folder import list_images
 from eval.sampling.attention import AttentionMaps
 from eval.sampling.config import CascadeConfig, StageEntry
 from eval.sampling.options import SamplingOptions
@@ -97,6 +98,7 @@ def test_options_reach_the_cascade(cascade: Recorder, tmp_path: Path) -> None:
     assert read_png_metadata(tmp_path / "deep" / "a-001-attention.png")["index"] == 1
     assert Image.open(tmp_path / "deep" / "a.png").size == (16, 4)
     assert read_png_metadata(tmp_path / "deep" / "a-001.png")["index"] == 1
+    assert [path.name for path in list_images(tmp_path / "deep")] == ["a-000.png", "a-001.png"]
 
 
 def test_attention_is_a_picture_beside_a_single_image(
