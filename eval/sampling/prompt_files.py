@@ -83,11 +83,15 @@ def read_protocol(path: str, count: int, seed: int) -> list[EvalPrompt]:
 
     Of more than ``count`` a subset is sampled by ``seed``, in the order of the file, as in COCO-30K.
     """
-    distinct = read_prompt_file(path).prompts
-    if len(distinct) <= count:
-        return distinct
-    chosen = np.random.default_rng([seed, len(distinct)]).choice(len(distinct), count, replace=False)
-    return [distinct[index] for index in sorted(chosen)]
+    return draw_prompts(read_prompt_file(path).prompts, count, seed)
+
+
+def draw_prompts(prompts: list[EvalPrompt], count: int, seed: int) -> list[EvalPrompt]:
+    """Returns at most ``count`` of distinct prompts, drawn by ``seed``, in their order."""
+    if len(prompts) <= count:
+        return prompts
+    chosen = np.random.default_rng([seed, len(prompts)]).choice(len(prompts), count, replace=False)
+    return [prompts[index] for index in sorted(chosen)]
 
 
 def _read_every_prompt(path: str) -> Iterator[tuple[EvalPrompt | None, str, str]]:

@@ -67,7 +67,12 @@ class EvaluateArguments:
         typer.Option(metavar="KIND=PATH", help="pickscore, hps, imagereward, aesthetic, geneval, dpg; repeatable"),
     ] = None
     num: Annotated[int, typer.Option(min=1, help="images per prompt that a model samples")] = 1
-    limit: Annotated[int | None, typer.Option(min=1, help="prompts to take at most, drawn by the seed")] = None
+    limit: Annotated[
+        int | None,
+        typer.Option(
+            min=1, help="prompts to take at most, drawn by the seed; of images without prompts, images to take at most"
+        ),
+    ] = None
     seed: Annotated[int, typer.Option(min=0, max=MAX_SEED, help="seed of the samples")] = 0
     steps: Annotated[int | None, typer.Option(min=1, help="network evaluations of a model's sampler")] = None
     guidance: Annotated[float | None, typer.Option(min=0, help="guidance weight of a model's sampler")] = None

@@ -34,7 +34,7 @@ from eval.metrics.judges.registry import JUDGES, find_protocol
 from eval.metrics.samples_table import JudgedSample
 from eval.sampling.batch_folder import sample_folder
 from eval.sampling.options import SamplingOptions
-from eval.sampling.prompt_files import read_prompt_file, read_protocol
+from eval.sampling.prompt_files import draw_prompts, read_prompt_file, read_protocol
 from eval.sampling.prompts import EvalPrompt
 from pipeline.execution.record import read_git_commit
 from pipeline.inference.run_audit import RunAudit, read_run_audit
@@ -96,7 +96,7 @@ def evaluate_path(request: EvaluateRequest) -> dict[str, Any]:
     if subject.kind is SubjectKind.IMAGES:
         matched = match_folder(Path(request.path), request.prompts)
         if request.limit is not None:
-            matched = _limit(matched, prompts)
+            matched = _limit(matched, prompts, request.limit, request.options.seed)
     else:
         matched = _sample(subject, prompts, request)
     needs = _name_missing_judge(request)
@@ -263,9 +263,16 @@ def _sample(subject: Subject, prompts: Sequence[EvalPrompt], request: EvaluateRe
     return replace(matched, how=f"of {request.prompts}, {count_of(request.options.num, 'image')} each")
 
 
-def _limit(matched: MatchedFolder, prompts: Sequence[EvalPrompt]) -> MatchedFolder:
-    wanted = {prompt.prompt for prompt in prompts}
-    kept = [item for item in matched.images if item.prompt.prompt in wanted]
+def _limit(matched: MatchedFolder, prompts: Sequence[EvalPrompt], limit: int, seed: int) -> MatchedFolder:
+    """Returns the images of ``prompts``; without any, those of ``limit`` of the images' own prompts, or names."""
+    wanted = prompts or draw_prompts(list(dict.fromkeys(item.prompt for item in matched.images)), limit, seed)
+    texts = {prompt.prompt for prompt in wanted}
+    kept = [item for item in matched.images if item.prompt.prompt in texts]
+    if not kept:
+        raise UserError(
+            f"--limit {limit}: no image shows one of the prompts drawn by --seed {seed}; give a higher limit, or leave "
+            "it out"
+        )
     return replace(
         matched, images=kept, notes=[*matched.notes, f"--limit: {len(kept)} of {len(matched.images)} images"]
     )

@@ -14,9 +14,14 @@ import cv2
 import pytest
 from PIL import Image
 
+from dataprep.io.errors import UserError
+from eval.judging.image_folder import match_folder
 from eval.sampling.config import CascadeConfig, StageEntry, read_cascade, write_cascade
+from eval.sampling.png_metadata import save_png
+from eval.sampling.prompt_files import make_prompt
 from eval.sampling.prompts import EvalPrompt, scene_prompts
 from pipeline.cli.main import main
+from pipeline.inference.evaluate import _limit
 from tests.helpers.cascades import FAST
 from tests.helpers.cascades import export as export_cascade
 from tests.helpers.encoders import save_encoder
@@ -112,10 +117,27 @@ def test_memorisation_of_a_folder(evaluate: Callable[..., dict[str, Any]], world
 
 
 def test_images_without_prompts(evaluate: Callable[..., dict[str, Any]], world: World, tmp_path: Path) -> None:
-    found = evaluate("images", "--reference", "real", "--clip", world.clip)
-    assert found["clip_score"] is None and found["composition"] == {} and found["images"] == 30
+    found = evaluate("images", "--reference", "real", "--clip", world.clip, "--limit", "20")
+    assert found["clip_score"] is None and found["composition"] == {} and found["images"] == 20
     assert found["fd_clip"] > 0 and "without prompts" in found["evaluated"]["prompts"]
     assert "CLIP nan" not in (tmp_path / "out" / "report.html").read_text()
+
+
+def test_limit_takes_prompts_of_the_images_or_images_without_prompts(tmp_path: Path) -> None:
+    for number in range(12):
+        info = {"prompt": f"prompt {number // 2}", "seed": 0, "index": number % 2}
+        save_png(tmp_path / f"{number}.png", Image.new("RGB", (8, 8)), info)
+    matched = match_folder(tmp_path, None)
+    kept = _limit(matched, [], 3, 0)
+    assert len(kept.images) == 6 and len({item.prompt.prompt for item in kept.images}) == 3
+    assert kept.notes == ["--limit: 6 of 12 images"] and kept == _limit(matched, [], 3, 0)
+    assert len({tuple(item.path for item in _limit(matched, [], 3, seed).images) for seed in range(9)}) > 1
+    assert _limit(matched, [], 9, 0).images == matched.images
+    Image.new("RGB", (8, 8)).save(tmp_path / "plain.png")
+    plain = match_folder(tmp_path, None)
+    assert not plain.prompted and len(_limit(plain, [], 5, 0).images) == 5
+    with pytest.raises(UserError, match=r"--limit 1: no image shows one of the prompts drawn by --seed 0; give a high"):
+        _limit(matched, [make_prompt("another")], 1, 0)
 
 
 def test_a_latent_pipeline(evaluate: Callable[..., dict[str, Any]], world: World, tmp_path: Path) -> None:
