@@ -102,9 +102,11 @@ def evaluate_path(request: EvaluateRequest) -> dict[str, Any]:
     needs = _name_missing_judge(request)
     for note in (*matched.notes, *needs):
         console.print(f"note: {note}", markup=False)
-    with _name_options(), progress("evaluate", len(matched.images), "images") as update:
-        metrics, samples = evaluate_folder(matched, how, update)
-    shutil.rmtree(how.features_folder)
+    try:
+        with _name_options(), progress("evaluate", len(matched.images), "images") as update:
+            metrics, samples = evaluate_folder(matched, how, update)
+    finally:
+        shutil.rmtree(how.features_folder, ignore_errors=True)
     metrics["evaluated"] = {
         "what": subject.kind.value,
         "path": request.path,

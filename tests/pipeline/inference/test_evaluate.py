@@ -252,6 +252,7 @@ def _evaluate_plainly(evaluate: Callable[..., dict[str, Any]], world: World, tmp
         (("images", "--judge", "geneval=dino", "--prompts", "prompts.txt"), "line 1 is none of GenEval's"),
         (("images", "--judge", "geneval=dino"), "--judge geneval lacks protocol"),
         (("damaged",), r"0\.png: not an image that can be read"),
+        (("partly",), r"9\.png: not an image that can be read"),
         (("EXPORT",), "--prompts is missing; name a file of prompts"),
     ],
 )
@@ -263,12 +264,15 @@ def test_wrong_inputs(
     (world.root / "short.txt").write_text("a\nb\nc\nd\n")
     (world.root / "damaged").mkdir(exist_ok=True)
     (world.root / "damaged" / "0.png").write_bytes(b"no image")
+    shutil.copytree(world.root / "images", world.root / "partly", dirs_exist_ok=True)
+    (world.root / "partly" / "9.png").write_bytes((world.root / "images" / "9.png").read_bytes()[:80])
     if "--clip" not in words and words[0] != "EXPORT":
         words = (*words, "--clip", world.clip)
     assert run(*(ours if word == "EXPORT" else word for word in words), "--out", str(tmp_path / "out")) == 2
     told = capfd.readouterr().err.strip()
     assert re.search(message, " ".join(told.split())), told
     assert len([line for line in told.splitlines() if line.startswith("error:")]) == 1
+    assert not (tmp_path / "out" / ".features").exists()
 
 
 def test_out_that_cannot_be_written(world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
