@@ -61,7 +61,7 @@ def is_picture(path: Path) -> bool:
     """Returns whether `save_png` wrote the file with ``picture``; reads the head of the file, no pixels."""
     try:
         with Image.open(path) as image:
-            return image.info.get("software") == SOFTWARE and "picture" in image.info
+            return bool(image.info.get("software") == SOFTWARE and "picture" in image.info)
     except UNREADABLE:
         return False
 

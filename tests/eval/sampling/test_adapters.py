@@ -134,7 +134,7 @@ def test_a_folder_of_prompts_holds_images_of_the_same_adapters(folder: Path, tmp
     words = tmp_path / "words.safetensors"
     save_tokens(words, {"zwx": torch.ones(32)})
     stages = load_stages(resolve_paths(read_cascade(folder), folder), "cpu")
-    with_tokens = {"adapters": [AdapterChoice(str(words), 1.0, "encoder")]}
+    with_tokens: dict[str, Any] = {"adapters": [AdapterChoice(str(words), 1.0, "encoder")]}
 
     def fill(**how: Any) -> list[int]:
         cascade = Cascade(stages, WordEncoder(), **how)
@@ -143,10 +143,11 @@ def test_a_folder_of_prompts_holds_images_of_the_same_adapters(folder: Path, tmp
 
     fill(**with_tokens)
     words.rename(tmp_path / "moved.safetensors")
-    moved = {"adapters": [AdapterChoice(str(tmp_path / "moved.safetensors"), 1.0, "encoder")]}
+    moved: dict[str, Any] = {"adapters": [AdapterChoice(str(tmp_path / "moved.safetensors"), 1.0, "encoder")]}
     assert fill(**moved) == [1]
     save_tokens(words, {"zwx": torch.zeros(32)})
-    for other, named in (({}, "adapters"), (with_tokens, "adapters"), (moved | {"weights": "int8"}, "weights")):
+    others: list[tuple[dict[str, Any], str]] = [({}, "adapters"), (with_tokens, "adapters")]
+    for other, named in [*others, (moved | {"weights": "int8"}, "weights")]:
         with pytest.raises(UserError, match=f"{named} was .*; name an empty folder"):
             fill(**other)
 
