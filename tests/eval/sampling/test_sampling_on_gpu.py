@@ -11,11 +11,15 @@ import pytest
 import torch
 from PIL import Image
 
+from dataprep.text.encoder import TextEncoder
 from eval.sampling import loading, stage_sampler
+from eval.sampling.adapters import AdapterChoice, apply_adapters
 from eval.sampling.cascade import Cascade
 from eval.sampling.config import SamplingConfig
 from eval.sampling.stage_sampler import pad_text
-from tests.helpers.cascades import WordEncoder, difference, export
+from tests.eval.sampling.test_adapters import write_adapter
+from tests.helpers.cascades import BASE, WordEncoder, difference, export, trained
+from tests.helpers.encoders import save_encoder
 from tests.helpers.simulated_gpu import DeviceMixupError, simulated_gpu
 from train.diffusion.samplers import SAMPLERS
 from train.models.base import Conditions
@@ -63,6 +67,31 @@ def test_a_gpu_is_taken_if_there_is_one_and_samples_what_a_cpu_does(folder: Path
     for ours, theirs in zip(images, here(PROMPTS, seed=1).images, strict=True):
         assert 0 < difference(ours, theirs) < 40
     assert there.digest == here.digest  # of the stored weights
+
+
+def test_an_adapter_is_merged_into_a_stage_on_the_gpu(folder: Path, tmp_path: Path) -> None:
+    path = write_adapter(tmp_path / "base.safetensors", trained(BASE))
+    here = Cascade.from_pretrained(folder, adapters=[path]).stages[0].model.state_dict()
+    with simulated_gpu():
+        there = Cascade.from_pretrained(folder, adapters=[path])
+        assert [choice.stage for choice in there.adapters] == ["base"]
+        assert {value.device.type for value in there.stages[0].model.state_dict().values()} == {"cuda"}
+    for name, value in there.stages[0].model.state_dict().items():
+        torch.testing.assert_close(value, here[name].bfloat16(), rtol=2e-2, atol=2e-3)  # two roundings or one
+
+
+def test_an_adapter_is_merged_into_a_text_encoder_on_the_gpu(tmp_path: Path) -> None:
+    source = save_encoder(tmp_path / "t5", "t5")
+    path = write_adapter(tmp_path / "t5.safetensors", TextEncoder.from_folder(source).model, "text_encoder")
+    here = TextEncoder.from_folder(source)
+    apply_adapters([AdapterChoice(path)], [], lambda: here)
+    with simulated_gpu():
+        there = TextEncoder.from_folder(source, "float32", device="cuda")
+        (choice,) = apply_adapters([AdapterChoice(path)], [], lambda: there)
+        assert choice.stage == "encoder"
+        assert {value.device.type for value in there.model.state_dict().values()} == {"cuda"}
+    for name, value in there.model.state_dict().items():
+        torch.testing.assert_close(value, here.model.state_dict()[name])
 
 
 @pytest.mark.parametrize(

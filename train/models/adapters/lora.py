@@ -99,11 +99,15 @@ def split_pairs(tensors: Mapping[str, Tensor]) -> dict[str, tuple[Tensor, Tensor
 def merge_pairs(
     state: Mapping[str, Tensor], pairs: Mapping[str, tuple[Tensor, Tensor]], scales: Mapping[str, float]
 ) -> dict[str, Tensor]:
-    """Returns a state dict without pairs, with ``scale B A`` added to the weight of each layer; new tensors there."""
+    """Returns a state dict without pairs, with ``scale B A`` added to the weight of each layer; new tensors there.
+
+    Pairs may be on another device than the weights.
+    """
     merged = {name: value for name, value in state.items() if not is_adapter_tensor(name)}
     for name, (down, up) in pairs.items():
         weight = merged[f"{name}.weight"]
-        merged[f"{name}.weight"] = (weight.float() + scales[name] * multiply_pair(down, up)).to(weight.dtype)
+        update = multiply_pair(down.to(weight.device), up.to(weight.device))
+        merged[f"{name}.weight"] = (weight.float() + scales[name] * update).to(weight.dtype)
     return merged
 
 
