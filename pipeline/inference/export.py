@@ -30,6 +30,7 @@ from eval.sampling.loading import load_prior, load_stages
 from pipeline.inference.model_card import render_model_card
 from pipeline.inference.sample import find_adapters, run_cascade
 from pipeline.store.run import Run
+from train.models.adapters.lora import is_adapter_tensor
 from train.models.distilled import read_distilled
 from train.models.export import load_stage, read_stage_settings, save_stage
 from train.models.weight_files import DTYPES, MAX_SHARD_BYTES, load_tensors
@@ -130,6 +131,11 @@ def _write_folder(run: Run, config: CascadeConfig, out: Path, options: ExportOpt
             from train.resume import read_weights  # imports DeepSpeed
 
             raw, step = read_weights(artifacts[f"train.{stage.name}"].path("checkpoints"), options.weights)
+            if any(is_adapter_tensor(name) for name in raw):
+                raise UserError(
+                    f"--weights {options.weights}: stage {stage.name} was trained as an adapter, whose raw weights are "
+                    "not exported; leave --weights out, for its EMA"
+                )
             tensors = load_tensors(Path(stage.path)) | raw  # the first has parts that are not trained, if any
         distilled = read_distilled(settings)
         save_stage(out / stage.name, tensors, model, settings["diffusion"], step, options.dtype, shard_bytes, distilled)

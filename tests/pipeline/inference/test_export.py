@@ -17,9 +17,11 @@ from eval.sampling.loading import load_stages
 from pipeline.inference import export
 from pipeline.inference.export import ExportOptions, export_run, parse_size
 from pipeline.store.run import Run
-from tests.helpers.cascades import FAST
+from tests.helpers.cascades import BASE, FAST, trained
 from tests.helpers.cascades import export as export_cascade
 from tests.helpers.judged import make_run
+from tests.helpers.trained_runs import commit_stage
+from tests.train.models.adapters.test_lora import adapt
 from train.models.weight_files import count_parameters
 
 METRICS: dict[str, Any] = {
@@ -90,6 +92,17 @@ def test_a_weaker_network_goes_along(run: Run, tmp_path: Path, monkeypatch: pyte
     guided_stage, plain = load_stages(resolve_paths(read_cascade(folder), folder), "cpu")
     assert (folder / "base_guide").is_dir() and guided_stage.guide is not None and plain.guide is None
     assert guided_stage.guide_digest == guided_stage.digest
+
+
+def test_raw_weights_of_an_adapter_are_refused(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = trained(BASE)
+    adapt(model, rank=2)
+    raw = {name: value for name, value in model.state_dict().items() if "lora_" in name}
+    monkeypatch.setattr("train.resume.read_weights", lambda *_: (raw, 3))
+    commit_stage(run, "train.base", "f" * 20)
+    with pytest.raises(UserError, match=r"--weights raw: stage base was trained as an adapter.*; leave --weights out"):
+        export_run(run.root, tmp_path / "out", ExportOptions(weights="raw"))
+    assert not (tmp_path / "out").exists()
 
 
 def test_metadata_of_the_card_is_what_a_hub_reads(run: Run, tmp_path: Path) -> None:
