@@ -21,6 +21,7 @@ from pathlib import Path
 from dataprep.io import storage
 from dataprep.io.errors import UserError
 from dataprep.io.outputs import check_output_folder
+from dataprep.io.pipeline_folder import PIPELINE_FILE, encoder_folders
 from dataprep.text.encoder import TextEncoder
 from dataprep.text.learned_tokens import save_encoder_folder
 from eval.sampling.adapters import ENCODER as MERGED_ENCODER
@@ -37,6 +38,7 @@ from train.models.weight_files import DTYPES, MAX_SHARD_BYTES, load_tensors
 
 CARD, ENCODER, CLIP = "README.md", "encoder", "clip"
 WEIGHTS = ("ema", "raw")
+NOTICES = ("LICENSE", "LICENSE.md", "LICENSE.txt")
 COPIED_FILES = ("metrics.json", "datacard.md")
 
 
@@ -144,7 +146,7 @@ def _write_folder(run: Run, config: CascadeConfig, out: Path, options: ExportOpt
         return stage.model_copy(update={"path": stage.name, "guide": guide})
 
     config = config.with_entries(write)
-    changes: dict[str, object] = {"encoder": _copy_model(config.encoder, out, ENCODER)}
+    changes: dict[str, object] = {"encoder": _copy_encoder(config.encoder, out)}
     changes["expand"] = None  # another's model, for which `sample --expand` is
     if config.clip is not None:
         changes["clip"] = _copy_model(config.clip, out, CLIP)
@@ -191,11 +193,30 @@ def _replace_encoder(folder: Path, encoder: TextEncoder) -> None:
     write_cascade(folder, read_cascade(folder).model_copy(update={"encoder": ENCODER}))
 
 
+def copy_notices(source: str, folder: Path) -> None:
+    """Copies the licence of the folder that the text encoder is from."""
+    for name in NOTICES:
+        if (Path(source) / name).is_file():
+            shutil.copyfile(Path(source) / name, folder / name)
+
+
+def _copy_encoder(source: str, out: Path) -> str:
+    """Copies the text encoder as `_copy_model` does; of a folder in diffusers' layout not the image networks."""
+    parts = encoder_folders(source)
+    if parts[0] == parts[1]:
+        return _copy_model(source, out, ENCODER)
+    for part in parts:
+        _copy_model(part, out / ENCODER, Path(part).name)
+    shutil.copyfile(Path(source) / PIPELINE_FILE, out / ENCODER / PIPELINE_FILE)  # says that it has two folders
+    copy_notices(source, out / ENCODER)
+    return ENCODER
+
+
 def _copy_model(source: str, out: Path, name: str) -> str:
     """Copies a folder or file to ``out``/``name`` and returns that name; returns a hub name unchanged."""
     path = Path(source)
     if path.is_dir():
-        shutil.copytree(path, out / name)
+        shutil.copytree(path, out / name, ignore=shutil.ignore_patterns(".git"))
     elif path.is_file():
         name += path.suffix
         shutil.copyfile(path, out / name)

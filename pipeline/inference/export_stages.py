@@ -17,7 +17,14 @@ from dataprep.io.model_imports import import_transformers
 from dataprep.io.pipeline_folder import PIPELINE_FILE, encoder_folders
 from dataprep.text.encoder import check_encoder, find_variant
 from eval.sampling.config import CASCADE_FILE, CascadeConfig, write_cascade
-from pipeline.inference.export import ENCODER, ExportOptions, check_new_folder, check_weights, new_folder
+from pipeline.inference.export import (
+    ENCODER,
+    ExportOptions,
+    check_new_folder,
+    check_weights,
+    copy_notices,
+    new_folder,
+)
 from pipeline.inference.sample import model_cascade
 from pipeline.store.run import RUN_FILE
 from train.models.backbones import write_folder_stage
@@ -26,7 +33,6 @@ from train.models.export import load_stage, save_stage
 LAYOUTS = ("imagen-ray", "diffusers")
 TEXT_PARTS = ("text_encoder", "tokenizer")
 CARRIED_PARTS = ("safety_checker", "feature_extractor", "watermarker")  # of the folder that the text encoder is from
-NOTICES = ("LICENSE", "LICENSE.md", "LICENSE.txt")
 
 
 def is_run_export(model: str, then: Sequence[str], layout: str) -> bool:
@@ -80,7 +86,7 @@ def _write_cascade(config: CascadeConfig, out: Path) -> None:
         stages.append(entry.model_copy(update={"path": entry.name}))
     save_encoder(config.encoder, out / ENCODER, out / ENCODER)
     write_cascade(out, config.model_copy(update={"stages": stages, "encoder": ENCODER}))
-    _copy_notices(config.encoder, out)
+    copy_notices(config.encoder, out)
 
 
 def _write_pipelines(config: CascadeConfig, out: Path) -> None:
@@ -91,7 +97,7 @@ def _write_pipelines(config: CascadeConfig, out: Path) -> None:
         parts |= _carry_parts(config.encoder, folder)
         sampling = entry.sampling.model_dump(mode="json") | {"threshold": entry.sampling.resolve_threshold()}
         write_folder_stage(str(folder), network, settings["diffusion"], sampling, parts)
-        _copy_notices(config.encoder, folder)
+        copy_notices(config.encoder, folder)
 
 
 def save_encoder(source: str, weights: Path, tokenizer: Path) -> dict[str, list[str]]:
@@ -130,10 +136,3 @@ def _carry_parts(source: str, folder: Path) -> dict[str, Any]:
             parts[name] = listed[name]
     parts |= {name: listed[name] for name in TEXT_PARTS if name in listed}
     return parts | {"requires_safety_checker": parts["safety_checker"] != [None, None]}
-
-
-def _copy_notices(source: str, folder: Path) -> None:
-    """Copies the licence of the folder that the text encoder is from."""
-    for name in NOTICES:
-        if (Path(source) / name).is_file():
-            shutil.copyfile(Path(source) / name, folder / name)

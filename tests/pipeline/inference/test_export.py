@@ -12,6 +12,7 @@ from huggingface_hub import ModelCard
 
 from dataprep.io import storage
 from dataprep.io.errors import UserError
+from dataprep.text.encoder import TextEncoder
 from eval.sampling.config import CascadeConfig, StageEntry, read_cascade, resolve_paths
 from eval.sampling.loading import load_stages
 from pipeline.inference import export
@@ -19,6 +20,7 @@ from pipeline.inference.export import ExportOptions, export_run, parse_size
 from pipeline.store.run import Run
 from tests.helpers.cascades import BASE, FAST, trained
 from tests.helpers.cascades import export as export_cascade
+from tests.helpers.encoders import save_encoder, word_tokenizer
 from tests.helpers.judged import make_run
 from tests.helpers.trained_runs import commit_stage
 from tests.train.models.adapters.test_lora import adapt
@@ -103,6 +105,28 @@ def test_raw_weights_of_an_adapter_are_refused(run: Run, tmp_path: Path, monkeyp
     with pytest.raises(UserError, match=r"--weights raw: stage base was trained as an adapter.*; leave --weights out"):
         export_run(run.root, tmp_path / "out", ExportOptions(weights="raw"))
     assert not (tmp_path / "out").exists()
+
+
+def test_of_a_pipeline_folder_only_the_text_encoder_is_copied(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = tmp_path / "IF-I"
+    save_encoder(source / "text_encoder", "t5")
+    word_tokenizer().save_pretrained(source / "tokenizer")
+    for name in ("unet/model.bin", "safety_checker/model.bin", ".git/HEAD", "text_encoder/.git/HEAD"):
+        (source / name).parent.mkdir(exist_ok=True)
+        (source / name).touch()
+    for name in ("model_index.json", "LICENSE", "model.ckpt"):
+        (source / name).write_text("{}")
+    config = export.run_cascade(run).model_copy(update={"encoder": str(source)})
+    monkeypatch.setattr(export, "run_cascade", lambda run: config)
+    encoder = export_run(run.root, tmp_path / "out", ExportOptions()) / "encoder"
+    copied = {path.name for path in encoder.iterdir()}
+    assert copied == {"model_index.json", "text_encoder", "tokenizer", "LICENSE"}
+    assert not list(encoder.rglob(".git"))
+    texts = ["a red circle"]
+    ours, theirs = (TextEncoder.from_folder(str(folder)).encode(texts)[0] for folder in (encoder, source))
+    assert (ours == theirs).all()
 
 
 def test_metadata_of_the_card_is_what_a_hub_reads(run: Run, tmp_path: Path) -> None:
