@@ -23,7 +23,7 @@ from torch import Tensor
 from dataprep.io import storage
 from dataprep.io.errors import UserError
 from train.models.adapters.config import AdapterConfig
-from train.models.adapters.lora import check_shapes, merge_pairs, split_pairs
+from train.models.adapters.lora import DOWN, UP, check_shapes, merge_pairs, split_pairs
 
 ADAPTER_FILE = "adapter.safetensors"
 METADATA, DIFFUSERS_METADATA = "imagen_ray", "lora_adapter_metadata"  # keys of JSON in a file's metadata
@@ -75,8 +75,7 @@ def load_adapter(path: str) -> Adapter:
     try:
         with storage.local_copy(path) as local, safe_open(local, framework="pt") as file:
             described = file.metadata() or {}
-            settings = json.loads(described.get(METADATA, "{}"))
-            factor = _read_scale(json.loads(described.get(DIFFUSERS_METADATA, "{}")))
+            settings, theirs = (json.loads(described.get(key, "{}")) for key in (METADATA, DIFFUSERS_METADATA))
             for key in file.keys():  # noqa: SIM118
                 if not _sort_tensor(key, file.get_tensor(key), halves, alphas):
                     unknown.append(key)
@@ -90,22 +89,46 @@ def load_adapter(path: str) -> Adapter:
             f"adapter {path}: not a LoRA ({broken[0] if broken else 'it is empty'}); give a file of lora_A and lora_B"
         )
     pairs = {name: (parts[0], parts[1]) for name, parts in halves.items()}
+    for name, (down, up) in pairs.items():
+        _check_half(path, f"{name}.{DOWN}", down)
+        _check_half(path, f"{name}.{UP}", up)
+    for key, value in {METADATA: settings, DIFFUSERS_METADATA: theirs}.items():
+        if not isinstance(value, dict):
+            raise UserError(f"adapter {path}: metadata {key} is {value!r}, no mapping; save it again")
+    factor = _read_scale(path, theirs)
     scales = {name: alphas[name] / pairs[name][0].shape[0] if name in alphas else factor for name in pairs}
     return Adapter(path, pairs, scales, settings)
 
 
-def _read_scale(metadata: Mapping[str, Any]) -> float:
+def _check_half(path: str, name: str, value: Tensor) -> None:
+    """Raises UserError for a tensor that is no half of a pair: its axes are (rank, in, ...) or (out, rank, ...)."""
+    if value.ndim < 2 or not value.numel():
+        raise UserError(
+            f"adapter {path}: tensor {name} has shape {tuple(value.shape)}; save it with two axes or more, rank above 0"
+        )
+
+
+def _read_scale(path: str, metadata: Mapping[str, Any]) -> float:
     """Returns alpha / rank as diffusers' metadata has it, the same for all layers; 1 where it does not."""
     values = {key.rpartition(".")[2]: value for key, value in metadata.items()}
-    return float(values["lora_alpha"]) / float(values["r"]) if {"lora_alpha", "r"} <= values.keys() else 1.0
+    if not {"lora_alpha", "r"} <= values.keys():
+        return 1.0
+    alpha, rank = values["lora_alpha"], values["r"]
+    if not isinstance(alpha, int | float) or not isinstance(rank, int | float) or rank <= 0:
+        raise UserError(
+            f"adapter {path}: metadata {DIFFUSERS_METADATA} has lora_alpha {alpha!r} and r {rank!r}; save it with "
+            "numbers, r above 0"
+        )
+    return alpha / rank
 
 
 def _sort_tensor(key: str, value: Tensor, halves: dict[str, dict[int, Tensor]], alphas: dict[str, float]) -> bool:
     """Adds a tensor of a file to what it is; returns whether it is anything."""
     bare = PREFIX.sub("", key)
     if bare.endswith(".alpha"):
-        alphas[bare.removesuffix(".alpha")] = float(value)
-        return True
+        if value.numel() == 1:
+            alphas[bare.removesuffix(".alpha")] = float(value)
+        return value.numel() == 1
     for pattern, half in HALVES:
         if pattern.search(bare):
             halves.setdefault(pattern.sub("", bare), {})[half] = value

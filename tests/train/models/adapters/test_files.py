@@ -165,3 +165,30 @@ def test_what_is_no_adapter_is_one_line(tmp_path: Path, content: Any, message: s
     with pytest.raises(UserError, match=rf"adapter .*a\.safetensors: {message}") as caught:
         load_adapter(str(path))
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("changes", "metadata", "message"),
+    [
+        ({}, {"imagen_ray": "[1]"}, r"metadata imagen_ray is \[1\], no mapping"),
+        ({}, {"lora_adapter_metadata": "[1]"}, r"metadata lora_adapter_metadata is \[1\], no mapping"),
+        ({}, {"lora_adapter_metadata": '{"r": 0, "lora_alpha": 2}'}, "has lora_alpha 2 and r 0; .* r above 0"),
+        ({}, {"lora_adapter_metadata": '{"r": [4], "lora_alpha": 2}'}, r"has lora_alpha 2 and r \[4\]; .*numbers"),
+        (
+            {"a.lora_A.weight": torch.ones(0, 3), "a.lora_B.weight": torch.ones(2, 0)},
+            {},
+            r"a\.lora_A has shape \(0, 3\)",
+        ),
+        ({"a.lora_A.weight": torch.ones(())}, {}, r"tensor a\.lora_A has shape \(\); save it with two axes"),
+        ({"a.lora_B.weight": torch.ones(2)}, {}, r"tensor a\.lora_B has shape \(2,\); save it with two axes"),
+        ({"a.alpha": torch.ones(2)}, {}, r"not a LoRA \(a\.alpha\)"),
+    ],
+)
+def test_malformed_parts_of_an_adapter_are_named(
+    tmp_path: Path, changes: dict[str, Tensor], metadata: dict[str, str], message: str
+) -> None:
+    whole = {"a.lora_A.weight": torch.ones(1, 3), "a.lora_B.weight": torch.ones(2, 1), "a.alpha": torch.ones(1)}
+    path = tmp_path / "a.safetensors"
+    save_file(whole | changes, path, metadata=metadata)
+    with pytest.raises(UserError, match=rf"adapter .*a\.safetensors: .*{message}"):
+        match_layers(load_adapter(str(path)), {"a.weight": torch.ones(2, 3)})
