@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
+from json import JSONDecodeError
 from pathlib import Path
 from typing import Any, cast
 
@@ -78,12 +79,16 @@ def read_stage_settings(folder: str | Path) -> tuple[DenoiserConfig, dict[str, A
     path = str(Path(folder) / CONFIG_FILE)
     if not exists(path):
         raise UserError(f"stage {folder}: {CONFIG_FILE} is missing; train this stage first, or name another folder")
-    settings = read_json(path)
-    if settings.get("format") != FORMAT:
-        raise UserError(f"stage {folder}: format {settings.get('format')!r}, this imagen-ray reads {FORMAT}")
     try:
+        settings = read_json(path)
+        if not isinstance(settings, dict):
+            raise TypeError("no mapping")
+        if settings.get("format") != FORMAT:
+            raise UserError(f"stage {folder}: format {settings.get('format')!r}, this imagen-ray reads {FORMAT}")
+        if not isinstance(settings["diffusion"], dict) or not isinstance(settings["trained_steps"], int | None):
+            raise TypeError("diffusion has to be a mapping, trained_steps a number or null")
         return find_backbone(settings["backbone"]).config(**settings["model"]), settings
-    except (KeyError, TypeError, ValidationError) as error:
+    except (JSONDecodeError, UnicodeDecodeError, KeyError, TypeError, ValidationError) as error:
         raise UserError(f"{path}: invalid ({' '.join(str(error).split())}); export again") from error
 
 

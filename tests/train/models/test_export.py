@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,7 @@ import torch
 
 from dataprep.io.errors import UserError
 from tests.helpers.cascades import BASE, SR, trained
-from train.models.export import CONFIG_FILE, WEIGHTS_FILE, load_stage, save_stage
+from train.models.export import CONFIG_FILE, WEIGHTS_FILE, load_stage, read_stage_settings, save_stage
 from train.models.unet.unet import UNet
 
 
@@ -69,3 +70,23 @@ def test_the_config_names_the_backbone(tmp_path: Path) -> None:
     (tmp_path / CONFIG_FILE).write_text(json.dumps(settings | {"model": {"chanels": 3}}))
     with pytest.raises(UserError, match=r"config.json: invalid .*chanels"):
         load_stage(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda settings: "[1, 2]", "no mapping"),
+        (lambda settings: '{"format": 2', "Expecting"),
+        (lambda settings: json.dumps({k: v for k, v in settings.items() if k != "diffusion"}), "'diffusion'"),
+        (lambda settings: json.dumps({k: v for k, v in settings.items() if k != "trained_steps"}), "'trained_steps'"),
+        (lambda settings: json.dumps(settings | {"diffusion": 3}), "diffusion has to be a mapping"),
+        (lambda settings: json.dumps(settings | {"trained_steps": "3"}), "trained_steps a number or null"),
+    ],
+)
+def test_invalid_settings_are_refused(tmp_path: Path, change: Callable[[dict[str, object]], str], message: str) -> None:
+    save_stage(tmp_path, trained(BASE), BASE, {}, 1)
+    path = tmp_path / CONFIG_FILE
+    path.write_text(change(json.loads(path.read_text())))
+    for read in (read_stage_settings, load_stage):
+        with pytest.raises(UserError, match=rf"config\.json: invalid \(.*{message}.*\); export again"):
+            read(tmp_path)

@@ -37,7 +37,10 @@ def load_autoencoder(folder: str | Path) -> VqAutoencoder:
     path = str(Path(folder) / CONFIG_FILE)
     if not exists(path) or not has_weights(Path(folder)):
         raise UserError(f"autoencoder {folder}: {CONFIG_FILE} or its weights are missing; train task: vq first")
-    settings = read_json(path)
+    try:
+        settings = read_json(path)
+    except ValueError as error:
+        raise UserError(f"{path}: is no JSON ({' '.join(str(error).split())}); train again") from error
     try:
         model = VqAutoencoder(VqConfig.model_validate(settings["model"], strict=False))
         model.load_state_dict({name: tensor.float() for name, tensor in load_tensors(Path(folder)).items()})

@@ -37,3 +37,11 @@ def test_what_is_no_trained_autoencoder_is_refused(tmp_path: Path) -> None:
     write_json(str(tmp_path / CONFIG_FILE), settings | {"model": settings["model"] | {"codes": 3}})
     with pytest.raises(UserError, match=r"does not fit its weights.*codebook.*train again"):
         load_autoencoder(tmp_path)
+
+
+@pytest.mark.parametrize(("text", "message"), [('{"model": ', "is no JSON"), ("[1, 2]", "does not fit its weights")])
+def test_settings_that_are_no_mapping_are_refused(tmp_path: Path, text: str, message: str) -> None:
+    save_autoencoder(tmp_path, build().state_dict(), LAYOUT, 7)
+    (tmp_path / CONFIG_FILE).write_text(text)
+    with pytest.raises(UserError, match=rf"config\.json: {message}.*; train again"):
+        load_autoencoder(tmp_path)
