@@ -68,7 +68,7 @@ def sample_codes(
         rounds = max(1, round(rounds * (1.0 if edit.hidden is not None else settings.strength)))
 
     def predict(shown_Bhw: Tensor, ratio_B: Tensor) -> Tensor:
-        return guided_logits(model, settings.guidance, inputs, lowres, shown_Bhw, ratio_B)
+        return guided_logits(stage, settings.guidance, inputs, lowres, shown_Bhw, ratio_B)
 
     codes_Bhw = decode_codes(predict, codes_Bhw, hidden_Bhw, count, rounds, settings.temperature, draw)
     image_BCHW = model.autoencoder.decode(codes_Bhw).float().clamp(-1, 1)
@@ -78,17 +78,19 @@ def sample_codes(
 
 
 def guided_logits(
-    model: Refiner, guidance: float, inputs: SamplerInputs, lowres: LowresInput, shown_Bhw: Tensor, ratio_B: Tensor
+    stage: LoadedStage, guidance: float, inputs: SamplerInputs, lowres: LowresInput, shown_Bhw: Tensor, ratio_B: Tensor
 ) -> Tensor:
     """Returns logits (B, K, h, w) with classifier-free guidance: u + guidance (c - u), as of a denoiser's output.
 
-    ``u`` are those for the negative prompt, or without a caption.
+    ``u`` are those for the negative prompt, or without a caption. A stage that was trained without text gets none.
     """
     text, negative, batch = inputs.text, inputs.negative, len(shown_Bhw)
     copies = 1 if guidance == 1 else 2
     prompts = text if copies == 1 else concat_prompts([text, negative or text])
     kept_B = None
-    if copies == 2 and negative is None:
+    if not stage.entry.text:
+        kept_B = torch.zeros(copies * batch, dtype=torch.bool, device=shown_Bhw.device)
+    elif copies == 2 and negative is None:
         kept_B = torch.arange(2 * batch, device=shown_Bhw.device) < batch
     rest = {name: torch.cat([part] * copies) for name, part in lowres.items()}
     conditions = Conditions(prompts.tokens_BLD, prompts.mask_BL, kept_B)._replace(**rest)
@@ -96,7 +98,7 @@ def guided_logits(
     pixels = rest["lowres_BCHW"][0, 0].numel()
     # On a GPU the network runs in bf16.
     with torch.autocast(shown_Bhw.device.type, torch.bfloat16, enabled=shown_Bhw.device.type == "cuda"):
-        logits = call_in_parts(model, shown_Bhw, ratio_B, conditions, pixels)
+        logits = call_in_parts(stage.model, shown_Bhw, ratio_B, conditions, pixels)
     if copies == 1:
         return logits
     conditional, other = logits.chunk(2)

@@ -107,6 +107,8 @@ class RefinementTask(DiffusionTask):
         model.eval()
         random = SampleRandom.of_batch(seed, -1, batch)
         conditions = self._conditions(batch, random, true_BHWC.shape[1:3])
+        if not self.config.reads_text():
+            conditions = conditions._replace(text_keep_B=torch.zeros(len(true_BHWC), dtype=torch.bool, device=device))
         codes_Bhw = self.autoencoder.to(device).encode(to_model_range(true_BHWC))  # for their shape; all are hidden
 
         def predict(shown_Bhw: Tensor, ratio_B: Tensor) -> Tensor:

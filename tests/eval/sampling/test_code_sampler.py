@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -66,6 +67,17 @@ def test_settings_matter() -> None:
     assert not torch.equal(
         sample_codes(stage, SamplingConfig(**base), inputs._replace(negative=negative), SEEDS), before
     )
+
+
+def test_a_stage_that_was_trained_without_text_gets_none() -> None:
+    reading, inputs = make_stage(), make_inputs()
+    blind = replace(reading, entry=reading.entry.model_copy(update={"text": False}))
+    other = inputs._replace(text=pad_text([np.full((4, 8), 3.0, np.float32)] * 3))
+    for guidance in (1.0, 3.0):
+        settings = SamplingConfig(steps=4, guidance=guidance, temperature=0)
+        for stage, same in ((blind, True), (reading, False)):
+            one, two = (sample_codes(stage, settings, given, SEEDS) for given in (inputs, other))
+            assert torch.equal(one, two) == same, guidance
 
 
 def test_without_a_mask_a_share_of_the_codes_is_drawn_anew() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -12,6 +13,7 @@ from safetensors.torch import load_file
 from dataprep.io.errors import UserError
 from tests.helpers.pictures import TEXT, Pictures
 from tests.helpers.toys import StopError, rows, stop_after
+from tests.helpers.unets import wake
 from train.loader.sampler import SampleRandom
 from train.loop import train
 from train.models.export import load_stage
@@ -85,6 +87,18 @@ def test_the_export_is_a_whole_stage(autoencoder: str, tmp_path: Path) -> None:
     theirs = load_autoencoder(autoencoder).state_dict()
     assert all(torch.equal(value, theirs[name]) for name, value in model.autoencoder.state_dict().items())
     assert settings["diffusion"]["lowres_max_level"] == 0.3
+
+
+def test_a_grid_of_a_stage_that_is_trained_without_text_has_no_captions(autoencoder: str) -> None:
+    batch = Pictures().first(4)
+    batch["index_B"] = torch.as_tensor(batch["index"])
+    other = batch | {"text_BLD": -3 * batch["text_BLD"]}
+    for drop in (1.0, 0.1):
+        task, _ = make_task(autoencoder, text_drop=drop)
+        torch.manual_seed(0)
+        weights = wake(task.build()).state_dict()
+        one, two = (task.sample_grid(weights, given, 0) for given in (batch, other))
+        assert np.array_equal(one, two) == (drop == 1)
 
 
 @pytest.mark.parametrize("stop", [8, 16])
