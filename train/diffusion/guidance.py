@@ -31,6 +31,7 @@ class LogSnrInterval(NamedTuple):
 
 
 ALL_LEVELS = LogSnrInterval()
+QUANTILE_LIMIT = 2**24  # most values of a row of torch.quantile
 
 
 def apply_guidance(conditional: Tensor, unconditional: Tensor, scale: float) -> Tensor:
@@ -56,9 +57,19 @@ def static_threshold(x0_BCHW: Tensor) -> Tensor:
 
 def dynamic_threshold(x0_BCHW: Tensor, percentile: float = 0.995, maximum: float | None = None) -> Tensor:
     """Clips each image to its own percentile s of |x_0|, between 1 and ``maximum``, and divides by s (A.10)."""
-    bound_B = torch.quantile(x0_BCHW.float().abs().flatten(1), percentile, dim=1).clamp(min=1.0, max=maximum)
+    bound_B = _row_quantile(x0_BCHW.float().abs().flatten(1), percentile).clamp(min=1.0, max=maximum)
     bound = bound_B.view(-1, 1, 1, 1)
     return x0_BCHW.clamp(-bound, bound) / bound
+
+
+def _row_quantile(values_BN: Tensor, share: float) -> Tensor:
+    """Returns torch.quantile of each row (B,), which it refuses above `QUANTILE_LIMIT` values: 5.6 megapixels."""
+    count = values_BN.shape[1]
+    if count <= QUANTILE_LIMIT:
+        return torch.quantile(values_BN, share, dim=1)
+    below, part = divmod(share * (count - 1), 1)
+    low_B, high_B = (values_BN.kthvalue(min(int(below) + rank, count), dim=1).values for rank in (1, 2))
+    return torch.lerp(low_B, high_B, part)
 
 
 def apply_threshold(

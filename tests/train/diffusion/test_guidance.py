@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from tests.helpers.gaussian import normal
+from train.diffusion import guidance
 from train.diffusion.config import DiffusionConfig, GuidanceConfig, Prediction
 from train.diffusion.guidance import (
     ALL_LEVELS,
@@ -47,6 +48,23 @@ def test_guidance_and_thresholds() -> None:
     torch.testing.assert_close(found[0], quiet[0])
     torch.testing.assert_close(found[1], loud[1] / loud[1].abs().max())
     assert torch.equal(apply_threshold(loud, "none"), loud)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.5, 0.995, 1.0])
+def test_thresholds_of_large_images_are_those_of_small_ones(monkeypatch: pytest.MonkeyPatch, share: float) -> None:
+    for height in (4, 5):  # 60 and 75 values
+        loud = 5 * normal(2, 3, height, 5)
+        wanted = dynamic_threshold(loud, share)
+        with monkeypatch.context() as patch:
+            patch.setattr(guidance, "QUANTILE_LIMIT", 50)
+            patch.setattr(torch, "quantile", None)
+            torch.testing.assert_close(dynamic_threshold(loud, share), wanted)
+
+
+def test_an_image_above_the_limit_of_quantiles_has_a_threshold() -> None:
+    side = math.isqrt(guidance.QUANTILE_LIMIT) + 1
+    found = dynamic_threshold(4 * torch.rand(1, 1, side, side, generator=torch.Generator().manual_seed(0)), 0.75)
+    assert float((found == 1).float().mean()) == pytest.approx(0.25, abs=1e-3)
 
 
 def test_guided_denoiser_calls_the_model_once_per_step() -> None:
