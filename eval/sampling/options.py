@@ -21,6 +21,7 @@ SettingValue = str | int | float | Sequence[float] | None
 # Field of `SamplingConfig` -> its value for all stages, or {stage name: value}; None keeps the stage's default.
 SettingChanges = Mapping[str, SettingValue | Mapping[str, SettingValue]]
 DEFAULT_STRENGTH = 0.7  # of image-to-image
+LISTS = ("timesteps", "log_snrs")  # settings that list the evaluations, in place of `steps` and `spacing`
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,24 +87,23 @@ class SamplingOptions:
 def override_sampling(entry: StageEntry, changes: SettingChanges) -> SamplingConfig:
     """Returns the stage's sampler settings under ``changes``.
 
-    Another number or kind of steps replaces noise levels that are listed. Raises UserError for an unknown setting,
+    Another number, kind or list of steps replaces those that the stage lists. Raises UserError for an unknown setting,
     naming the nearest one, for an invalid value, and for another one than a distilled stage has learned.
     """
     _check_setting_names(changes)
     values = entry.sampling.model_dump()
-    for key, value in changes.items():
-        chosen = value.get(entry.name) if isinstance(value, Mapping) else value
-        if chosen is not None:
-            if key in entry.distilled:
-                if chosen != values[key]:
-                    raise UserError(
-                        f"{key} {chosen}: stage {entry.name} is distilled to {key} {values[key]}, and its images are "
-                        "of no worth with another; leave it out"
-                    )
-                continue
-            if key in ("steps", "spacing", "timesteps") and "log_snrs" not in changes:
-                values["log_snrs"] = None
-            values[key] = float(chosen) if isinstance(values[key], float) and isinstance(chosen, int) else chosen
+    asked = {key: value.get(entry.name) if isinstance(value, Mapping) else value for key, value in changes.items()}
+    own = {key: chosen for key, chosen in asked.items() if chosen is not None}
+    for key in own.keys() & entry.distilled:
+        if (chosen := own.pop(key)) != values[key]:
+            raise UserError(
+                f"{key} {chosen}: stage {entry.name} is distilled to {key} {values[key]}, and its images are "
+                "of no worth with another; leave it out"
+            )
+    if not own.keys().isdisjoint(("steps", "spacing", *LISTS)):
+        values |= dict.fromkeys(LISTS)
+    for key, chosen in own.items():
+        values[key] = float(chosen) if isinstance(values[key], float) and isinstance(chosen, int) else chosen
     try:
         return SamplingConfig(**values)
     except ValidationError as error:

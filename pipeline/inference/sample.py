@@ -268,12 +268,14 @@ def _apply_assignments(changes: SettingChanges, assignments: Sequence[str]) -> S
             raise UserError(f"--set {assignment}: give KEY=VALUE or STAGE.KEY=VALUE, such as base.guidance=2")
         if (value := parse_yaml(text, f"--set {assignment}")) is None:
             raise UserError(f"--set {assignment}: {text!r} is no value; give one, such as base.guidance=2")
-        if not dot:
+        before = found.get(key)
+        if not dot and not isinstance(before, Mapping):
             found[key] = value
-        elif isinstance(before := found.get(key, {}), Mapping):
-            found[key] = {**before, stage: value}
+        elif dot and (before is None or isinstance(before, Mapping)):
+            found[key] = {**(before or {}), stage: value}
         else:
-            raise UserError(f"--set {assignment}: {key} is set for all stages already; set it by stage alone")
+            others = f"stage {next(iter(before))}" if isinstance(before, Mapping) else "all stages"
+            raise UserError(f"--set {assignment}: {key} is set for {others} already; set it by stage alone")
     return found
 
 

@@ -150,6 +150,7 @@ def test_a_file_of_prompts_fills_a_folder(cascade: Recorder, tmp_path: Path) -> 
         (["--set", "guidance"], "--set guidance: give KEY=VALUE"),
         (["--set", "guidance=["], r"--set guidance=["),
         (["--guidance", "2", "--set", "base.guidance=3"], "guidance is set for all stages already"),
+        (["--set", "base.steps=8", "--set", "steps=10"], "--set steps=10: steps is set for stage base already"),
         (["--size", "64"], "--size 64: give two whole numbers, such as 3x2"),
         (["--size", "64x-1"], "--size 64x-1"),
         (["--size", "64x64", "--aspect", "3:2"], "give one of them"),
