@@ -18,6 +18,7 @@ def draw_attention(
 ) -> Image.Image:
     """Returns a picture of where each stage looked for each of ``pieces``, the texts of the prompt's tokens.
 
+    Pieces beyond the maps' tokens are left out: a tokenizer ends even the empty prompt, which has no token for stages.
     ``images`` and ``maps`` are by stage. A map is scaled to its own maximum, which white is; the number beside a token
     is its largest share of attention at any place and time.
     """
@@ -33,6 +34,7 @@ def draw_attention(
 def _draw_stage(name: str, pieces: Sequence[str], image: Image.Image, maps: AttentionMaps) -> Image.Image:
     width = max(1, round(CELL * image.width / max(image.size)))
     height = max(1, round(CELL * image.height / max(image.size)))
+    pieces = pieces[: maps.maps_KLHW.shape[1]]
     columns, rows = len(maps.noise), len(pieces)
     size = (LABEL + (columns + 1) * (width + GAP), HEADER + max(1, rows) * (height + GAP))
     sheet, font = Image.new("RGB", size, "white"), ImageFont.load_default(11)

@@ -222,14 +222,14 @@ def _sample_into_files(cascade: Cascade, request: SampleRequest, options: Sampli
     out.parent.mkdir(parents=True, exist_ok=True)
     samples = replace(samples, making={**samples.making, "run": folder.encode(errors="backslashreplace").decode()})
     names = name_files(out, len(samples.images))
-    shown = _save_attention(cascade, samples, [out.with_name(name) for name in names] or [out])
-    if not names:
-        return [save_png(out, samples.images[0], samples.info(0)), *shown]
-    sheet = grid(samples.images, options.num)
-    written = [save_png(out, sheet, {"prompt": " | ".join(request.prompts), "picture": "grid", **samples.making})]
-    for number, (image, name) in enumerate(zip(samples.images, names, strict=True)):
-        written.append(save_png(out.with_name(name), image, samples.info(number)))
-    return written + shown
+    paths = [out.with_name(name) for name in names] or [out]
+    written: list[Path] = []
+    if names:
+        sheet = grid(samples.images, options.num)
+        written = [save_png(out, sheet, {"prompt": " | ".join(request.prompts), "picture": "grid", **samples.making})]
+    for number, (image, path) in enumerate(zip(samples.images, paths, strict=True)):
+        written.append(save_png(path, image, samples.info(number)))
+    return written + _save_attention(cascade, samples, paths)
 
 
 def _save_attention(cascade: Cascade, samples: Samples, images: Sequence[Path]) -> list[Path]:

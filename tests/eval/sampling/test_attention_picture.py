@@ -40,6 +40,13 @@ def test_rows_are_tokens_and_columns_times() -> None:
     assert (sheet[HEADER : HEADER + CELL, :LABEL] < 128).any()  # the token's text
 
 
+def test_a_token_that_the_tokenizer_adds_to_no_prompt_has_no_row() -> None:
+    image = Image.new("RGB", (16, 16))
+    for count in (0, 1):
+        maps = {"base": AttentionMaps(np.ones((1, count, 2, 2), np.float32), [(1.0, 0.0)])}
+        assert draw_attention(["a", "</s>"][-count - 1 :], {"base": image}, maps).height == HEADER + CELL + GAP
+
+
 def test_stages_stand_below_each_other() -> None:
     maps = AttentionMaps(np.ones((1, 2, 2, 4), np.float32), [(1.0, 0.0)])
     wide = Image.new("RGB", (64, 32))

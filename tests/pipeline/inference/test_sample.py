@@ -112,6 +112,21 @@ def test_attention_is_a_picture_beside_a_single_image(
     assert Image.open(tmp_path / "a-attention.png").width > 100
 
 
+def test_images_are_saved_before_the_pictures_of_attention(
+    cascade: Recorder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        assert sorted(path.name for path in tmp_path.iterdir()) == ["a-000.png", "a-001.png", "a.png"]
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(sample, "draw_attention", fail)
+    request = sample.SampleRequest(
+        prompts=["a cat"], out=tmp_path / "a.png", options=SamplingOptions(num=2, attention=True)
+    )
+    with pytest.raises(KeyboardInterrupt):
+        sample.sample_run("run", request)
+
+
 @pytest.mark.parametrize("other", [["--prompts-file", "p.txt"], ["a cat", "--compile"]])
 def test_attention_is_for_prompts_on_the_line(
     other: list[str], cascade: Recorder, tmp_path: Path, capsys: pytest.CaptureFixture[str]
