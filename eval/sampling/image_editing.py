@@ -23,7 +23,11 @@ def size_step(stages: Sequence[LoadedStage]) -> int:
     """Returns the number that must divide the sides of the last stage's images for every stage to sample its own."""
     last = stages[-1].entry.resolution
     first = stages[0].entry.low_resolution or stages[0].entry.resolution
-    needed = [stage.model.config.size_multiple() * (last // stage.entry.resolution) for stage in stages]
+    needed = [
+        network.config.size_multiple() * (last // stage.entry.resolution)
+        for stage in stages
+        for network in stage.networks()
+    ]
     return math.lcm(last // first, *needed)
 
 

@@ -16,7 +16,8 @@ from dataprep.text.encoder import TextEncoder
 from eval.sampling.config import CASCADE_FILE, CascadeConfig, StageEntry, check_same_process
 from eval.sampling.stage_sampler import LoadedStage
 from train.diffusion.config import DiffusionConfig
-from train.models.base import Denoiser, PaddedTextDenoiser
+from train.models.backbones import backbone_name, find_backbone
+from train.models.base import Denoiser, DenoiserConfig, PaddedTextDenoiser
 from train.models.export import load_stage
 
 
@@ -28,7 +29,7 @@ def load_stages(config: CascadeConfig, device: str | torch.device, compiled: boo
     configure_device(device)
     stages = [_load_entry(entry, device) for entry in config.stages]
     if compiled:
-        for network in (network for stage in stages for network in (stage.model, stage.guide) if network is not None):
+        for network in (network for stage in stages for network in stage.networks()):
             assert isinstance(network, nn.Module)
             network.compile()
     return stages
@@ -53,9 +54,8 @@ def load_encoder(config: CascadeConfig, stages: Sequence[LoadedStage], device: s
                 f"encoder {config.encoder}: width {encoder.dim}, stage {stage.entry.name} was trained on width "
                 f"{stage.model.config.text_dim}; name the encoder that it was trained with"
             )
-        for network in (stage.model, stage.guide):
-            if network is not None:
-                _give_empty_text(config, stage.entry.name, network, encoder)
+        for network in stage.networks():
+            _give_empty_text(config, stage.entry.name, network, encoder)
     return encoder
 
 
@@ -96,7 +96,23 @@ def _add_guide(stage: LoadedStage, folder: str, diffusion: dict[str, Any], devic
     """Loads the weaker network of a stage; UserError where it does not take and give what the stage's does."""
     what, (guide, settings) = f"stage {stage.entry.name}: guide {folder}", load_stage(folder, device)
     check_same_process(what, diffusion, settings["diffusion"])
-    for key in ("text_dim", "lowres", "image_channels"):
-        if (theirs := getattr(guide.config, key)) != (ours := getattr(stage.model.config, key)):
-            raise UserError(f"{what}: has {key} {theirs}, the stage {ours}; name another network")
+    ours = _describe_network(stage.model.config)
+    for key, theirs in _describe_network(guide.config).items():
+        if theirs != ours[key]:
+            raise UserError(f"{what}: has {key} {theirs}, the stage {ours[key]}; name another network")
+    if stage.entry.resolution % (step := guide.config.size_multiple()):
+        raise UserError(
+            f"{what}: takes sizes that are multiples of {step}, the stage has {stage.entry.resolution}; name another "
+            "network"
+        )
     return replace(stage, guide=guide, guide_digest=settings.get("digest", ""))
+
+
+def _describe_network(config: DenoiserConfig) -> dict[str, Any]:
+    """Returns what a network has to share with the one that it guides."""
+    keys = ("text_dim", "lowres", "image_channels", "image_embedding_dim")
+    return {
+        "task": find_backbone(backbone_name(config)).task,
+        **{key: getattr(config, key) for key in keys},
+        "output_channels": config.output_channels(),
+    }

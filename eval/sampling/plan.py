@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -90,15 +91,16 @@ def make_plan(
 def _check_tile(
     stage: LoadedStage, settings: Mapping[str, SamplingConfig], size: Size, watched: Collection[str]
 ) -> None:
-    """Raises UserError for a tile on which the stage's network would not work, if images of ``size`` are larger."""
+    """Raises UserError for a tile on which a network of the stage would not work, if images of ``size`` are larger."""
     name, config = stage.entry.name, stage.model.config
-    tile, step = settings[name].tile, config.size_multiple()
+    tile, networks = settings[name].tile, stage.networks() if settings[name].autoguidance else (stage.model,)
+    step = math.lcm(*(network.config.size_multiple() for network in networks))
     if tile is None or tile >= max(size):
         return
     refusal = None
     if find_backbone(backbone_name(config)).task != "diffusion":
         refusal = "does not draw by diffusion; set tile for other stages alone"
-    elif part := config.needs_whole_images():
+    elif part := next(filter(None, (network.config.needs_whole_images() for network in networks)), None):
         refusal = f"has {part}, which needs whole images; set tile for other stages alone"
     elif tile % step or tile < LEAST * step:
         refusal = f"takes tiles of a multiple of {step} from {LEAST * step}; take one"

@@ -43,6 +43,10 @@ class LoadedStage:
     guide: Denoiser | None = None  # a weaker network to guide away from, in place of no caption
     guide_digest: str = ""
 
+    def networks(self) -> tuple[Denoiser, ...]:
+        """Returns the stage's network and the weaker one, if it has it."""
+        return (self.model,) if self.guide is None else (self.model, self.guide)
+
 
 class EncodedPrompts(NamedTuple):
     """Encoded captions: float32 (B, L, D), zero-padded; bool mask (B, L), False at padding; None if there is none."""

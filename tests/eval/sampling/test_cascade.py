@@ -23,12 +23,15 @@ from eval.sampling.cascade import Cascade
 from eval.sampling.config import read_cascade, write_cascade
 from eval.sampling.watermark import has_watermark
 from tests.helpers.cascades import BASE, DIT_BASE, DIT_SR, SR, WordEncoder, difference, export, trained
+from tests.helpers.dits import dit_config
 from tests.helpers.unets import unet_config
 from train.diffusion.config import DiffusionConfig
 from train.models.base import DenoiserConfig
 from train.models.export import save_stage
+from train.models.refiner.config import PRESETS
 
 IMAGE = Image.fromarray(np.random.default_rng(3).integers(0, 255, (20, 20, 3), np.uint8))
+REFINER = PRESETS["refiner-micro"].model_copy(update={"text_dim": 8})
 
 
 @pytest.fixture(scope="module")
@@ -217,6 +220,10 @@ def test_guidance_goes_away_from_a_weaker_network(folder: Path, tmp_path: Path) 
         (BASE, DiffusionConfig(schedule="flow"), "has diffusion.schedule flow, the stage cosine"),
         (unet_config("micro-base", text_dim=9), None, "has text_dim 9, the stage 8"),
         (SR, None, "has lowres True, the stage False"),
+        (REFINER, None, "has task refinement, the stage diffusion"),
+        (unet_config("micro-base", text_dim=8, image_embedding_dim=4), None, "has image_embedding_dim 4, the stage 0"),
+        (unet_config("micro-base", text_dim=8, learned_variance=True), None, "has output_channels 6, the stage 3"),
+        (dit_config("dit-micro-base", text_dim=8, patch=16), None, "takes sizes that are multiples of 16, the stage"),
     ],
 )
 def test_a_weaker_network_of_another_kind_is_refused(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -12,20 +13,35 @@ from PIL import Image
 
 from dataprep.io.errors import UserError
 from eval.sampling import image_editing
+from eval.sampling.config import StageEntry
+from eval.sampling.stage_sampler import LoadedStage
+from train.diffusion.config import DiffusionConfig
 
 
-def stages(*described: tuple[int, int | None, int]) -> list[Any]:
+def network(multiple: int) -> Any:
+    return SimpleNamespace(config=SimpleNamespace(size_multiple=lambda: multiple))
+
+
+def stages(*described: tuple[int, int | None, int]) -> list[LoadedStage]:
     """Stages of (resolution, low resolution, size multiple)."""
     return [
-        SimpleNamespace(
-            entry=SimpleNamespace(name=f"s{size}", resolution=size, low_resolution=low),
-            model=SimpleNamespace(config=SimpleNamespace(size_multiple=lambda multiple=multiple: multiple)),
+        LoadedStage(
+            StageEntry(name=f"s{size}", resolution=size, low_resolution=low, path=""),
+            network(multiple),
+            DiffusionConfig(),
         )
         for size, low, multiple in described
     ]
 
 
 DEMO = stages((16, None, 4), (64, 16, 8), (256, 64, 8))
+
+
+def test_sizes_fit_the_weaker_network_of_a_stage() -> None:
+    base, *others = DEMO
+    assert image_editing.size_step([base]) == 4
+    guided = replace(base, guide=network(6))
+    assert image_editing.size_step([guided]) == 12 and image_editing.size_step([guided, *others]) == 192
 
 
 def test_sizes_fit_every_stage() -> None:

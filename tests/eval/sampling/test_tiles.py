@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,7 +16,7 @@ from dataprep.io.errors import UserError
 from eval.sampling import loading, stage_sampler
 from eval.sampling.cascade import Cascade
 from eval.sampling.tiles import OVERLAP, call_in_tiles, tile_starts
-from tests.helpers.cascades import WordEncoder, difference, export
+from tests.helpers.cascades import DIT_SR, WordEncoder, difference, export, trained
 from train.models.base import Conditions
 
 
@@ -95,6 +97,16 @@ def test_a_stage_draws_in_tiles(cascade: Cascade, monkeypatch: pytest.MonkeyPatc
 def test_tiles_that_a_stage_cannot_take_are_refused(cascade: Cascade, options: dict[str, object], message: str) -> None:
     with pytest.raises(UserError, match=message):
         cascade("a cat", size=(64, 64), **options)  # type: ignore[arg-type]
+
+
+def test_tiles_that_the_weaker_network_cannot_take_are_refused(cascade: Cascade) -> None:
+    base, sr = cascade.stages
+    options: dict[str, Any] = {"size": (64, 64), "tile": {"sr": 20}}
+    for network, message in ((base.model, "has .* needs whole images"), (trained(DIT_SR), "takes tiles of a multiple")):
+        guided = cascade.with_stages([base, replace(sr, guide=network)])
+        with pytest.raises(UserError, match=f"tile 20: stage sr {message}"):
+            guided("a cat", **options)
+    guided("a cat", autoguidance=False, **options)
 
 
 def test_a_tile_as_large_as_the_image_changes_nothing(cascade: Cascade) -> None:
