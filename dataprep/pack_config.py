@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from math import gcd
 from typing import Annotated, Literal
 
 from pydantic import Field, field_validator, model_validator
@@ -66,6 +67,16 @@ class PackConfig(Config):
     def shapes(self, size: int) -> dict[str, ImageShape]:
         """Returns {bucket: (height, width)} at resolution ``size``; without buckets the only one is `SQUARE`."""
         return compute_bucket_shapes(self.aspects, size, min(self.resolutions), self.aspect_multiple)
+
+    def check_sides(self, size: int, multiple: int, what: str) -> None:
+        """Raises ValueError where a side of a bucket at resolution ``size`` is no multiple of what ``what`` needs."""
+        for bucket, (height, width) in self.shapes(size).items():
+            if height % multiple or width % multiple:
+                want = multiple // gcd(multiple, size // min(self.resolutions))
+                raise ValueError(
+                    f"pack.aspects: {bucket} is {width}x{height} at resolution {size}, and {what} needs multiples of "
+                    f"{multiple}; set pack.aspect_multiple to a multiple of {want}"
+                )
 
     @model_validator(mode="after")
     def _aspects_fit(self) -> PackConfig:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from math import gcd
 from typing import Any, Protocol, runtime_checkable
 
 from pydantic import Field, create_model, field_validator, model_validator
@@ -64,13 +63,12 @@ class ImageTraining(Protocol):
 
     resolution: int
     crop: int | None
-    model: str
 
     def stored_sizes(self) -> tuple[int, ...]:
         """Returns the resolutions that it reads."""
 
-    def size_multiple(self) -> int:
-        """Returns the number that divides the height and width of every valid image."""
+    def side_divisors(self) -> dict[str, int]:
+        """Returns the numbers that divide height and width of every image to train on, by the key that needs them."""
 
 
 class RunConfig(Config):
@@ -314,16 +312,15 @@ class RunConfig(Config):
 
     def _check_buckets(self, name: str, stage: ImageTraining) -> None:
         """Raises ValueError for an aspect bucket that a stage cannot be trained on."""
-        multiple = stage.size_multiple()
+        if stage.crop is None:
+            for key, multiple in stage.side_divisors().items():
+                self.pack.check_sides(stage.resolution, multiple, f"train.{name}.{key}")
+            return
         for bucket, shape in self.pack.shapes(stage.resolution).items():
-            is_so = f"pack.aspects: {bucket} is {shape[1]}x{shape[0]} at resolution {stage.resolution}"
-            if stage.crop is not None and stage.crop > min(shape):
-                raise ValueError(f"{is_so}, and train.{name}.crop={stage.crop}; take a smaller crop")
-            if stage.crop is None and any(side % multiple for side in shape):
-                want = multiple // gcd(multiple, stage.resolution // min(self.pack.resolutions))
+            if stage.crop > min(shape):
                 raise ValueError(
-                    f"{is_so}, and {stage.model} of train.{name} needs multiples of {multiple}; "
-                    f"set pack.aspect_multiple to a multiple of {want}"
+                    f"pack.aspects: {bucket} is {shape[1]}x{shape[0]} at resolution {stage.resolution}, and "
+                    f"train.{name}.crop={stage.crop}; take a smaller crop"
                 )
 
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from dataprep.io import storage
 from dataprep.io.errors import UserError
+from dataprep.io.hub import HUB_PREFIX
 from dataprep.io.pack_format import pixels_column
 from pipeline.runtime.context import Context
 from pipeline.runtime.training_data import INDEX_FILE, write_shard_index
@@ -23,6 +24,8 @@ from pipeline.stages.text_encoder import encoder_location, find_text_width
 from pipeline.store.artifact import Artifact, Manifest
 from train.init_config import InitConfig
 from train.initial_weights.base import read_settings
+from train.models.backbones import find_backbone, find_stage_folder, read_folder_stage
+from train.models.base import DenoiserConfig
 from train.tasks.text_tuning_config import TextTuningConfig
 
 if TYPE_CHECKING:
@@ -56,7 +59,7 @@ def list_instances(config: RunConfig) -> dict[str, StageConfig]:
 
 
 def list_sources(config: RunConfig) -> list[str]:
-    """Returns the files of the image model, after checking that it reads the encoder's text."""
+    """Returns the files of the image model, after checking that it reads the encoder's text and the packed images."""
     tuning = config.text_tuning
     assert tuning is not None
     origin = _find_image_model(tuning)
@@ -69,7 +72,35 @@ def list_sources(config: RunConfig) -> list[str]:
             f"{KEY}={tuning.model}: reads text {wanted} wide, the encoder's is {width}; name the encoder that it was "
             "trained with in encoder.model"
         )
+    _check_sizes(config, tuning, origin.path)
     return list_origin_files(origin)
+
+
+def _check_sizes(config: RunConfig, tuning: TextTuningConfig, path: str) -> None:
+    """Raises UserError where the image model at ``path`` does not take the packed images."""
+    network = _read_network(path)
+    if network is None:
+        return
+    multiple, key = network.size_multiple(), f"{KEY}={tuning.model}"
+    if tuning.resolution % multiple:
+        raise UserError(
+            f"text_tuning.resolution={tuning.resolution}: {key} needs multiples of {multiple}; name the resolution "
+            "that it was trained at"
+        )
+    try:
+        config.pack.check_sides(tuning.resolution, multiple, key)
+    except ValueError as error:
+        raise UserError(str(error)) from error
+
+
+def _read_network(path: str) -> DenoiserConfig | None:
+    """Returns the config of the network in a stage's folder; None where the ranks find it out."""
+    settings = read_settings(path, "config.json")
+    if "backbone" in settings:
+        return find_backbone(settings["backbone"]).config(**settings["model"])
+    folder = find_stage_folder(path) if path.startswith(HUB_PREFIX) else path
+    stage = read_folder_stage(folder) if folder is not None else None
+    return stage.model if stage is not None else None
 
 
 def _find_image_model(config: TextTuningConfig) -> Origin:

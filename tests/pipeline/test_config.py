@@ -93,10 +93,41 @@ def test_a_distilled_stage_takes_no_other_settings(override: str, message: str) 
 
 def test_a_bucket_that_a_stage_cannot_train_on_is_named() -> None:
     buckets = ["pack.aspects=[1:1, 4:3]", "pack.aspect_multiple=3"]
-    with pytest.raises(UserError, match=r"1:1 is 15x15 .*train.base needs multiples of 2; set .* multiple of 2"):
+    with pytest.raises(
+        UserError, match=r"1:1 is 15x15 .*train.base.model=micro-base needs multiples of 2; set .* of 2"
+    ):
         load_config(SMOKE, buckets)
     with pytest.raises(UserError, match=r"4:3 is 64x48 at resolution 64, and train.sr64.crop=64; take a smaller crop"):
         load_config(SMOKE, ["pack.aspects=[1:1, 4:3]", "pack.aspect_multiple=4", "train.sr64.crop=64"])
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (
+            ["train.base.half_size_steps=4"],
+            r"train.base.half_size_steps=4 needs multiples of 4; set .* a multiple of 4",
+        ),
+        (
+            ["train.vq32={task: vq, resolution: 32, model: vq-micro, adversarial: {}}"],
+            r"4:3 is 36x28 at resolution 32, and train.vq32.adversarial.detail=8 needs multiples of 8; set .* of 4",
+        ),
+        (
+            [
+                "train.sr32.diffusion={prediction: x0, lowres_max_level: 0.3}",
+                "train.sr32.model_overrides={lowres_residual: false}",
+                "train.sr32.adversarial={}",
+            ],
+            r"train.sr32.adversarial.detail=8 needs multiples of 8",
+        ),
+    ],
+)
+def test_a_bucket_that_a_part_of_a_training_cannot_take_is_named(overrides: list[str], message: str) -> None:
+    buckets = ["pack.aspects=[1:1, 4:3]", "pack.aspect_multiple=2"]
+    load_config(SMOKE, buckets)
+    load_config(SMOKE, [buckets[0], "pack.aspect_multiple=4", *overrides])
+    with pytest.raises(UserError, match=message):
+        load_config(SMOKE, [*buckets, *overrides])
 
 
 @pytest.mark.parametrize("name", ["imagen.yaml", "laion.yaml", "small_team.yaml"])

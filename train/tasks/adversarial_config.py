@@ -33,6 +33,10 @@ class AdversarialConfig(Config):
         8, ge=0, description="it sees an image without the mean colours of squares of this side; 0: the whole image"
     )
 
+    def side_divisors(self) -> dict[str, int]:
+        """Returns the number that divides height and width of every image that it sees, by the key that sets it."""
+        return {f"adversarial.detail={self.detail}": self.detail} if self.detail else {}
+
     def check(self, side: int, steps: int) -> None:
         """Raises ValueError where it does not suit images of ``side`` pixels, or a training of ``steps`` updates."""
         if self.detail and side % self.detail:

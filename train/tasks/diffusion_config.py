@@ -77,6 +77,13 @@ class DiffusionStageConfig(DenoisingStageConfig):
         """Returns the number that divides the height and width of every valid image."""
         return self.denoiser_config().size_multiple()
 
+    def side_divisors(self) -> dict[str, int]:
+        """Returns the numbers that divide height and width of every image to train on, by the key that needs them."""
+        multiple = self.size_multiple()
+        half = {f"half_size_steps={self.half_size_steps}": 2 * multiple} if self.half_size_steps else {}
+        judged = self.adversarial.side_divisors() if self.adversarial is not None else {}
+        return {f"model={self.model}": multiple} | half | judged
+
     def stored_sizes(self) -> tuple[int, ...]:
         """Returns the resolutions of the packed images that training reads: its own, then the low one."""
         return (self.resolution,) if self.low_resolution is None else (self.resolution, self.low_resolution)

@@ -48,6 +48,11 @@ class VqStageConfig(Config):
         """Returns the number that divides the height and width of every valid image."""
         return self.autoencoder_config().stride()
 
+    def side_divisors(self) -> dict[str, int]:
+        """Returns the numbers that divide height and width of every image to train on, by the key that needs them."""
+        judged = self.adversarial.side_divisors() if self.adversarial is not None else {}
+        return {f"model={self.model}": self.size_multiple()} | judged
+
     def stored_sizes(self) -> tuple[int, ...]:
         """Returns the resolutions of the packed images that training reads."""
         return (self.resolution,)

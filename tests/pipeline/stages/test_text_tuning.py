@@ -29,10 +29,11 @@ CONFIG = str(ROOT / "configs" / "textual_inversion.yaml")
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Run:
-    """A run with a base that reads text 32 wide, one that does not, a super-resolution stage, and an encoder."""
+    """A run with bases that read text 32 wide, one that does not, a super-resolution stage, and an encoder."""
     networks = {
         "base": unet_config("micro-base", text_dim=32),
         "narrow": unet_config("micro-base", text_dim=8),
+        "deep": unet_config("micro-base", text_dim=32, strides=(1, 8)),
         "sr": unet_config("micro-sr", text_dim=32),
     }
     return write_trained_run(tmp_path_factory.mktemp("runs") / "demo", **networks)
@@ -63,6 +64,16 @@ def test_the_image_model_counts_by_its_bytes_and_has_to_fit(finished: Run) -> No
         list_sources(load(finished, f"text_tuning.model={root}:sr"))
     with pytest.raises(UserError, match=r"text_tuning\.model=.*/none: nothing is there"):
         list_sources(load(finished, f"text_tuning.model={root}/none"))
+
+
+def test_the_image_model_has_to_take_every_bucket(finished: Run) -> None:
+    buckets, deep = ("pack.aspects=[1:1, 4:3]", "pack.aspect_multiple=4"), f"text_tuning.model={finished.root}:deep"
+    assert list_sources(load(finished, *buckets)) and list_sources(load(finished, deep))
+    with pytest.raises(UserError, match=r"4:3 is 16x12 .*text_tuning\.model=.*:deep needs multiples of 8; set .* of 8"):
+        list_sources(load(finished, *buckets, deep))
+    odd = ("text_tuning.resolution=20", "pack.resolutions=[16, 20, 64, 256]")
+    with pytest.raises(UserError, match=r"text_tuning\.resolution=20: .* needs multiples of 8; name the resolution"):
+        list_sources(load(finished, deep, *odd))
 
 
 def test_a_resolution_that_is_not_packed_is_refused(finished: Run) -> None:
