@@ -8,6 +8,7 @@ from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from dataprep.io import storage
+from dataprep.io.errors import UserError
 from dataprep.io.keys import shard_name
 from eval.sampling.config import CascadeConfig, FitConfig, SamplingConfig
 from pipeline.runtime.context import Context
@@ -95,8 +96,13 @@ class ScheduleWorker:
 
 
 def run(ctx: Context[ScheduleStageConfig, ScheduleInputs]) -> None:
-    """Fits every stage that is asked for."""
+    """Fits every stage that is asked for; raises UserError where there are no held-out images to fit it on."""
     config, inputs = ctx.config, ctx.inputs
+    if not inputs.pack.manifest.counters["validation"]:
+        raise UserError(
+            "sample.fit: measures held-out images, and none are packed; set select.validation_fraction above 0, or "
+            "leave sample.fit out"
+        )
     text = {"max_length": config.max_length, "encoder_dtype": config.dtype}
     text |= {"encoder_pad": config.pad, "encoder_lowercase": config.lowercase}
     encoder = inputs.text_tuning or inputs.encoder

@@ -11,12 +11,15 @@ import torch
 from torch import Tensor, nn
 
 from dataprep.io import storage
+from dataprep.io.errors import UserError
 from eval.sampling.config import CascadeConfig, FitConfig, SamplingConfig, StageEntry
 from eval.sampling.stage_sampler import LoadedStage
 from pipeline.config_loading import load_config
 from pipeline.runtime.shard_worker import ShardTask
 from pipeline.stages import schedule
 from pipeline.stages.graph import list_stages
+from pipeline.store.artifact import Artifact, Manifest
+from tests.helpers.contexts import make_context
 from tests.helpers.packs import write_pack
 from tests.helpers.plans import SMOKE
 from train.diffusion.config import DiffusionConfig
@@ -71,6 +74,13 @@ def test_a_worker_fits_the_stages_that_are_named(tmp_path: Path, monkeypatch: py
         assert 0 < item["cost"] < item["cost_of_even_steps"]
     assert [len(small) for small in networks["sr"].small[:: fit.levels]] == [4, 2]
     assert float(torch.cat(networks["sr"].small).std()) > 0.1  # images, not zeros
+
+
+def test_a_pack_without_held_out_images_is_refused(tmp_path: Path) -> None:
+    manifest = Manifest("pack", "p" * 20, {}, {}, [], {"validation": 0}, 1.0, {})
+    ctx = make_context(tmp_path, "schedule", {"pack": Artifact(str(tmp_path), manifest)})
+    with pytest.raises(UserError, match=r"sample\.fit: .*set select\.validation_fraction above 0"):
+        schedule.run(ctx)
 
 
 def test_the_stage_is_there_where_it_is_asked_for() -> None:
