@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -39,10 +40,14 @@ def read_header(path: str) -> dict[str, Shape]:
         with fs.open(inner, "rb") as file:
             size = int.from_bytes(file.read(8), "little")
             header: dict[str, Any] = json.loads(file.read(size) if size <= MAX_HEADER else "")
+            stored = file.seek(0, os.SEEK_END)
+        ends = [entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"]
+        if stored < 8 + size + max(ends, default=0):
+            raise ValueError("truncated")
         return {name: tuple(entry["shape"]) for name, entry in header.items() if name != "__metadata__"}
     except FileNotFoundError:
         raise UserError(f"{path}: is missing; copy the whole model again") from None
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, UnicodeDecodeError) as error:
+    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
         raise UserError(f"{path}: is no whole safetensors file ({type(error).__name__}); save it again") from error
 
 
@@ -52,13 +57,18 @@ def read_headers(files: Sequence[str]) -> dict[str, Shape]:
 
 
 def load_files(files: Sequence[str]) -> dict[str, Tensor]:
-    """Returns the tensors of safetensors files."""
+    """Returns the tensors of safetensors files; raises UserError for one that is broken."""
+    from safetensors import SafetensorError
     from safetensors.torch import load_file
 
     tensors: dict[str, Tensor] = {}
     for path in files:
         with storage.local_copy(path) as local:
-            tensors |= load_file(local)
+            try:
+                tensors |= load_file(local)
+            except (SafetensorError, OSError) as error:
+                reason = " ".join(str(error).split())
+                raise UserError(f"{path}: is no whole safetensors file ({reason}); save it again") from error
     return tensors
 
 
@@ -71,9 +81,18 @@ def list_weight_files(folder: str, name: str) -> list[str]:
     if storage.exists(whole):
         return [whole]
     if storage.exists(index):
-        shards = sorted(set(storage.read_json(index)["weight_map"].values()))
-        return [index, *(storage.join(folder, shard) for shard in shards)]
+        return [index, *list_shards(folder, index)]
     raise UserError(f"{folder}: has no {name}; save the model as safetensors there")
+
+
+def list_shards(folder: str, index: str) -> list[str]:
+    """Returns the files in ``folder`` that the index of weights names; raises UserError where it is none."""
+    try:
+        return [storage.join(folder, name) for name in sorted(set(storage.read_json(index)["weight_map"].values()))]
+    except (ValueError, LookupError, TypeError, AttributeError) as error:
+        raise UserError(
+            f"{index}: is no index of weights ({type(error).__name__}); copy the whole model again"
+        ) from error
 
 
 def only_tensors(files: Sequence[str]) -> list[str]:

@@ -12,6 +12,7 @@ from train.initial_weights.base import (
     Shape,
     WeightSource,
     folder_source,
+    list_shards,
     list_weight_files,
     load_files,
     only_tensors,
@@ -44,8 +45,8 @@ def list_unet_files(path: str) -> list[str]:
         raise UserError(f"{folder}: has no {STEM}.safetensors; save the model as safetensors there")
     name = min(found, key=lambda name: (found[name][1] or found[name][2] or "", name))
     if name.endswith(".json"):
-        shards = sorted(set(storage.read_json(storage.join(folder, name))["weight_map"].values()))
-        return [storage.join(folder, name), *(storage.join(folder, shard) for shard in shards)]
+        index = storage.join(folder, name)
+        return [index, *list_shards(folder, index)]
     return [storage.join(folder, name)]
 
 

@@ -17,8 +17,12 @@ from tests.helpers.diffusers_folders import build_pipeline
 from tests.helpers.encoders import save_encoder
 from train.diffusion.config import DiffusionConfig
 from train.init_config import InitConfig
+from train.initial_weights.base import list_weight_files
+from train.initial_weights.file import FILE
 from train.initial_weights.fitting import load_initial_weights
+from train.initial_weights.library_folders import list_unet_files
 from train.initial_weights.registry import WEIGHT_SOURCES, find_weight_source
+from train.initial_weights.stage_folder import WEIGHTS
 from train.models.adapters.config import AdapterConfig
 from train.models.adapters.lora import add_lora
 from train.models.backbones import build_denoiser, denoiser_config
@@ -155,6 +159,26 @@ def test_a_file_that_is_not_safetensors_is_refused(tmp_path: Path, content: byte
     path.write_bytes(content)
     with pytest.raises(UserError, match=message):
         find_weight_source(str(path)).shapes(str(path), "ema")
+
+
+def test_a_truncated_file_is_refused_by_its_header_and_by_its_tensors(tmp_path: Path) -> None:
+    path = tmp_path / "weights.safetensors"
+    save_file({"a": torch.ones(2, 3)}, path)
+    check(path, "file")
+    path.write_bytes(path.read_bytes()[:-1])
+    for read in (FILE.shapes, FILE.load):
+        with pytest.raises(UserError, match=r"weights\.safetensors: is no whole safetensors file .*; save it again"):
+            read(str(path), "ema")
+
+
+@pytest.mark.parametrize("content", ["{", "[]", "{}", '{"weight_map": null}', '{"weight_map": {"a": 1}}'])
+def test_a_broken_index_is_refused(tmp_path: Path, content: str) -> None:
+    folder = write_diffusers(tmp_path / "if", shards=2)
+    for path in (folder / "unet/diffusion_pytorch_model", tmp_path / "model"):
+        Path(f"{path}.safetensors.index.json").write_text(content)
+    for list_files in (lambda: list_unet_files(str(folder)), lambda: list_weight_files(str(tmp_path), WEIGHTS)):
+        with pytest.raises(UserError, match=r"index\.json: is no index of weights .*; copy the whole model again"):
+            list_files()
 
 
 def test_missing_weights_of_a_folder_are_named(tmp_path: Path) -> None:
