@@ -21,9 +21,11 @@ from pipeline.stages.base import Learning, Placement, Rows, StageConfig, StageIn
 from pipeline.stages.initial_weights import Origin, find_origin, list_origin_files
 from pipeline.stages.model_files import MODEL_FILE
 from pipeline.stages.text_encoder import encoder_location, find_text_width
+from pipeline.stages.training_stages import mix_data
 from pipeline.store.artifact import Artifact, Manifest
 from train.init_config import InitConfig
 from train.initial_weights.base import read_settings
+from train.loader.mix_config import DataMix
 from train.models.backbones import find_backbone, find_stage_folder, read_folder_stage
 from train.models.base import DenoiserConfig
 from train.tasks.text_tuning_config import TextTuningConfig
@@ -39,6 +41,7 @@ class TextTuningStageConfig(StageConfig):
     """What the stage sees of the config."""
 
     text_tuning: TextTuningConfig
+    mix: DataMix
     max_length: int = config_key("embed.max_length")
     pad: bool = config_key("embed.pad")
     lowercase: bool = config_key("embed.lowercase")
@@ -55,7 +58,9 @@ class TextTuningInputs(StageInputs):
 
 def list_instances(config: RunConfig) -> dict[str, StageConfig]:
     """Returns the stage where the config asks for it."""
-    return {"text_tuning": TextTuningStageConfig.from_run(config)} if config.text_tuning is not None else {}
+    if config.text_tuning is None:
+        return {}
+    return {"text_tuning": TextTuningStageConfig.from_run(config, mix=mix_data(config))}
 
 
 def list_sources(config: RunConfig) -> list[str]:
@@ -124,6 +129,7 @@ def run(ctx: Context[TextTuningStageConfig, TextTuningInputs]) -> None:
     arguments = {
         "index": index,
         "validate": pack.manifest.counters["validation"] > 0,
+        "mix": config.mix,
         "text": text | {"pad": config.pad, "lowercase": config.lowercase},
         "stage": _find_image_model(config.text_tuning).path,
     }

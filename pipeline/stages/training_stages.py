@@ -31,11 +31,11 @@ class AnyTrainStageConfig(StageConfig):
 def list_trainings(config: RunConfig, task: str, kind: type[StageConfig]) -> dict[str, StageConfig]:
     """Returns a stage's part of the config, a ``kind``, for each training of `train` with this task."""
     trainings = {name: training for name, training in config.train.items() if getattr(training, "task", None) == task}
-    mix = _mix_data(config)
+    mix = mix_data(config)
     return {f"train.{name}": kind.from_run(config, train=training, mix=mix) for name, training in trainings.items()}
 
 
-def _mix_data(config: RunConfig) -> DataMix:
+def mix_data(config: RunConfig) -> DataMix:
     """Returns the weights of sources and captions, which are beside the sources in the config."""
     return DataMix(sources=config.listing.source_weights() or {}, captions=config.list_captions())
 

@@ -33,6 +33,7 @@ from train.diffusion.config import DiffusionConfig
 from train.diffusion.objective import NoisedImages, denoising_loss, noise_images, to_model_range
 from train.loader.config import LoaderConfig
 from train.loader.loader import TRAIN, VALIDATION, Batch, Loader
+from train.loader.mix_config import DataMix
 from train.loader.reader import Reader
 from train.loader.sampler import SampleRandom
 from train.loader.shard_index import ShardIndex
@@ -156,10 +157,17 @@ class TextTuningTask:
 
 
 def train_text_tuning(
-    index: str, validate: bool, text: TextOptions, stage: str, config: TextTuningConfig, folder: str, seed: int
+    index: str,
+    validate: bool,
+    text: TextOptions,
+    stage: str,
+    config: TextTuningConfig,
+    folder: str,
+    seed: int,
+    mix: DataMix = DataMix(),  # noqa: B008 (frozen)
 ) -> dict[str, Any]:
-    """Tunes the text encoder on this rank, from pack shards alone; ``index`` is as in `train_diffusion`."""
-    data = Reader(ShardIndex.read(index), LoaderConfig())
+    """Tunes the text encoder on this rank, from pack shards alone; ``index`` and ``mix`` as in `train_diffusion`."""
+    data = Reader(ShardIndex.read(index), LoaderConfig(), mix)
 
     def make_loader(split: str) -> Loader:
         return Loader.from_reader(data, split, seed, config.batch_size)

@@ -15,7 +15,7 @@ from pipeline.stages import text_tuning
 from pipeline.stages.graph import list_stages
 from pipeline.stages.model_files import find_encoder, locate_model
 from pipeline.stages.text_encoder import encoder_location
-from pipeline.stages.text_tuning import TextTuningStageConfig, check_words, list_sources
+from pipeline.stages.text_tuning import check_words, list_sources
 from pipeline.store.artifact import Artifact
 from pipeline.store.run import Run
 from tests.helpers.contexts import make_context
@@ -100,9 +100,8 @@ def test_ranks_get_the_pack_the_encoder_and_the_image_model(
     monkeypatch.setattr(text_tuning, "train_on_cluster", train)
     inputs = {"pack": artifact, "encoder": finished.artifacts()["encoder"]}
     ctx = make_context(tmp_path, "text_tuning", inputs)
-    ctx.config = TextTuningStageConfig.from_run(
-        load(finished, "text_tuning.tokens={yellow: red}", "embed.max_length=40")
-    )
+    changes = ("text_tuning.tokens={yellow: red}", "embed.max_length=40", "pack.captions={caption: 3, short: 1}")
+    ctx.config = text_tuning.list_instances(load(finished, *changes))["text_tuning"]
     text_tuning.run(ctx)
     assert given["text"] == {
         "encoder": encoder_location(inputs["encoder"]),
@@ -111,6 +110,7 @@ def test_ranks_get_the_pack_the_encoder_and_the_image_model(
         "lowercase": False,
     }
     assert given["stage"] == finished.artifacts()["train.base"].path("export") and given["validate"]
+    assert set(map(str, given["mix"].captions.values())) == {"{'caption': 3.0, 'short': 1.0}"}
     assert not storage.exists(given["index"])
     tuned = commit_stage(run, "text_tuning", "f" * 20)
     assert encoder_location(tuned) == tuned.path("export") == locate_model(run.root, "encoder", "encoder.model")

@@ -21,10 +21,12 @@ from tests.helpers.toys import StopError, rows, stop_after
 from tests.helpers.unets import unet_config
 from train.diffusion.config import DiffusionConfig
 from train.loader.loader import Loader
+from train.loader.mix_config import DataMix
 from train.loader.sampler import SampleRandom
 from train.loader.shard_index import index_shards
 from train.loop import build_model, train
 from train.models.export import save_stage
+from train.tasks import text_tuning
 from train.tasks.text_tuning import TextOptions, TextTuningTask, train_text_tuning
 from train.tasks.text_tuning_config import TextTuningConfig
 
@@ -150,6 +152,22 @@ def test_the_whole_task_runs_from_an_index(folder: Path, tmp_path: Path) -> None
     result = train_text_tuning(str(index), True, options, stage, config, str(tmp_path / "run"), 0)
     assert result["step"] == 2 and result["validation_loss"] > 0
     assert all(row["mfu"] > 0 for row in read_json_lines(f"{tmp_path}/run/log.jsonl"))
+
+
+def test_captions_are_drawn_by_their_weights(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pack, index, drawn = tmp_path / "pack.parquet", tmp_path / "index.parquet", list[str]()
+    write_pack(pack, 0, 32, captions=2, source="one", names=("first", "second"))
+    index_shards([str(pack)], None, COLUMNS).write(str(index))
+
+    def note(task: Any, config: Any, loader: Loader, *_: Any) -> dict[str, Any]:
+        drawn.extend(caption for step in range(4) for caption in loader.batch(step)["caption"])
+        return {}
+
+    monkeypatch.setattr(text_tuning, "train", note)
+    mix = DataMix(sources={"one": 1.0}, captions={"one": {"first": 1.0, "second": 1e-9}})
+    options, stage = TextOptions(str(folder / "encoder")), str(folder / "stage")
+    train_text_tuning(str(index), False, options, stage, make_config(), str(tmp_path / "run"), 0, mix)
+    assert len(drawn) == 32 and all(caption.endswith("#0") for caption in drawn)
 
 
 def test_image_models_that_do_not_fit_are_refused(folder: Path, tmp_path: Path) -> None:
