@@ -8,12 +8,13 @@ from train.initial_weights.checkpoint_folder import CHECKPOINT
 from train.initial_weights.file import FILE
 from train.initial_weights.hub import HUB
 from train.initial_weights.library_folders import DIFFUSERS, TRANSFORMERS
-from train.initial_weights.stage_folder import CLIP, STAGE
+from train.initial_weights.stage_folder import AUTOENCODER, CLIP, STAGE
 
 WEIGHT_SOURCES: dict[str, WeightSource] = {  # the first that recognises a path counts
     "hub": HUB,
     "file": FILE,
     "stage": STAGE,
+    "autoencoder": AUTOENCODER,
     "clip": CLIP,
     "diffusers": DIFFUSERS,
     "transformers": TRANSFORMERS,

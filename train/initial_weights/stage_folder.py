@@ -1,4 +1,4 @@
-"""Folders that a training of ours exported: a cascade stage or a small CLIP."""
+"""Folders that a training of ours exported: a cascade stage, an autoencoder or a small CLIP."""
 
 from __future__ import annotations
 
@@ -13,6 +13,12 @@ def is_stage(path: str) -> bool:
     return "backbone" in read_settings(path, "config.json")
 
 
+def is_autoencoder(path: str) -> bool:
+    """Returns whether ``path`` is an exported autoencoder of `task: vq`."""
+    layout = read_settings(path, "config.json").get("model")
+    return isinstance(layout, dict) and "codes" in layout
+
+
 def is_clip(path: str) -> bool:
     """Returns whether ``path`` is an exported CLIP."""
     return storage.exists(storage.join(path, "clip.json"))
@@ -21,6 +27,12 @@ def is_clip(path: str) -> bool:
 STAGE = folder_source(
     "an exported stage",
     is_stage,
+    lambda path: list_weight_files(path, WEIGHTS),
+    lambda path: [storage.join(path, "config.json")],
+)
+AUTOENCODER = folder_source(
+    "an exported autoencoder",
+    is_autoencoder,
     lambda path: list_weight_files(path, WEIGHTS),
     lambda path: [storage.join(path, "config.json")],
 )

@@ -5,13 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, ClassVar, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from dataprep.io.config import Config
 from train.diffusion.config import DiffusionConfig
+from train.init_config import InitConfig
 from train.tasks.diffusion_config import DiffusionTrainingConfig
 from train.tasks.vq_config import VqTrainingConfig
 
+IN_EXPORT = "autoencoder.*"  # tensors of an export that training has apart, from the entry with task: vq
 # What counts of `diffusion`: the noise of the low-resolution image.
 LOWRES_KEYS = ("lowres_schedule", "lowres_max_level", "lowres_betas", "lowres_align_corners")
 
@@ -33,6 +35,13 @@ class RefinementTrainingConfig(DiffusionTrainingConfig):
         DiffusionConfig(lowres_max_level=0.3), description="noise of the low-resolution image: keys `lowres_*`"
     )
     label_smoothing: float = Field(0.1, ge=0, lt=1, description="share of each label that goes to all codes equally")
+
+    @field_validator("init")
+    @classmethod
+    def _leave_out_autoencoder(cls, init: InitConfig | None) -> InitConfig | None:
+        if init is None or IN_EXPORT in init.unexpected:
+            return init
+        return init.model_copy(update={"unexpected": (*init.unexpected, IN_EXPORT)})
 
     @model_validator(mode="after")
     def _check_unused(self) -> Self:

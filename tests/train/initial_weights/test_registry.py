@@ -28,6 +28,9 @@ from train.models.adapters.lora import add_lora
 from train.models.backbones import build_denoiser, denoiser_config
 from train.models.base import Conditions
 from train.models.export import save_stage
+from train.models.vq.autoencoder import VqAutoencoder
+from train.models.vq.config import PRESETS
+from train.models.vq.stage_folder import save_autoencoder
 
 
 def write_diffusers(folder: Path, shards: int = 1) -> Path:
@@ -63,6 +66,9 @@ def test_folders_and_files(tmp_path: Path) -> None:
     assert check(stage, "stage").keys() == trained(BASE).state_dict().keys()
     assert check(stage / "model.safetensors", "file").keys() == check(stage, "stage").keys()
     assert "shared.weight" in check(save_encoder(tmp_path / "t5", "t5"), "transformers")
+    autoencoder = VqAutoencoder(PRESETS["vq-micro"])
+    save_autoencoder(tmp_path / "vq", autoencoder.state_dict(), PRESETS["vq-micro"], 5)
+    assert check(tmp_path / "vq", "autoencoder").keys() == autoencoder.state_dict().keys()
 
 
 @pytest.mark.parametrize("shards", [1, 2])

@@ -14,8 +14,9 @@ from dataprep.io.errors import UserError
 from tests.helpers.pictures import TEXT, Pictures
 from tests.helpers.toys import StopError, rows, stop_after
 from tests.helpers.unets import wake
+from train.init_config import InitConfig
 from train.loader.sampler import SampleRandom
-from train.loop import train
+from train.loop import build_model, train
 from train.models.export import load_stage
 from train.models.refiner.refiner import Refiner
 from train.models.vq.stage_folder import load_autoencoder
@@ -87,6 +88,14 @@ def test_the_export_is_a_whole_stage(autoencoder: str, tmp_path: Path) -> None:
     theirs = load_autoencoder(autoencoder).state_dict()
     assert all(torch.equal(value, theirs[name]) for name, value in model.autoencoder.state_dict().items())
     assert settings["diffusion"]["lowres_max_level"] == 0.3
+
+
+def test_a_training_begins_from_an_export(autoencoder: str, tmp_path: Path) -> None:
+    run(autoencoder, tmp_path, steps=2)
+    task, config = make_task(autoencoder, init=InitConfig(source=str(tmp_path / "export")))
+    exported, begun = load_file(tmp_path / "export/model.safetensors"), build_model(task, config, 1).state_dict()
+    assert begun and all(torch.equal(value, exported[name]) for name, value in begun.items())
+    assert set(exported) - set(begun) == {name for name in exported if name.startswith("autoencoder.")}
 
 
 def test_a_grid_of_a_stage_that_is_trained_without_text_has_no_captions(autoencoder: str) -> None:

@@ -13,8 +13,9 @@ from tests.helpers.pictures import TEXT, Pictures
 from tests.helpers.toys import StopError, rows, stop_after
 from train.adversary import make_adversary
 from train.diffusion.objective import to_model_range
+from train.init_config import InitConfig
 from train.loader.sampler import SampleRandom
-from train.loop import train
+from train.loop import build_model, train
 from train.models.vq.stage_folder import load_autoencoder
 from train.tasks.vq import VqTask, peak_signal_to_noise
 from train.tasks.vq_config import VqTrainingConfig
@@ -56,6 +57,19 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("whole")
     run(folder)
     return folder
+
+
+def test_a_training_begins_from_an_export_and_keeps_its_codes(whole: Path) -> None:
+    config = VqTrainingConfig(**SETTINGS, init=InitConfig(source=str(whole / "export")))
+    task, exported = VqTask(config, config.batch_size), load_file(whole / "export/model.safetensors")
+    model = build_model(task, config, 1)
+    assert all(torch.equal(value, exported[name]) for name, value in model.state_dict().items())
+    task.codebook.begin(model)
+    image_BCHW, random = to_model_range(Pictures().first(8)["pixels_16"]), SampleRandom(0, 0, range(8))
+    output = model(image_BCHW)
+    task.codebook.observe(output.latent_BDhw, output.codes_Bhw, random)
+    assert task.codebook.end_update(True)["codes_revived"] < 1
+    assert float((model.get_buffer("codebook") - exported["codebook"]).abs().max()) < 1  # moved on, not placed anew
 
 
 def test_it_learns_to_reconstruct_with_most_of_its_codes(tmp_path: Path) -> None:
