@@ -49,6 +49,8 @@ RESUMABLE = {
     *("validation_batches", "sample_every", "max_skipped", "workers", "stall_seconds", "hang_seconds"),
     *("wandb", "wandb_project", "mlflow", "mlflow_experiment", "peak_tflops"),
 }
+# Where files are whose bytes the fingerprint of a stage covers: they may be elsewhere when its training goes on.
+PLACES = {"init.source", "distillation.teacher", "perceptual.weights", "perceptual.lpips"}
 
 
 class TrainConfig(Config):

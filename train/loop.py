@@ -24,7 +24,7 @@ from dataprep.io.errors import UserError
 from dataprep.io.signals import shutdown_on_sigterm
 from train.checkpoint import CheckpointSaver
 from train.checkpoint_files import checkpoint_path
-from train.config import TrainConfig, run_identity
+from train.config import PLACES, TrainConfig, run_identity
 from train.engine import Engine
 from train.errors import NonFiniteError, Preempted
 from train.flops import CallRecorder, count_flops
@@ -135,7 +135,8 @@ class _TrainingRun:
         # token, fixed lengths never give one.
         self.feed = DeviceFeed(engine.device, seed, prepare, few_lengths=bool(self.config.compile))
         self.checkpoints = storage.join(folder, "checkpoints")
-        self.identity = run_identity(self.config) | {"seed": seed, "training samples": samples}
+        settings = {name: value for name, value in run_identity(self.config).items() if name not in PLACES}
+        self.identity = settings | {"seed": seed, "training samples": samples}
         self.companions = list_companions(task)
         self.saver = CheckpointSaver(engine, self.checkpoints, self.config, self.identity, self.companions)
         self.watchdog, self.clock = Watchdog(self.config.hang_seconds), Stopwatch(engine.device)

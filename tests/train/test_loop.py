@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -20,6 +21,7 @@ from dataprep.io.storage import read_json_lines
 from tests.helpers.toys import ToyData, ToyTask, config, rows, run
 from train import resume
 from train.errors import NonFiniteError
+from train.init_config import InitConfig
 from train.loader import feed
 from train.loader.loader import Batch
 from train.loader.sampler import SampleRandom
@@ -50,6 +52,15 @@ def test_resumed_run_logs_the_same(whole: Path, tmp_path: Path, stop: int) -> No
     assert rows(tmp_path) == rows(whole)
     ours, theirs = (load_file(folder / "export/weights.safetensors") for folder in (tmp_path, whole))
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+
+
+def test_a_training_goes_on_when_the_weights_that_it_began_from_have_moved(whole: Path, tmp_path: Path) -> None:
+    first, moved = tmp_path / "first", tmp_path / "moved"
+    shutil.copytree(whole / "checkpoints", first)
+    assert run(tmp_path / "tuned", 12, init=InitConfig(source=str(first))) is None
+    first.rename(moved)
+    result = run(tmp_path / "tuned", init=InitConfig(source=str(moved)))
+    assert result is not None and result["resumed_from"] > 0
 
 
 def weights_equal(one: Path, other: Path) -> bool:
