@@ -6,8 +6,8 @@
 A finished run is not run again. The rows of other runs are kept from the last result; each row has the commit and the
 CPU that it was read with. Accuracy is that of all attributes at once, best of 2 by CLIP at 64 pixels, as the report of
 each has it; operations are those of all training, counted; the time is that of the whole command. A claim compares a
-config with the demo over the seeds that both have. ``--busy`` says that the machine had other work beside these runs:
-their times count in no claim.
+config with the demo over the seeds that both have. ``--busy`` says that the machine had other work beside these runs,
+of more than the lowest priority: their times count in no claim.
 """
 
 from __future__ import annotations

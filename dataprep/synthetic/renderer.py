@@ -51,8 +51,8 @@ def draw_scene(claim: Claim, rng: np.random.Generator, size: int) -> np.ndarray:
         )
     placed = place_shapes(claim, rng)
     light = rng.uniform(238, 250)
-    row_W3 = np.tile((light + rng.uniform(-5, 5, 3)).astype(np.float32), size)
-    canvas_HWC = np.tile(row_W3, size).reshape(size, size, 3)  # many times faster than to assign three values
+    row = np.tile((light + rng.uniform(-5, 5, 3)).astype(np.float32), size)
+    canvas_HWC = np.tile(row, size).reshape(size, size, 3)  # faster than broadcasting three values
     for item in placed:
         _paint_shape(canvas_HWC, item)
     canvas_HWC += 0.5  # colours and their mixtures are from 0 to 255
